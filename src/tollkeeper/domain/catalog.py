@@ -1,0 +1,405 @@
+"""
+The catalog: everything that a provider sets up, as nine kinds of entry with the same names in the
+declarative file, over HTTP and on the command line.
+
+Each entry is a frozen struct that refuses unknown fields; `check()` states what a single entry must
+fulfil by itself, `check_references()` what it needs of the others. Money is integer nanos, durations
+and periods are text (`60s`, `month`, `30d`: see `periods`), instants are aware.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, Any, ClassVar, Final, Literal
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from tollkeeper.domain import periods
+from tollkeeper.domain.money import NANOS_MAX
+
+Unit = Literal["requests", "tokens", "nanos", "credits"]
+"""What a limit or budget counts. `nanos` is money, `credits` the provider's own unit."""
+
+KeyState = Literal["active", "inactive", "expired", "revoked", "deleted"]
+KeyType = Literal["subscription", "credit"]
+Role = Literal["consumption", "management"]
+
+ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}\Z")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "*"})
+_SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
+
+Text = Annotated[str, msgspec.Meta(max_length=256)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=NANOS_MAX)]
+
+
+class Invalid(ValueError):
+    """One field of an entry breaks a rule: *field* is its path, the message says what to do."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the nine kinds."""
+
+    kind: ClassVar[str]
+    """The kind's name: its table in the file, its path segment over HTTP, its command."""
+    id_field: ClassVar[str] = "id"
+
+    @property
+    def entry_id(self) -> str:
+        return str(getattr(self, self.id_field))
+
+    def check(self) -> None:
+        """Raise `Invalid` when the entry breaks a rule that it can know by itself."""
+        _check_id(self.entry_id, self.id_field)
+
+
+class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who pays; owns a balance, projects and keys."""
+
+    kind = "accounts"
+
+    id: str
+    name: Text
+    plan: str | None = None
+    """Default plan of the account's keys."""
+    time_zone: str = "UTC"
+    active: bool = True
+    metadata: dict[str, str] = {}
+
+    def check(self) -> None:
+        super().check()
+        _check_zone(self.time_zone)
+
+
+class Project(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Part of an account with its own keys and statistics."""
+
+    kind = "projects"
+
+    id: str
+    account: str
+    name: Text = ""
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    The most to do per window.
+
+    `fixed` windows are aligned to the Unix epoch. `sliding` counts the last *window* at every instant, in
+    sixtieths of the window: never more than *amount* in any span of that length. `concurrency` counts what
+    is under way and has no window. `permits` is a token bucket: it holds up to *burst* permits and gains
+    *amount* per window.
+    """
+
+    name: str
+    amount: Count
+    window: str = "1m"
+    unit: Literal["requests", "tokens", "nanos", "credits"] = "requests"
+    algorithm: Literal["fixed", "sliding", "concurrency", "permits"] = "fixed"
+    burst: int | None = None
+    """Capacity of a `permits` limit; *amount* when absent."""
+    bucket: str | None = None
+    """Counts only routes of this rate bucket; all routes when absent."""
+    per: Literal["key", "project", "account"] = "key"
+
+    def check(self, path: str) -> None:
+        _check_id(self.name, f"{path}.name")
+        if self.algorithm == "concurrency":
+            if self.unit != "requests":
+                raise Invalid(f"{path}.unit", "a concurrency limit counts requests")
+            return
+        try:
+            seconds = periods.duration_s(self.window)
+        except ValueError as exc:
+            raise Invalid(f"{path}.window", str(exc)) from None
+        if seconds > 366 * 86_400:
+            raise Invalid(f"{path}.window", "a window is at most 366 days: use a budget for longer spans")
+        if self.burst is not None and (self.algorithm != "permits" or self.burst < 1):
+            raise Invalid(f"{path}.burst", "burst is for algorithm = 'permits' and is at least 1")
+
+
+class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    The most to spend per period, for each thing of *per* that is on the plan.
+
+    `per = "subscription"` makes one pool that all keys of the subscription share.
+    """
+
+    name: str
+    amount: Count | None
+    """Absent (null): unlimited, but counted."""
+    unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
+    period: str = "month"
+    per: Literal["subscription", "key", "project", "account"] = "subscription"
+    time_zone: str = "UTC"
+    week_start: str = "monday"
+
+    def check(self, path: str) -> None:
+        _check_id(self.name, f"{path}.name")
+        _check_span(self.period, self.time_zone, self.week_start, path + ".")
+
+
+class Plan(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is offered: limits, budgets, layers, price. A change makes a new version, kept beside the old."""
+
+    kind = "plans"
+    id_field = "slug"
+
+    slug: str
+    name: Text = ""
+    limits: list[Limit] = []
+    budgets: list[PlanBudget] = []
+    layers: list[str] | None = None
+    """Access layers that its keys may call; all when absent."""
+    price_nanos: Count = 0
+    """What a subscription costs per billing period; shown, never charged by us."""
+    sellable: bool = True
+    metadata: dict[str, str] = {}
+
+    def check(self) -> None:
+        super().check()
+        for index, limit in enumerate(self.limits):
+            limit.check(f"limits[{index}]")
+        for index, budget in enumerate(self.budgets):
+            budget.check(f"budgets[{index}]")
+        _check_unique([limit.name for limit in self.limits], "limits", "name")
+        _check_unique([budget.name for budget in self.budgets], "budgets", "name")
+
+
+class Subscription(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An account's tie to a plan. Its start anchors the plan's anniversary and `<n>d` budgets."""
+
+    kind = "subscriptions"
+
+    id: str
+    account: str
+    plan: str
+    started_at: datetime
+    expires_at: datetime | None = None
+    status: Literal["active", "canceled"] = "active"
+
+    def check(self) -> None:
+        super().check()
+        _check_aware(self.started_at, "started_at")
+        _check_aware(self.expires_at, "expires_at")
+
+
+class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    A credential. Its secret is made by us and shown once, or brought as `sha256`; only the hash is stored.
+
+    A `subscription` key is limited by its plan; a `credit` key draws on its account's credit balance.
+    """
+
+    kind = "keys"
+
+    id: str
+    account: str
+    project: str | None = None
+    name: Text = ""
+    role: Literal["consumption", "management"] = "consumption"
+    type: Literal["subscription", "credit"] = "subscription"
+    profile: str = "native"
+    subscription: str | None = None
+    plan: str | None = None
+    """Overrides the plan of the subscription and of the account."""
+    limits: list[Limit] | None = None
+    """Overrides the plan's limits."""
+    state: Literal["active", "inactive", "expired", "revoked", "deleted"] = "active"
+    expires_at: datetime | None = None
+    sha256: str | None = None
+    """Lower-case hex SHA-256 of an existing secret to import; write-only."""
+    metadata: dict[str, str] = {}
+
+    def check(self) -> None:
+        super().check()
+        _check_aware(self.expires_at, "expires_at")
+        if self.sha256 is not None and not _SHA256.match(self.sha256):
+            raise Invalid("sha256", "sha256 is 64 lower-case hex digits: the SHA-256 of the whole secret")
+        for index, limit in enumerate(self.limits or []):
+            limit.check(f"limits[{index}]")
+
+
+class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The most that one account, project or key spends per period."""
+
+    kind = "budgets"
+
+    id: str
+    account: str
+    project: str | None = None
+    key: str | None = None
+    amount: Count
+    unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
+    period: str = "month"
+    time_zone: str = "UTC"
+    week_start: str = "monday"
+    anchor_at: datetime | None = None
+
+    def check(self) -> None:
+        super().check()
+        _check_span(self.period, self.time_zone, self.week_start, "")
+        _check_aware(self.anchor_at, "anchor_at")
+        if self.project is not None and self.key is not None:
+            raise Invalid("key", "a budget is for a project or for a key, not for both: drop one")
+
+
+class Grant(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    Credit given (`grant`) or bought (`top_up`) to an account's balance. Posted once; never changed.
+
+    Spending draws on the lowest *priority* first, then on the soonest *expires_at*, then by id.
+    """
+
+    kind = "grants"
+
+    id: str
+    account: str
+    amount_nanos: Annotated[int, msgspec.Meta(gt=0, le=NANOS_MAX)]
+    source: Literal["grant", "top_up"] = "grant"
+    priority: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 100
+    expires_at: datetime | None = None
+    note: Text = ""
+
+    def check(self) -> None:
+        super().check()
+        _check_aware(self.expires_at, "expires_at")
+
+
+class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    How requests to a method and path template are metered. `{name}` stands for one path segment,
+    a trailing `*` for all that follows.
+    """
+
+    kind = "routes"
+
+    id: str
+    method: str
+    path: str
+    event_kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "request"
+    """The `kind` of its meter events: request, scan, export, …"""
+    credits: Count = 0
+    price_nanos: Count = 0
+    """Charged per request, beside what the tokens of a model cost."""
+    free: bool = False
+    """Neither credits nor money; budgets never stop it. Rate limits still count."""
+    bucket: str | None = None
+    surface: str = ""
+    layer: str = ""
+    policy: str = ""
+    profile: str | None = None
+    """Serves only keys of this profile; all when absent."""
+
+    def check(self) -> None:
+        super().check()
+        if self.method not in _METHODS:
+            raise Invalid("method", f"method is one of {', '.join(sorted(_METHODS))}")
+        if not self.path.startswith("/") or "*" in self.path[:-1]:
+            raise Invalid("path", "path begins with / and has * only as its last character")
+        if self.free and (self.credits or self.price_nanos):
+            raise Invalid("free", "a free route has neither credits nor price_nanos")
+
+
+PriceNanos = Annotated[int, msgspec.Meta(ge=0, le=2_000_000_000_000)]
+"""Nanos per million tokens, at most 2000 units: keeps a record's arithmetic inside 64 bits."""
+
+
+class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What a model costs from an instant on. The entry of the account wins over the one for all, either over
+    the built-in price list; among several, the latest `effective_at` that is not after the event's time.
+    """
+
+    kind = "prices"
+
+    id: str
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    account: str | None = None
+    effective_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
+    prompt_nanos_per_million: PriceNanos = 0
+    cached_prompt_nanos_per_million: PriceNanos | None = None
+    """As a prompt token when absent."""
+    completion_nanos_per_million: PriceNanos = 0
+    reasoning_nanos_per_million: PriceNanos | None = None
+    """As a completion token when absent."""
+    request_nanos: Count = 0
+
+    def check(self) -> None:
+        super().check()
+        _check_aware(self.effective_at, "effective_at")
+
+
+KINDS: Final[dict[str, type[Entry]]] = {
+    entry.kind: entry for entry in (Account, Project, Plan, Subscription, Key, Budget, Grant, Route, Price)
+}
+"""The kinds in the order in which references between them can be set up."""
+
+REFERENCES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "accounts": (("plan", "plans"),),
+    "projects": (("account", "accounts"),),
+    "subscriptions": (("account", "accounts"), ("plan", "plans")),
+    "keys": (
+        ("account", "accounts"),
+        ("project", "projects"),
+        ("subscription", "subscriptions"),
+        ("plan", "plans"),
+    ),
+    "budgets": (("account", "accounts"), ("project", "projects"), ("key", "keys")),
+    "grants": (("account", "accounts"),),
+    "prices": (("account", "accounts"),),
+    "plans": (),
+    "routes": (),
+}
+"""For each kind: its fields that name an entry of another kind."""
+
+
+def references(entry: Entry) -> Iterator[tuple[str, str, str]]:
+    """Yield `(field, kind, id)` for each entry of another kind that *entry* names."""
+    for field, kind in REFERENCES[entry.kind]:
+        value: Any = getattr(entry, field)
+        if value is not None:
+            yield field, kind, value
+
+
+def _check_id(value: str, field: str) -> None:
+    if not ID_PATTERN.match(value):
+        raise Invalid(
+            field, f"{value!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, starting with a letter or digit"
+        )
+
+
+def _check_aware(value: datetime | None, field: str) -> None:
+    if value is not None and value.tzinfo is None:
+        raise Invalid(field, f"{field} needs an offset, e.g. 2026-01-31T00:00:00Z")
+
+
+def _check_zone(name: str, path: str = "") -> None:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise Invalid(f"{path}time_zone", f"{name!r} is not an IANA time zone such as Europe/Berlin") from None
+
+
+def _check_span(period: str, time_zone: str, week_start: str, path: str) -> None:
+    try:
+        periods.check_period(period)
+    except ValueError as exc:
+        raise Invalid(f"{path}period", str(exc)) from None
+    _check_zone(time_zone, path)
+    if week_start not in periods.WEEKDAYS:
+        raise Invalid(f"{path}week_start", f"week_start is one of {', '.join(periods.WEEKDAYS)}")
+
+
+def _check_unique(names: list[str], path: str, field: str) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            raise Invalid(f"{path}[{index}].{field}", f"{name!r} is used twice: names are unique within a plan")
+        seen.add(name)

@@ -1,0 +1,226 @@
+"""
+Meter events: the JSON that callers send, and the record that we book.
+
+`Event` is the wire format of one event. A record is the event after its references were resolved and its
+price applied: one row of `RECORD_FIELDS`. Records are immutable; a correction appends the old record with
+`sign = -1` and the new one with `sign = 1` and the next `revision`, so every measure is a sum of
+`sign * value` and totals follow.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from tollkeeper.domain.instants import from_us, to_text, to_us
+
+ID_CHARS_MAX: Final = 128
+TEXT_CHARS_MAX: Final = 256
+TOKENS_MAX: Final = 1_000_000_000
+LATENCY_MS_MAX: Final = 7 * 86_400_000
+COST_NANOS_MAX: Final = 10**15
+"""A million units for one event; more is taken for a unit error."""
+BYTES_MAX: Final = 2**50
+TAGS_MAX: Final = 16
+FUTURE_S_MAX: Final = 300
+"""How far ahead of our clock an event's time may lie."""
+TIME_MIN_US: Final = 946_684_800_000_000
+"""2000-01-01: an earlier time is taken for a unit error."""
+
+Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
+Name = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+TokenCount = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+
+
+class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too."""
+
+    prompt: TokenCount | None = None
+    cached_prompt: TokenCount | None = None
+    completion: TokenCount | None = None
+    reasoning: TokenCount | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One meter event as callers send it. Only `id`, `time` and one of `account`, `key_id` are required."""
+
+    id: Id
+    time: str
+    """RFC 3339 with an offset; kept to the microsecond."""
+    account: Name | None = None
+    project: Name | None = None
+    key_id: Name | None = None
+    method: Annotated[str, msgspec.Meta(max_length=16)] | None = None
+    route: Annotated[str, msgspec.Meta(max_length=512)] | None = None
+    kind: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """`request` when absent."""
+    status: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
+    error_type: Name | None = None
+    denied_reason: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MS_MAX)] | None = None
+    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)] | None = None
+    model: Name | None = None
+    tokens: Tokens | None = None
+    cache: Literal["hit", "miss", "none"] | None = None
+    credits: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
+    cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
+    """What it actually cost; priced by us from tokens and route when absent."""
+    estimated_cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
+    """What a job is expected to cost; counts until its actual cost comes with a correction."""
+    tags: (
+        Annotated[
+            dict[
+                Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
+                Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)],
+            ],
+            msgspec.Meta(max_length=TAGS_MAX),
+        ]
+        | None
+    ) = None
+
+
+CostState = Literal["given", "priced", "estimated", "unpriced", "free"]
+"""
+Where `cost_nanos` comes from: the caller, the price book, an estimate (a job under way), nowhere yet
+(`unpriced`: counts 0 until a price arrives), or nothing is to be charged.
+"""
+
+
+class Record(NamedTuple):
+    """
+    One booked row; the order and names of the columns of every record batch and of the events table.
+
+    Absent text is `""`, absent counts are 0; only `latency_us` tells absent (None) from 0.
+    """
+
+    account_id: str
+    project_id: str
+    key_id: str
+    occurred_at_us: int
+    received_at_us: int
+    id: str
+    revision: int
+    sign: int
+    amendment_id: str
+    kind: str
+    method: str
+    route: str
+    status: int
+    error_type: str
+    denied_reason: str
+    latency_us: int | None
+    bytes_out: int
+    model: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    cache: str
+    credits: int
+    cost_nanos: int
+    estimated_cost_nanos: int
+    cost_state: str
+    price_version: str
+    tags: dict[str, str]
+
+
+RECORD_FIELDS: Final = Record._fields
+
+MEASURED_FIELDS: Final = ("account_id", "id", "revision")
+"""Names one row of one event's history, with `sign`."""
+
+_RFC3339: Final = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))\Z"
+)
+
+
+def parse_time_us(text: str) -> int:
+    """
+    Return the microseconds since the Unix epoch of an RFC 3339 date-time; finer digits are cut off.
+
+    Raises:
+        ValueError: Not RFC 3339, no offset, or no such day or time.
+    """
+    match = _RFC3339.match(text)
+    if match is None:
+        raise ValueError("time is an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
+    year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
+    zone = UTC
+    if sign is not None:
+        minutes = int(off_h) * 60 + int(off_m)
+        if int(off_m) > 59 or minutes >= 1440:
+            raise ValueError(f"{text!r} has no valid offset")
+        zone = timezone(timedelta(minutes=-minutes if sign == "-" else minutes))
+    micros = int(((fraction or "") + "000000")[:6])
+    try:
+        at = datetime(
+            int(year), int(month), int(day), int(hour), int(minute), int(second), micros, tzinfo=zone
+        )
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is not a date-time: {exc}") from None
+    return to_us(at)
+
+
+def latency_us(latency_ms: float) -> int:
+    """Return *latency_ms* in whole microseconds, rounded half to even; the one place that rounds a latency."""
+    return round(latency_ms * 1000)
+
+
+def same_body(stored: Record, given: Record) -> bool:
+    """
+    Tell whether *given*, a record just made from a caller's event, reports what *stored* reported.
+
+    When we received it and what a price list says by now are ours, not the caller's: they do not count.
+    """
+    ours = {"received_at_us", "revision", "sign", "amendment_id", "price_version"}
+    if "given" not in (stored.cost_state, given.cost_state):
+        ours |= {"cost_nanos", "cost_state", "credits"}
+    elif stored.cost_state == given.cost_state:
+        ours |= {"credits"} if stored.credits and not given.credits else set()
+    return all(
+        getattr(stored, name) == getattr(given, name) for name in RECORD_FIELDS if name not in ours
+    )
+
+
+def record_to_event(record: Record) -> dict[str, Any]:
+    """Return the JSON of *record* as an event, with absent values left out."""
+    tokens = {
+        name: value
+        for name, value in (
+            ("prompt", record.prompt_tokens),
+            ("cached_prompt", record.cached_prompt_tokens),
+            ("completion", record.completion_tokens),
+            ("reasoning", record.reasoning_tokens),
+        )
+        if value
+    }
+    body: dict[str, Any] = {
+        "id": record.id,
+        "time": to_text(from_us(record.occurred_at_us)),
+        "received_at": to_text(from_us(record.received_at_us)),
+        "account": record.account_id,
+        "project": record.project_id,
+        "key_id": record.key_id,
+        "method": record.method,
+        "route": record.route,
+        "kind": record.kind,
+        "status": record.status,
+        "error_type": record.error_type,
+        "denied_reason": record.denied_reason,
+        "latency_ms": None if record.latency_us is None else record.latency_us / 1000,
+        "bytes_out": record.bytes_out,
+        "model": record.model,
+        "tokens": tokens,
+        "cache": record.cache,
+        "credits": record.credits,
+        "cost_nanos": str(record.cost_nanos),
+        "estimated_cost_nanos": str(record.estimated_cost_nanos) if record.estimated_cost_nanos else None,
+        "cost_state": record.cost_state,
+        "price_version": record.price_version,
+        "revision": record.revision,
+        "tags": record.tags,
+    }
+    return {name: value for name, value in body.items() if value not in ("", None, {})}

@@ -1,0 +1,147 @@
+"""
+Periods: the spans over which budgets count. A new period is a new key computed from the clock, not a reset job.
+
+Grammar of a period, as plans and budgets state it:
+
+    day | week | month | year     calendar spans in a time zone; a week starts on a stated weekday
+    anniversary                   months counted from an anchor instant (31 January → 28 February → 31 March)
+    <n>d                          n-day spans counted from the anchor (from the Unix epoch without one)
+    <n>h, <n>m                    hour and minute spans aligned to 00:00 of each UTC day; the day's last span
+                                  is cut at midnight when n does not divide the day
+    total                         one span that never ends
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+_DURATION: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])\Z")
+_SECONDS_PER: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_CALENDAR: Final = frozenset({"day", "week", "month", "year"})
+WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+FAR_FUTURE: Final = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+class Period(NamedTuple):
+    """One half-open span `[start_at, end_at)`, aware UTC."""
+
+    start_at: datetime
+    end_at: datetime
+
+
+def duration_s(text: str) -> int:
+    """
+    Return the seconds of a duration such as `60s`, `5m`, `1h`, `30d`, `2w`.
+
+    Raises:
+        ValueError: *text* is not a positive whole number with a unit of s, m, h, d or w.
+    """
+    match = _DURATION.match(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration such as 60s, 5m, 1h, 30d or 2w")
+    return int(match[1]) * _SECONDS_PER[match[2]]
+
+
+def check_period(text: str) -> None:
+    """Raise ValueError, saying what is allowed, unless *text* is a period of the grammar above."""
+    if text in _CALENDAR or text in ("anniversary", "total"):
+        return
+    match = _DURATION.match(text)
+    if match is None or match[2] in "sw":
+        raise ValueError(
+            f"{text!r} is not a period: use day, week, month, year, anniversary, total, "
+            "or a number with m, h or d such as 5h or 30d"
+        )
+    if match[2] in "mh" and duration_s(text) > 86_400:
+        raise ValueError(f"{text!r} is longer than a day: state it in days, e.g. 30d")
+
+
+def period_of(
+    at: datetime,
+    period: str,
+    *,
+    time_zone: str = "UTC",
+    week_start: str = "monday",
+    anchor_at: datetime | None = None,
+) -> Period:
+    """
+    Return the one period that holds *at*.
+
+    Periods of one budget neither overlap nor leave gaps, so each instant belongs to exactly one.
+
+    Args:
+        at: An aware instant.
+        period: A period of this module's grammar.
+        time_zone: IANA name; calendar and anniversary periods begin at its local midnight or time.
+        week_start: First day of a `week`.
+        anchor_at: Where anniversary and `<n>d` periods count from.
+
+    Raises:
+        ValueError: *period* is not in the grammar.
+    """
+    if period == "total":
+        return Period(EPOCH, FAR_FUTURE)
+    if period in _CALENDAR:
+        return _calendar_period(at, period, ZoneInfo(time_zone), WEEKDAYS.index(week_start))
+    if period == "anniversary":
+        return _anniversary_period(at, anchor_at or EPOCH, ZoneInfo(time_zone))
+    check_period(period)
+    width = timedelta(seconds=duration_s(period))
+    at = at.astimezone(UTC)
+    if period.endswith("d"):
+        anchor = anchor_at or EPOCH
+        start = anchor + (at - anchor) // width * width
+        return Period(start, start + width)
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    start = midnight + (at - midnight) // width * width
+    return Period(start, min(start + width, midnight + timedelta(days=1)))
+
+
+def _calendar_period(at: datetime, period: str, zone: ZoneInfo, week_start: int) -> Period:
+    local = at.astimezone(zone).replace(tzinfo=None)
+    day = local.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "day":
+        start, end = day, day + timedelta(days=1)
+    elif period == "week":
+        start = day - timedelta(days=(day.weekday() - week_start) % 7)
+        end = start + timedelta(days=7)
+    elif period == "month":
+        start = day.replace(day=1)
+        end = (start + timedelta(days=32)).replace(day=1)
+    else:
+        start = day.replace(month=1, day=1)
+        end = start.replace(year=start.year + 1)
+    return Period(_local_to_utc(start, zone), _local_to_utc(end, zone))
+
+
+def _anniversary_period(at: datetime, anchor: datetime, zone: ZoneInfo) -> Period:
+    local_anchor = anchor.astimezone(zone).replace(tzinfo=None)
+    local = at.astimezone(zone).replace(tzinfo=None)
+    months = (local.year - local_anchor.year) * 12 + local.month - local_anchor.month
+    # The day of the month may lie ahead of *at*: then the period began one month earlier.
+    while _local_to_utc(_plus_months(local_anchor, months), zone) > at:
+        months -= 1
+    while _local_to_utc(_plus_months(local_anchor, months + 1), zone) <= at:
+        months += 1
+    return Period(
+        _local_to_utc(_plus_months(local_anchor, months), zone),
+        _local_to_utc(_plus_months(local_anchor, months + 1), zone),
+    )
+
+
+def _plus_months(local: datetime, months: int) -> datetime:
+    year, month0 = divmod(local.year * 12 + local.month - 1 + months, 12)
+    day = min(local.day, calendar.monthrange(year, month0 + 1)[1])
+    return local.replace(year=year, month=month0 + 1, day=day)
+
+
+def _local_to_utc(local: datetime, zone: ZoneInfo) -> datetime:
+    # A local midnight that a clock change skips maps to the first instant after the gap (fold=0 gives the
+    # offset before it), so consecutive periods still meet.
+    return local.replace(tzinfo=zone).astimezone(UTC)

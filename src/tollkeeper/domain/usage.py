@@ -1,0 +1,118 @@
+"""
+The usage question and its answer: one query language for the API, the command line, the dashboard and
+every profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+Granularity = Literal["minute", "hour", "day", "week", "month"]
+GRANULARITIES: Final = ("minute", "hour", "day", "week", "month")
+
+DIMENSIONS: Final = (
+    "account",
+    "project",
+    "key",
+    "endpoint",
+    "method",
+    "route",
+    "model",
+    "status",
+    "kind",
+    "error_type",
+    "denied_reason",
+    "cache",
+)
+"""What can be grouped and filtered by, beside `tag:<name>`. `endpoint` is `<method> <route>`."""
+
+MEASURES: Final = (
+    "requests",
+    "errors",
+    "denied",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "tokens",
+    "cost_nanos",
+    "estimated_cost_nanos",
+    "credits",
+    "unpriced",
+    "cache_hits",
+    "cache_misses",
+    "latency_ms_avg",
+    "latency_ms_max",
+    "latency_ms_p50",
+    "latency_ms_p90",
+    "latency_ms_p95",
+    "latency_ms_p99",
+    "bytes_out",
+    "kinds",
+    "peak_requests_per_minute",
+    "peak_requests_per_hour",
+    "first_at",
+    "last_at",
+)
+"""
+What can be asked for. `errors` are events with status ≥ 400 or an error type; `denied` those that our gate
+refused; `tokens` all four classes; `estimated_cost_nanos` the part of `cost_nanos` that is still an estimate;
+`unpriced` events whose cost is not known yet; `kinds` a map from kind to count;
+latencies are ms, null without any; percentiles are off by at most 1 % (see `rollups`); peaks are the busiest
+single UTC minute or hour; `first_at` and `last_at` bound the times of the events (RFC 3339, null without any).
+"""
+
+MEASURES_DEFAULT: Final = ("requests", "errors", "denied", "tokens", "cost_nanos", "credits")
+PAGE_SIZE_DEFAULT: Final = 1_000
+PAGE_SIZE_MAX: Final = 50_000
+
+
+class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One question about usage in `[from_us, to_us)`.
+
+    Args:
+        account_id: Whose usage; None asks for all accounts (the operator only).
+        granularity: Adds the column `time`, the start of each bucket in *time_zone*; None for one row per group.
+        group_by: Of `DIMENSIONS`, or `tag:<name>`.
+        filters: Dimension → values of which one must match. An empty string stands for "none".
+        measures: Of `MEASURES`.
+        sort: Columns, each optionally behind `-` for descending. Ties and the rest are ordered by
+            time and groups, ascending, so that pages never overlap.
+    """
+
+    account_id: str | None
+    from_us: int
+    to_us: int
+    granularity: Granularity | None = None
+    time_zone: str = "UTC"
+    week_start: str = "monday"
+    group_by: tuple[str, ...] = ()
+    filters: Mapping[str, tuple[str, ...]] = {}
+    measures: tuple[str, ...] = MEASURES_DEFAULT
+    sort: tuple[str, ...] = ()
+    limit: int = PAGE_SIZE_DEFAULT
+    offset: int = 0
+
+
+class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The answer.
+
+    Attributes:
+        rows: One per bucket and group with at least one event, each with `time` (RFC 3339 with the zone's
+            offset, if a granularity was asked), the groups (strings; `status` an int) and the measures.
+        totals: The measures over the whole answer, not only this page. Sums equal the sum over all rows.
+        row_count: Rows before paging.
+        as_of_us: The answer contains every event that was acknowledged before this instant …
+        complete: … unless this is False: then some are still on their way to the usage store.
+    """
+
+    rows: list[dict[str, Any]]
+    totals: dict[str, Any]
+    row_count: int
+    as_of_us: int
+    complete: bool
