@@ -6,9 +6,14 @@ from it alone. `tollkeeper.testing` holds a contract suite for each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from tollkeeper.domain.bookings import Committed, Group, OutboxEntry, StoredHold
+from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
 
 if TYPE_CHECKING:
@@ -64,11 +69,20 @@ class UsageStore(Protocol):
         A voided event has a current record with `sign` -1: its last. Unknown ids are absent.
         """
 
+    def owners(self, id_: str) -> list[str]:
+        """Return the accounts that have a stored event of this id."""
+
     def report(self, query: UsageQuery) -> UsageAnswer:
         """Answer *query* from rollups where they can, from records where the question is finer."""
 
     def charged(
-        self, account_id: str, *, from_us: int, to_us: int, project_id: str | None, key_ids: Sequence[str] | None
+        self,
+        account_id: str,
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
     ) -> CostSum:
         """
         Sum what events of one account in `[from_us, to_us)` were charged, from records, not rollups.
@@ -96,4 +110,196 @@ class UsageStore(Protocol):
         """Release the engine. Further calls are an error of the caller."""
 
 
-Ids = Iterable[tuple[str, str]]
+Outcome = Literal["created", "changed", "unchanged"]
+"""What a `put` did."""
+
+
+class PlanVersion(NamedTuple):
+    """One version of a plan, as it was from *created_at_us* until the next version."""
+
+    version: int
+    plan: Plan
+    created_at_us: int
+
+
+class Catalog(Protocol):
+    """
+    Reads and writes of catalog entries. Called by the manage service and, to look things up, by the gate.
+
+    *account* is an account's id: with it, an entry of another account does not exist (an entry of a kind
+    that has no account, or a price for all, exists for everybody). Entries of projects, subscriptions,
+    budgets and grants have ids that are unique within their account only, so `get` and `delete` need it.
+
+    Every method raises `Unavailable` when the engine fails; nothing else of the engine's errors gets out.
+    """
+
+    def get(self, kind: str, entry_id: str, account: str | None = None) -> Entry | None:
+        """Return one entry, or None. A key has the state that was set, and no `sha256`."""
+
+    def list(
+        self, kind: str, *, account: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Sequence[Entry]:
+        """
+        Return up to *limit* entries after the cursor *after*, in the order of their cursors.
+
+        The cursor of an entry is `cursor_of(entry)`; a plain id will do where *account* is given.
+        """
+
+    def entries(self, kind: str, account: str | None = None) -> Sequence[Entry]:
+        """Return all entries of *kind*, of one account or of all."""
+
+    def put(self, entry: Entry, now_us: int) -> Outcome:
+        """
+        Store *entry* whole, in place of the one of its id. A plan that changes gets the next version.
+
+        The caller has checked it. Of a key, everything but its secret; keys are made by `add_key`.
+
+        Raises:
+            NotFound: *entry* is a key that does not exist.
+        """
+
+    def delete(self, kind: str, entry_id: str, account: str | None = None) -> bool:
+        """Remove an entry (not a key: see `set_key_state`); return whether there was one."""
+
+    def referrer(self, kind: str, entry_id: str, account: str | None = None) -> tuple[str, str] | None:
+        """
+        Return `(kind, id)` of one entry that names this one, or None.
+
+        Deleted keys count for their account only: nothing else is kept for a tombstone.
+        """
+
+    def plan_versions(self, slug: str) -> Sequence[PlanVersion]:
+        """Return every version of a plan, oldest first; of a deleted plan too."""
+
+    def add_key(
+        self,
+        entry: Key,
+        *,
+        secret_sha256: str,
+        shown_prefix: str | None,
+        now_us: int,
+        lineage_id: str | None = None,
+    ) -> None:
+        """
+        Store a new key; *lineage_id* is its own id unless it replaces another.
+
+        Raises:
+            Conflict: The id or the secret is taken, by whatever account.
+        """
+
+    def set_key_state(self, account: str, key_id: str, state: KeyState, now_us: int) -> bool:
+        """Set the state of a key; return whether the account has it. `revoked_at` is kept once set."""
+
+    def replace_key(self, account: str, key_id: str, *, by: str, expires_at_us: int, now_us: int) -> bool:
+        """Note that a rotation put key *by* in its place and ends it; return whether the account has it."""
+
+    def find_key_by_hash(self, secret_sha256: str) -> StoredKey | None:
+        """Return the key of a secret's hash, in whatever state it is."""
+
+    def find_key(self, key_id: str) -> StoredKey | None:
+        """Return the key of an id, of whatever account and state."""
+
+    def keys_of_account(self, account: str) -> Sequence[StoredKey]:
+        """Return all keys of an account, tombstones too, by id."""
+
+    def touch_keys(self, last_used_at_us: Mapping[str, int]) -> None:
+        """Note when keys (by id) were last used. An instant never goes back; unknown ids are ignored."""
+
+
+class CatalogStore(Catalog, Protocol):
+    """The catalog. Each call is a transaction of its own, unless made on what `transaction` gives."""
+
+    def transaction(self, *, dry_run: bool = False) -> AbstractContextManager[Catalog]:
+        """
+        Run many calls as one: all kept when the block ends, none when it raises or with *dry_run*.
+
+        One transaction writes the catalog at a time, on however many nodes, from the start of the block:
+        what it reads stays true until it ends. It is bound to the thread that opened it.
+        """
+
+
+def cursor_of(entry: Entry) -> str:
+    """Return the place of *entry* in lists of its kind: `<account>/<id>`, or the id where that is unique."""
+    if "account" in entry.__struct_fields__ and not isinstance(entry, Price):
+        account: str = entry.account  # type: ignore[attr-defined]
+        return f"{account}/{entry.entry_id}"
+    return entry.entry_id
+
+
+class Ledger(Protocol):
+    """
+    The truth about money, and what must still be relayed. Everything raises `Unavailable` when the
+    database fails; then nothing of the call was written.
+    """
+
+    installation_id: str
+    """Names this installation for ever; part of every deduplication token."""
+
+    def commit(self, group: Group) -> Committed:
+        """
+        Write *group* in one transaction, durably.
+
+        Called by the committer only, one group at a time. Charging 0 writes nothing; a grant that is
+        posted already is left alone.
+
+        Raises:
+            InvariantBroken: A credit book would not balance.
+        """
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        """Return what one counter was charged, and the number of the commit as of which that is."""
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        """Return the stored `slot → used` of a rate counter."""
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        """Return an account's credit book, and the number of a commit that it is not older than."""
+
+    def unposted_grants(self) -> list[Grant]:
+        """Return grants of the catalog that are not on a balance yet: a crash came between. Called at start."""
+
+    def open_holds(self) -> list[StoredHold]:
+        """Return all holds that have no ending, oldest first. Called at start."""
+
+    def hold(self, account_id: str, hold_id: str) -> StoredHold | None:
+        """Return a hold that is open, voided or expired; None for one that was settled or never made."""
+
+    def hold_owners(self, hold_id: str) -> list[str]:
+        """Return the accounts that have a hold of this id, in whatever state."""
+
+    def scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
+        """Return the budget counters in force: counter id → (fingerprint, start of its first period)."""
+
+    def counter_rows(self, account_id: str) -> dict[tuple[str, int], int]:
+        """Return all counters of an account: (counter id, period start) → used."""
+
+    def posting_sums(self, account_id: str) -> dict[tuple[str, int], int]:
+        """Return the same as `counter_rows`, summed from the postings."""
+
+    def charged_accounts(self) -> list[str]:
+        """Return the accounts that have counters."""
+
+    def pending(self) -> list[tuple[int, OutboxEntry]]:
+        """Return all outbox rows with their numbers, oldest first. Called at start."""
+
+    def next_batch(
+        self, records_max: int, *, seq_max: int | None = None
+    ) -> tuple[int, list[tuple[int, OutboxEntry]]] | None:
+        """
+        Return the batch that was begun and not delivered, else begin one; None when the outbox is empty.
+
+        A batch keeps its number and its rows until `delivered`. It takes the oldest rows, whole, up to
+        *records_max* records (at least one row), none beyond row *seq_max*.
+        """
+
+    def delivered(self, batch: int) -> None:
+        """Delete the rows of a batch."""
+
+    def purge(self, now_us: int) -> int:
+        """Delete windows and ended holds that mean nothing any more; return how many rows."""
+
+    def ping(self) -> None:
+        """Raise `Unavailable` unless the database answers."""
+
+    def close(self) -> None:
+        """Release the database."""

@@ -33,6 +33,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=NANOS_MAX)]
+REQUEST_NANOS_MAX: Final = 10**15
+"""A million units for one request, as `events.COST_NANOS_MAX`: a record's arithmetic stays inside 64 bits."""
+Charge = Annotated[int, msgspec.Meta(ge=0, le=REQUEST_NANOS_MAX)]
 
 
 class Invalid(ValueError):
@@ -102,7 +105,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     window: str = "1m"
     unit: Literal["requests", "tokens", "nanos", "credits"] = "requests"
     algorithm: Literal["fixed", "sliding", "concurrency", "permits"] = "fixed"
-    burst: int | None = None
+    burst: Count | None = None
     """Capacity of a `permits` limit; *amount* when absent."""
     bucket: str | None = None
     """Counts only routes of this rate bucket; all routes when absent."""
@@ -285,8 +288,8 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str
     event_kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "request"
     """The `kind` of its meter events: request, scan, export, …"""
-    credits: Count = 0
-    price_nanos: Count = 0
+    credits: Charge = 0
+    price_nanos: Charge = 0
     """Charged per request, beside what the tokens of a model cost."""
     free: bool = False
     """Neither credits nor money; budgets never stop it. Rate limits still count."""
@@ -307,8 +310,10 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("free", "a free route has neither credits nor price_nanos")
 
 
-PriceNanos = Annotated[int, msgspec.Meta(ge=0, le=2_000_000_000_000)]
-"""Nanos per million tokens, at most 2000 units: keeps a record's arithmetic inside 64 bits."""
+PRICE_NANOS_MAX: Final = 2_000_000_000_000
+"""2000 units per million tokens; `services.pricing_columns` stays inside 64 bits up to this."""
+PriceNanos = Annotated[int, msgspec.Meta(ge=0, le=PRICE_NANOS_MAX)]
+"""Nanos per million tokens."""
 
 
 class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -329,7 +334,7 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     completion_nanos_per_million: PriceNanos = 0
     reasoning_nanos_per_million: PriceNanos | None = None
     """As a completion token when absent."""
-    request_nanos: Count = 0
+    request_nanos: Charge = 0
 
     def check(self) -> None:
         super().check()
@@ -337,7 +342,7 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 KINDS: Final[dict[str, type[Entry]]] = {
-    entry.kind: entry for entry in (Account, Project, Plan, Subscription, Key, Budget, Grant, Route, Price)
+    entry.kind: entry for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price)
 }
 """The kinds in the order in which references between them can be set up."""
 
@@ -371,20 +376,30 @@ def references(entry: Entry) -> Iterator[tuple[str, str, str]]:
 def _check_id(value: str, field: str) -> None:
     if not ID_PATTERN.match(value):
         raise Invalid(
-            field, f"{value!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, starting with a letter or digit"
+            field,
+            f"{value!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, "
+            "starting with a letter or digit",
         )
 
 
 def _check_aware(value: datetime | None, field: str) -> None:
-    if value is not None and value.tzinfo is None:
+    if value is None:
+        return
+    if value.tzinfo is None:
         raise Invalid(field, f"{field} needs an offset, e.g. 2026-01-31T00:00:00Z")
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise Invalid(field, f"{field} is before the year 1 or after the year 9999 in UTC") from None
 
 
 def _check_zone(name: str, path: str = "") -> None:
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
-        raise Invalid(f"{path}time_zone", f"{name!r} is not an IANA time zone such as Europe/Berlin") from None
+        raise Invalid(
+            f"{path}time_zone", f"{name!r} is not an IANA time zone such as Europe/Berlin"
+        ) from None
 
 
 def _check_span(period: str, time_zone: str, week_start: str, path: str) -> None:
@@ -401,5 +416,7 @@ def _check_unique(names: list[str], path: str, field: str) -> None:
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:
-            raise Invalid(f"{path}[{index}].{field}", f"{name!r} is used twice: names are unique within a plan")
+            raise Invalid(
+                f"{path}[{index}].{field}", f"{name!r} is used twice: names are unique within a plan"
+            )
         seen.add(name)

@@ -129,11 +129,9 @@ class Record(NamedTuple):
 
 RECORD_FIELDS: Final = Record._fields
 
-MEASURED_FIELDS: Final = ("account_id", "id", "revision")
-"""Names one row of one event's history, with `sign`."""
-
 _RFC3339: Final = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))\Z"
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))\Z",
+    re.ASCII,
 )
 
 
@@ -165,7 +163,7 @@ def parse_time_us(text: str) -> int:
 
 
 def latency_us(latency_ms: float) -> int:
-    """Return *latency_ms* in whole microseconds, rounded half to even; the one place that rounds a latency."""
+    """Return *latency_ms* in whole microseconds, half to even; the one place that rounds a latency."""
     return round(latency_ms * 1000)
 
 
@@ -180,9 +178,7 @@ def same_body(stored: Record, given: Record) -> bool:
         ours |= {"cost_nanos", "cost_state", "credits"}
     elif stored.cost_state == given.cost_state:
         ours |= {"credits"} if stored.credits and not given.credits else set()
-    return all(
-        getattr(stored, name) == getattr(given, name) for name in RECORD_FIELDS if name not in ours
-    )
+    return all(getattr(stored, name) == getattr(given, name) for name in RECORD_FIELDS if name not in ours)
 
 
 def record_to_event(record: Record) -> dict[str, Any]:

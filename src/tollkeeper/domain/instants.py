@@ -23,4 +23,4 @@ def from_us(at_us: int) -> datetime:
 
 def to_text(at: datetime) -> str:
     """Return *at* as RFC 3339 in UTC with microseconds, the form of every answer of the API."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return at.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -12,6 +12,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
+from tollkeeper.domain.catalog import Key, KeyState
+from tollkeeper.domain.instants import to_us
+
 BASE62: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SECRET_CHARS: Final = 32
 """32 base62 characters carry 190 bits."""
@@ -42,3 +47,37 @@ def shown_prefix(secret: str) -> str:
     """Return the part of *secret* that may be shown later to tell keys apart: its prefix and 4 characters."""
     head = secret.rfind("_") + 1
     return secret[: min(head + 4, len(secret) // 3 + 1)] + "…"
+
+
+class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A key as the catalog keeps it.
+
+    Attributes:
+        entry: The key without `sha256`, in the state that was set: see `state_at` for the one in force.
+        secret_sha256: Lower-case hex SHA-256 of the secret.
+        shown_prefix: What may be shown of the secret; None for an imported key, whose secret we never saw.
+        revoked_at_us: When it was revoked or deleted for good, whichever came first.
+        lineage_id: The first key of its chain of rotations, itself when it was never rotated.
+        replaced_by: The key that a rotation put in its place.
+    """
+
+    entry: Key
+    secret_sha256: str
+    shown_prefix: str | None
+    created_at_us: int
+    updated_at_us: int
+    last_used_at_us: int | None = None
+    revoked_at_us: int | None = None
+    lineage_id: str
+    replaced_by: str | None = None
+
+    def state_at(self, now_us: int) -> KeyState:
+        """Return the state in force: `expired` from `expires_at` on, unless revoked or deleted."""
+        entry = self.entry
+        if entry.state in ("revoked", "deleted") or entry.expires_at is None:
+            return entry.state
+        return "expired" if now_us >= to_us(entry.expires_at) else entry.state
+
+    def __repr__(self) -> str:
+        return f"StoredKey(id={self.entry.id!r}, account={self.entry.account!r}, state={self.entry.state!r})"

@@ -1,5 +1,6 @@
 """
-Periods: the spans over which budgets count. A new period is a new key computed from the clock, not a reset job.
+Periods: the spans over which budgets count. A new period is a new key computed from the clock, not a
+reset job.
 
 Grammar of a period, as plans and budgets state it:
 
@@ -21,6 +22,8 @@ from zoneinfo import ZoneInfo
 
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,5})([smhdw])\Z")
 _SECONDS_PER: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_DAYS_MAX: Final = 36_500
+"""A century: a longer span around an anchor would leave the years that a datetime holds."""
 _CALENDAR: Final = frozenset({"day", "week", "month", "year"})
 WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
@@ -60,6 +63,8 @@ def check_period(text: str) -> None:
         )
     if match[2] in "mh" and duration_s(text) > 86_400:
         raise ValueError(f"{text!r} is longer than a day: state it in days, e.g. 30d")
+    if match[2] == "d" and int(match[1]) > _DAYS_MAX:
+        raise ValueError(f"{text!r} is longer than {_DAYS_MAX} days: use total")
 
 
 def period_of(
@@ -104,20 +109,28 @@ def period_of(
 
 
 def _calendar_period(at: datetime, period: str, zone: ZoneInfo, week_start: int) -> Period:
-    local = at.astimezone(zone).replace(tzinfo=None)
+    # An instant in the second pass of an hour has fold=1, which must not reach the bounds made from it.
+    local = at.astimezone(zone).replace(tzinfo=None, fold=0)
+    start, end = _calendar_span(local, period, week_start)
+    if _local_to_utc(end, zone) <= at:
+        # Clocks went back over midnight (St. John's at 00:01, until 2011): the end of the local day came
+        # twice, and the second time belongs to the period that had begun before the clocks went back.
+        start, end = _calendar_span(end, period, week_start)
+    return Period(_local_to_utc(start, zone), _local_to_utc(end, zone))
+
+
+def _calendar_span(local: datetime, period: str, week_start: int) -> tuple[datetime, datetime]:
     day = local.replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":
-        start, end = day, day + timedelta(days=1)
-    elif period == "week":
+        return day, day + timedelta(days=1)
+    if period == "week":
         start = day - timedelta(days=(day.weekday() - week_start) % 7)
-        end = start + timedelta(days=7)
-    elif period == "month":
+        return start, start + timedelta(days=7)
+    if period == "month":
         start = day.replace(day=1)
-        end = (start + timedelta(days=32)).replace(day=1)
-    else:
-        start = day.replace(month=1, day=1)
-        end = start.replace(year=start.year + 1)
-    return Period(_local_to_utc(start, zone), _local_to_utc(end, zone))
+        return start, (start + timedelta(days=32)).replace(day=1)
+    start = day.replace(month=1, day=1)
+    return start, start.replace(year=start.year + 1)
 
 
 def _anniversary_period(at: datetime, anchor: datetime, zone: ZoneInfo) -> Period:
@@ -142,6 +155,6 @@ def _plus_months(local: datetime, months: int) -> datetime:
 
 
 def _local_to_utc(local: datetime, zone: ZoneInfo) -> datetime:
-    # A local midnight that a clock change skips maps to the first instant after the gap (fold=0 gives the
-    # offset before it), so consecutive periods still meet.
+    # A local time that a clock change skips is read with the offset before the gap; one that comes twice
+    # means the first (fold=0), or the anchor's. One local time is one instant, so consecutive periods meet.
     return local.replace(tzinfo=zone).astimezone(UTC)

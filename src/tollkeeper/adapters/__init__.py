@@ -1,0 +1,1 @@
+"""The stores behind the ports. The only place where their drivers are imported."""

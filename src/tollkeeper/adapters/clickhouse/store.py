@@ -1,0 +1,524 @@
+"""
+The usage store on ClickHouse, in process (chDB) or on a server.
+
+Invariants: `usage_hourly` and `event_ids` are pure functions of `events` (their materialized views say which;
+`rebuild` uses the same SELECT); an append is one block with a deduplication token, so that a repeat writes
+nothing in any of the tables, and completes what a crash left half done.
+
+One client serialises its calls, so that appends, id look-ups and questions each have their own; the clients of
+one process share the engine.
+"""
+
+# ruff: noqa: S608 - statements are put together from names in this package; values are parameters.
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from queue import Empty, LifoQueue
+from typing import Any, Final
+
+import clickhouse_connect
+import pyarrow as pa
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from tollkeeper.adapters.clickhouse import queries
+from tollkeeper.columns import SCHEMA
+from tollkeeper.domain.events import RECORD_FIELDS, Record
+from tollkeeper.domain.usage import UsageQuery
+from tollkeeper.errors import Unavailable
+from tollkeeper.ports import CostSum, UsageAnswer
+
+_READERS_MAX: Final = 4
+"""More would only wait for one another: a report keeps two cores busy."""
+_MARK_CACHE_BYTES: Final = 64 << 20
+_DIFFERENCES_MAX: Final = 1_000
+_EXPORT_ROWS: Final = 100_000
+_APPEND: Final = {
+    # One block per append, whatever its size, so that its token stands for all of it; and the token guards
+    # the materialized views too, so that a repeat after a crash fills in exactly what is missing.
+    "insert_deduplicate": 1,
+    "deduplicate_blocks_in_dependent_materialized_views": 1,
+    "max_insert_block_size": 1 << 30,
+    "min_insert_block_size_rows": 0,
+    "min_insert_block_size_bytes": 0,
+    "max_partitions_per_insert_block": 0,
+}
+_REBUILD_ROWS: Final = 5_000_000
+"""Records per step of a rebuild, by whole months: this bounds the memory of one step."""
+_REBUILD: Final = {"insert_deduplicate": 0, "max_partitions_per_insert_block": 0}
+
+_RECORD_COLUMNS: Final = ", ".join(
+    f"toUnixTimestamp64Micro({name.removesuffix('_us')}) AS {name}" if name.endswith("_at_us") else name
+    for name in RECORD_FIELDS
+)
+_KEY: Final = ("account_id", "occurred_at", "id", "revision", "sign")
+_VIEWS: Final = {
+    "event_ids_of_events": "event_ids",
+    "event_ids_of_amendments": "event_ids",
+    "usage_hourly_of_events": "usage_hourly",
+}
+"""Materialized view → the table that it fills from `events`."""
+
+
+class ClickHouseUsageStore:
+    """A `ports.UsageStore`. `open` is the way to make one."""
+
+    def __init__(self, url: str, options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self._url = url
+        self._options = dict(options)
+        self._settings = dict(settings)
+        self._readers: LifoQueue[Client] = LifoQueue()
+        self._reader_count = 0
+        self._reader_lock = threading.Lock()
+        self._append_lock = threading.Lock()
+        self._lookup_lock = threading.Lock()
+        self._clients: list[Client] = []
+        self._closed = False
+        self._appender = self._connect()
+        self._lookups = self._connect()
+
+    @classmethod
+    def open(cls, url: str, *, memory_bytes_max: int | None = None) -> ClickHouseUsageStore:
+        """
+        Connect to the engine at *url* and bring its schema up to date.
+
+        Args:
+            url: `chdb:///absolute/path` for the engine in this process (one path per process), or
+                `clickhouse://user:password@host[:port]/database`.
+            memory_bytes_max: The most that the engine in this process, or one query on a server, may use.
+
+        Raises:
+            Unavailable: The engine cannot be reached or opened, or its schema is of a later version.
+        """
+        options: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
+        if url.startswith("chdb:"):
+            options["mark_cache_size"] = _MARK_CACHE_BYTES
+            if memory_bytes_max is not None:
+                options["max_server_memory_usage"] = memory_bytes_max
+        elif memory_bytes_max is not None:
+            settings["max_memory_usage"] = memory_bytes_max
+        with _engine_errors():
+            store = cls(url, options, settings)
+            try:
+                _migrate(store._appender)
+            except BaseException:
+                store.close()
+                raise
+            return store
+
+    def append(self, records: pa.Table, token: str) -> None:
+        """See `ports.UsageStore.append`."""
+        if records.num_rows == 0:
+            return
+        with _engine_errors(), self._append_lock:
+            self._appender.insert_arrow(
+                "events", _stored_form(records), settings={**_APPEND, "insert_deduplication_token": token}
+            )
+
+    def known_ids(self, keys: pa.Table) -> set[tuple[str, str]]:
+        """See `ports.UsageStore.known_ids`."""
+        if keys.num_rows == 0:
+            return set()
+        with _engine_errors(), self._looking_up(keys) as client:
+            found = client.query(
+                "SELECT account_id, id FROM event_ids WHERE (id, account_id) IN (SELECT id, account_id FROM lookup)"
+            )
+            return {(account_id, id_) for account_id, id_ in found.result_rows}
+
+    def records(self, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:
+        """See `ports.UsageStore.records`."""
+        if not ids:
+            return {}
+        accounts, names = zip(*ids, strict=True)
+        keys = pa.table({"account_id": pa.array(accounts, pa.string()), "id": pa.array(names, pa.string())})
+        # The minutes of the index lead to the few granules of `events` that hold the records.
+        sql = f"""
+            SELECT {_RECORD_COLUMNS} FROM events
+            WHERE (account_id, toStartOfMinute(occurred_at)) IN (
+                    SELECT account_id, occurred_minute FROM event_ids
+                    WHERE (id, account_id) IN (SELECT id, account_id FROM lookup)
+                )
+                AND (account_id, id) IN (SELECT account_id, id FROM lookup)
+            ORDER BY revision DESC, sign
+            LIMIT 1 BY account_id, id"""
+        with _engine_errors(), self._looking_up(keys) as client:
+            found = [Record(*row) for row in client.query(sql).result_rows]
+        return {(record.account_id, record.id): record for record in found}
+
+    def report(self, query: UsageQuery) -> UsageAnswer:
+        """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
+        statement = queries.report(query)
+        return queries.answer_of(query, self._rows(statement.sql, statement.parameters))
+
+    def charged(
+        self,
+        account_id: str,
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+    ) -> CostSum:
+        """See `ports.UsageStore.charged`. What our gate denied is an event but no request."""
+        parameters: dict[str, Any] = {}
+        scope = queries.event_scope(parameters, account_id=account_id, from_us=from_us, to_us=to_us)
+        if project_id is not None:
+            parameters["project_id"] = project_id
+            scope.append("project_id = {project_id:String}")
+        if key_ids is not None:
+            parameters["key_ids"] = list(key_ids)
+            scope.append("key_id IN {key_ids:Array(String)}")
+        sql = f"""
+            SELECT sum(sign), sumIf(sign, denied_reason = ''),
+                sum(sign * (prompt_tokens + cached_prompt_tokens + completion_tokens + reasoning_tokens)),
+                sum(sign * cost_nanos), sum(sign * credits)
+            FROM events WHERE {" AND ".join(scope)}"""
+        (row,) = self._rows(sql, parameters)
+        return CostSum(*row)
+
+    def unpriced(self, model: str | None, limit: int) -> list[Record]:
+        """See `ports.UsageStore.unpriced`."""
+        parameters: dict[str, Any] = {"limit": limit}
+        scope = "cost_state = 'unpriced'"
+        if model is not None:
+            parameters["model"] = model
+            scope += " AND model = {model:String}"
+        sql = f"""
+            SELECT {_RECORD_COLUMNS} FROM events
+            WHERE {scope} AND sign = 1 AND (account_id, id, revision) NOT IN (
+                SELECT account_id, id, revision FROM events WHERE {scope} AND sign = -1
+            )
+            ORDER BY occurred_at, account_id, id LIMIT {{limit:UInt64}}"""
+        return [Record(*row) for row in self._rows(sql, parameters)]
+
+    def export(self, account_id: str | None, from_us: int, to_us: int) -> Iterator[pa.Table]:
+        """See `ports.UsageStore.export`. Pieces follow the order of the table: account, then time."""
+        parameters: dict[str, Any] = {"piece": _EXPORT_ROWS}
+        scope = queries.event_scope(parameters, account_id=account_id, from_us=from_us, to_us=to_us)
+        order = ", ".join(_KEY)
+        after = ""
+        while True:
+            sql = f"""
+                SELECT {_RECORD_COLUMNS} FROM events
+                WHERE {" AND ".join(scope)}{after} ORDER BY {order} LIMIT {{piece:UInt64}}"""
+            with _engine_errors(), self._reader() as client:
+                piece = _booked_form(client.query_arrow(sql, parameters=parameters))
+            if piece.num_rows:
+                yield piece
+            if piece.num_rows < _EXPORT_ROWS:
+                return
+            last = piece.slice(piece.num_rows - 1).to_pylist()[0]
+            parameters |= {f"last_{name}": last[name] for name in ("account_id", "id", "revision", "sign")}
+            parameters["last_at_us"] = last["occurred_at_us"]
+            # The first condition repeats part of the second, in the form that the primary key understands.
+            after = f""" AND account_id >= {{last_account_id:String}} AND ({order}) > (
+                {{last_account_id:String}}, fromUnixTimestamp64Micro({{last_at_us:Int64}}, 'UTC'),
+                {{last_id:String}}, {{last_revision:UInt16}}, {{last_sign:Int8}})"""
+
+    def differences(self) -> list[str]:
+        """See `ports.UsageStore.differences`. At most 1,000 lines per table."""
+        return self._rollup_differences() + self._id_differences()
+
+    def rebuild(self) -> Mapping[str, int]:
+        """
+        See `ports.UsageStore.rebuild`. Questions asked meanwhile see rollups that are not complete.
+
+        No append may be in doubt: emptying a table forgets its tokens, so that a repeat would count again.
+        """
+        with _engine_errors(), self._append_lock:
+            client = self._appender
+            spans = _month_spans(
+                client.query(
+                    "SELECT toYYYYMM(occurred_at) AS month, count() FROM events GROUP BY month ORDER BY month"
+                ).result_rows
+            )
+            for table in dict.fromkeys(_VIEWS.values()):
+                client.command(f"TRUNCATE TABLE {table}")
+            for (view, table), (first, last) in itertools.product(_VIEWS.items(), spans):
+                select = _derivation(view, "toYYYYMM(occurred_at) BETWEEN {first:UInt32} AND {last:UInt32}")
+                client.command(
+                    f"INSERT INTO {table} {select}",
+                    parameters={"first": first, "last": last},
+                    settings=dict(_REBUILD),
+                )
+            return {
+                table: client.query(f"SELECT count() FROM {table}").result_rows[0][0]
+                for table in dict.fromkeys(_VIEWS.values())
+            }
+
+    def ready(self) -> bool:
+        """See `ports.UsageStore.ready`."""
+        try:
+            return self._rows("SELECT 1", {}) == [(1,)]
+        except Unavailable:
+            return False
+
+    def close(self) -> None:
+        """See `ports.UsageStore.close`."""
+        self._closed = True
+        with _engine_errors():
+            for client in self._clients:
+                client.close()
+
+    def _connect(self) -> Client:
+        if self._closed:
+            raise Unavailable("the usage store is closed")
+        client = clickhouse_connect.get_client(
+            dsn=self._url,
+            settings=self._settings or None,
+            **({"chdb_options": self._options} if self._options else {}),
+        )
+        self._clients.append(client)
+        return client
+
+    @contextmanager
+    def _reader(self) -> Iterator[Client]:
+        """Lend a client for one question; waits while all of them are lent."""
+        try:
+            client = self._readers.get_nowait()
+        except Empty:
+            with self._reader_lock:
+                may_connect = self._reader_count < _READERS_MAX
+                self._reader_count += may_connect
+            client = self._connect_reader() if may_connect else self._readers.get()
+        try:
+            yield client
+        finally:
+            self._readers.put(client)
+
+    def _connect_reader(self) -> Client:
+        try:
+            return self._connect()
+        except BaseException:
+            with self._reader_lock:
+                self._reader_count -= 1
+            raise
+
+    def _rows(self, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+        with _engine_errors(), self._reader() as client:
+            return list(client.query(sql, parameters=parameters).result_rows)
+
+    @contextmanager
+    def _looking_up(self, keys: pa.Table) -> Iterator[Client]:
+        """Fill the temporary table `lookup` with *keys* for the length of the block."""
+        with self._lookup_lock:
+            client = self._lookups
+            # A literal list of 50,000 ids takes 1.2 s to parse, this 25 ms. A server may have ended the
+            # session, and the table with it.
+            client.command(
+                "CREATE TEMPORARY TABLE IF NOT EXISTS lookup (account_id String, id String) ENGINE = Memory"
+            )
+            client.command("TRUNCATE TABLE lookup")
+            client.insert_arrow("lookup", _plain(keys.select(["account_id", "id"])))
+            yield client
+            client.command("TRUNCATE TABLE lookup")
+
+    def _rollup_differences(self) -> list[str]:
+        dimensions = ", ".join(_DIMENSIONS)
+        columns = ", ".join([*_DIMENSIONS, *_SUMS, *_MAPS, *_EXTREMES])
+        sums = ", ".join(f"sum(side * {name}) AS d_{name}" for name in _SUMS)
+        maps = ", ".join(f"sumMap(mapApply((k, v) -> (k, side * v), {name})) AS d_{name}" for name in _MAPS)
+        extremes = ", ".join(
+            f"{merge}If({name}, side = 1) - {merge}If({name}, side = -1) AS d_{name}"
+            for name, merge in _EXTREMES.items()
+        )
+        shown = [f"d_{name}" for name in (*_SUMS, *_EXTREMES)]
+        tests = [f"{name} <> 0" for name in shown]
+        tests += [f"arrayExists(v -> v <> 0, mapValues(d_{name}))" for name in _MAPS]
+        rows = self._rows(
+            f"""
+            SELECT {", ".join([*_DIMENSIONS.values(), *shown])} FROM (
+                SELECT {dimensions}, {sums}, {maps}, {extremes}
+                FROM (
+                    SELECT toInt64(1) AS side, {columns} FROM usage_hourly
+                    UNION ALL
+                    SELECT toInt64(-1) AS side, {columns} FROM ({_derivation("usage_hourly_of_events")})
+                )
+                GROUP BY {dimensions}
+            )
+            WHERE {" OR ".join(tests)}
+            ORDER BY {dimensions} LIMIT {_DIFFERENCES_MAX}""",
+            {},
+        )
+        return [_rollup_line(row) for row in rows]
+
+    def _id_differences(self) -> list[str]:
+        # Sums of hashes per account and month find where to look, in memory that does not grow with the ids.
+        derived = " UNION ALL ".join(
+            _derivation(view) for view in ("event_ids_of_events", "event_ids_of_amendments")
+        )
+        both = f"""
+            SELECT toInt64(1) AS side, id, account_id, occurred_minute FROM event_ids
+            UNION ALL SELECT toInt64(-1) AS side, id, account_id, occurred_minute FROM ({derived})"""
+        places = self._rows(
+            f"""
+            SELECT account_id, toYYYYMM(occurred_minute) AS month FROM ({both})
+            GROUP BY account_id, month
+            HAVING sum(side) <> 0 OR sum(side * reinterpretAsInt64(cityHash64(id, occurred_minute))) <> 0
+            ORDER BY account_id, month LIMIT {_DIFFERENCES_MAX}""",
+            {},
+        )
+        lines: list[str] = []
+        for account_id, month in places:
+            rows = self._rows(
+                f"""
+                SELECT id, toString(occurred_minute), sum(side) AS surplus FROM ({both})
+                WHERE account_id = {{account_id:String}} AND toYYYYMM(occurred_minute) = {{month:UInt32}}
+                GROUP BY id, occurred_minute HAVING surplus <> 0
+                ORDER BY id LIMIT {_DIFFERENCES_MAX}""",
+                {"account_id": account_id, "month": month},
+            )
+            lines += [
+                f"event_ids: {account_id} {id_} at {minute}: {surplus:+d} rows"
+                for id_, minute, surplus in rows
+            ]
+            if len(lines) >= _DIFFERENCES_MAX:
+                break
+        return lines[:_DIFFERENCES_MAX]
+
+
+_DIMENSIONS: Final = {
+    name: "toString(hour)" if name == "hour" else name
+    for name in (
+        "account_id",
+        "hour",
+        "project_id",
+        "key_id",
+        "kind",
+        "method",
+        "route",
+        "status",
+        "error_type",
+        "denied_reason",
+        "model",
+        "cache",
+    )
+}
+_SUMS: Final = (
+    "requests",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "cost_nanos",
+    "estimated_cost_nanos",
+    "credits",
+    "unpriced",
+    "bytes_out",
+    "latency_count",
+    "latency_sum_us",
+    "corrections",
+)
+_MAPS: Final = ("latency_bins", "minutes")
+_EXTREMES: Final = {"latency_max_us": "max", "first_at_us": "min", "last_at_us": "max"}
+
+
+def _rollup_line(row: Sequence[Any]) -> str:
+    place = ", ".join(
+        f"{name}={value}"
+        for name, value in zip(_DIMENSIONS, row[: len(_DIMENSIONS)], strict=True)
+        if value != ""
+    )
+    deltas = zip((*_SUMS, *_EXTREMES), row[len(_DIMENSIONS) :], strict=True)
+    found = ", ".join(f"{name} {delta:+d}" for name, delta in deltas if delta)
+    return f"usage_hourly: {place}: {found or 'histograms differ'}"
+
+
+@contextmanager
+def _engine_errors() -> Iterator[None]:
+    """Let no error of the driver out: chDB raises RuntimeErrors too, and a full disk is an OSError."""
+    try:
+        yield
+    except (ClickHouseError, RuntimeError, OSError, pa.ArrowException) as exc:
+        raise Unavailable("the usage store cannot answer now", detail=str(exc)) from exc
+
+
+def _migrate(client: Client) -> None:
+    """Apply the schema files that the database does not have yet. Repeating one changes nothing."""
+    client.command(
+        "CREATE TABLE IF NOT EXISTS schema_version (version UInt32, applied_at DateTime DEFAULT now()) "
+        "ENGINE = MergeTree ORDER BY version"
+    )
+    stored = client.query("SELECT max(version) FROM schema_version").result_rows[0][0]
+    files = _schema_files()
+    if stored > max(files):
+        raise Unavailable(
+            "the usage store was made by a later version of Tollkeeper", stored=stored, known=max(files)
+        )
+    for version in sorted(files):
+        if version > stored:
+            for statement in _statements(files[version]):
+                client.command(statement)
+            client.command(
+                "INSERT INTO schema_version (version) SELECT {version:UInt32}",
+                parameters={"version": version},
+            )
+
+
+def _schema_files() -> dict[int, str]:
+    folder = resources.files("tollkeeper.adapters.clickhouse") / "schema"
+    return {
+        int(file.name.split("_")[0]): file.read_text(encoding="utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".sql")
+    }
+
+
+def _statements(text: str) -> list[str]:
+    return [statement.strip() for statement in text.split(";\n") if statement.strip()]
+
+
+def _derivation(view: str, condition: str | None = None) -> str:
+    """Return the SELECT of a materialized view, over the records for which *condition* holds."""
+    opening = f"CREATE MATERIALIZED VIEW IF NOT EXISTS {view} TO "
+    texts = (statement for text in _schema_files().values() for statement in _statements(text))
+    select = next(text.split(opening)[1].split(" AS\n", 1)[1] for text in texts if opening in text)
+    if condition is None:
+        return select
+    return select.replace("FROM events", f"FROM (SELECT * FROM events WHERE {condition})")
+
+
+def _month_spans(counts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans of months (first, last) that cover *counts*, pairs of month and records in order."""
+    spans: list[tuple[int, int]] = []
+    held = 0
+    for month, count in counts:
+        if spans and held + count <= _REBUILD_ROWS:
+            spans[-1] = (spans[-1][0], month)
+            held += count
+        else:
+            spans.append((month, month))
+            held = count
+    return spans
+
+
+def _stored_form(records: pa.Table) -> pa.Table:
+    """Return *records* as one batch of the columns of `events`; instants change their type, not their bytes."""
+    names, columns = [], []
+    for name, column in zip(records.column_names, records.combine_chunks().columns, strict=True):
+        if name.endswith("_at_us"):
+            name, column = name.removesuffix("_us"), column.cast(pa.timestamp("us", tz="UTC"))
+        names.append(name)
+        columns.append(column)
+    return pa.Table.from_arrays(columns, names=names).combine_chunks()
+
+
+def _booked_form(rows: pa.Table) -> pa.Table:
+    """Return what the engine answered for `_RECORD_COLUMNS` as a table of `columns.SCHEMA`."""
+    arrays = []
+    for field in SCHEMA:
+        column = rows.column(field.name).combine_chunks()
+        if pa.types.is_dictionary(field.type):
+            column = column.cast(pa.string()).dictionary_encode()
+        arrays.append(column.cast(field.type))
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    return table.cast(pa.schema([(name, pa.string()) for name in table.column_names])).combine_chunks()

@@ -1,0 +1,465 @@
+"""
+The ledger over SQL: counters, postings, credit balances, windows, holds and the outbox.
+
+`commit` writes one group in one transaction, so a counter, its postings and the outbox row of the events
+that it was charged for exist together or not at all. One thread commits (the committer); a lock keeps the
+relay's short writes from meeting it, since SQLite has one writer.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from tollkeeper.adapters.sql.catalog_tables import grants
+from tollkeeper.adapters.sql.ledger_tables import (
+    counters,
+    holds,
+    outbox,
+    pools,
+    postings,
+    progress,
+    scopes,
+    windows,
+)
+from tollkeeper.domain.bookings import Committed, Group, HoldBody, OutboxEntry, StoredHold
+from tollkeeper.domain.catalog import Grant
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, fingerprint_of
+from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.periods import FAR_FUTURE
+from tollkeeper.domain.pools import CreditBook, GrantBalance, book_of
+from tollkeeper.errors import Unavailable
+
+_HOUR_US: Final = 3_600_000_000
+_ENDED_HOLDS_KEPT_US: Final = 30 * 86_400_000_000
+"""How long a voided or expired hold is remembered, so that a late settle is recognised."""
+_PURGE_BATCH: Final = 5_000
+
+_encode_body = msgspec.json.Encoder().encode
+_decode_body = msgspec.json.Decoder(HoldBody).decode
+
+
+class SqlLedger:
+    """The ledger of one installation. See `ports.Ledger`."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._write_lock = threading.Lock()
+        insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+        self._charge_counter = self._adding(insert, counters, "used")
+        self._charge_posting = self._adding(insert, postings, "amount")
+        self._store_window = self._replacing(insert, windows, ("used", "expires_at_us"))
+        self._store_pool = self._replacing(insert, pools, ("overdraft_nanos",))
+        self._store_scope = self._replacing(insert, scopes, ("fingerprint", "active_from_us"))
+        with self._writing() as tx:
+            tx.execute(
+                insert(progress)
+                .values(id=1, installation_id=uuid.uuid4().hex, commit_seq=0, batch_seq=0)
+                .on_conflict_do_nothing()
+            )
+            self.installation_id: str = tx.execute(sa.select(progress.c.installation_id)).scalar_one()
+
+    # -- writing --------------------------------------------------------------------------------------
+
+    def commit(self, group: Group) -> Committed:
+        with self._writing() as tx:
+            commit_seq: int = tx.execute(
+                sa.update(progress).values(commit_seq=progress.c.commit_seq + 1).returning(progress.c.commit_seq)
+            ).scalar_one()
+            if group.opened:
+                tx.execute(
+                    sa.insert(holds),
+                    [
+                        {
+                            "account_id": hold.account_id,
+                            "hold_id": hold.hold_id,
+                            "state": hold.state,
+                            "body": _encode_body(hold.body).decode(),
+                            "created_at_us": group.now_us,
+                        }
+                        for hold in group.opened
+                    ],
+                )
+            if group.ended:
+                self._end_holds(tx, group)
+            charges = {at: amount for at, amount in group.charges.items() if amount}
+            if charges:
+                self._charge(tx, charges, group.now_us)
+            books = self._charge_pools(tx, group, charges)
+            if group.windows:
+                self._store_windows(tx, group)
+            for scope, active_from_us in group.scopes:
+                tx.execute(
+                    self._store_scope,
+                    {
+                        "account_id": scope.account_id,
+                        "counter_id": scope.counter_id,
+                        "fingerprint": fingerprint_of(scope),
+                        "active_from_us": active_from_us,
+                    },
+                )
+            for account_id, counter_id in group.ended_scopes:
+                tx.execute(
+                    sa.delete(scopes).where(scopes.c.account_id == account_id, scopes.c.counter_id == counter_id)
+                )
+            outbox_seqs = [
+                int(
+                    tx.execute(
+                        sa.insert(outbox)
+                        .values(format=entry.format, payload=entry.payload, record_count=entry.record_count)
+                        .returning(outbox.c.seq)
+                    ).scalar_one()
+                )
+                for entry in group.outbox
+            ]
+        return Committed(commit_seq, outbox_seqs, books)
+
+    def _end_holds(self, tx: sa.Connection, group: Group) -> None:
+        settled = [e for e in group.ended if e.ending == "settled"]
+        if settled:
+            tx.execute(
+                sa.delete(holds).where(
+                    holds.c.account_id == sa.bindparam("of_account"), holds.c.hold_id == sa.bindparam("of_hold")
+                ),
+                [{"of_account": e.account_id, "of_hold": e.hold_id} for e in settled],
+            )
+        kept = [e for e in group.ended if e.ending != "settled"]
+        if kept:
+            tx.execute(
+                sa.update(holds)
+                .where(
+                    holds.c.account_id == sa.bindparam("of_account"), holds.c.hold_id == sa.bindparam("of_hold")
+                )
+                .values(state=sa.bindparam("to_state"), ended_at_us=sa.bindparam("at_us")),
+                [
+                    {"of_account": e.account_id, "of_hold": e.hold_id, "to_state": e.ending, "at_us": e.at_us}
+                    for e in kept
+                ],
+            )
+
+    def _charge(self, tx: sa.Connection, charges: dict[tuple[str, str, int], int], now_us: int) -> None:
+        hour_us = now_us - now_us % _HOUR_US
+        # In one order, so that two nodes that charge the same counters never wait for each other in a circle.
+        counter_rows = [
+            {"account_id": account_id, "counter_id": counter_id, "period_start_us": start_us, "used": amount}
+            for (account_id, counter_id, start_us), amount in sorted(charges.items())
+        ]
+        tx.execute(self._charge_counter, counter_rows)
+        tx.execute(
+            self._charge_posting,
+            [
+                {
+                    "account_id": account_id,
+                    "counter_id": counter_id,
+                    "period_start_us": start_us,
+                    "booked_hour_us": hour_us,
+                    "amount": amount,
+                }
+                for (account_id, counter_id, start_us), amount in sorted(charges.items())
+            ],
+        )
+
+    def _charge_pools(
+        self, tx: sa.Connection, group: Group, charges: dict[tuple[str, str, int], int]
+    ) -> dict[str, CreditBook]:
+        spent = {at[0]: amount for at, amount in charges.items() if at[1] == CREDIT_COUNTER}
+        touched = sorted({*spent, *(grant.account for grant in group.grants)})
+        books: dict[str, CreditBook] = {}
+        for account_id in touched:
+            before = self._read_book(tx, account_id, lock=True)
+            book = before
+            known = {grant.grant_id for grant in before.grants}
+            for grant in group.grants:
+                if grant.account == account_id and grant.id not in known:
+                    book = book.posted(
+                        GrantBalance(
+                            grant.priority,
+                            grant.expires_at or FAR_FUTURE,
+                            grant.id,
+                            grant.amount_nanos,
+                            grant.amount_nanos,
+                        )
+                    )
+            book = book.charged(spent.get(account_id, 0), from_us(group.now_us))
+            was = {grant.grant_id: grant.remaining_nanos for grant in before.grants}
+            for balance in book.grants:
+                if was.get(balance.grant_id) != balance.remaining_nanos:
+                    tx.execute(
+                        sa.update(grants)
+                        .where(grants.c.account_id == account_id, grants.c.id == balance.grant_id)
+                        .values(remaining_nanos=balance.remaining_nanos)
+                    )
+            if book.overdraft_nanos != before.overdraft_nanos:
+                tx.execute(
+                    self._store_pool, {"account_id": account_id, "overdraft_nanos": book.overdraft_nanos}
+                )
+            books[account_id] = book
+        return books
+
+    def _store_windows(self, tx: sa.Connection, group: Group) -> None:
+        rows = [
+            {
+                "account_id": window.account_id,
+                "counter_id": window.counter_id,
+                "slot_us": slot_us,
+                "used": used,
+                "expires_at_us": window.expires_at_us,
+            }
+            for window in group.windows
+            for slot_us, used in window.slots.items()
+        ]
+        if rows:
+            rows.sort(key=lambda row: (row["account_id"], row["counter_id"], row["slot_us"]))
+            tx.execute(self._store_window, rows)
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        # One statement, so that both values are of the same instant whatever the isolation level.
+        used = (
+            sa.select(counters.c.used)
+            .where(
+                counters.c.account_id == account_id,
+                counters.c.counter_id == counter_id,
+                counters.c.period_start_us == period_start_us,
+            )
+            .scalar_subquery()
+        )
+        with self._reading() as tx:
+            row = tx.execute(sa.select(used, progress.c.commit_seq)).one()
+        return int(row[0] or 0), int(row[1])
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                sa.select(windows.c.slot_us, windows.c.used).where(
+                    windows.c.account_id == account_id, windows.c.counter_id == counter_id
+                )
+            )
+            return {int(slot_us): int(used) for slot_us, used in rows}
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        with self._reading() as tx:
+            commit_seq = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
+            return self._read_book(tx, account_id, lock=False), commit_seq
+
+    def _read_book(self, tx: sa.Connection, account_id: str, *, lock: bool) -> CreditBook:
+        query = sa.select(
+            grants.c.priority, grants.c.expires_at_us, grants.c.id, grants.c.amount_nanos, grants.c.remaining_nanos
+        ).where(grants.c.account_id == account_id, grants.c.remaining_nanos.is_not(None))
+        if lock:
+            query = query.with_for_update()
+        rows = tx.execute(query).all()
+        overdraft = tx.execute(
+            sa.select(pools.c.overdraft_nanos).where(pools.c.account_id == account_id)
+        ).scalar()
+        return book_of(
+            (
+                GrantBalance(
+                    int(row.priority),
+                    FAR_FUTURE if row.expires_at_us is None else from_us(int(row.expires_at_us)),
+                    str(row.id),
+                    int(row.amount_nanos),
+                    int(row.remaining_nanos),
+                )
+                for row in rows
+            ),
+            int(overdraft or 0),
+        )
+
+    def unposted_grants(self) -> list[Grant]:
+        with self._reading() as tx:
+            rows = tx.execute(sa.select(grants).where(grants.c.remaining_nanos.is_(None)).order_by(grants.c.id))
+            return [
+                Grant(
+                    id=row.id,
+                    account=row.account_id,
+                    amount_nanos=int(row.amount_nanos),
+                    source=row.source,
+                    priority=int(row.priority),
+                    expires_at=None if row.expires_at_us is None else from_us(int(row.expires_at_us)),
+                    note=row.note,
+                )
+                for row in rows
+            ]
+
+    def open_holds(self) -> list[StoredHold]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                sa.select(holds.c.account_id, holds.c.hold_id, holds.c.state, holds.c.body)
+                .where(holds.c.state == "open")
+                .order_by(holds.c.created_at_us)
+            ).all()
+        return [StoredHold(a, h, s, _decode_body(body)) for a, h, s, body in rows]
+
+    def hold(self, account_id: str, hold_id: str) -> StoredHold | None:
+        with self._reading() as tx:
+            row = tx.execute(
+                sa.select(holds.c.account_id, holds.c.hold_id, holds.c.state, holds.c.body).where(
+                    holds.c.account_id == account_id, holds.c.hold_id == hold_id
+                )
+            ).one_or_none()
+        return None if row is None else StoredHold(row[0], row[1], row[2], _decode_body(row[3]))
+
+    def hold_owners(self, hold_id: str) -> list[str]:
+        with self._reading() as tx:
+            rows = tx.execute(sa.select(holds.c.account_id).where(holds.c.hold_id == hold_id))
+            return [str(row[0]) for row in rows]
+
+    def scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                sa.select(scopes.c.counter_id, scopes.c.fingerprint, scopes.c.active_from_us).where(
+                    scopes.c.account_id == account_id
+                )
+            )
+            return {str(c): (str(f), int(a)) for c, f, a in rows}
+
+    def counter_rows(self, account_id: str) -> dict[tuple[str, int], int]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                sa.select(counters.c.counter_id, counters.c.period_start_us, counters.c.used).where(
+                    counters.c.account_id == account_id
+                )
+            )
+            return {(str(c), int(p)): int(u) for c, p, u in rows}
+
+    def posting_sums(self, account_id: str) -> dict[tuple[str, int], int]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                sa.select(
+                    postings.c.counter_id, postings.c.period_start_us, sa.func.sum(postings.c.amount)
+                )
+                .where(postings.c.account_id == account_id)
+                .group_by(postings.c.counter_id, postings.c.period_start_us)
+            )
+            return {(str(c), int(p)): int(a) for c, p, a in rows}
+
+    def charged_accounts(self) -> list[str]:
+        with self._reading() as tx:
+            rows = tx.execute(sa.select(counters.c.account_id).distinct().order_by(counters.c.account_id))
+            return [str(row[0]) for row in rows]
+
+    # -- outbox ---------------------------------------------------------------------------------------
+
+    def pending(self) -> list[tuple[int, OutboxEntry]]:
+        with self._reading() as tx:
+            rows = tx.execute(
+                sa.select(outbox.c.seq, outbox.c.format, outbox.c.payload, outbox.c.record_count).order_by(
+                    outbox.c.seq
+                )
+            )
+            return [(int(row.seq), OutboxEntry(row.format, row.payload, row.record_count)) for row in rows]
+
+    def next_batch(
+        self, records_max: int, *, seq_max: int | None = None
+    ) -> tuple[int, list[tuple[int, OutboxEntry]]] | None:
+        with self._writing() as tx:
+            batch = tx.execute(sa.select(sa.func.min(outbox.c.batch))).scalar()
+            if batch is None:
+                chosen = self._choose(tx, records_max, seq_max)
+                if not chosen:
+                    return None
+                batch = tx.execute(
+                    sa.update(progress)
+                    .values(batch_seq=progress.c.batch_seq + 1)
+                    .returning(progress.c.batch_seq)
+                ).scalar_one()
+                tx.execute(sa.update(outbox).where(outbox.c.seq.in_(chosen)).values(batch=batch))
+            rows = tx.execute(
+                sa.select(outbox.c.seq, outbox.c.format, outbox.c.payload, outbox.c.record_count)
+                .where(outbox.c.batch == batch)
+                .order_by(outbox.c.seq)
+            ).all()
+        return int(batch), [(int(r.seq), OutboxEntry(r.format, r.payload, r.record_count)) for r in rows]
+
+    def _choose(self, tx: sa.Connection, records_max: int, seq_max: int | None) -> list[int]:
+        query = sa.select(outbox.c.seq, outbox.c.record_count).order_by(outbox.c.seq).limit(10_000)
+        if seq_max is not None:
+            query = query.where(outbox.c.seq <= seq_max)
+        chosen: list[int] = []
+        records = 0
+        for seq, record_count in tx.execute(query):
+            if chosen and records + record_count > records_max:
+                break
+            chosen.append(int(seq))
+            records += record_count
+        return chosen
+
+    def delivered(self, batch: int) -> None:
+        with self._writing() as tx:
+            tx.execute(sa.delete(outbox).where(outbox.c.batch == batch))
+
+    def purge(self, now_us: int) -> int:
+        with self._writing() as tx:
+            stale = (
+                sa.select(windows.c.account_id, windows.c.counter_id, windows.c.slot_us)
+                .where(windows.c.expires_at_us < now_us - _HOUR_US)
+                .limit(_PURGE_BATCH)
+            )
+            gone = tx.execute(
+                sa.delete(windows).where(
+                    sa.tuple_(windows.c.account_id, windows.c.counter_id, windows.c.slot_us).in_(stale)
+                )
+            ).rowcount
+            gone += tx.execute(
+                sa.delete(holds).where(
+                    holds.c.state != "open", holds.c.ended_at_us < now_us - _ENDED_HOLDS_KEPT_US
+                )
+            ).rowcount
+        return gone
+
+    def ping(self) -> None:
+        """Raise `Unavailable` unless the database can be read now."""
+        with self._reading() as tx:
+            tx.execute(sa.select(progress.c.commit_seq)).scalar_one()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # -- plumbing -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._write_lock, self._engine.begin() as tx:
+                yield tx
+        except DBAPIError as exc:
+            raise Unavailable(f"The ledger cannot be written: {exc.orig}") from exc
+        except SQLAlchemyError as exc:
+            raise Unavailable("The ledger cannot be written.", cause=str(exc)) from exc
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as tx:
+                yield tx
+        except DBAPIError as exc:
+            raise Unavailable(f"The ledger cannot be read: {exc.orig}") from exc
+        except SQLAlchemyError as exc:
+            raise Unavailable("The ledger cannot be read.", cause=str(exc)) from exc
+
+    @staticmethod
+    def _adding(insert: Any, table: sa.Table, column: str) -> Any:
+        statement = insert(table)
+        return statement.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={column: table.c[column] + statement.excluded[column]},
+        )
+
+    @staticmethod
+    def _replacing(insert: Any, table: sa.Table, columns: Sequence[str]) -> Any:
+        statement = insert(table)
+        return statement.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={column: statement.excluded[column] for column in columns},
+        )
+

@@ -1,0 +1,100 @@
+"""
+Tables of the truth about money and of what must still be relayed.
+
+    counters       what each budget period, and each credit balance, was charged: one row per period
+    postings       the same charges by hour of booking: the ledger that a counter is the sum of
+    pools          per account: what was spent beyond its grants
+    scopes         which budget counters are in force, and from which period on
+    windows        what rate limits had counted, so that a crash does not empty them
+    holds          amounts set aside over HTTP, and how those that were not settled ended
+    outbox         records on their way to the usage store
+    progress       one row: the number of the last commit and of the last relay batch, the installation's id
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, String, Table, Text
+
+from tollkeeper.adapters.sql.metadata import metadata
+
+# SQLite numbers rows by itself only in a column of type INTEGER.
+_SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("counter_id", String(512), primary_key=True),
+    Column("period_start_us", BigInteger, primary_key=True),
+    Column("used", BigInteger, nullable=False),
+)
+
+postings = Table(
+    "postings",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("counter_id", String(512), primary_key=True),
+    Column("period_start_us", BigInteger, primary_key=True),
+    Column("booked_hour_us", BigInteger, primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+)
+
+pools = Table(
+    "pools",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("overdraft_nanos", BigInteger, nullable=False),
+)
+
+scopes = Table(
+    "scopes",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("counter_id", String(512), primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("active_from_us", BigInteger, nullable=False),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("counter_id", String(512), primary_key=True),
+    Column("slot_us", BigInteger, primary_key=True),
+    Column("used", BigInteger, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    Index("ix_windows_expires_at_us", "expires_at_us"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("hold_id", String(128), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("ended_at_us", BigInteger),
+    Index("ix_holds_state", "state", "ended_at_us"),
+    Index("ix_holds_hold_id", "hold_id"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("batch", BigInteger),
+    Column("format", String(8), nullable=False),
+    Column("record_count", Integer, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+progress = Table(
+    "progress",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("installation_id", String(64), nullable=False),
+    Column("commit_seq", BigInteger, nullable=False),
+    Column("batch_seq", BigInteger, nullable=False),
+)

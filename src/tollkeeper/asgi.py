@@ -1,0 +1,168 @@
+"""
+The ASGI middleware: any Starlette, FastAPI, Litestar, Django or plain ASGI app behind the gate.
+
+It reads the api key, admits the request, runs the app, and settles with the status, latency and bytes that
+the app produced. By default the last piece of the response waits for the group commit (a few ms at most),
+so a request that was answered is booked, `kill -9` included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, Final
+
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.services.tickets import Ticket
+
+if TYPE_CHECKING:
+    from tollkeeper.embedded import Tollkeeper
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+KEY_HEADERS: Final = (b"authorization", b"x-api-key")
+STATE_KEY: Final = "tollkeeper"
+
+
+class Metering:
+    """
+    What the app may tell about its request: `scope["state"]["tollkeeper"]`.
+
+    Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
+    count at all.
+    """
+
+    __slots__ = ("admission", "cache", "error_type", "estimated", "tags", "usage", "void")
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.usage = NO_USAGE
+        self.cache = ""
+        self.error_type = ""
+        self.estimated = False
+        self.tags: dict[str, str] = {}
+        self.void = False
+
+
+class Middleware:
+    """
+    *app* behind the gate of *toll*.
+
+    Args:
+        expect: Returns the most that a request may use, from its scope; nothing is known by default.
+        exempt: Paths that pass without a key, e.g. `{"/healthz"}`.
+        durable: Hold the end of the response back until the request is booked durably. Without it the
+            booking follows within a few ms, and a crash in between loses it.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        toll: Tollkeeper,
+        *,
+        expect: Callable[[Scope], Usage] | None = None,
+        exempt: frozenset[str] | set[str] = frozenset(),
+        durable: bool = True,
+    ) -> None:
+        self.app = app
+        self.toll = toll
+        self._holds = toll.installation.holds
+        self._expect = expect
+        self._exempt = frozenset(exempt)
+        self._durable = durable
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._exempt:
+            await self.app(scope, receive, send)
+            return
+        expected = NO_USAGE if self._expect is None else self._expect(scope)
+        found = self._holds.admit(_api_key(scope), scope["method"], scope["path"], expected)
+        if isinstance(found, Denial):
+            await _refuse(send, found)
+            return
+        await self._run(found, scope, receive, send)
+
+    async def _run(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+        metering = Metering(admission)
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
+        state[STATE_KEY] = metering
+        started_ns = time.perf_counter_ns()
+        status = 0
+        bytes_out = 0
+        settled = False
+
+        async def metered_send(message: Message) -> None:
+            nonlocal status, bytes_out, settled
+            kind = message["type"]
+            if kind == "http.response.start":
+                status = message["status"]
+            elif kind == "http.response.body":
+                bytes_out += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    settled = True
+                    await self._settle(metering, status, started_ns, bytes_out)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, metered_send)
+        except BaseException as exc:
+            if not settled:
+                metering.error_type = metering.error_type or type(exc).__name__
+                # The client may be gone and this task cancelled: book without waiting.
+                self._book(metering, status or 500, started_ns, bytes_out, None)
+            raise
+        if not settled:
+            self._book(metering, status or 500, started_ns, bytes_out, None)
+
+    async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
+        ticket = Ticket(asyncio.get_running_loop()) if self._durable else None
+        if self._book(metering, status, started_ns, bytes_out, ticket) and ticket is not None:
+            await ticket.committed()
+
+    def _book(
+        self, metering: Metering, status: int, started_ns: int, bytes_out: int, ticket: Ticket | None
+    ) -> bool:
+        if metering.void:
+            self._holds.void(metering.admission)
+            return False
+        outcome = Outcome(
+            status,
+            metering.usage,
+            metering.error_type,
+            (time.perf_counter_ns() - started_ns) // 1000,
+            bytes_out,
+            metering.cache,  # type: ignore[arg-type]
+            metering.tags,
+            metering.estimated,
+        )
+        self._holds.settle(metering.admission, outcome, ticket)
+        return True
+
+
+def _api_key(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name in KEY_HEADERS:
+            text: str = value.decode("latin-1").strip()
+            scheme, _, rest = text.partition(" ")
+            return rest.strip() if scheme.lower() == "bearer" and rest else text
+    return ""
+
+
+async def _refuse(send: Send, denial: Denial) -> None:
+    body = denial_body(denial)
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        *denial_headers(denial),
+    ]
+    await send({"type": "http.response.start", "status": denial.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

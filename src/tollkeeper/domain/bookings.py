@@ -1,0 +1,96 @@
+"""
+What one group commit writes, as plain data: a group of bookings goes into the ledger whole or not at all.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from tollkeeper.domain.catalog import Grant
+from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.pools import CreditBook
+
+CounterAt = tuple[str, str, int]
+"""`(account_id, counter_id, period_start_us)`: names one row of the counters."""
+
+OutboxFormat = Literal["rows", "arrow"]
+"""`rows`: MessagePack of a list of records; `arrow`: one Arrow IPC stream."""
+
+
+class HoldBody(msgspec.Struct, frozen=True):
+    """All that must survive a crash of a hold made over HTTP."""
+
+    key_id: str
+    method: str
+    path: str
+    amounts: tuple[int, int, int, int]
+    """Requests, tokens, nanos, credits."""
+    expected: tuple[int, int, int, int, str]
+    """Prompt, cached prompt, completion, reasoning tokens; model."""
+    at_us: int
+    expires_at_us: int
+    fingerprint: str
+    """What the caller asked, so that a retry can be told from another request under the same id."""
+    tags: dict[str, str] = {}
+
+
+class StoredHold(NamedTuple):
+    """A hold as the ledger has it. A settled hold has no row: its event is the proof."""
+
+    account_id: str
+    hold_id: str
+    state: Literal["open", "voided", "expired"]
+    body: HoldBody
+
+
+class EndedHold(NamedTuple):
+    """The one ending of a hold."""
+
+    account_id: str
+    hold_id: str
+    ending: Literal["settled", "voided", "expired"]
+    at_us: int
+
+
+class OutboxEntry(NamedTuple):
+    """Records on their way to the usage store."""
+
+    format: OutboxFormat
+    payload: bytes
+    record_count: int
+
+
+class WindowState(NamedTuple):
+    """What one rate counter had counted: `slot → used`, meaningless from `expires_at_us` on."""
+
+    account_id: str
+    counter_id: str
+    slots: dict[int, int]
+    expires_at_us: int
+
+
+class Group(msgspec.Struct):
+    """Everything that one transaction writes."""
+
+    now_us: int
+    opened: list[StoredHold] = []
+    ended: list[EndedHold] = []
+    charges: dict[CounterAt, int] = {}
+    windows: list[WindowState] = []
+    outbox: list[OutboxEntry] = []
+    grants: list[Grant] = []
+    scopes: list[tuple[BudgetScope, int]] = []
+    """Budget counters that come into force, each with the start of the period it counts from."""
+    ended_scopes: list[tuple[str, str]] = []
+    """`(account_id, counter_id)` of budgets that are no longer in force."""
+
+
+class Committed(NamedTuple):
+    """What a group commit tells its callers."""
+
+    commit_seq: int
+    outbox_seqs: list[int]
+    books: dict[str, CreditBook]
+    """Account → its credit book, for each account whose balance the group changed."""

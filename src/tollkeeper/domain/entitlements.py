@@ -1,0 +1,200 @@
+"""
+Entitlements: what one key permits now, resolved from key, subscription, plan, project and account.
+
+Also names the counters: which budgets an event of a given account, project and key is charged to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Subscription
+from tollkeeper.domain.instants import from_us, to_us
+from tollkeeper.domain.periods import period_of
+
+CREDIT_COUNTER: Final = "credit"
+"""Counter of what an account spent of its credit balance; it has the one period 0."""
+
+
+class BudgetScope(NamedTuple):
+    """
+    One budget as it applies to one thing: what to count, over which periods, for whose events.
+
+    Attributes:
+        counter_id: Names the counter within its account, e.g. `budget:monthly`, `plan:pro/spend:key:k1`.
+        name: The budget's name for people.
+        amount: The most per period in *unit*; None counts without a bound.
+        project_id, key_id, subscription_id: Whose events; all of the account's when all are None.
+    """
+
+    account_id: str
+    counter_id: str
+    name: str
+    unit: str
+    amount: int | None
+    period: str
+    time_zone: str
+    week_start: str
+    anchor_at: datetime | None
+    project_id: str | None = None
+    key_id: str | None = None
+    subscription_id: str | None = None
+
+    def span_us(self, at_us: int) -> tuple[int, int]:
+        """Return the period that holds *at_us* as `[start, end)` in microseconds since the epoch."""
+        span = period_of(
+            from_us(at_us),
+            self.period,
+            time_zone=self.time_zone,
+            week_start=self.week_start,
+            anchor_at=self.anchor_at,
+        )
+        return to_us(span.start_at), to_us(span.end_at)
+
+
+class LimitScope(NamedTuple):
+    """One rate limit as it applies to one thing; *counter_id* names its counter within the account."""
+
+    counter_id: str
+    limit: Limit
+
+
+class Entitlement(NamedTuple):
+    """What a key permits: everything that the gate needs to decide without asking anyone."""
+
+    key: Key
+    account: Account
+    plan: Plan | None
+    subscription: Subscription | None
+    limits: tuple[LimitScope, ...]
+    budgets: tuple[BudgetScope, ...]
+    draws_on_credit: bool
+
+
+def resolve(
+    key: Key,
+    *,
+    line: Sequence[str],
+    account: Account,
+    subscription: Subscription | None,
+    plan: Plan | None,
+    budgets: Sequence[Budget],
+) -> Entitlement:
+    """
+    Return what *key* permits.
+
+    Args:
+        line: The ids of the keys that rotations made of one another, *key* among them, the first one first.
+            They share their counters, so that rotating frees nobody of a limit.
+        plan: The plan in force: the key's own, else its subscription's, else its account's.
+        budgets: The budgets of the account, of any scope.
+    """
+    limits = key.limits if key.limits is not None else (plan.limits if plan else [])
+    return Entitlement(
+        key=key,
+        account=account,
+        plan=plan,
+        subscription=subscription,
+        limits=tuple(LimitScope(_limit_counter(limit, key, line[0]), limit) for limit in limits),
+        budgets=budget_scopes(
+            account.id, key.project, line, subscription=subscription, plan=plan, budgets=budgets
+        ),
+        draws_on_credit=key.type == "credit" and key.role == "consumption",
+    )
+
+
+def scope_of_budget(budget: Budget) -> BudgetScope:
+    """Return the scope that a budget of the catalog stands for."""
+    return BudgetScope(
+        account_id=budget.account,
+        counter_id=f"budget:{budget.id}",
+        name=budget.id,
+        unit=budget.unit,
+        amount=budget.amount,
+        period=budget.period,
+        time_zone=budget.time_zone,
+        week_start=budget.week_start,
+        anchor_at=budget.anchor_at,
+        project_id=budget.project,
+        key_id=budget.key,
+    )
+
+
+def budget_scopes(
+    account_id: str,
+    project_id: str | None,
+    line: Sequence[str],
+    *,
+    subscription: Subscription | None,
+    plan: Plan | None,
+    budgets: Sequence[Budget],
+) -> tuple[BudgetScope, ...]:
+    """
+    Return the budgets that an event of this account, project and key is charged to.
+
+    Args:
+        line: As in `resolve`; empty for an event without a key.
+    """
+    scopes = [
+        scope_of_budget(budget)
+        for budget in budgets
+        if (budget.project is None or budget.project == project_id)
+        and (budget.key is None or budget.key in line)
+    ]
+    if not line or plan is None:
+        return tuple(scopes)
+    for planned in plan.budgets:
+        per = planned.per
+        if per == "subscription" and subscription is None:
+            per = "key"
+        owner = {
+            "subscription": subscription.id if subscription else None,
+            "key": line[0],
+            "project": project_id,
+            "account": account_id,
+        }[per]
+        if owner is None:
+            continue
+        scopes.append(
+            BudgetScope(
+                account_id=account_id,
+                counter_id=f"plan:{plan.slug}/{planned.name}:{per}:{owner}",
+                name=planned.name,
+                unit=planned.unit,
+                amount=planned.amount,
+                period=planned.period,
+                time_zone=planned.time_zone,
+                week_start=planned.week_start,
+                anchor_at=subscription.started_at if subscription else None,
+                project_id=owner if per == "project" else None,
+                key_id=owner if per == "key" else None,
+                subscription_id=owner if per == "subscription" else None,
+            )
+        )
+    return tuple(scopes)
+
+
+def fingerprint_of(scope: BudgetScope) -> str:
+    """Return what decides which events a scope counts: when it changes, the counter starts anew."""
+    anchor = "" if scope.anchor_at is None else str(to_us(scope.anchor_at))
+    parts = (
+        scope.unit,
+        scope.period,
+        scope.time_zone,
+        scope.week_start,
+        anchor,
+        scope.project_id or "",
+        scope.key_id or "",
+        scope.subscription_id or "",
+    )
+    return "|".join(parts)
+
+
+def _limit_counter(limit: Limit, key: Key, line_id: str) -> str:
+    if limit.per == "account":
+        return f"limit:account:{limit.name}"
+    if limit.per == "project" and key.project is not None:
+        return f"limit:project:{key.project}:{limit.name}"
+    return f"limit:key:{line_id}:{limit.name}"

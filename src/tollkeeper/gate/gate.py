@@ -1,0 +1,713 @@
+"""
+The gate: decides each request from memory, all-or-nothing over every limit, budget and balance of its key.
+
+Invariants: what is admitted never exceeds a limit or budget, however many callers ask at once; a denial
+consumes nothing; each admission has exactly one ending (settle, void or expire). One lock guards all
+counters; it is never held across I/O other than the first read of a counter.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple, Protocol
+
+from tollkeeper.clock import Clock
+from tollkeeper.domain.catalog import Limit, Route
+from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.entitlements import BudgetScope, Entitlement
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.pricing import ModelPrice, cost_nanos
+from tollkeeper.gate.counters import WINDOWS, BudgetCounter, Concurrency, Counter, CreditPool, RateCounter
+from tollkeeper.gate.routes import RouteTable
+
+HOLD_S_DEFAULT: Final = 300
+HOLD_S_MAX: Final = 7 * 86_400
+_ENTITLEMENTS_MAX: Final = 200_000
+_UNKNOWN_KEYS_MAX: Final = 10_000
+_ANY_PATH: Final = Route(id="unknown", method="*", path="/*")
+
+
+class Usage(NamedTuple):
+    """What a request is expected to use (at `admit`), or did use (at `settle`)."""
+
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    model: str = ""
+    cost_nanos: int | None = None
+    """Overrides the price book."""
+    credits: int | None = None
+    """Overrides the route's credits."""
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+
+
+NO_USAGE: Final = Usage()
+
+
+class Outcome(NamedTuple):
+    """How a request ended, beside what it used."""
+
+    status: int = 200
+    usage: Usage = NO_USAGE
+    error_type: str = ""
+    latency_us: int | None = None
+    bytes_out: int = 0
+    cache: Literal["", "hit", "miss", "none"] = ""
+    tags: Mapping[str, str] = {}
+    estimated: bool = False
+    """The cost given is an estimate: the job goes on, a correction brings the actual one."""
+
+
+class Charge(NamedTuple):
+    """What one settled request adds to one counter of the ledger, in the counter's unit."""
+
+    account_id: str
+    counter_id: str
+    period_start_us: int
+    amount: int
+
+
+class Sources(Protocol):
+    """What the gate reads once per key or counter: implemented by services over the stores."""
+
+    def entitlement(self, secret_sha256: str) -> Entitlement | None: ...
+    def routes(self) -> list[Route]: ...
+    def price(self, model: str, account_id: str, at_us: int) -> ModelPrice | None: ...
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]: ...
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]: ...
+    def book(self, account_id: str) -> tuple[CreditBook, int]: ...
+
+
+class Settings(NamedTuple):
+    """What the gate does where the catalog is silent."""
+
+    unknown_route: Literal["deny", "allow"] = "deny"
+    unknown_price: Literal["deny", "allow"] = "deny"
+    hold_s: int = HOLD_S_DEFAULT
+
+
+class Taken(NamedTuple):
+    """One amount set aside in one counter."""
+
+    counter: Counter
+    amount: int
+    mark: int
+
+
+class Permit:
+    """One key, compiled: its entitlement and its counters per rate bucket."""
+
+    __slots__ = ("account_id", "budgets", "checks", "entitlement", "expires_at_us", "key_id", "limits", "pool", "profile")
+
+    def __init__(
+        self,
+        entitlement: Entitlement,
+        limits: list[tuple[str | None, Counter]],
+        budgets: list[BudgetCounter],
+        pool: CreditPool | None,
+    ) -> None:
+        self.entitlement = entitlement
+        self.key_id = entitlement.key.id
+        self.account_id = entitlement.account.id
+        self.profile = entitlement.key.profile
+        self.limits = limits
+        self.budgets = budgets
+        self.pool = pool
+        expires_at = entitlement.key.expires_at
+        self.expires_at_us = 2**62 if expires_at is None else to_us(expires_at)
+        subscription = entitlement.subscription
+        if subscription is not None and subscription.expires_at is not None:
+            self.expires_at_us = min(self.expires_at_us, to_us(subscription.expires_at))
+        self.checks: dict[tuple[str | None, bool], tuple[Counter, ...]] = {}
+
+    def counters(self, route: Route) -> tuple[Counter, ...]:
+        """Return what a request to *route* must pass: rate limits first, then budgets, then the balance."""
+        at = (route.bucket, route.free)
+        found = self.checks.get(at)
+        if found is None:
+            counters: list[Counter] = [
+                counter for bucket, counter in self.limits if bucket is None or bucket == route.bucket
+            ]
+            if not route.free:
+                counters += self.budgets
+                if self.pool is not None:
+                    counters.append(self.pool)
+            found = self.checks[at] = tuple(counters)
+        return found
+
+
+class Admission:
+    """
+    The gate's yes, with its hold. Settle or void it once; dropped without an ending, it is voided.
+
+    Attributes:
+        id: UUIDv7; the id of the hold and of the meter event that settling it makes.
+        expires_at_us: When a hold made over HTTP expires; in-process holds die with the admission.
+        durable: Whether the hold was committed to the ledger.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_gate",
+        "amounts",
+        "at_us",
+        "durable",
+        "expected",
+        "expires_at_us",
+        "fingerprint",
+        "id",
+        "method",
+        "path",
+        "permit",
+        "route",
+        "state",
+        "tags",
+        "taken",
+    )
+
+    def __init__(
+        self,
+        gate: Gate,
+        id_: str,
+        permit: Permit,
+        route: Route,
+        method: str,
+        amounts: Amounts,
+        expected: Usage,
+        taken: list[Taken],
+        at_us: int,
+    ) -> None:
+        self._gate = gate
+        self.id = id_
+        self.permit = permit
+        self.route = route
+        self.method = method
+        self.path = route.path
+        self.amounts = amounts
+        self.expected = expected
+        self.taken = taken
+        self.at_us = at_us
+        self.expires_at_us = 0
+        self.durable = False
+        self.fingerprint = ""
+        self.tags: Mapping[str, str] = {}
+        self.state: Literal["open", "ending", "ended"] = "open"
+
+    @property
+    def account_id(self) -> str:
+        return self.permit.account_id
+
+    @property
+    def key_id(self) -> str:
+        return self.permit.key_id
+
+    def __del__(self) -> None:
+        # Runs wherever the last reference goes, perhaps inside the gate's lock: only leave a note.
+        if self.state == "open" and not self.durable:
+            self._gate.abandoned.append(self.taken)
+
+
+class Gate:
+    """All admission state of this node."""
+
+    def __init__(self, sources: Sources, clock: Clock, settings: Settings = Settings()) -> None:
+        self.lock = threading.Lock()
+        self.abandoned: deque[list[Taken]] = deque()
+        self.refusing: str | None = None
+        """Why nothing is admitted now (the ledger cannot be written), or None."""
+        self._sources = sources
+        self._clock = clock
+        self._settings = settings
+        self._permits: dict[str, Permit] = {}
+        self._unknown: set[str] = set()
+        self._counters: dict[tuple[str, str], RateCounter | BudgetCounter | CreditPool] = {}
+        self._changed: list[RateCounter] = []
+        self._routes: RouteTable | None = None
+        self._random = random.Random(os.urandom(32))
+        self.last_used: dict[str, int] = {}
+        """Key id → when it was last admitted, since the committer last took this."""
+
+    # -- deciding -------------------------------------------------------------------------------------
+
+    def admit(
+        self,
+        secret: str,
+        method: str,
+        path: str,
+        expected: Usage = NO_USAGE,
+        *,
+        hold_id: str | None = None,
+    ) -> Admission | Denial:
+        """
+        Decide one request.
+
+        Args:
+            secret: The api key as the caller sent it.
+            path: The path as called, or a route's template.
+            expected: The most that the request may use; what it did use comes with `settle`.
+            hold_id: Names the hold; made here when None.
+
+        Returns:
+            An `Admission`, or a `Denial` after which nothing has changed.
+        """
+        if self.refusing is not None:
+            return Denial("unavailable", self.refusing, retry_after_s=1)
+        now_us = self._clock.now_us()
+        permit = self._permits.get(hash_secret(secret))
+        if permit is None:
+            found = self._permit(secret, now_us)
+            if isinstance(found, Denial):
+                return found
+            permit = found
+        if now_us >= permit.expires_at_us:
+            return Denial("key_expired", "The api key has expired. Ask for a new one.")
+        return self.admit_permit(permit, method, path, expected, now_us, hold_id)
+
+    def admit_permit(
+        self, permit: Permit, method: str, path: str, expected: Usage, now_us: int, hold_id: str | None = None
+    ) -> Admission | Denial:
+        """Decide one request of a key that is already known to be good."""
+        routes = self._routes or self._load_routes()
+        route = routes.match(method, path, permit.profile)
+        if route is None:
+            if self._settings.unknown_route == "deny":
+                return Denial("route_unknown", f"{method} {path[:128]} is not a known route of this API.")
+            route = _ANY_PATH
+        layers = permit.entitlement.plan.layers if permit.entitlement.plan is not None else None
+        if layers is not None and route.layer and route.layer not in layers:
+            return Denial(
+                "layer_not_allowed", f"The key's plan does not include the {route.layer} layer of this route."
+            )
+        amounts = self._amounts(permit, route, expected, now_us)
+        if amounts is None:
+            return Denial(
+                "price_unknown",
+                f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
+            )
+        counters = permit.counters(route)
+        if self.abandoned:
+            self._collect_abandoned()
+        with self.lock:
+            for counter in counters:
+                if not counter.fits(amounts[counter.unit_index], now_us):
+                    return self._denial(counter, counters, amounts, now_us)
+            taken = [
+                Taken(counter, amount := amounts[counter.unit_index], counter.take(amount, now_us))
+                for counter in counters
+            ]
+            self.last_used[permit.key_id] = now_us
+        return Admission(
+            self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
+        )
+
+    def _amounts(self, permit: Permit, route: Route, usage: Usage, now_us: int) -> Amounts | None:
+        if route.free:
+            return Amounts(1, usage.tokens, 0, 0)
+        nanos = usage.cost_nanos
+        tokens = usage.tokens
+        if nanos is None:
+            nanos = route.price_nanos
+            if usage.model:
+                price = self._sources.price(usage.model, permit.account_id, now_us)
+                if price is None:
+                    if self._settings.unknown_price == "deny":
+                        return None
+                else:
+                    nanos += cost_nanos(
+                        price,
+                        prompt=usage.prompt_tokens,
+                        cached_prompt=usage.cached_prompt_tokens,
+                        completion=usage.completion_tokens,
+                        reasoning=usage.reasoning_tokens,
+                    )
+        return Amounts(1, tokens, nanos, route.credits if usage.credits is None else usage.credits)
+
+    def _denial(
+        self, counter: Counter, counters: Iterable[Counter], amounts: Amounts, now_us: int
+    ) -> Denial:
+        amount = amounts[counter.unit_index]
+        allowed, used = counter.allowed_used(now_us)
+        lifts_at_us = counter.lifts_at_us(amount, now_us)
+        rooms = []
+        for other in counters:
+            if other.unit == counter.unit and not isinstance(other, Concurrency):
+                most, taken = other.allowed_used(now_us)
+                if most is not None:
+                    rooms.append(most - taken)
+        retry_after_s = None
+        if lifts_at_us is not None:
+            retry_after_s = max(1, -(-(lifts_at_us - now_us) // US_PER_S))
+        return Denial(
+            reason=counter.reason,  # type: ignore[arg-type]
+            message=_denial_message(counter, amount, allowed, used),
+            limit=counter.name,
+            unit=counter.unit,
+            allowed=allowed,
+            used=used,
+            largest_fit=0 if isinstance(counter, Concurrency) else max(0, min(rooms, default=0)),
+            retry_after_s=retry_after_s,
+            resets_at_us=counter.resets_at_us(now_us),
+        )
+
+    # -- ending ---------------------------------------------------------------------------------------
+
+    def settle(self, admission: Admission, outcome: Outcome, received_at_us: int) -> tuple[Record, list[Charge]]:
+        """
+        End *admission* with what was really used; return the record and what it charges.
+
+        The caller has claimed the admission (see `claim`) and hands both to the committer.
+        """
+        record = self.record_of(admission, outcome, received_at_us)
+        actual = Amounts(1, outcome.usage.tokens, record.cost_nanos, record.credits)
+        charges = []
+        with self.lock:
+            for counter, held, mark in admission.taken:
+                amount = actual[counter.unit_index]
+                counter.settle(mark, held, amount)
+                if isinstance(counter, BudgetCounter | CreditPool):
+                    charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
+        return record, charges
+
+    def unsettle(self, admission: Admission, record: Record) -> None:
+        """Take a settlement back whose commit failed: the hold is open again."""
+        tokens = (
+            record.prompt_tokens
+            + record.cached_prompt_tokens
+            + record.completion_tokens
+            + record.reasoning_tokens
+        )
+        actual = Amounts(1, tokens, record.cost_nanos, record.credits)
+        with self.lock:
+            for counter, held, mark in admission.taken:
+                amount = actual[counter.unit_index]
+                if isinstance(counter, BudgetCounter | CreditPool):
+                    counter.settle(mark, -held, -amount)
+                elif isinstance(counter, Concurrency):
+                    counter.take(1, record.received_at_us)
+                else:
+                    counter.settle(mark, amount, held)
+        admission.state = "open"
+
+    def void(self, admission: Admission) -> None:
+        """End *admission* as if it never was. The caller has claimed it."""
+        with self.lock:
+            self._give_back(admission.taken)
+
+    def claim(self, admission: Admission) -> bool:
+        """Make the caller the one that ends *admission*; False when somebody else did or does."""
+        with self.lock:
+            if admission.state != "open":
+                return False
+            admission.state = "ending"
+            return True
+
+    def record_of(self, admission: Admission, outcome: Outcome, received_at_us: int) -> Record:
+        """Return the priced record of a request's outcome."""
+        usage = outcome.usage
+        route = admission.route
+        model = usage.model or admission.expected.model
+        cost, state, version = self._cost(admission, outcome, model)
+        credits = usage.credits
+        if credits is None:
+            credits = 0 if route.free or outcome.status >= 400 else route.credits
+        return Record(
+            account_id=admission.account_id,
+            project_id=admission.permit.entitlement.key.project or "",
+            key_id=admission.key_id,
+            occurred_at_us=admission.at_us,
+            received_at_us=received_at_us,
+            id=admission.id,
+            revision=0,
+            sign=1,
+            amendment_id="",
+            kind=route.event_kind,
+            method=admission.method,
+            route=admission.path,
+            status=outcome.status,
+            error_type=outcome.error_type,
+            denied_reason="",
+            latency_us=outcome.latency_us,
+            bytes_out=outcome.bytes_out,
+            model=model,
+            prompt_tokens=usage.prompt_tokens,
+            cached_prompt_tokens=usage.cached_prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            cache=outcome.cache,
+            credits=credits,
+            cost_nanos=cost,
+            estimated_cost_nanos=admission.amounts.nanos,
+            cost_state=state,
+            price_version=version,
+            tags=dict(outcome.tags) if outcome.tags else dict(admission.tags),
+        )
+
+    def _cost(self, admission: Admission, outcome: Outcome, model: str) -> tuple[int, str, str]:
+        usage = outcome.usage
+        if usage.cost_nanos is not None:
+            return usage.cost_nanos, "estimated" if outcome.estimated else "given", ""
+        if outcome.estimated:
+            return admission.amounts.nanos, "estimated", ""
+        if admission.route.free or outcome.cache == "hit":
+            return 0, "free", ""
+        nanos = 0 if outcome.status >= 400 else admission.route.price_nanos
+        if not model or not usage.tokens:
+            return nanos, "priced", f"route:{admission.route.id}"
+        price = self._sources.price(model, admission.account_id, admission.at_us)
+        if price is None:
+            return nanos, "unpriced", ""
+        return (
+            nanos
+            + cost_nanos(
+                price,
+                prompt=usage.prompt_tokens,
+                cached_prompt=usage.cached_prompt_tokens,
+                completion=usage.completion_tokens,
+                reasoning=usage.reasoning_tokens,
+            ),
+            "priced",
+            price.version,
+        )
+
+    def denied_record(
+        self, permit: Permit, method: str, path: str, denial: Denial, now_us: int, model: str = ""
+    ) -> Record:
+        """Return the record that counts a refused request in the statistics; it costs nothing."""
+        routes = self._routes or self._load_routes()
+        route = routes.match(method, path, permit.profile) or _ANY_PATH
+        return Record(
+            permit.account_id, permit.entitlement.key.project or "", permit.key_id, now_us, now_us,
+            self.new_id(now_us), 0, 1, "", route.event_kind, method, route.path, denial.status,
+            denial.reason, denial.reason, None, 0, model, 0, 0, 0, 0, "", 0, 0, 0, "free", "", {},
+        )  # fmt: skip
+
+    # -- keys and counters ----------------------------------------------------------------------------
+
+    def permit(self, secret: str) -> Permit | Denial:
+        """Return the compiled key of *secret*, or why it is refused (401, or 403 for its account)."""
+        permit = self._permits.get(hash_secret(secret))
+        now_us = self._clock.now_us()
+        found = permit if permit is not None else self._permit(secret, now_us)
+        if isinstance(found, Permit) and now_us >= found.expires_at_us:
+            return Denial("key_expired", "The api key has expired. Ask for a new one.")
+        return found
+
+    def _permit(self, secret: str, now_us: int) -> Permit | Denial:
+        if not secret:
+            return Denial("key_missing", "The request has no api key.")
+        secret_sha256 = hash_secret(secret)
+        if secret_sha256 in self._unknown:
+            return _UNKNOWN_KEY
+        entitlement = self._sources.entitlement(secret_sha256)
+        if entitlement is None or entitlement.key.role != "consumption":
+            if len(self._unknown) >= _UNKNOWN_KEYS_MAX:
+                self._unknown.clear()
+            self._unknown.add(secret_sha256)
+            return _UNKNOWN_KEY
+        key = entitlement.key
+        if key.state != "active":
+            return Denial(f"key_{key.state}", f"The api key is {key.state}.")  # type: ignore[arg-type]
+        if not entitlement.account.active:
+            return Denial("account_inactive", "The account of this api key is not active.")
+        permit = self._compile(entitlement, now_us)
+        with self.lock:
+            if len(self._permits) >= _ENTITLEMENTS_MAX:
+                self._permits.clear()
+            return self._permits.setdefault(secret_sha256, permit)
+
+    def permit_of(self, entitlement: Entitlement) -> Permit:
+        """Return a permit for a key that was found without its secret, in whatever state it is."""
+        return self._compile(entitlement, self._clock.now_us())
+
+    def _compile(self, entitlement: Entitlement, now_us: int) -> Permit:
+        account_id = entitlement.account.id
+        limits: list[tuple[str | None, Counter]] = []
+        for scope in entitlement.limits:
+            limit = scope.limit
+            counter_id = f"{scope.counter_id}:{limit.algorithm}:{limit.unit}:{limit.window}"
+            limits.append((limit.bucket, self._window(account_id, counter_id, limit, now_us)))
+        budgets = [self._budget(scope, now_us) for scope in entitlement.budgets]
+        pool = self._pool(account_id, now_us) if entitlement.draws_on_credit else None
+        return Permit(entitlement, limits, budgets, pool)
+
+    def _window(self, account_id: str, counter_id: str, limit: Limit, now_us: int) -> Counter:
+        with self.lock:
+            known = self._counters.get((account_id, counter_id))
+            if isinstance(known, RateCounter):
+                known.amend(limit)
+                return known  # type: ignore[return-value]
+            stored = self._sources.slots(account_id, counter_id)
+            made = WINDOWS[limit.algorithm](account_id, counter_id, limit, now_us, stored, self._changed)
+            self._counters[account_id, counter_id] = made
+            return made
+
+    def _budget(self, scope: BudgetScope, now_us: int) -> BudgetCounter:
+        with self.lock:
+            known = self._counters.get((scope.account_id, scope.counter_id))
+            if isinstance(known, BudgetCounter):
+                known.amend(scope, now_us)
+                return known
+            made = BudgetCounter(scope, now_us, self._sources.counter)
+            self._counters[scope.account_id, scope.counter_id] = made
+            return made
+
+    def _pool(self, account_id: str, now_us: int) -> CreditPool:
+        with self.lock:
+            known = self._counters.get((account_id, "credit"))
+            if isinstance(known, CreditPool):
+                return known
+            made = CreditPool(account_id, now_us, self._sources.book)
+            self._counters[account_id, "credit"] = made
+            return made
+
+    def forget(self, account_id: str | None = None) -> None:
+        """Drop what was compiled of one account, or of all: the catalog changed. Counters stay."""
+        with self.lock:
+            self._unknown.clear()
+            self._routes = None
+            if account_id is None:
+                self._permits.clear()
+            else:
+                self._permits = {at: p for at, p in self._permits.items() if p.account_id != account_id}
+
+    def _load_routes(self) -> RouteTable:
+        self._routes = table = RouteTable(self._sources.routes())
+        return table
+
+    # -- for the committer ----------------------------------------------------------------------------
+
+    def booked(
+        self,
+        charges: Mapping[tuple[str, str, int], int],
+        counted: Mapping[tuple[str, str, int], int],
+        books: Mapping[str, CreditBook],
+        commit: int,
+    ) -> None:
+        """
+        Learn what a commit wrote.
+
+        Args:
+            charges: `(account, counter, period start)` → amount that the ledger was charged.
+            counted: The part of each that was settled in this gate before.
+            books: Account → its credit book after the commit.
+        """
+        now_us = self._clock.now_us()
+        with self.lock:
+            for at, amount in charges.items():
+                counter = self._counters.get(at[:2])
+                if isinstance(counter, BudgetCounter):
+                    counter.booked(at[2], amount, counted=counted.get(at, 0), commit=commit)
+            for account_id, book in books.items():
+                pool = self._counters.get((account_id, "credit"))
+                if isinstance(pool, CreditPool):
+                    pool.booked(book, counted=counted.get((account_id, "credit", 0), 0), commit=commit, now_us=now_us)
+
+    def dirty_windows(self) -> list[tuple[str, str, dict[int, int], int]]:
+        """Take what rate counters changed: `(account, counter, slot → used, expires_at_us)` each."""
+        with self.lock:
+            taken = [
+                (counter.account_id, counter.counter_id, counter.slots(), counter.expires_at_us())
+                for counter in self._changed
+            ]
+            self._changed.clear()
+            return taken
+
+    def take_last_used(self) -> dict[str, int]:
+        """Take the keys admitted since the last call."""
+        with self.lock:
+            taken, self.last_used = self.last_used, {}
+            return taken
+
+    def hold_again(self, permit: Permit, route: Route, admission_id: str, amounts: Amounts, at_us: int) -> Admission:
+        """Set aside the amounts of a stored hold after a restart, whether or not they still fit."""
+        with self.lock:
+            taken = []
+            for counter in permit.counters(route):
+                amount = amounts[counter.unit_index]
+                if isinstance(counter, RateCounter) and not isinstance(counter, Concurrency):
+                    # The stored window already contains the hold: only find where it is.
+                    taken.append(Taken(counter, amount, _mark_of(counter, at_us)))
+                    continue
+                counter.fits(0, at_us)
+                mark = counter.take(amount, at_us)
+                if isinstance(counter, BudgetCounter) and at_us < counter.start_us:
+                    counter.give_back(mark, amount)
+                    mark = counter.scope.span_us(at_us)[0]
+                taken.append(Taken(counter, amount, mark))
+        return Admission(self, admission_id, permit, route, "", amounts, NO_USAGE, taken, at_us)
+
+    def state_of(self, permit: Permit, now_us: int) -> list[Denial]:
+        """Return, as denials that nobody got, where each counter of a key stands."""
+        with self.lock:
+            counters: list[Counter] = [counter for _, counter in permit.limits]
+            counters += permit.budgets
+            if permit.pool is not None:
+                counters.append(permit.pool)
+            states = []
+            for counter in counters:
+                allowed, used = counter.allowed_used(now_us)
+                fit = None if allowed is None else max(0, allowed - used)
+                states.append(
+                    Denial(
+                        counter.reason,  # type: ignore[arg-type]
+                        "",
+                        counter.name,
+                        counter.unit,
+                        allowed,
+                        used,
+                        fit,
+                        None,
+                        counter.resets_at_us(now_us),
+                    )
+                )
+            return states
+
+    def new_id(self, now_us: int) -> str:
+        """Return a fresh UUIDv7: time-ordered, so that id look-ups stay in one place of the index."""
+        bits = self._random.getrandbits(74)
+        value = (now_us // 1000) << 80 | 7 << 76 | (bits >> 62) << 64 | 2 << 62 | bits & (1 << 62) - 1
+        text = f"{value:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    def _collect_abandoned(self) -> None:
+        while self.abandoned:
+            try:
+                taken = self.abandoned.popleft()
+            except IndexError:
+                return
+            with self.lock:
+                self._give_back(taken)
+
+    def _give_back(self, taken: list[Taken]) -> None:
+        for counter, held, mark in taken:
+            counter.give_back(mark, held)
+
+
+_UNKNOWN_KEY: Final = Denial("key_unknown", "The api key is not known here.")
+
+
+def _mark_of(counter: Counter, at_us: int) -> int:
+    slot_us = getattr(counter, "slot_us", None) or getattr(counter, "width_us", 0)
+    return at_us - at_us % slot_us if slot_us else 0
+
+
+def _denial_message(counter: Counter, amount: int, allowed: int | None, used: int) -> str:
+    if counter.reason == "credit_exhausted":
+        return "The account's credit balance is used up. Top up to continue."
+    if counter.reason == "budget_exhausted":
+        return f"Budget {counter.name} is used up: {used} of {allowed} {counter.unit}, {amount} asked."
+    if counter.reason == "too_many_concurrent":
+        return f"Limit {counter.name}: {used} of {allowed} requests are under way."
+    return f"Rate limit {counter.name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."
+

@@ -1,0 +1,75 @@
+"""Finds the route policy of a request: exact paths first, then templates, the more specific one first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from tollkeeper.domain.catalog import Route
+
+_CACHE_MAX: Final = 8_192
+"""Paths remembered; when full the memory starts anew, so that made-up paths cannot grow it."""
+
+
+class RouteTable:
+    """All route policies, compiled. A changed catalog makes a new table."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._exact: dict[tuple[str, str], list[Route]] = {}
+        self._templates: list[tuple[re.Pattern[str], Route]] = []
+        self._cache: dict[tuple[str, str, str], Route | None] = {}
+        for route in sorted(routes, key=_specificity):
+            if "{" in route.path or route.path.endswith("*"):
+                self._templates.append((_pattern(route.path), route))
+            else:
+                self._exact.setdefault((route.method, route.path), []).append(route)
+
+    def match(self, method: str, path: str, profile: str) -> Route | None:
+        """
+        Return the policy of a request, or None when the route is unknown.
+
+        Args:
+            path: The path as called, without the query string; a route's own template matches itself.
+            profile: Profile of the key; policies of other profiles are passed over.
+        """
+        at = (method, path, profile)
+        cache = self._cache
+        if at in cache:
+            return cache[at]
+        if len(cache) >= _CACHE_MAX:
+            cache.clear()
+        found = cache[at] = self._find(method, path, profile)
+        return found
+
+    def _find(self, method: str, path: str, profile: str) -> Route | None:
+        for wanted in (method, "*"):
+            for route in self._exact.get((wanted, path), ()):
+                if route.profile is None or route.profile == profile:
+                    return route
+        for pattern, route in self._templates:
+            if (
+                route.method in (method, "*")
+                and (route.profile is None or route.profile == profile)
+                and pattern.fullmatch(path)
+            ):
+                return route
+        return None
+
+
+def _specificity(route: Route) -> tuple[object, ...]:
+    # A route of one profile before one for all; fewer placeholders first; longer paths first; then by id.
+    return (
+        route.profile is None,
+        route.path.endswith("*"),
+        route.path.count("{"),
+        -len(route.path),
+        route.method == "*",
+        route.id,
+    )
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    head, rest = (template[:-1], ".*") if template.endswith("*") else (template, "")
+    parts = re.split(r"\{[^{}/]*\}", head)
+    return re.compile("[^/]+".join(re.escape(part) for part in parts) + rest, re.DOTALL)

@@ -1,0 +1,1 @@
+"""The HTTP surface: translates between requests and services, and decides nothing."""

@@ -1,0 +1,149 @@
+"""
+Entries from plain values: one way to check what a file, a request or a Python caller brings, and to say
+which field is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any, Final, TypeVar, cast, get_args
+
+import msgspec
+
+from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key
+from tollkeeper.domain.keys import PREFIX_BY_PROFILE
+from tollkeeper.errors import BadParameter
+
+E = TypeVar("E", bound=Entry)
+
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+"""PostgreSQL's text holds no NUL; no UTF-8 holds half a surrogate pair."""
+
+
+def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
+    """
+    Return the entry of *kind* that *raw* (a mapping of plain values, as from JSON or TOML) describes.
+
+    It passed every check that needs no other entry; its instants are in UTC.
+
+    Args:
+        path: Where *raw* stands, e.g. `plans[0]`: begins the field of every error.
+
+    Raises:
+        BadParameter: A field is unknown, missing, or has a bad value: its path and what to do.
+    """
+    check_kind(kind)
+    entry_type = KINDS[kind]
+    try:
+        entry = msgspec.convert(raw, entry_type)
+    except msgspec.ValidationError as exc:
+        raise _bad_field(exc, entry_type, raw, path) from None
+    for where, text in _strings(raw, path):
+        if _UNSTORABLE.search(text):
+            raise BadParameter(
+                f"{where}: text cannot hold a NUL or half a surrogate pair: remove it", field=where or kind
+            )
+    try:
+        entry.check()
+    except Invalid as exc:
+        field = at_path(path, exc.field)
+        raise BadParameter(f"{field}: {exc}", field=field) from None
+    if isinstance(entry, Key) and entry.profile not in PREFIX_BY_PROFILE:
+        field = at_path(path, "profile")
+        raise BadParameter(f"{field}: profile is one of {', '.join(PREFIX_BY_PROFILE)}", field=field)
+    return _in_utc(entry, path)
+
+
+def checked(entry: E, path: str = "") -> E:
+    """Return *entry* checked as by `entry_from`, its types too: one built in Python may break even those."""
+    plain = msgspec.to_builtins(entry, builtin_types=(datetime,))
+    return cast("E", entry_from(entry.kind, plain, path))
+
+
+def check_kind(kind: str) -> None:
+    """Raise `BadParameter` unless *kind* is one of the nine."""
+    if kind not in KINDS:
+        raise BadParameter(f"kind is one of {', '.join(KINDS)}", field="kind")
+
+
+def at_path(path: str, field: str) -> str:
+    """Return the path of *field* within what stands at *path*; either may be empty."""
+    return f"{path}.{field}" if path and field else path or field
+
+
+def _in_utc(entry: Entry, path: str) -> Entry:
+    instants = {
+        field: getattr(entry, field)
+        for field in entry.__struct_fields__
+        if isinstance(getattr(entry, field), datetime)
+    }
+    for field, at in instants.items():
+        try:
+            instants[field] = at.astimezone(UTC)
+        except OverflowError:
+            where = at_path(path, field)
+            raise BadParameter(f"{where}: an instant is within the years 1 to 9999", field=where) from None
+    return msgspec.structs.replace(entry, **instants) if instants else entry
+
+
+def _bad_field(
+    exc: msgspec.ValidationError, entry_type: type[msgspec.Struct], raw: Any, path: str
+) -> BadParameter:
+    text, _, where = str(exc).partition(" - at `")
+    inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    if inner.endswith("[...]"):  # One value of a mapping, unnamed: only `metadata` is one.
+        inner = inner.removesuffix("[...]")
+        inner = next(
+            (f"{inner}.{key}" for key, value in raw[inner].items() if not isinstance(value, str)), inner
+        )
+    holder = _type_at(entry_type, inner)
+    if match := re.fullmatch(r"Object contains unknown field `(.*)`", text):
+        known = [field.name for field in msgspec.structs.fields(_struct_in(holder) or entry_type)]
+        near = get_close_matches(match[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known fields are {', '.join(known)}"
+        inner, text = at_path(inner, match[1]), f"unknown field: {hint}"
+    elif match := re.fullmatch(r"Object missing required field `(.*)`", text):
+        inner, text = at_path(inner, match[1]), "missing: this field is required"
+    elif text.startswith("Invalid enum value"):
+        text = f"one of {', '.join(_literals_in(holder))}"
+    else:
+        text = text.replace("`", "")
+    field = at_path(path, inner) or entry_type.__name__.lower()
+    return BadParameter(f"{field}: {text}", field=field)
+
+
+def _type_at(holder: Any, path: str) -> Any:
+    """Return the type of the field at *path* (`limits[1].unit`) within the struct *holder*."""
+    for name in re.sub(r"\[\d+\]", "", path).split(".") if path else ():
+        struct = _struct_in(holder)
+        found = (
+            [field.type for field in msgspec.structs.fields(struct) if field.name == name] if struct else []
+        )
+        holder = found[0] if found else None
+    return holder
+
+
+def _struct_in(holder: Any) -> type[msgspec.Struct] | None:
+    if isinstance(holder, type) and issubclass(holder, msgspec.Struct):
+        return holder
+    return next((found for arg in get_args(holder) if (found := _struct_in(arg))), None)
+
+
+def _literals_in(holder: Any) -> list[str]:
+    return [
+        name for arg in get_args(holder) for name in ([arg] if isinstance(arg, str) else _literals_in(arg))
+    ]
+
+
+def _strings(value: Any, path: str) -> Sequence[tuple[str, str]]:
+    if isinstance(value, str):
+        return [(path, value)]
+    if isinstance(value, Mapping):
+        inner = [found for name, part in value.items() for found in _strings(part, at_path(path, name))]
+        return [(path, name) for name in value] + inner
+    if isinstance(value, list):
+        return [found for index, part in enumerate(value) for found in _strings(part, f"{path}[{index}]")]
+    return []

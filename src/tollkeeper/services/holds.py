@@ -1,0 +1,497 @@
+"""
+Authorize, settle, void: requests from admission to their one ending.
+
+Two ways in. In process, `admit` keeps its hold in memory and `settle` queues the record for the next group
+commit. Over HTTP a hold is committed before the answer and every ending too, so both survive a crash; a
+retry of any of the three calls gets the first answer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tollkeeper.clock import Clock
+from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
+from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
+from tollkeeper.gate.gate import (
+    HOLD_S_MAX,
+    NO_USAGE,
+    Admission,
+    Gate,
+    Outcome,
+    Permit,
+    Usage,
+)
+from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.services.committer import Committer, EndHold, OpenHold, Settle
+from tollkeeper.services.directory import Directory
+from tollkeeper.services.pending import Pending, key_of
+from tollkeeper.services.tickets import Ticket
+
+_UNSEEN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
+DENIALS_QUEUED_MAX: Final = 50_000
+"""Denied requests that may wait to be recorded; past that they are only counted in the metrics."""
+
+
+class Settled(NamedTuple):
+    """What a settle booked."""
+
+    record: Record
+    held_nanos: int
+    replayed: bool = False
+
+    @property
+    def beyond_hold_nanos(self) -> int:
+        """What was settled beyond the hold: booked all the same, and shown as overdraft."""
+        return max(0, self.record.cost_nanos - self.held_nanos)
+
+
+class Holds:
+    """The use cases around one request. Any thread or event loop may call."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        directory: Directory,
+        ledger: Ledger,
+        store: UsageStore,
+        committer: Committer,
+        pending: Pending,
+        clock: Clock,
+        *,
+        hold_s: int,
+    ) -> None:
+        self._gate = gate
+        self._directory = directory
+        self._ledger = ledger
+        self._store = store
+        self._committer = committer
+        self._pending = pending
+        self._clock = clock
+        self._hold_s = hold_s
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str], tuple[Admission, Ticket]] = {}
+        self._accounts_by_hold: dict[str, list[str]] = {}
+        self._expiries: list[tuple[int, str, str]] = []
+        self.denied_unrecorded = 0
+
+    # -- in process -----------------------------------------------------------------------------------
+
+    def admit(self, secret: str, method: str, path: str, expected: Usage = NO_USAGE) -> Admission | Denial:
+        """Decide one request of this process. Settle or void the admission; dropped, it is voided."""
+        found = self._gate.admit(secret, method, path, expected)
+        if isinstance(found, Denial):
+            self.record_denial(secret, method, path, found, expected.model)
+        return found
+
+    def settle(self, admission: Admission, outcome: Outcome, ticket: Ticket | None = None) -> Record:
+        """
+        End an admission of this process with what it used. With a *ticket*, wait on it for durability.
+
+        Raises:
+            HoldEnded: It was ended before.
+        """
+        if not self._gate.claim(admission):
+            raise HoldEnded(f"Request {admission.id} was ended before: settle or void once.")
+        version = self._committer.scopes_version
+        record, charges = self._gate.settle(admission, outcome, self._clock.now_us())
+        admission.state = "ended"
+        self._committer.submit(
+            Settle(
+                record,
+                charges,
+                ticket=ticket,
+                scopes_version=version,
+                charges_of=self._directory.charges_of,
+            )
+        )
+        return record
+
+    def void(self, admission: Admission) -> None:
+        """End an admission of this process as if it never was. A repeat changes nothing."""
+        if self._gate.claim(admission):
+            self._gate.void(admission)
+            admission.state = "ended"
+
+    def record_denial(self, secret: str, method: str, path: str, denial: Denial, model: str = "") -> None:
+        """Count a refused request of a known key in the statistics."""
+        if denial.status in (401, 503):
+            return
+        permit = self._gate.permit(secret)
+        if isinstance(permit, Denial):
+            return
+        if self._committer.queued > DENIALS_QUEUED_MAX:
+            self.denied_unrecorded += 1
+            return
+        now_us = self._clock.now_us()
+        record = self._gate.denied_record(permit, method, path, denial, now_us, model)
+        self._committer.submit(
+            Settle(
+                record,
+                [],
+                counted=False,
+                scopes_version=self._committer.scopes_version,
+                charges_of=self._directory.charges_of,
+            )
+        )
+
+    # -- over HTTP ------------------------------------------------------------------------------------
+
+    def authorize(
+        self,
+        secret: str,
+        method: str,
+        path: str,
+        expected: Usage,
+        ticket: Ticket,
+        *,
+        hold_id: str | None = None,
+        ttl_s: int | None = None,
+        tags: Mapping[str, str] = {},
+    ) -> tuple[Admission, Ticket] | Denial:
+        """
+        Decide one request and commit its hold: wait on the returned ticket before answering.
+
+        A repeat with the same *hold_id* and request gets the hold that is open, by its ticket. When the
+        ticket fails, call `withdraw`.
+
+        Raises:
+            IdempotencyConflict: *hold_id* is open for another request.
+            HoldEnded: *hold_id* was ended.
+            BadParameter: *ttl_s* is out of range.
+        """
+        ttl_s = self._hold_s if ttl_s is None else ttl_s
+        if not 1 <= ttl_s <= HOLD_S_MAX:
+            raise BadParameter(f"ttl_s is from 1 to {HOLD_S_MAX} seconds", field="ttl_s")
+        permit: Permit | Denial | None = None
+        fingerprint = ""
+        if hold_id is not None:
+            permit = self._gate.permit(secret)
+            if isinstance(permit, Denial):
+                return permit
+            fingerprint = _fingerprint(permit.key_id, method, path, expected)
+            earlier = self._earlier(permit.account_id, hold_id, fingerprint)
+            if earlier is not None:
+                return earlier
+        found = self._gate.admit(secret, method, path, expected, hold_id=hold_id)
+        if isinstance(found, Denial):
+            self.record_denial(secret, method, path, found, expected.model)
+            return found
+        admission = found
+        admission.durable = True
+        admission.fingerprint = fingerprint
+        admission.tags = tags
+        admission.expires_at_us = admission.at_us + ttl_s * US_PER_S
+        at = (admission.account_id, admission.id)
+        with self._lock:
+            if hold_id is not None and at in self._open:
+                # The same id came in twice at once: the first one stands.
+                self._gate.void(admission)
+                admission.state = "ended"
+                return self._same(*self._open[at], fingerprint)
+            self._open[at] = (admission, ticket)
+            self._accounts_by_hold.setdefault(admission.id, []).append(admission.account_id)
+            heapq.heappush(self._expiries, (admission.expires_at_us, *at))
+        self._committer.submit(OpenHold(StoredHold(*at, "open", _body_of(admission)), ticket))
+        return admission, ticket
+
+    def withdraw(self, admission: Admission) -> None:
+        """Undo an `authorize` whose commit failed. A repeat changes nothing."""
+        if self._gate.claim(admission):
+            self._gate.void(admission)
+            admission.state = "ended"
+            self._forget(admission)
+
+    def _earlier(self, account_id: str, hold_id: str, fingerprint: str) -> tuple[Admission, Ticket] | None:
+        held = self._open.get((account_id, hold_id))
+        if held is not None:
+            return self._same(*held, fingerprint)
+        stored = self._ledger.hold(account_id, hold_id)
+        if stored is not None and stored.state != "open":
+            raise HoldEnded(f"Hold {hold_id} is {stored.state}: use a new id.")
+        if self._event(account_id, hold_id) is not None:
+            raise HoldEnded(f"Hold {hold_id} was settled: use a new id.")
+        return None
+
+    def _same(self, admission: Admission, ticket: Ticket, fingerprint: str) -> tuple[Admission, Ticket]:
+        if admission.fingerprint != fingerprint:
+            raise IdempotencyConflict(f"Hold {admission.id} is open for another request: use a new id.")
+        return admission, ticket
+
+    def settle_hold(
+        self, hold_id: str, outcome: Outcome, ticket: Ticket, *, account_id: str | None = None
+    ) -> tuple[Settled, Ticket | None]:
+        """
+        End a hold made over HTTP with what was used: wait on the ticket, if there is one, before answering.
+
+        A hold that expired meanwhile is settled late: booked whole, as overdraft. A repeat with the same
+        outcome gets the same answer. When the ticket fails, call `reopen`.
+
+        Raises:
+            HoldUnknown: There never was such a hold, or not in this account.
+            HoldEnded: It was voided, or settled with another outcome, or is being ended now.
+        """
+        held = self._find(hold_id, account_id)
+        if held is None:
+            return self._settle_ended(hold_id, outcome, ticket, account_id)
+        admission = held[0]
+        if not self._gate.claim(admission):
+            raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+        now_us = self._clock.now_us()
+        version = self._committer.scopes_version
+        record, charges = self._gate.settle(admission, outcome, now_us)
+        ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
+        self._committer.submit(
+            Settle(
+                record,
+                charges,
+                ended=ended,
+                ticket=ticket,
+                scopes_version=version,
+                charges_of=self._directory.charges_of,
+            )
+        )
+        return Settled(record, admission.amounts.nanos), ticket
+
+    def settled(self, account_id: str, hold_id: str) -> None:
+        """Learn that a settle of `settle_hold` is committed."""
+        held = self._open.get((account_id, hold_id))
+        if held is not None:
+            held[0].state = "ended"
+            self._forget(held[0])
+
+    def reopen(self, settled: Settled) -> None:
+        """Undo a `settle_hold` whose commit failed: the hold is open again."""
+        held = self._open.get((settled.record.account_id, settled.record.id))
+        if held is not None and held[0].state == "ending":
+            self._gate.unsettle(held[0], settled.record)
+
+    def void_hold(self, hold_id: str, ticket: Ticket, *, account_id: str | None = None) -> tuple[str, Ticket | None]:
+        """
+        End a hold made over HTTP as if the request never was; return its account. A repeat is safe.
+
+        Raises:
+            HoldUnknown: There never was such a hold, or not in this account.
+            HoldEnded: It was settled.
+        """
+        held = self._find(hold_id, account_id)
+        if held is None:
+            return self._void_ended(hold_id, account_id), None
+        admission = held[0]
+        if not self._gate.claim(admission):
+            raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+        ended = EndedHold(admission.account_id, hold_id, "voided", self._clock.now_us())
+        self._committer.submit(EndHold(ended, ticket))
+        return admission.account_id, ticket
+
+    def voided(self, account_id: str, hold_id: str, *, committed: bool) -> None:
+        """Learn whether a void of `void_hold` was committed; when not, the hold is open again."""
+        held = self._open.get((account_id, hold_id))
+        if held is None:
+            return
+        if committed:
+            self._gate.void(held[0])
+            held[0].state = "ended"
+            self._forget(held[0])
+        else:
+            held[0].state = "open"
+
+    # -- holds that are not open ----------------------------------------------------------------------
+
+    def _settle_ended(
+        self, hold_id: str, outcome: Outcome, ticket: Ticket, account_id: str | None
+    ) -> tuple[Settled, Ticket | None]:
+        for owner in self._owners(hold_id, account_id):
+            stored = self._ledger.hold(owner, hold_id)
+            if stored is not None and stored.state == "voided":
+                raise HoldEnded(f"Hold {hold_id} was voided: it cannot be settled.")
+            if stored is not None:
+                return self._settle_late(stored, outcome, ticket)
+            record = self._event(owner, hold_id)
+            if record is not None:
+                if not _same_outcome(record, outcome):
+                    raise HoldEnded(f"Hold {hold_id} was settled with another outcome: send a correction.")
+                return Settled(record, record.estimated_cost_nanos, replayed=True), None
+        raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
+
+    def _void_ended(self, hold_id: str, account_id: str | None) -> str:
+        for owner in self._owners(hold_id, account_id):
+            if self._ledger.hold(owner, hold_id) is not None:
+                return owner
+            if self._event(owner, hold_id) is not None:
+                raise HoldEnded(f"Hold {hold_id} was settled: void its event with a correction.")
+        raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
+
+    def _settle_late(self, stored: StoredHold, outcome: Outcome, ticket: Ticket) -> tuple[Settled, Ticket]:
+        admission = self._restore(stored, hold=False)
+        version = self._committer.scopes_version
+        record = self._gate.record_of(admission, outcome, self._clock.now_us())
+        charges = self._directory.charges_of(record)
+        admission.state = "ended"
+        ended = EndedHold(stored.account_id, stored.hold_id, "settled", record.received_at_us)
+        self._committer.submit(
+            Settle(
+                record,
+                charges,
+                ended=ended,
+                ticket=ticket,
+                counted=False,
+                scopes_version=version,
+                charges_of=self._directory.charges_of,
+            )
+        )
+        return Settled(record, 0), ticket
+
+    def _owners(self, hold_id: str, account_id: str | None) -> list[str]:
+        if account_id is not None:
+            return [account_id]
+        return self._ledger.hold_owners(hold_id) or self._store.owners(hold_id) or self._pending.owners(hold_id)
+
+    def _find(self, hold_id: str, account_id: str | None) -> tuple[Admission, Ticket] | None:
+        if account_id is None:
+            owners = self._accounts_by_hold.get(hold_id, ())
+            if len(owners) > 1:
+                raise BadParameter("several accounts have a hold of this id: state the account", field="account")
+            if not owners:
+                return None
+            account_id = owners[0]
+        return self._open.get((account_id, hold_id))
+
+    def _event(self, account_id: str, id_: str) -> Record | None:
+        key = key_of(account_id, id_)
+        with self._pending.looking_up():
+            stored = self._store.records([(account_id, id_)]).get((account_id, id_))
+            return stored or self._pending.records([key]).get(key)
+
+    # -- expiry and restart ---------------------------------------------------------------------------
+
+    def expire(self) -> int:
+        """Void the holds whose time is up; return how many. Called every second or so."""
+        now_us = self._clock.now_us()
+        expired = []
+        with self._lock:
+            while self._expiries and self._expiries[0][0] <= now_us:
+                expired.append(heapq.heappop(self._expiries)[1:])
+        count = 0
+        for at in expired:
+            held = self._open.get(at)  # type: ignore[call-overload]
+            if held is None:
+                continue
+            admission = held[0]
+            if not self._gate.claim(admission):
+                if admission.state == "ending":
+                    # Its ending may yet fail to commit: look again.
+                    with self._lock:
+                        heapq.heappush(self._expiries, (now_us + US_PER_S, *at))  # type: ignore[arg-type]
+                continue
+            try:
+                self._committer.submit(EndHold(EndedHold(*at, "expired", now_us), None))  # type: ignore[arg-type]
+            except Unavailable:
+                admission.state = "open"
+                raise
+            self._gate.void(admission)
+            admission.state = "ended"
+            self._forget(admission)
+            count += 1
+        return count
+
+    def restore(self) -> int:
+        """Take up the holds that were open when the process ended; return how many. Called once, at start."""
+        count = 0
+        for stored in self._ledger.open_holds():
+            admission = self._restore(stored, hold=True)
+            ticket = Ticket()
+            at = (stored.account_id, stored.hold_id)
+            self._open[at] = (admission, ticket)
+            self._accounts_by_hold.setdefault(stored.hold_id, []).append(stored.account_id)
+            heapq.heappush(self._expiries, (admission.expires_at_us, *at))
+            count += 1
+        return count
+
+    def _restore(self, stored: StoredHold, *, hold: bool) -> Admission:
+        body = stored.body
+        key = self._directory.key(body.key_id)
+        entitlement = None if key is None else self._directory.entitlement_of(key)
+        if entitlement is None:
+            raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
+        permit = self._gate.permit_of(entitlement)
+        route = self._directory.route_table().match(body.method, body.path, permit.profile) or _UNSEEN_ROUTE
+        amounts = Amounts(*body.amounts)
+        if hold:
+            admission = self._gate.hold_again(permit, route, stored.hold_id, amounts, body.at_us)
+        else:
+            admission = Admission(
+                self._gate, stored.hold_id, permit, route, body.method, amounts, NO_USAGE, [], body.at_us
+            )
+        *tokens, model = body.expected
+        admission.expected = Usage(*tokens, model)  # type: ignore[arg-type]
+        admission.method = body.method
+        admission.path = body.path
+        admission.tags = body.tags
+        admission.fingerprint = body.fingerprint
+        admission.expires_at_us = body.expires_at_us
+        admission.durable = True
+        return admission
+
+    def _forget(self, admission: Admission) -> None:
+        with self._lock:
+            self._open.pop((admission.account_id, admission.id), None)
+            owners = self._accounts_by_hold.get(admission.id)
+            if owners is not None:
+                if admission.account_id in owners:
+                    owners.remove(admission.account_id)
+                if not owners:
+                    del self._accounts_by_hold[admission.id]
+
+    @property
+    def open_count(self) -> int:
+        return len(self._open)
+
+
+def _body_of(admission: Admission) -> HoldBody:
+    expected = admission.expected
+    amounts = admission.amounts
+    return HoldBody(
+        key_id=admission.key_id,
+        method=admission.method,
+        path=admission.path,
+        amounts=(amounts.requests, amounts.tokens, amounts.nanos, amounts.credits),
+        expected=(
+            expected.prompt_tokens,
+            expected.cached_prompt_tokens,
+            expected.completion_tokens,
+            expected.reasoning_tokens,
+            expected.model,
+        ),
+        at_us=admission.at_us,
+        expires_at_us=admission.expires_at_us,
+        fingerprint=admission.fingerprint,
+        tags=dict(admission.tags),
+    )
+
+
+def _fingerprint(key_id: str, method: str, path: str, expected: Usage) -> str:
+    return msgspec.json.encode((key_id, method, path, *expected)).decode()
+
+
+def _same_outcome(record: Record, outcome: Outcome) -> bool:
+    usage = outcome.usage
+    return (
+        record.status == outcome.status
+        and record.error_type == outcome.error_type
+        and record.prompt_tokens == usage.prompt_tokens
+        and record.cached_prompt_tokens == usage.cached_prompt_tokens
+        and record.completion_tokens == usage.completion_tokens
+        and record.reasoning_tokens == usage.reasoning_tokens
+        and (usage.cost_nanos is None or record.cost_nanos == usage.cost_nanos)
+        and (usage.credits is None or record.credits == usage.credits)
+    )

@@ -1,0 +1,130 @@
+"""
+Verify: counter = ledger = sum of events, recomputed from what is stored; and rebuild what is derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from tollkeeper.clock import Clock
+from tollkeeper.domain.entitlements import CREDIT_COUNTER
+from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.services.directory import Directory
+from tollkeeper.services.report import Reports
+from tollkeeper.services.scopes import charged_in
+
+
+class Difference(NamedTuple):
+    """Two figures that should be equal. *what* names both, *account_id* may be "" for stores as a whole."""
+
+    account_id: str
+    what: str
+    expected: int
+    found: int
+
+
+class Verdict(NamedTuple):
+    """What verify found: `ok` when there are no differences and everything could be compared."""
+
+    ok: bool
+    differences: list[Difference]
+    store_differences: list[str]
+    accounts: int
+    counters: int
+
+
+class Reconcile:
+    """Run while nothing is being settled for an exact verdict; a running server is compared as of its commits."""
+
+    def __init__(
+        self, directory: Directory, ledger: Ledger, store: UsageStore, reports: Reports, clock: Clock
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._store = store
+        self._reports = reports
+        self._clock = clock
+
+    def verify(self, progress: Callable[[str], None] = lambda account_id: None) -> Verdict:
+        """
+        Recompute everything and return every difference.
+
+        Args:
+            progress: Called with each account before it is compared.
+
+        Raises:
+            Unavailable: A store cannot be read, or does not take what is pending.
+        """
+        differences: list[Difference] = []
+        store_differences = []
+        if not self._reports.fresh(None):
+            store_differences.append("the outbox could not be delivered to the usage store")
+        accounts = sorted({a.id for a in self._directory.accounts()} | set(self._ledger.charged_accounts()))
+        counters = 0
+        for account_id in accounts:
+            progress(account_id)
+            found, compared = self._verify_account(account_id)
+            differences += found
+            counters += compared
+        store_differences += self._store.differences()
+        return Verdict(
+            not differences and not store_differences, differences, store_differences, len(accounts), counters
+        )
+
+    def rebuild(self) -> Mapping[str, int]:
+        """Make rollups and the id index of the usage store anew; return rows written per table."""
+        self._reports.fresh(None)
+        return self._store.rebuild()
+
+    def _verify_account(self, account_id: str) -> tuple[list[Difference], int]:
+        differences = []
+        counters = self._ledger.counter_rows(account_id)
+        postings = self._ledger.posting_sums(account_id)
+        for at in sorted({*counters, *postings}):
+            used, posted = counters.get(at, 0), postings.get(at, 0)
+            if used != posted:
+                differences.append(Difference(account_id, f"counter {_name(at)} against its postings", posted, used))
+        wanted = self._directory.wanted_scopes(account_id)
+        for counter_id, (_, active_from_us) in self._ledger.scopes(account_id).items():
+            if counter_id not in wanted:
+                continue
+            scope, key_ids = wanted[counter_id]
+            starts = {start for c, start in counters if c == counter_id and start >= active_from_us}
+            for start_us in sorted(starts | {scope.span_us(self._clock.now_us())[0]}):
+                spent = self._store.charged(
+                    account_id,
+                    from_us=start_us,
+                    to_us=scope.span_us(start_us)[1],
+                    project_id=scope.project_id,
+                    key_ids=key_ids,
+                )
+                events, used = charged_in(spent, scope.unit), counters.get((counter_id, start_us), 0)
+                if events != used:
+                    what = f"counter {_name((counter_id, start_us))} against its events"
+                    differences.append(Difference(account_id, what, events, used))
+        differences += self._verify_credit(account_id, counters)
+        return differences, len(counters)
+
+    def _verify_credit(self, account_id: str, counters: dict[tuple[str, int], int]) -> list[Difference]:
+        differences = []
+        book, _ = self._ledger.book(account_id)
+        used = counters.get((CREDIT_COUNTER, 0), 0)
+        if book.spent_nanos != used:
+            differences.append(
+                Difference(account_id, "credit counter against the grants drawn on", book.spent_nanos, used)
+            )
+        key_ids = self._directory.credit_keys(account_id)
+        if key_ids:
+            spent = self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
+            if spent.cost_nanos != used:
+                differences.append(
+                    Difference(account_id, "credit counter against the events", spent.cost_nanos, used)
+                )
+        return differences
+
+
+def _name(at: tuple[str, int]) -> str:
+    counter_id, start_us = at
+    return counter_id if not start_us else f"{counter_id} from {to_text(from_us(start_us))}"

@@ -1,0 +1,158 @@
+"""
+The relay: takes records from the outbox to the usage store, in few large inserts, each exactly once.
+
+A batch of outbox rows gets its number in SQL before it is inserted, and the number is the insert's
+deduplication token. So a crash, or a lost answer, at any point leads to the same batch under the same token
+again, and the store takes it once. Losing the store loses nothing that is still here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+
+from tollkeeper.columns import concat, from_ipc, table_of
+from tollkeeper.domain.bookings import OutboxEntry
+from tollkeeper.domain.events import Record
+from tollkeeper.errors import Unavailable
+from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.services.pending import Pending
+
+BATCH_RECORDS_MAX: Final = 400_000
+GATHER_S: Final = 0.25
+"""How long committed records gather before they are relayed unasked: few large inserts cost least."""
+RETRY_S: Final = (0.2, 1.0, 5.0)
+
+log = logging.getLogger("tollkeeper.relay")
+decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
+
+
+class Relay:
+    """Owns the relay thread. `flush` is what makes a usage answer contain the request just answered."""
+
+    def __init__(self, ledger: Ledger, store: UsageStore, pending: Pending) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._pending = pending
+        self._lock = threading.RLock()
+        self._wake = threading.Event()
+        self._urgent = threading.Event()
+        self._moved = threading.Condition()
+        self._closing = False
+        self.delivered_seq = 0
+        self.delivered_records = 0
+        self.failure: str | None = None
+        """Why the last delivery failed, or None when it did not."""
+        self._thread = threading.Thread(target=self._run, name="tollkeeper-relay", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def notify(self) -> None:
+        """Say that the outbox has something. Cheap; called after every commit."""
+        self._wake.set()
+
+    def flush(self, seq: int, timeout_s: float) -> bool:
+        """Return whether the usage store has all outbox rows up to *seq*, waiting for at most *timeout_s*."""
+        if self.delivered_seq >= seq:
+            return True
+        deadline = time.monotonic() + timeout_s
+        self._urgent.set()
+        self._wake.set()
+        with self._moved:
+            while self.delivered_seq < seq:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or self._closing:
+                    return False
+                self._moved.wait(left_s)
+        return True
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Deliver nothing but what this thread asks for until the block ends."""
+        with self._lock:
+            yield
+
+    def deliver_up_to(self, seq: int) -> None:
+        """
+        Deliver all outbox rows up to *seq*, and none beyond it.
+
+        Raises:
+            Unavailable: The usage store does not take them.
+        """
+        while self.deliver(seq_max=seq):
+            pass
+
+    def deliver(self, *, seq_max: int | None = None) -> int:
+        """
+        Relay one batch; return how many records it had, 0 when there is none.
+
+        Raises:
+            Unavailable: A store failed; the same batch is tried again by the next call.
+        """
+        with self._lock:
+            found = self._ledger.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
+            if found is None:
+                return 0
+            batch, rows = found
+            table = concat(table_of_entry(entry) for _, entry in rows)
+            self._store.append(table, f"{self._ledger.installation_id}-{batch}")
+            self._ledger.delivered(batch)
+            self._pending.delivered({seq: entry.record_count for seq, entry in rows})
+        with self._moved:
+            self.delivered_seq = max(self.delivered_seq, rows[-1][0])
+            self.delivered_records += table.num_rows
+            self.failure = None
+            self._moved.notify_all()
+        return int(table.num_rows)
+
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Deliver what is pending, if the store takes it, and end the thread."""
+        self._closing = True
+        self._urgent.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if not self._urgent.is_set():
+                self._urgent.wait(GATHER_S)
+            self._urgent.clear()
+            try:
+                while self.deliver():
+                    pass
+                failures = 0
+            except Unavailable as exc:
+                self.failure = str(exc)
+                log.warning("tollkeeper.relay.unavailable", extra={"reason": str(exc)})
+                if not self._closing:
+                    self._urgent.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
+                    self._wake.set()
+                failures += 1
+            except Exception:
+                # A batch that cannot be read is a defect, not a passing fault; say so and go on trying.
+                self.failure = "a batch of the outbox cannot be relayed: see the log"
+                log.exception("tollkeeper.relay.failed")
+                if not self._closing:
+                    self._urgent.wait(RETRY_S[-1])
+                    self._wake.set()
+            if self._closing:
+                return
+
+
+def table_of_entry(entry: OutboxEntry) -> pa.Table:
+    """Return the records of one outbox row."""
+    if entry.format == "rows":
+        return table_of(decode_rows(entry.payload))
+    return from_ipc(entry.payload)

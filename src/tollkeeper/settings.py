@@ -1,0 +1,70 @@
+"""
+Typed settings, and `build`: the only place where ports meet adapters.
+
+Each setting can be given to `Tollkeeper.open`, in the environment as `TOLLKEEPER_<NAME>`, or to
+`tollkeeper serve`. docs/settings.md lists them; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from tollkeeper.errors import BadParameter
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator can set. Sizes are bytes, times seconds."""
+
+    data_dir: str = "./data"
+    """Directory of the embedded stores; also of the lock that keeps a second process out."""
+    ledger_url: str = ""
+    """`sqlite:///path` or `postgresql://user@host/name`; empty: SQLite in the data directory."""
+    usage_url: str = ""
+    """`chdb:///path` or `clickhouse://user@host/name`; empty: chDB in the data directory."""
+    unknown_route: Literal["deny", "allow"] = "deny"
+    """What the gate does with a request to a route that no policy matches."""
+    unknown_price: Literal["deny", "allow"] = "deny"
+    """What the gate does with a model that has no price; `allow` admits it and records it as unpriced."""
+    hold_s: int = 300
+    """How long a hold made over HTTP stays open by default."""
+    body_bytes_max: int = 64 * 1024 * 1024
+    """Largest request body, as sent and after decompression."""
+    usage_memory_bytes_max: int = 0
+    """Most memory that the embedded usage store may take; 0: its own default."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def ledger(self) -> str:
+        return self.ledger_url or f"sqlite:///{self._path('ledger.sqlite3')}"
+
+    @property
+    def usage(self) -> str:
+        return self.usage_url or f"chdb://{self._path('usage')}"
+
+    def _path(self, name: str) -> str:
+        return str(Path(self.data_dir).absolute() / name)
+
+
+def load(values: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """
+    Return the settings: those in *values*, else those of the environment, else the defaults.
+
+    Raises:
+        BadParameter: A value does not fit its setting.
+    """
+    given: dict[str, Any] = {}
+    for name in Settings.__struct_fields__:
+        text = environ.get(f"TOLLKEEPER_{name.upper()}")
+        if text is not None:
+            given[name] = text
+    given.update({name: value for name, value in (values or {}).items() if value is not None})
+    try:
+        return msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as exc:
+        field = str(exc).rpartition("$.")[2].rstrip("`") if "$." in str(exc) else ""
+        raise BadParameter(f"setting {field}: {exc}", field=field) from None

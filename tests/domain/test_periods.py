@@ -1,0 +1,177 @@
+"""Each instant belongs to exactly one period of a budget, in every zone and over every clock change."""
+
+from __future__ import annotations
+
+import calendar
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from tollkeeper.domain.periods import WEEKDAYS, Period, check_period, duration_s, period_of
+
+MICROSECOND = timedelta(microseconds=1)
+CALENDAR = ("day", "week", "month", "year")
+
+ZONES = (
+    "UTC",
+    "Europe/Berlin",
+    "America/New_York",
+    "Asia/Kolkata",
+    "America/Sao_Paulo",  # Until 2019 clocks changed at midnight: some days began at 01:00.
+    "America/St_Johns",  # Until 2011 they went back from 00:01 to 23:01 of the day before.
+    "America/Havana",  # They go back from 01:00 to 00:00: midnight comes twice.
+    "Pacific/Apia",  # 30 December 2011 did not take place.
+    "Asia/Khandyga",  # 2004 began at 01:00.
+    "Australia/Lord_Howe",  # Half an hour.
+    "Africa/Casablanca",  # Four changes a year.
+)
+
+zones = st.sampled_from(ZONES)
+instants = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(lambda at: at.replace(tzinfo=UTC))
+counted = st.builds("{}{}".format, st.integers(1, 400), st.just("d")) | st.sampled_from(
+    ["1m", "7m", "90m", "1440m", "1h", "5h", "7h", "12h", "24h", "1d", "30d", "36500d"]
+)
+any_period = st.sampled_from([*CALENDAR, "anniversary"]) | counted
+
+
+def _clock_changes(zone_name: str) -> list[datetime]:
+    """Return the UTC days in 2000 to 2015 at whose end the zone's offset is another than at their start."""
+    zone = ZoneInfo(zone_name)
+    days = [datetime(2000, 1, 1, tzinfo=UTC) + timedelta(days=n) for n in range(16 * 365)]
+    offsets = [day.astimezone(zone).utcoffset() for day in days]
+    changed = [before != after for before, after in pairwise(offsets)]
+    return [day for day, change in zip(days, changed, strict=False) if change]
+
+
+def _check_in_one_period(at: datetime, period: Period, again) -> None:
+    assert period.start_at <= at < period.end_at
+    assert period.start_at.tzinfo is period.end_at.tzinfo is UTC
+    assert again(period.start_at) == period, "its first instant is in it"
+    assert again(period.end_at - MICROSECOND) == period, "its last instant is in it"
+    assert again(period.end_at).start_at == period.end_at, "the next one meets it"
+    assert again(period.start_at - MICROSECOND).end_at == period.start_at, "the one before meets it"
+
+
+@given(instants, any_period, zones, st.sampled_from(WEEKDAYS), st.none() | instants)
+@example(datetime(2003, 10, 25, 17, 1, tzinfo=UTC), "year", "Asia/Khandyga", "monday", None)
+@example(datetime(2010, 11, 7, 2, 31, tzinfo=UTC), "day", "America/St_Johns", "monday", None)
+def test_every_instant_is_in_exactly_one_period(at, period, zone, week_start, anchor_at):
+    def again(instant: datetime) -> Period:
+        return period_of(instant, period, time_zone=zone, week_start=week_start, anchor_at=anchor_at)
+
+    _check_in_one_period(at, again(at), again)
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_periods_meet_around_every_clock_change(zone):
+    """Random instants rarely hit the hours that come twice or not at all."""
+    for day in _clock_changes(zone):
+        for minutes in range(-60, 25 * 60, 29):
+            at = day + timedelta(minutes=minutes, seconds=30)
+            for period in CALENDAR:
+                found = period_of(at, period, time_zone=zone)
+                assert found.start_at <= at < found.end_at
+                assert period_of(found.end_at, period, time_zone=zone).start_at == found.end_at
+
+
+@given(instants, st.sampled_from(CALENDAR), zones, st.sampled_from(WEEKDAYS))
+def test_calendar_periods_begin_at_a_local_midnight(at, period, zone, week_start):
+    start = period_of(at, period, time_zone=zone, week_start=week_start).start_at
+    local = start.astimezone(ZoneInfo(zone))
+    day_before = (start - MICROSECOND).astimezone(ZoneInfo(zone))
+    assert local.date() > day_before.date(), "a local day begins here"
+    assert (local.hour, local.minute) == (0, 0) or local.utcoffset() > day_before.utcoffset(), (
+        "or it was skipped"
+    )
+    if period == "week":
+        assume(zone != "Pacific/Apia")  # Where one Friday is missing.
+        assert WEEKDAYS[local.weekday()] == week_start
+    if period in ("month", "year"):
+        assert local.day == 1
+    if period == "year":
+        assert local.month == 1
+
+
+@pytest.mark.parametrize(
+    ("at", "hours"),
+    [("2026-03-29T12:00+02:00", 23), ("2026-10-25T12:00+01:00", 25), ("2026-07-01T12:00+02:00", 24)],
+)
+def test_a_day_has_as_many_hours_as_its_clock_shows(at, hours):
+    period = period_of(datetime.fromisoformat(at), "day", time_zone="Europe/Berlin")
+    assert period.end_at - period.start_at == timedelta(hours=hours)
+
+
+@given(
+    st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)).filter(lambda at: at.day >= 29),
+    st.integers(-120, 600),
+)
+def test_an_anniversary_on_a_day_that_a_month_lacks_is_its_last_day(anchor, months):
+    """31 January, 28 February, 31 March: the anchor's day is not forgotten on the way."""
+    anchor = anchor.replace(tzinfo=UTC)
+    year, month0 = divmod(anchor.year * 12 + anchor.month - 1 + months, 12)
+    day = min(anchor.day, calendar.monthrange(year, month0 + 1)[1])
+    expected = anchor.replace(year=year, month=month0 + 1, day=day)
+    assert period_of(expected, "anniversary", anchor_at=anchor).start_at == expected
+    assert period_of(expected - MICROSECOND, "anniversary", anchor_at=anchor).end_at == expected
+
+
+def test_an_anniversary_keeps_its_local_time_over_a_clock_change():
+    anchor = datetime(2026, 3, 10, 9, tzinfo=ZoneInfo("Europe/Berlin"))
+    period = period_of(
+        datetime(2026, 4, 1, tzinfo=UTC), "anniversary", time_zone="Europe/Berlin", anchor_at=anchor
+    )
+    assert period == (datetime(2026, 3, 10, 8, tzinfo=UTC), datetime(2026, 4, 10, 7, tzinfo=UTC))
+
+
+@given(instants, st.integers(1, 24))
+def test_hour_spans_are_cut_at_midnight(at, hours):
+    period = period_of(at, f"{hours}h")
+    midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    assert (period.start_at - midnight) % timedelta(hours=hours) == timedelta()
+    assert period.end_at == min(period.start_at + timedelta(hours=hours), midnight + timedelta(days=1))
+
+
+@given(instants, instants, st.integers(1, 36_500))
+def test_day_spans_count_from_their_anchor(at, anchor, days):
+    period = period_of(at, f"{days}d", anchor_at=anchor)
+    assert (period.start_at - anchor) % timedelta(days=days) == timedelta()
+    assert period.end_at - period.start_at == timedelta(days=days)
+
+
+@given(instants, instants)
+def test_total_never_changes(at, other):
+    assert period_of(at, "total") == period_of(other, "total")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("60s", 60), ("5m", 300), ("1h", 3600), ("30d", 2_592_000), ("2w", 1_209_600)]
+)
+def test_durations(text, seconds):
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "-1h", "1.5h", "1", "h", "1y", " 1h", "1h\n", "1234567s", "١h"])
+def test_what_is_no_duration_is_refused(text):
+    with pytest.raises(ValueError, match="is not a duration"):
+        duration_s(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "days", "Month", "1w", "60s", "0d", "25h", "1441m", "36501d", "999999d", "5 h", "month\n"]
+)
+def test_what_is_no_period_is_refused_before_it_is_used(text):
+    with pytest.raises(ValueError):
+        check_period(text)
+    with pytest.raises(ValueError):
+        period_of(datetime(2026, 1, 1, tzinfo=UTC), text)
+
+
+@given(any_period)
+def test_periods_of_the_grammar_are_accepted(text):
+    check_period(text)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    assert period_of(at, text).start_at <= at
