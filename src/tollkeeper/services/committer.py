@@ -75,10 +75,16 @@ class Draft:
 
 
 class Work:
-    """Something to commit. `add` puts it into the draft, or raises to fail alone."""
+    """
+    Something to commit. `add` puts it into the draft, or raises to fail alone.
 
-    __slots__ = ("ticket",)
+    *done*, if set, is told on the commit thread whether it was committed (None) or why not, before its
+    ticket ends: what it does happens also when the caller is no longer there.
+    """
+
+    __slots__ = ("done", "ticket")
     ticket: Ticket | None
+    done: Callable[[BaseException | None], None] | None
 
     def add(self, draft: Draft) -> None:
         raise AssertionError("every work adds something")
@@ -92,9 +98,12 @@ class OpenHold(Work):
 
     __slots__ = ("hold",)
 
-    def __init__(self, hold: StoredHold, ticket: Ticket) -> None:
+    def __init__(
+        self, hold: StoredHold, ticket: Ticket, done: Callable[[BaseException | None], None]
+    ) -> None:
         self.hold = hold
         self.ticket = ticket
+        self.done = done
 
     def add(self, draft: Draft) -> None:
         draft.group.opened.append(self.hold)
@@ -105,9 +114,15 @@ class EndHold(Work):
 
     __slots__ = ("ended",)
 
-    def __init__(self, ended: EndedHold, ticket: Ticket | None) -> None:
+    def __init__(
+        self,
+        ended: EndedHold,
+        ticket: Ticket | None,
+        done: Callable[[BaseException | None], None] | None = None,
+    ) -> None:
         self.ended = ended
         self.ticket = ticket
+        self.done = done
 
     def add(self, draft: Draft) -> None:
         draft.group.ended.append(self.ended)
@@ -135,7 +150,9 @@ class Settle(Work):
         counted: bool = True,
         scopes_version: int = 0,
         charges_of: Callable[[Record], list[Charge]] | None = None,
+        done: Callable[[BaseException | None], None] | None = None,
     ) -> None:
+        self.done = done
         self.record = record
         self.charges = charges
         self.ended = ended
@@ -190,6 +207,7 @@ class Batch(Work):
         self.charges = charges
         self.scopes_version = scopes_version
         self.ticket = ticket
+        self.done = None
 
     def add(self, draft: Draft) -> None:
         if self.scopes_version != draft.scopes_version or not draft.pending.disjoint(self.keys):
@@ -208,6 +226,7 @@ class PostGrants(Work):
     def __init__(self, grants: list[Grant], ticket: Ticket) -> None:
         self.grants = grants
         self.ticket = ticket
+        self.done = None
 
     def add(self, draft: Draft) -> None:
         draft.group.grants.extend(self.grants)
@@ -228,6 +247,7 @@ class ChangeScopes(Work):
         self.started = started
         self.ended = ended
         self.ticket = ticket
+        self.done = None
 
     def add(self, draft: Draft) -> None:
         draft.group.scopes.extend(self.started)
@@ -242,6 +262,7 @@ class AddCharges(Work):
     def __init__(self, charges: dict[CounterAt, int], ticket: Ticket) -> None:
         self.charges = charges
         self.ticket = ticket
+        self.done = None
 
     def add(self, draft: Draft) -> None:
         for at, amount in self.charges.items():
@@ -337,6 +358,8 @@ class Committer:
             try:
                 work.add(draft)
             except Exception as exc:
+                if work.done is not None:
+                    work.done(exc)
                 if work.ticket is None:
                     log.exception("tollkeeper.committer.work_refused", extra={"work": type(work).__name__})
                 else:
@@ -367,6 +390,8 @@ class Committer:
             if isinstance(work, ChangeScopes):
                 self.before_scopes_change()
                 self.scopes_version += 1
+            if work.done is not None:
+                work.done(None)
             if work.ticket is not None:
                 work.ticket.result = (
                     self.outbox_seq if isinstance(work, ChangeScopes) else work.result(committed)
@@ -404,6 +429,8 @@ class Committer:
         kept = []
         for work in works:
             if work.ticket is not None:
+                if work.done is not None:
+                    work.done(error)
                 work.ticket.error = error
                 done.append(work.ticket)
             elif isinstance(exc, Unavailable):

@@ -162,7 +162,7 @@ class Holds:
         Decide one request and commit its hold: wait on the returned ticket before answering.
 
         A repeat with the same *hold_id* and request gets the hold that is open, by its ticket. When the
-        ticket fails, call `withdraw`.
+        commit fails, the hold is gone.
 
         Raises:
             IdempotencyConflict: *hold_id* is open for another request.
@@ -201,15 +201,18 @@ class Holds:
             self._open[at] = (admission, ticket)
             self._accounts_by_hold.setdefault(admission.id, []).append(admission.account_id)
             heapq.heappush(self._expiries, (admission.expires_at_us, *at))
-        self._committer.submit(OpenHold(StoredHold(*at, "open", _body_of(admission)), ticket))
-        return admission, ticket
 
-    def withdraw(self, admission: Admission) -> None:
-        """Undo an `authorize` whose commit failed. A repeat changes nothing."""
-        if self._gate.claim(admission):
-            self._gate.void(admission)
-            admission.state = "ended"
-            self._forget(admission)
+        def done(error: BaseException | None) -> None:
+            if error is not None and self._gate.claim(admission):
+                self._end(admission)
+
+        stored = StoredHold(*at, "open", _body_of(admission))
+        try:
+            self._committer.submit(OpenHold(stored, ticket, done))
+        except Unavailable as exc:
+            done(exc)
+            raise
+        return admission, ticket
 
     def _earlier(self, account_id: str, hold_id: str, fingerprint: str) -> tuple[Admission, Ticket] | None:
         held = self._open.get((account_id, hold_id))
@@ -234,7 +237,7 @@ class Holds:
         End a hold made over HTTP with what was used: wait on the ticket, if there is one, before answering.
 
         A hold that expired meanwhile is settled late: booked whole, as overdraft. A repeat with the same
-        outcome gets the same answer. When the ticket fails, call `reopen`.
+        outcome gets the same answer. When the commit fails, the hold is open again.
 
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
@@ -250,30 +253,33 @@ class Holds:
         version = self._committer.scopes_version
         record, charges = self._gate.settle(admission, outcome, now_us)
         ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
-        self._committer.submit(
-            Settle(
-                record,
-                charges,
-                ended=ended,
-                ticket=ticket,
-                scopes_version=version,
-                charges_of=self._directory.charges_of,
-            )
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                admission.state = "ended"
+                self._forget(admission)
+            else:
+                self._gate.unsettle(admission, record)
+
+        work = Settle(
+            record,
+            charges,
+            ended=ended,
+            ticket=ticket,
+            scopes_version=version,
+            charges_of=self._directory.charges_of,
+            done=done,
         )
+        try:
+            self._committer.submit(work)
+        except Unavailable as exc:
+            done(exc)
+            raise
         return Settled(record, admission.amounts.nanos), ticket
 
-    def settled(self, account_id: str, hold_id: str) -> None:
-        """Learn that a settle of `settle_hold` is committed."""
-        held = self._open.get((account_id, hold_id))
-        if held is not None:
-            held[0].state = "ended"
-            self._forget(held[0])
-
-    def reopen(self, settled: Settled) -> None:
-        """Undo a `settle_hold` whose commit failed: the hold is open again."""
-        held = self._open.get((settled.record.account_id, settled.record.id))
-        if held is not None and held[0].state == "ending":
-            self._gate.unsettle(held[0], settled.record)
+    def is_open(self, hold_id: str, account_id: str | None) -> bool:
+        """Return whether a hold is open in memory: ending it then reads no store."""
+        return self._find(hold_id, account_id) is not None
 
     def void_hold(self, hold_id: str, ticket: Ticket, *, account_id: str | None = None) -> tuple[str, Ticket | None]:
         """
@@ -290,20 +296,25 @@ class Holds:
         if not self._gate.claim(admission):
             raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
         ended = EndedHold(admission.account_id, hold_id, "voided", self._clock.now_us())
-        self._committer.submit(EndHold(ended, ticket))
+
+        def done(error: BaseException | None) -> None:
+            if error is None:
+                self._end(admission)
+            else:
+                admission.state = "open"
+
+        try:
+            self._committer.submit(EndHold(ended, ticket, done))
+        except Unavailable as exc:
+            done(exc)
+            raise
         return admission.account_id, ticket
 
-    def voided(self, account_id: str, hold_id: str, *, committed: bool) -> None:
-        """Learn whether a void of `void_hold` was committed; when not, the hold is open again."""
-        held = self._open.get((account_id, hold_id))
-        if held is None:
-            return
-        if committed:
-            self._gate.void(held[0])
-            held[0].state = "ended"
-            self._forget(held[0])
-        else:
-            held[0].state = "open"
+    def _end(self, admission: Admission) -> None:
+        """Give back what a claimed admission held, and forget it."""
+        self._gate.void(admission)
+        admission.state = "ended"
+        self._forget(admission)
 
     # -- holds that are not open ----------------------------------------------------------------------
 
@@ -398,9 +409,7 @@ class Holds:
             except Unavailable:
                 admission.state = "open"
                 raise
-            self._gate.void(admission)
-            admission.state = "ended"
-            self._forget(admission)
+            self._end(admission)
             count += 1
         return count
 
@@ -409,9 +418,8 @@ class Holds:
         count = 0
         for stored in self._ledger.open_holds():
             admission = self._restore(stored, hold=True)
-            ticket = Ticket()
             at = (stored.account_id, stored.hold_id)
-            self._open[at] = (admission, ticket)
+            self._open[at] = (admission, Ticket.finished())
             self._accounts_by_hold.setdefault(stored.hold_id, []).append(stored.account_id)
             heapq.heappush(self._expiries, (admission.expires_at_us, *at))
             count += 1

@@ -23,9 +23,17 @@ class Ticket:
         self.result: Any = None
         self.error: BaseException | None = None
 
+    @classmethod
+    def finished(cls) -> Ticket:
+        """Return a ticket whose work was committed before."""
+        ticket = cls()
+        finish([ticket])
+        return ticket
+
     async def committed(self) -> Any:
         """Return the result once it is committed; raise what made it fail."""
-        assert self._future is not None
+        if self._future is None:
+            return await asyncio.to_thread(self.wait)
         # Shielded: a caller that is cancelled (its client went away) must not stop others from waiting.
         await asyncio.shield(self._future)
         if self.error is not None:

@@ -1,0 +1,185 @@
+"""
+The server's ASGI application: a small dispatcher in front of the hot handlers and the Litestar API.
+
+It gives every request an id, bounds its body, authenticates hot calls, throttles addresses that keep
+failing to authenticate, and turns errors into problem documents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import msgspec
+
+from tollkeeper.errors import TollkeeperError, Unauthenticated
+from tollkeeper.http.auth import Authenticator, Principal
+from tollkeeper.http.bodies import ClientGone, check_length, read_body
+from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
+from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
+from tollkeeper.installation import Installation
+from tollkeeper.version import __version__
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
+
+PREFIX: Final = "/tk/v1"
+_encode: Final = msgspec.json.Encoder().encode
+_BLOCKED: Final = (
+    b'{"type":"https://tollkeeper.dev/problems/too_many_failures","title":"Too many failures","status":429,'
+    b'"detail":"Too many failed authentications from this address. Wait a minute.","code":"too_many_failures"}'
+)
+
+
+class App:
+    """The whole HTTP surface of one installation."""
+
+    def __init__(self, installation: Installation, api: Callable[[Authenticator], ASGIApp]) -> None:
+        self.installation = installation
+        self.authenticator = Authenticator(installation)
+        self.hot = HotEndpoints(installation)
+        self._hot: dict[str, tuple[Hot, int]] = {
+            f"{PREFIX}/authorize": (self.hot.authorize, SMALL_BODY_BYTES_MAX),
+            f"{PREFIX}/settle": (self.hot.settle, SMALL_BODY_BYTES_MAX),
+            f"{PREFIX}/void": (self.hot.void, SMALL_BODY_BYTES_MAX),
+            f"{PREFIX}/events": (self.hot.events, installation.settings.body_bytes_max),
+        }
+        self._api = api(self.authenticator)
+        self._random = random.Random()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._api(scope, receive, send)
+            return
+        found = self._hot.get(scope["path"])
+        if found is not None and scope["method"] == "POST":
+            await self._serve_hot(found[0], found[1], scope, receive, send)
+            return
+        await self._serve_api(scope, receive, send)
+
+    async def _serve_hot(
+        self, handler: Hot, bytes_max: int, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        request_id = self._request_id()
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        try:
+            principal = self._principal(scope)
+            if principal is None:
+                await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
+                return
+            if bytes_max > SMALL_BODY_BYTES_MAX:
+                check_length(headers, bytes_max)
+            body = await read_body(receive, bytes_max)
+            status, answer_headers, answer = await handler(principal, body, headers)
+        except ClientGone:
+            return
+        except (Exception, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError):
+                raise
+            problem = to_problem(exc, instance=scope["path"], request_id=request_id)
+            extra = [(k.lower().encode(), v.encode()) for k, v in problem.headers.items()]
+            await _send(send, problem.status, extra, _encode(problem.body), request_id, problem=True)
+            return
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    *answer_headers,
+                    (b"content-length", str(len(answer)).encode()),
+                    (b"x-request-id", request_id.encode()),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _serve_api(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = self._request_id()
+        state = scope.get("state")
+        if state is None:
+            state = scope["state"] = {}
+        state["request_id"] = request_id
+        bytes_max = self.installation.settings.body_bytes_max
+        try:
+            check_length(scope["headers"], bytes_max)
+        except TollkeeperError as exc:
+            problem = to_problem(exc, instance=scope["path"], request_id=request_id)
+            await _send(send, problem.status, [], _encode(problem.body), request_id, problem=True)
+            return
+        address = _address(scope)
+        if self.authenticator.throttle.blocked(address):
+            await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
+            return
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if message["status"] == 401:
+                    self.authenticator.throttle.failed(address)
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self._api(scope, receive, send_with_id)
+
+    def _principal(self, scope: Scope) -> Principal | None:
+        """Return whom a hot call stands for; None when its address is blocked."""
+        address = _address(scope)
+        if self.authenticator.throttle.blocked(address):
+            return None
+        try:
+            return self.authenticator.principal(scope["headers"])
+        except Unauthenticated:
+            self.authenticator.throttle.failed(address)
+            raise
+
+    def _request_id(self) -> str:
+        return f"req_{self._random.getrandbits(80):020x}"
+
+    def close(self) -> None:
+        """Release the threads of the handlers. The installation is closed by whoever opened it."""
+        self.hot.close()
+
+
+def build_app(installation: Installation) -> App:
+    """Return the HTTP surface of *installation*."""
+    from tollkeeper.http.api import build_api
+
+    return App(
+        installation,
+        lambda authenticator: build_api(installation, authenticator, version=__version__),  # type: ignore[arg-type,return-value]
+    )
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+async def _send(
+    send: Send,
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    body: bytes,
+    request_id: str,
+    *,
+    problem: bool = False,
+) -> None:
+    media_type = PROBLEM_MEDIA_TYPE.encode() if problem else b"application/json"
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (b"content-type", media_type),
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", request_id.encode()),
+                *headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,226 @@
+"""
+The hot endpoints as plain ASGI: authorize, settle, void, events.
+
+Each answers only after the group commit that holds its work, so what it says survives a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import msgspec
+
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.events import latency_us
+from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
+from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.http.auth import Principal
+from tollkeeper.http.bodies import decompressed, header
+from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.wire import (
+    AuthorizeAnswer,
+    AuthorizeRequest,
+    EventRejection,
+    EventsAnswer,
+    SettleAnswer,
+    SettleRequest,
+    TokenCounts,
+    VoidAnswer,
+    VoidRequest,
+)
+from tollkeeper.installation import Installation
+from tollkeeper.services.holds import Settled
+from tollkeeper.services.tickets import Ticket
+
+SMALL_BODY_BYTES_MAX: Final = 64 * 1024
+REJECTIONS_SHOWN: Final = 1_000
+"""An answer lists so many rejections; it counts all."""
+
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+T = TypeVar("T")
+
+_JSON: Final = (b"content-type", b"application/json")
+_PROBLEM: Final = (b"content-type", b"application/problem+json")
+_encode: Final = msgspec.json.Encoder().encode
+_decode_authorize: Final = msgspec.json.Decoder(AuthorizeRequest).decode
+_decode_settle: Final = msgspec.json.Decoder(SettleRequest).decode
+_decode_void: Final = msgspec.json.Decoder(VoidRequest).decode
+_NO_TOKENS: Final = TokenCounts()
+
+
+class HotEndpoints:
+    """The handlers, by path. They raise our errors; the dispatcher turns these into problems."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._holds = installation.holds
+        # Two: one batch is decoded while another waits for its commit.
+        self._ingest_threads = ThreadPoolExecutor(2, thread_name_prefix="tollkeeper-ingest")
+
+    async def authorize(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+        _operator_only(principal)
+        request = _decoded(_decode_authorize, body)
+        expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
+        ticket = Ticket(asyncio.get_running_loop())
+        if request.id is None:
+            found = self._authorize(request, expected, ticket)
+        else:
+            # A named hold may have to be looked up in the stores.
+            found = await asyncio.to_thread(self._authorize, request, expected, ticket)
+        if isinstance(found, Denial):
+            return found.status, [_PROBLEM, *denial_headers(found)], denial_body(found)
+        admission, commit = found
+        await commit.committed()
+        return 200, [_JSON], _encode(_authorize_answer(admission))
+
+    def _authorize(
+        self, request: AuthorizeRequest, expected: Usage, ticket: Ticket
+    ) -> tuple[Admission, Ticket] | Denial:
+        return self._holds.authorize(
+            request.key,
+            request.method,
+            request.path,
+            expected,
+            ticket,
+            hold_id=request.id,
+            ttl_s=request.ttl_s,
+            tags=request.tags,
+        )
+
+    async def settle(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+        _operator_only(principal)
+        request = _decoded(_decode_settle, body)
+        estimated = request.cost_nanos is None and request.estimated_cost_nanos is not None
+        cost_nanos = request.estimated_cost_nanos if estimated else request.cost_nanos
+        outcome = Outcome(
+            status=request.status,
+            usage=_usage(request.model, request.tokens, cost_nanos, request.credits),
+            error_type=request.error_type,
+            latency_us=None if request.latency_ms is None else latency_us(request.latency_ms),
+            bytes_out=request.bytes_out,
+            cache=request.cache,
+            tags=request.tags,
+            estimated=estimated,
+        )
+        ticket = Ticket(asyncio.get_running_loop())
+        holds = self._holds
+        if holds.is_open(request.hold_id, request.account):
+            settled, commit = holds.settle_hold(request.hold_id, outcome, ticket, account_id=request.account)
+        else:
+            settled, commit = await asyncio.to_thread(
+                holds.settle_hold, request.hold_id, outcome, ticket, account_id=request.account
+            )
+        if commit is not None:
+            await commit.committed()
+        return 200, [_JSON], _encode(_settle_answer(settled))
+
+    async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+        _operator_only(principal)
+        request = _decoded(_decode_void, body)
+        ticket = Ticket(asyncio.get_running_loop())
+        account_id, commit = await asyncio.to_thread(
+            self._holds.void_hold, request.hold_id, ticket, account_id=request.account
+        )
+        if commit is not None:
+            await commit.committed()
+        answer = VoidAnswer(hold_id=request.hold_id, account=account_id, voided=True)
+        return 200, [_JSON], _encode(answer)
+
+    async def events(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+        if principal.role == "consumption":
+            raise Forbidden("An api key cannot send meter events: use an operator or management key.")
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self._ingest_threads, self._ingest, principal, body, headers)
+        return 200, [_JSON], _encode(answer)
+
+    def _ingest(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> EventsAnswer:
+        from tollkeeper.services import decode
+
+        installation = self._installation
+        body = decompressed(body, headers, installation.settings.body_bytes_max)
+        media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
+        now_us = installation.clock.now_us()
+        if media_type in (b"application/x-ndjson", b"application/jsonl", b"application/jsonlines"):
+            decoded = decode.decode_ndjson(body, now_us=now_us)
+        elif media_type in (b"application/json", b""):
+            decoded = decode.decode_json(body, now_us=now_us)
+            if decoded.count == 1 and decoded.rejections and decoded.rejections[0].code == "malformed":
+                raise Malformed(decoded.rejections[0].reason)
+        else:
+            raise UnsupportedMediaType("content-type is application/json or application/x-ndjson")
+        result = installation.ingest.take(decoded, account_id=principal.account_id)
+        return EventsAnswer(
+            accepted=result.accepted,
+            duplicates=result.duplicates,
+            rejected=len(result.rejections),
+            errors=[
+                EventRejection(index=r.index, field=r.field, code=r.code, reason=r.reason)
+                for r in result.rejections[:REJECTIONS_SHOWN]
+            ],
+        )
+
+    def close(self) -> None:
+        self._ingest_threads.shutdown()
+
+
+def _operator_only(principal: Principal) -> None:
+    if principal.role != "operator":
+        raise Forbidden("Only the operator's key may decide requests.")
+
+
+def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as exc:
+        message = str(exc)
+        what, _, where = message.rpartition(" - at `$")
+        field = where.strip("`.") if what else ""
+        raise BadParameter((what or message) + (f" (field {field})" if field else ""), field=field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise Malformed(f"the body is not JSON: {exc}") from None
+
+
+def _usage(model: str, tokens: TokenCounts, cost_nanos: int | None, credits: int | None) -> Usage:
+    if tokens is _NO_TOKENS and not model and cost_nanos is None and credits is None:
+        return NO_USAGE
+    return Usage(
+        tokens.prompt, tokens.cached_prompt, tokens.completion, tokens.reasoning, model, cost_nanos, credits
+    )
+
+
+def _authorize_answer(admission: Admission) -> AuthorizeAnswer:
+    amounts = admission.amounts
+    return AuthorizeAnswer(
+        allowed=True,
+        hold_id=admission.id,
+        account=admission.account_id,
+        key_id=admission.key_id,
+        project=admission.permit.entitlement.key.project,
+        route=admission.path,
+        held_nanos=str(amounts.nanos),
+        held_tokens=amounts.tokens,
+        held_credits=amounts.credits,
+        expires_at=to_text(from_us(admission.expires_at_us)),
+    )
+
+
+def _settle_answer(settled: Settled) -> SettleAnswer:
+    record = settled.record
+    return SettleAnswer(
+        hold_id=record.id,
+        event_id=record.id,
+        account=record.account_id,
+        cost_nanos=str(record.cost_nanos),
+        cost_state=record.cost_state,
+        credits=record.credits,
+        beyond_hold_nanos=str(settled.beyond_hold_nanos),
+        replayed=settled.replayed,
+    )
+
+

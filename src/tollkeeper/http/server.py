@@ -1,0 +1,136 @@
+"""Runs the application on granian, in this process: one process owns the gate's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from tollkeeper.domain.keys import OPERATOR_PREFIX, hash_secret, new_secret
+from tollkeeper.errors import BadParameter, Unavailable
+from tollkeeper.http.app import App, build_app
+from tollkeeper.installation import Installation
+
+OPERATOR_KEY_CHARS_MIN: Final = 20
+
+log = logging.getLogger("tollkeeper.server")
+
+
+def ensure_operator_key(installation: Installation, given: str | None) -> str | None:
+    """
+    Make sure that there is an operator key; return a fresh secret to show once, or None.
+
+    Args:
+        given: The secret of `TOLLKEEPER_OPERATOR_KEY`; when set it is the operator key from now on.
+
+    Raises:
+        BadParameter: *given* does not begin with `ok_` or is too short to be safe.
+    """
+    keys = installation.operator_keys
+    now_us = installation.clock.now_us()
+    if given:
+        if not given.startswith(OPERATOR_PREFIX) or len(given) < OPERATOR_KEY_CHARS_MIN:
+            raise BadParameter(
+                f"TOLLKEEPER_OPERATOR_KEY begins with {OPERATOR_PREFIX} and has at least "
+                f"{OPERATOR_KEY_CHARS_MIN} characters",
+                field="TOLLKEEPER_OPERATOR_KEY",
+            )
+        if keys.all() != {hash_secret(given)}:
+            keys.replace(hash_secret(given), now_us)
+        return None
+    if keys.all():
+        return None
+    secret = new_secret(OPERATOR_PREFIX, secrets.choice)
+    keys.replace(hash_secret(secret), now_us)
+    return secret
+
+
+def serve(
+    installation: Installation,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    ready: Callable[[str], None] = lambda url: None,
+    until: Callable[[], object] | None = None,
+) -> None:
+    """
+    Serve until SIGINT or SIGTERM, or until *until* (run in a thread once the server is up) returns.
+
+    Args:
+        ready: Called with the URL once connections are accepted.
+
+    Raises:
+        Unavailable: The port is taken or not permitted.
+    """
+    _check_port(host, port)
+    app = build_app(installation)
+    try:
+        _runner()(_serve(app, host, port, ready, until))
+    finally:
+        app.close()
+
+
+def _runner() -> Callable[..., None]:
+    try:
+        import uvloop
+    except ImportError:  # Not on this platform; asyncio's own loop serves too.
+        return asyncio.run
+    return uvloop.run  # type: ignore[no-any-return]
+
+
+async def _serve(
+    app: App, host: str, port: int, ready: Callable[[str], None], until: Callable[[], object] | None
+) -> None:
+    from granian.server.embed import Server
+
+    server = Server(
+        app,
+        address=host,
+        port=port,
+        interface="asgi",
+        backlog=1024,
+        log_enabled=False,
+        websockets=False,
+    )
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, stopping.set)
+    serving = asyncio.create_task(server.serve())
+    url = f"http://{host if ':' not in host else f'[{host}]'}:{port}"
+    await _wait_until_up(host, port, serving)
+    ready(url)
+    waiting = [asyncio.create_task(stopping.wait()), serving]
+    if until is not None:
+        waiting.append(asyncio.ensure_future(asyncio.to_thread(until)))
+    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    server.stop()
+    await serving
+    for task in done:
+        if not task.cancelled() and task.exception() is not None:
+            raise task.exception()  # type: ignore[misc]
+
+
+async def _wait_until_up(host: str, port: int, serving: asyncio.Task[None]) -> None:
+    while not serving.done():
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            await asyncio.sleep(0.005)
+            continue
+        writer.close()
+        return
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise Unavailable(f"Port {port} of {host} cannot be used: {exc.strerror}. Give another --port.") from exc

@@ -1,0 +1,137 @@
+"""The JSON of the hot endpoints: what authorize, settle, void and events take and answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from tollkeeper.domain.events import COST_NANOS_MAX, TAGS_MAX, Id, Name, TokenCount
+
+Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
+Tags = Annotated[
+    dict[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], Annotated[str, msgspec.Meta(max_length=256)]],
+    msgspec.Meta(max_length=TAGS_MAX),
+]
+
+
+class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Disjoint classes of model tokens."""
+
+    prompt: TokenCount = 0
+    cached_prompt: TokenCount = 0
+    completion: TokenCount = 0
+    reasoning: TokenCount = 0
+
+
+class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    May this request go ahead? The estimates are the most that it may use.
+
+    Give `id` to make a retry safe: the same id with the same request gets the same hold.
+    """
+
+    key: Annotated[str, msgspec.Meta(max_length=512)]
+    """The api key as your caller sent it."""
+    method: Annotated[str, msgspec.Meta(min_length=1, max_length=16)] = "POST"
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
+    """The path as called, without the query string."""
+    id: Id | None = None
+    model: Name = ""
+    tokens: TokenCounts = TokenCounts()
+    cost_nanos: Nanos | None = None
+    credits: Nanos | None = None
+    ttl_s: int | None = None
+    """How long the hold stays open before it is voided."""
+    tags: Tags = {}
+
+
+class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The hold that was made, durably. Settle or void it."""
+
+    allowed: bool
+    hold_id: str
+    account: str
+    key_id: str
+    project: str | None
+    route: str
+    held_nanos: str
+    held_tokens: int
+    held_credits: int
+    expires_at: str
+
+
+class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What the request used. Safe to repeat.
+
+    With `estimated_cost_nanos` and no `cost_nanos` the job is still under way: the estimate counts until an
+    amendment of the event brings the actual cost.
+    """
+
+    hold_id: Id
+    account: Name | None = None
+    """Needed only when several accounts use the same hold id."""
+    status: Annotated[int, msgspec.Meta(ge=0, le=999)] = 200
+    error_type: Name = ""
+    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=604_800_000)] | None = None
+    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=2**50)] = 0
+    model: Name = ""
+    tokens: TokenCounts = TokenCounts()
+    cache: Literal["", "hit", "miss", "none"] = ""
+    cost_nanos: Nanos | None = None
+    estimated_cost_nanos: Nanos | None = None
+    credits: Nanos | None = None
+    tags: Tags = {}
+
+
+class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What was booked, durably."""
+
+    hold_id: str
+    event_id: str
+    account: str
+    cost_nanos: str
+    cost_state: str
+    credits: int
+    beyond_hold_nanos: str
+    """What was booked beyond the hold; it may have overdrawn a budget or balance."""
+    replayed: bool
+    """Whether this answers a repeat."""
+
+
+class VoidRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """End a hold as if the request never was. Safe to repeat."""
+
+    hold_id: Id
+    account: Name | None = None
+
+
+class VoidAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The hold is gone."""
+
+    hold_id: str
+    account: str
+    voided: bool
+
+
+class EventRejection(msgspec.Struct, frozen=True, kw_only=True):
+    """One event that was not taken: its place in the call, the field at fault, why, and what to do."""
+
+    index: int
+    field: str
+    code: str
+    reason: str
+
+
+class EventsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What became of the events. What was accepted is durable.
+
+    `errors` lists the first rejections; `rejected` counts all of them.
+    """
+
+    accepted: int
+    duplicates: int
+    rejected: int
+    errors: list[EventRejection]
