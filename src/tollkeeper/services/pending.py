@@ -27,27 +27,48 @@ def key_of(account_id: str, id_: str) -> str:
 
 
 class Pending:
-    """Ids of committed records that the usage store may not have yet. Any thread may call."""
+    """
+    Ids of committed records that the usage store may not have yet, and of holds. Any thread may call.
+
+    The id of an open hold is taken too: settling the hold makes the event of that id.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._places: dict[str, tuple[object, int]] = {}
+        self._held: set[str] = set()
         self._keys_by_seq: dict[int, list[str]] = {}
         self._newest_seq_by_account: dict[str, int] = {}
         self._delivered_seq = 0
         self._tick = 0
         self._look_ups: dict[int, int] = {}
         self._retired: list[tuple[int, int]] = []
+        self._delivered_early: set[int] = set()
         self.record_count = 0
 
-    def disjoint(self, keys: Iterable[str]) -> bool:
+    def disjoint(self, keys: Sequence[str]) -> bool:
         """Return whether none of *keys* is here."""
-        return self._places.keys().isdisjoint(keys)
+        return self._places.keys().isdisjoint(keys) and self._held.isdisjoint(keys)
 
-    def add(self, keys: Sequence[str], holder: object) -> None:
-        """Take in ids that are about to be committed; `holder[i]` is the record of `keys[i]`."""
+    def add(self, keys: Sequence[str], holder: object | None) -> None:
+        """
+        Take in ids that are about to be committed.
+
+        Args:
+            holder: A table or list with the record of `keys[i]` in place i; None for ids of corrections.
+        """
         with self._lock:
             self._places.update((key, (holder, index)) for index, key in enumerate(keys))
+
+    def hold(self, keys: Iterable[str]) -> None:
+        """Take in the ids of open holds."""
+        with self._lock:
+            self._held.update(keys)
+
+    def release(self, keys: Iterable[str]) -> None:
+        """Give back the ids of holds that ended."""
+        with self._lock:
+            self._held.difference_update(keys)
 
     def drop(self, keys: Iterable[str]) -> None:
         """Take ids back whose commit failed."""
@@ -62,13 +83,21 @@ class Pending:
             self.record_count += record_count
             for account_id in accounts:
                 self._newest_seq_by_account[account_id] = seq
+            if seq in self._delivered_early:
+                self._delivered_early.remove(seq)
+                self._retired.append((self._tick, seq))
+                self._forget_retired()
 
     def delivered(self, seqs: Mapping[int, int]) -> None:
         """Learn that the outbox rows *seqs* (seq → record count) are in the usage store."""
         with self._lock:
             self._tick += 1
             for seq, record_count in seqs.items():
-                self._retired.append((self._tick, seq))
+                if seq in self._keys_by_seq:
+                    self._retired.append((self._tick, seq))
+                else:
+                    # The relay was faster than the commit thread, which is about to call `committed`.
+                    self._delivered_early.add(seq)
                 self._delivered_seq = max(self._delivered_seq, seq)
                 self.record_count -= record_count
             self._forget_retired()
@@ -100,7 +129,7 @@ class Pending:
                 self._forget_retired()
 
     def records(self, keys: Iterable[str]) -> dict[str, Record]:
-        """Return the records of those *keys* that are here."""
+        """Return the records of those *keys* that are here as events."""
         from tollkeeper.columns import records_of
 
         found: dict[str, Record] = {}
@@ -108,6 +137,8 @@ class Pending:
         with self._lock:
             places = [(key, self._places[key]) for key in keys if key in self._places]
         for key, (holder, index) in places:
+            if holder is None:
+                continue
             if isinstance(holder, list):
                 found[key] = holder[index]
             else:
@@ -122,7 +153,11 @@ class Pending:
         """Return the accounts that have an event of this id here."""
         ending = SEPARATOR + id_
         with self._lock:
-            return [key[: -len(ending)] for key in self._places if key.endswith(ending)]
+            return [
+                key[: -len(ending)]
+                for key, (holder, _) in self._places.items()
+                if holder is not None and key.endswith(ending)
+            ]
 
     def _forget_retired(self) -> None:
         oldest = min(self._look_ups, default=self._tick)

@@ -11,40 +11,47 @@ from tollkeeper.errors import Unavailable
 
 
 class Ticket:
-    """One caller's place in a group commit: ends with a result or an error."""
+    """
+    One caller's place in a group commit: ends with a result or an error.
 
-    __slots__ = ("_done", "_future", "_loop", "error", "result")
+    Made for a task of one event loop or for a thread, which is the fast way; whoever asks the same under the
+    same id may wait on it too, from anywhere.
+    """
+
+    __slots__ = ("_done", "_future", "_loop", "ended", "error", "result")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Make a ticket for a task of *loop* (`await ticket.committed()`), or for a thread (`wait`)."""
         self._loop = loop
         self._future: asyncio.Future[None] | None = None if loop is None else loop.create_future()
         self._done: threading.Event | None = threading.Event() if loop is None else None
+        self.ended = False
         self.result: Any = None
         self.error: BaseException | None = None
 
-    @classmethod
-    def finished(cls) -> Ticket:
-        """Return a ticket whose work was committed before."""
-        ticket = cls()
-        finish([ticket])
-        return ticket
-
     async def committed(self) -> Any:
         """Return the result once it is committed; raise what made it fail."""
-        if self._future is None:
-            return await asyncio.to_thread(self.wait)
-        # Shielded: a caller that is cancelled (its client went away) must not stop others from waiting.
-        await asyncio.shield(self._future)
-        if self.error is not None:
-            raise self.error
-        return self.result
+        if not self.ended:
+            if self._future is not None and self._loop is asyncio.get_running_loop():
+                # Shielded: a caller that is cancelled (its client went away) must not stop others from waiting.
+                await asyncio.shield(self._future)
+            else:
+                await asyncio.to_thread(self.wait)
+        return self._outcome()
 
     def wait(self, timeout_s: float = 60.0) -> Any:
         """Return the result once it is committed; raise what made it fail."""
-        assert self._done is not None
-        if not self._done.wait(timeout_s):
-            raise Unavailable("The ledger did not commit in time. The outcome is unknown: retry with the same id.")
+        if not self.ended:
+            if self._done is None:
+                self._done = threading.Event()
+            # `finish` sets `ended` before it looks for the event, so one of the two sees the other.
+            if not self.ended and not self._done.wait(timeout_s):
+                raise Unavailable(
+                    "The ledger did not commit in time. The outcome is unknown: retry with the same id."
+                )
+        return self._outcome()
+
+    def _outcome(self) -> Any:
         if self.error is not None:
             raise self.error
         return self.result
@@ -58,13 +65,18 @@ def finish(tickets: Iterable[Ticket]) -> None:
     """Wake the owners of *tickets*, with one call per event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
     for ticket in tickets:
-        if ticket._done is not None:
-            ticket._done.set()
-        elif ticket._loop is not None:
+        ticket.ended = True
+        done = ticket._done
+        if done is not None:
+            done.set()
+        if ticket._loop is not None:
             by_loop.setdefault(ticket._loop, []).append(ticket)
     for loop, mine in by_loop.items():
-        if not loop.is_closed():
+        try:
             loop.call_soon_threadsafe(_resolve_all, mine)
+        except RuntimeError:
+            # The loop was closed, and with it all that waited there. Nobody is left to wake.
+            continue
 
 
 def _resolve_all(tickets: list[Ticket]) -> None:
