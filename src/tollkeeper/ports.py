@@ -91,8 +91,12 @@ class UsageStore(Protocol):
         *key_ids* means any.
         """
 
-    def unpriced(self, model: str | None, limit: int) -> list[Record]:
-        """Return up to *limit* current records whose `cost_state` is `unpriced`, oldest first."""
+    def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
+        """
+        Return up to *limit* current records whose `cost_state` is `unpriced`, those after *after*.
+
+        They are in order of time, then account, then id.
+        """
 
     def export(self, account_id: str | None, from_us: int, to_us: int) -> Iterator[pa.Table]:
         """Yield all records (every revision) of a span, in pieces, for archives and tests."""
@@ -240,10 +244,13 @@ class Ledger(Protocol):
         Write *group* in one transaction, durably.
 
         Called by the committer only, one group at a time. Charging 0 writes nothing; a grant that is
-        posted already is left alone.
+        posted already is left alone. When the database's answer to the commit itself is lost, this finds out
+        what came of it before it returns or raises.
 
         Raises:
             InvariantBroken: A credit book would not balance.
+            Conflict: A hold of the group exists.
+            BadInput: A value does not fit its column.
         """
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
@@ -280,7 +287,7 @@ class Ledger(Protocol):
         """Return the accounts that have counters."""
 
     def pending(self) -> list[tuple[int, OutboxEntry]]:
-        """Return all outbox rows with their numbers, oldest first. Called at start."""
+        """Return all outbox rows that are to be relayed, with their numbers, oldest first. Called at start."""
 
     def next_batch(
         self, records_max: int, *, seq_max: int | None = None
@@ -294,6 +301,12 @@ class Ledger(Protocol):
 
     def delivered(self, batch: int) -> None:
         """Delete the rows of a batch."""
+
+    def set_aside(self, seq: int, reason: str) -> None:
+        """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
+
+    def set_asides(self) -> list[tuple[int, int, str]]:
+        """Return what was set aside, oldest first: row number, how many records it had, reason."""
 
     def purge(self, now_us: int) -> int:
         """Delete windows and ended holds that mean nothing any more; return how many rows."""

@@ -81,8 +81,8 @@ class OpeningUsageStore:
             account_id, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids
         )
 
-    def unpriced(self, model: str | None, limit: int) -> list[Record]:
-        return self._store.unpriced(model, limit)
+    def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
+        return self._store.unpriced(model, limit, after)
 
     def export(self, account_id: str | None, from_us: int, to_us: int) -> Iterator[pa.Table]:
         return self._store.export(account_id, from_us, to_us)

@@ -7,27 +7,31 @@ On one node the allotment is the whole remainder. Every counter answers the same
     fits(amount, now_us)            would it be admitted now?
     take(amount, now_us) → mark     set it aside; the mark says where
     settle(mark, held, actual)      end that hold with what was really used
+    unsettle(mark, held, actual)    take such an ending back: its commit failed, the hold is open again
     give_back(mark, held)           end that hold as if it never was
 
-Callers hold the gate's lock. Time is microseconds since the Unix epoch. Counters never roll backwards: when
-the clock jumps back, the later window goes on counting, so a jump can delay a request but not overshoot.
+Callers hold the gate's lock, and call `take` right after `fits` with the same time. Time is microseconds
+since the Unix epoch. Rate limits never roll backwards: when the clock jumps back, the later window goes on
+counting, so a jump can delay a request but not overshoot. Budgets count each request in the period of its
+own time, as the meter does.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.decisions import UNITS
-from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.pools import CreditBook
 
 SLIDING_SLOTS: Final = 60
 _NEVER_US: Final = 2**62
+_UNBOUNDED: Final = 2**127
 
 
 class Slots(Protocol):
@@ -45,10 +49,13 @@ class Counter(Protocol):
     unit: str
     unit_index: int
     reason: str
+    charged: ClassVar[bool]
+    """Whether the ledger keeps it: a budget or a balance."""
 
     def fits(self, amount: int, now_us: int) -> bool: ...
     def take(self, amount: int, now_us: int) -> int: ...
     def settle(self, mark: int, held: int, actual: int) -> None: ...
+    def unsettle(self, mark: int, held: int, actual: int) -> None: ...
     def give_back(self, mark: int, held: int) -> None: ...
     def allowed_used(self, now_us: int) -> tuple[int | None, int]:
         """Return the most that is allowed (None: no bound) and what is used or held now."""
@@ -79,6 +86,7 @@ class RateCounter:
         "unit_index",
         "width_us",
     )
+    charged: ClassVar[bool] = False
 
     def __init__(self, account_id: str, counter_id: str, limit: Limit, changed: list[RateCounter]) -> None:
         self.changed = changed
@@ -116,7 +124,13 @@ class FixedWindow(RateCounter):
     __slots__ = ("start_us", "used")
 
     def __init__(
-        self, account_id: str, counter_id: str, limit: Limit, now_us: int, stored: dict[int, int], changed: list[RateCounter]
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        stored: dict[int, int],
+        changed: list[RateCounter],
     ) -> None:
         super().__init__(account_id, counter_id, limit, changed)
         self.start_us = max(now_us - now_us % self.width_us, max(stored, default=0))
@@ -137,6 +151,9 @@ class FixedWindow(RateCounter):
         if mark == self.start_us:
             self.used += actual - held
             self.mark_dirty()
+
+    def unsettle(self, mark: int, held: int, actual: int) -> None:
+        self.settle(mark, actual, held)
 
     def give_back(self, mark: int, held: int) -> None:
         self.settle(mark, held, 0)
@@ -170,7 +187,13 @@ class SlidingWindow(RateCounter):
     __slots__ = ("_slots", "slot_us", "used")
 
     def __init__(
-        self, account_id: str, counter_id: str, limit: Limit, now_us: int, stored: dict[int, int], changed: list[RateCounter]
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        stored: dict[int, int],
+        changed: list[RateCounter],
     ) -> None:
         super().__init__(account_id, counter_id, limit, changed)
         self.slot_us = max(1, self.width_us // SLIDING_SLOTS)
@@ -198,12 +221,17 @@ class SlidingWindow(RateCounter):
         return start
 
     def settle(self, mark: int, held: int, actual: int) -> None:
-        for slot in self._slots:
-            if slot[0] == mark:
-                slot[1] += actual - held
-                self.used += actual - held
-                self.mark_dirty()
+        # From the newest on: most requests end soon.
+        for slot in reversed(self._slots):
+            if slot[0] <= mark:
+                if slot[0] == mark:
+                    slot[1] += actual - held
+                    self.used += actual - held
+                    self.mark_dirty()
                 return
+
+    def unsettle(self, mark: int, held: int, actual: int) -> None:
+        self.settle(mark, actual, held)
 
     def give_back(self, mark: int, held: int) -> None:
         self.settle(mark, held, 0)
@@ -233,6 +261,10 @@ class SlidingWindow(RateCounter):
         return (self._slots[-1][0] if self._slots else 0) + self.slot_us + self.width_us
 
 
+_PERMITS, _LAST_US, _PART = 0, 1, 2
+"""The slots of a stored permit bucket."""
+
+
 class PermitBucket(RateCounter):
     """
     A token bucket of permits: up to *burst* at once, refilled by `allowed` per window.
@@ -243,12 +275,19 @@ class PermitBucket(RateCounter):
     __slots__ = ("burst", "last_us", "level")
 
     def __init__(
-        self, account_id: str, counter_id: str, limit: Limit, now_us: int, stored: dict[int, int], changed: list[RateCounter]
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        stored: dict[int, int],
+        changed: list[RateCounter],
     ) -> None:
         super().__init__(account_id, counter_id, limit, changed)
         self.burst = limit.burst if limit.burst is not None else limit.amount
-        self.level = stored.get(0, self.burst * self.width_us)
-        self.last_us = stored.get(1, now_us)
+        permits, part = stored.get(_PERMITS), stored.get(_PART, 0)
+        self.level = self.burst * self.width_us if permits is None else permits * self.width_us + part
+        self.last_us = stored.get(_LAST_US, now_us)
 
     def amend(self, limit: Limit) -> None:
         super().amend(limit)
@@ -270,6 +309,9 @@ class PermitBucket(RateCounter):
         self.level = min(self.burst * self.width_us, self.level + (held - actual) * self.width_us)
         self.mark_dirty()
 
+    def unsettle(self, mark: int, held: int, actual: int) -> None:
+        self.settle(mark, actual, held)
+
     def give_back(self, mark: int, held: int) -> None:
         self.settle(mark, held, 0)
 
@@ -288,7 +330,9 @@ class PermitBucket(RateCounter):
 
     def slots(self) -> dict[int, int]:
         self.dirty = False
-        return {0: self.level, 1: self.last_us}
+        # Whole permits and the part of the next one, since their product may need more than 64 bits.
+        permits, part = divmod(self.level, self.width_us)
+        return {_PERMITS: permits, _PART: part, _LAST_US: self.last_us}
 
     def expires_at_us(self) -> int:
         full = self.lifts_at_us(self.burst, self.last_us)
@@ -301,7 +345,13 @@ class Concurrency(RateCounter):
     __slots__ = ("used",)
 
     def __init__(
-        self, account_id: str, counter_id: str, limit: Limit, now_us: int, stored: dict[int, int], changed: list[RateCounter]
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        stored: dict[int, int],
+        changed: list[RateCounter],
     ) -> None:
         super().__init__(account_id, counter_id, limit, changed)
         self.reason = "too_many_concurrent"
@@ -316,6 +366,9 @@ class Concurrency(RateCounter):
 
     def settle(self, mark: int, held: int, actual: int) -> None:
         self.used -= 1
+
+    def unsettle(self, mark: int, held: int, actual: int) -> None:
+        self.used += 1
 
     def give_back(self, mark: int, held: int) -> None:
         self.used -= 1
@@ -351,88 +404,142 @@ class Stored(Protocol):
     def __call__(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]: ...
 
 
+class BudgetPeriod:
+    """
+    What one period of a budget has used: committed, on its way to the ledger, and set aside by open holds.
+
+    Attributes:
+        used: All three together.
+        uncommitted: The part that was settled here and is not committed yet.
+        open_count: Holds that will still settle here.
+        as_of_commit: The commit as of which the ledger was read.
+    """
+
+    __slots__ = ("as_of_commit", "open_count", "uncommitted", "used")
+
+    def __init__(self, committed: int, as_of_commit: int) -> None:
+        self.used = committed
+        self.as_of_commit = as_of_commit
+        self.uncommitted = self.open_count = 0
+
+
 class BudgetCounter:
     """
-    What is left of one budget in its current period.
+    What is left of one budget, per period; a new period is a new row of the ledger, found from the clock.
 
-    `committed` is what the ledger says, `uncommitted` what was settled here and is on its way there, `held`
-    what open holds set aside. A new period is a new row of the ledger, found from the clock.
+    A request counts in the period of its own time. Around the turn of a period, requests of both come in any
+    order, and holds of the old one still settle: a period is kept until nothing of it is under way.
     """
 
     __slots__ = (
+        "_at_least",
+        "_most",
+        "_period",
+        "_periods",
         "account_id",
-        "as_of_commit",
-        "committed",
         "counter_id",
         "end_us",
-        "held",
         "name",
         "reason",
         "scope",
         "start_us",
         "stored",
-        "uncommitted",
         "unit",
         "unit_index",
     )
+    charged: ClassVar[bool] = True
 
     def __init__(self, scope: BudgetScope, now_us: int, stored: Stored) -> None:
-        self.scope = scope
         self.account_id = scope.account_id
         self.counter_id = scope.counter_id
-        self.name = scope.name
-        self.unit = scope.unit
-        self.unit_index = UNITS.index(scope.unit)
         self.reason = "budget_exhausted"
         self.stored = stored
-        self.start_us = self.end_us = 0
-        self.committed = self.uncommitted = self.held = self.as_of_commit = 0
-        self._roll(now_us)
+        self._periods: dict[int, BudgetPeriod] = {}
+        self._take_over(scope)
+        self._turn_to(now_us)
 
-    def _roll(self, now_us: int) -> None:
-        self.start_us, self.end_us = self.scope.span_us(now_us)
-        self.committed, self.as_of_commit = self.stored(self.account_id, self.counter_id, self.start_us)
-        self.uncommitted = self.held = 0
+    def _take_over(self, scope: BudgetScope) -> None:
+        self.scope = scope
+        self.name = scope.name
+        self.unit: str = scope.unit
+        self.unit_index = UNITS.index(scope.unit)
+        self._most = _UNBOUNDED if scope.amount is None else scope.amount
+        # What a call will cost in money or tokens may not be known beforehand: something must be left for it.
+        self._at_least = 0 if scope.unit == "credits" else 1
+
+    def _turn_to(self, at_us: int) -> None:
+        """Count in the period of *at_us* from now on."""
+        start_us, end_us = self.scope.span_us(at_us)
+        period = self._periods.get(start_us)
+        if period is None:
+            left = self._periods.get(self.start_us) if self._periods else None
+            period = BudgetPeriod(*self.stored(self.account_id, self.counter_id, start_us))
+            self._periods = {
+                start: known
+                for start, known in self._periods.items()
+                # The one just left stays, as late-comers may turn back to it any moment.
+                if known.open_count or known.uncommitted or known is left
+            }
+            self._periods[start_us] = period
+        self.start_us, self.end_us, self._period = start_us, end_us, period
 
     def amend(self, scope: BudgetScope, now_us: int) -> None:
-        """Take over a changed budget of the same id; a changed period starts from its own ledger row."""
-        span = scope.span_us(now_us)
-        self.scope = scope
-        if span != (self.start_us, self.end_us):
-            self._roll(now_us)
+        """Take over a changed budget of the same id; what is under way goes on where it began."""
+        self._take_over(scope)
+        self._turn_to(now_us)
 
     def fits(self, amount: int, now_us: int) -> bool:
-        if now_us >= self.end_us:
-            self._roll(now_us)
-        most = self.scope.amount
-        # Money needs something left even for a call whose cost is not known beforehand.
-        if not amount and self.unit != "nanos":
-            return True
-        return most is None or self.committed + self.uncommitted + self.held + max(amount, 1) <= most
+        if not self.start_us <= now_us < self.end_us:
+            self._turn_to(now_us)
+        if not amount:
+            if not self._at_least:
+                return True
+            amount = 1
+        return self._period.used + amount <= self._most
 
     def take(self, amount: int, now_us: int) -> int:
-        self.held += amount
+        period = self._period
+        period.used += amount
+        period.open_count += 1
         return self.start_us
 
     def settle(self, mark: int, held: int, actual: int) -> None:
-        if mark == self.start_us:
-            self.held -= held
-            self.uncommitted += actual
+        period = self._periods[mark]
+        period.used += actual - held
+        period.uncommitted += actual
+        period.open_count -= 1
+
+    def unsettle(self, mark: int, held: int, actual: int) -> None:
+        period = self._period_at(mark)
+        period.used += held - actual
+        period.uncommitted -= actual
+        period.open_count += 1
 
     def give_back(self, mark: int, held: int) -> None:
-        if mark == self.start_us:
-            self.held -= held
+        period = self._periods[mark]
+        period.used -= held
+        period.open_count -= 1
+
+    def _period_at(self, start_us: int) -> BudgetPeriod:
+        # A settlement of nothing leaves nothing under way, so its period may be gone by the time it is undone.
+        period = self._periods.get(start_us)
+        if period is None:
+            stored = self.stored(self.account_id, self.counter_id, start_us)
+            period = self._periods[start_us] = BudgetPeriod(*stored)
+        return period
 
     def booked(self, period_start_us: int, amount: int, *, counted: int, commit: int) -> None:
         """Learn of a commit that charged *amount*, of which *counted* was settled here before."""
-        if period_start_us == self.start_us:
-            self.uncommitted -= counted
-            if commit > self.as_of_commit:
-                self.committed += amount
+        period = self._periods.get(period_start_us)
+        if period is not None:
+            period.uncommitted -= counted
+            period.used -= counted
+            if commit > period.as_of_commit:
+                period.used += amount
 
     def allowed_used(self, now_us: int) -> tuple[int | None, int]:
         self.fits(0, now_us)
-        return self.scope.amount, self.committed + self.uncommitted + self.held
+        return self.scope.amount, self._period.used
 
     def lifts_at_us(self, amount: int, now_us: int) -> int | None:
         return None
@@ -446,29 +553,30 @@ class CreditPool:
     """What is left of one account's credit balance: the committed book, less what is settled or held here."""
 
     __slots__ = (
+        "_out",
         "account_id",
         "as_of_commit",
         "balance",
         "book",
         "counter_id",
         "falls_at_us",
-        "held",
         "name",
         "reason",
-        "uncommitted",
         "unit",
         "unit_index",
     )
+    charged: ClassVar[bool] = True
 
     def __init__(
         self, account_id: str, now_us: int, stored: Callable[[str], tuple[CreditBook, int]]
     ) -> None:
         self.account_id = account_id
-        self.counter_id = self.name = "credit"
+        self.counter_id = self.name = CREDIT_COUNTER
         self.unit = "nanos"
         self.unit_index = UNITS.index("nanos")
         self.reason = "credit_exhausted"
-        self.held = self.uncommitted = 0
+        # Held, or settled and on its way to the ledger.
+        self._out = 0
         self.book, self.as_of_commit = stored(account_id)
         self.balance = 0
         self.falls_at_us = 0
@@ -484,30 +592,37 @@ class CreditPool:
         if now_us >= self.falls_at_us:
             self._count(now_us)
         # A credit key needs a balance even for a call whose cost is not known beforehand.
-        return self.balance - self.uncommitted - self.held >= max(amount, 1)
+        return self.balance - self._out >= (amount or 1)
 
     def take(self, amount: int, now_us: int) -> int:
-        self.held += amount
+        self._out += amount
         return 0
 
     def settle(self, mark: int, held: int, actual: int) -> None:
-        self.held -= held
-        self.uncommitted += actual
+        self._out += actual - held
+
+    def unsettle(self, mark: int, held: int, actual: int) -> None:
+        self._out += held - actual
 
     def give_back(self, mark: int, held: int) -> None:
-        self.held -= held
+        self._out -= held
 
-    def booked(self, book: CreditBook, *, counted: int, commit: int, now_us: int) -> None:
-        """Learn of a commit that left the account with *book*; *counted* of it was settled here before."""
-        self.uncommitted -= counted
-        if commit > self.as_of_commit:
+    def booked(self, book: CreditBook | None, *, counted: int, commit: int, now_us: int) -> None:
+        """
+        Learn of a commit that contains *counted*, which was settled here before.
+
+        Args:
+            book: The account's book after the commit; None when it is as it was.
+        """
+        self._out -= counted
+        if book is not None and commit > self.as_of_commit:
             self.book = book
             self.as_of_commit = commit
             self._count(now_us)
 
     def allowed_used(self, now_us: int) -> tuple[int | None, int]:
         self.fits(0, now_us)
-        return max(0, self.balance), self.uncommitted + self.held
+        return max(0, self.balance), self._out
 
     def lifts_at_us(self, amount: int, now_us: int) -> int | None:
         return None

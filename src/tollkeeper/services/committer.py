@@ -5,16 +5,19 @@ While one group is being written the next one gathers, so under load one fsync s
 idle system waits for nobody. A group is one SQL transaction: it is in the ledger whole or not at all, and
 only then do its callers hear of it.
 
-When the ledger cannot be written, callers who wait get `Unavailable` and their work is undone. What was
-settled in process, where nobody waits, is kept and tried again; the gate refuses new requests meanwhile.
+When the ledger cannot be written, callers who wait get `Unavailable` and undo their work. What was settled in
+process cannot be asked for again, so it is kept and tried again, whether or not somebody waits for it; the
+gate refuses new requests meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -32,7 +35,8 @@ from tollkeeper.domain.bookings import (
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import TollkeeperError, Unavailable
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.errors import BadParameter, EventConflict, TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ports import Ledger
 from tollkeeper.services.pending import Pending, key_of
@@ -45,7 +49,27 @@ QUEUE_MAX: Final = 200_000
 """Works that may wait; beyond it the gate refuses, so that memory stays bounded when the disk is stuck."""
 GROUP_MAX: Final = 4_000
 RETRY_S: Final = (0.05, 0.2, 0.5, 1.0)
+CLOSE_S: Final = 30.0
+"""How long closing tries to commit what is queued."""
 _REFUSING: Final = "The ledger cannot be written now. Nothing is admitted until it can."
+_STUCK: Final = "Too much waits to be committed. Nothing is admitted until the ledger has caught up."
+
+STATUS_MAX: Final = 999
+COUNT_MAX: Final = 10**16
+"""The most of anything in one record: what the dearest price and the most tokens make is 8e15 nanos."""
+_COUNT_FIELDS: Final = (
+    "bytes_out",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "credits",
+    "cost_nanos",
+    "estimated_cost_nanos",
+)
+_TEXT_FIELDS: Final = ("id", "method", "route", "error_type", "denied_reason", "model", "cache")
+_counts_of = attrgetter(*_COUNT_FIELDS)
+_texts_of = attrgetter(*_TEXT_FIELDS)
 
 log = logging.getLogger("tollkeeper.committer")
 encode_rows = msgspec.msgpack.Encoder().encode
@@ -66,6 +90,7 @@ class Draft:
         self.row_keys: list[str] = []
         self.counted: dict[CounterAt, int] = {}
         self.batches: list[Batch] = []
+        self.held_keys: list[str] = []
 
     def charge(self, at: CounterAt, amount: int, *, counted: bool) -> None:
         """Charge a counter; *counted* says that the gate knows already."""
@@ -76,8 +101,9 @@ class Draft:
 
 class Work:
     """
-    Something to commit. `add` puts it into the draft, or raises to fail alone.
+    Something to commit. `add` puts it into the draft whole, or raises to fail alone.
 
+    A work that is `kept` is tried until the ledger takes it; any other is the business of who waits for it.
     *done*, if set, is told on the commit thread whether it was committed (None) or why not, before its
     ticket ends: what it does happens also when the caller is no longer there.
     """
@@ -85,6 +111,10 @@ class Work:
     __slots__ = ("done", "ticket")
     ticket: Ticket | None
     done: Callable[[BaseException | None], None] | None
+
+    @property
+    def kept(self) -> bool:
+        return self.ticket is None
 
     def add(self, draft: Draft) -> None:
         raise AssertionError("every work adds something")
@@ -106,6 +136,11 @@ class OpenHold(Work):
         self.done = done
 
     def add(self, draft: Draft) -> None:
+        key = key_of(self.hold.account_id, self.hold.hold_id)
+        if not draft.pending.disjoint((key,)):
+            raise EventConflict(f"Id {self.hold.hold_id} names an event or a hold: use a new id.")
+        draft.pending.hold((key,))
+        draft.held_keys.append(key)
         draft.group.opened.append(self.hold)
 
 
@@ -161,7 +196,13 @@ class Settle(Work):
         self.scopes_version = scopes_version
         self.charges_of = charges_of
 
+    @property
+    def kept(self) -> bool:
+        # An admission of this process has ended, so nobody can settle it again; a stored hold is open again.
+        return self.ticket is None or self.ended is None
+
     def add(self, draft: Draft) -> None:
+        check_storable(self.record)
         charges = self.charges
         if self.charges_of is not None and self.scopes_version != draft.scopes_version:
             counted = {charge[:3]: charge.amount for charge in charges} if self.counted else {}
@@ -183,12 +224,13 @@ class Batch(Work):
     Many records as one Arrow table, with their charges. Fails with `Stale` when an id came in since.
 
     Args:
-        keys: `pending.key_of` of each row's dedupe id.
+        keys: `pending.key_of` of each id that the batch takes: of row i the i-th, unless it is of corrections.
         accounts: The accounts of the rows.
         payload: The table as an Arrow IPC stream.
+        corrections: The rows are corrections; *keys* are the corrections' ids.
     """
 
-    __slots__ = ("accounts", "charges", "keys", "payload", "scopes_version", "table")
+    __slots__ = ("accounts", "charges", "corrections", "keys", "payload", "scopes_version", "table")
 
     def __init__(
         self,
@@ -199,7 +241,10 @@ class Batch(Work):
         charges: dict[CounterAt, int],
         scopes_version: int,
         ticket: Ticket,
+        *,
+        corrections: bool = False,
     ) -> None:
+        self.corrections = corrections
         self.table = table
         self.payload = payload
         self.keys = keys
@@ -212,7 +257,7 @@ class Batch(Work):
     def add(self, draft: Draft) -> None:
         if self.scopes_version != draft.scopes_version or not draft.pending.disjoint(self.keys):
             raise Stale
-        draft.pending.add(self.keys, self.table)
+        draft.pending.add(self.keys, None if self.corrections else self.table)
         for at, amount in self.charges.items():
             draft.charge(at, amount, counted=False)
         draft.batches.append(self)
@@ -249,6 +294,10 @@ class ChangeScopes(Work):
         self.ticket = ticket
         self.done = None
 
+    @property
+    def accounts(self) -> set[str]:
+        return {scope.account_id for scope, _ in self.started} | {account_id for account_id, _ in self.ended}
+
     def add(self, draft: Draft) -> None:
         draft.group.scopes.extend(self.started)
         draft.group.ended_scopes.extend(self.ended)
@@ -278,20 +327,28 @@ class Committer:
         self._pending = pending
         self._clock = clock
         self._queue: list[Work] = []
+        self._under_way = 0
         self._arrived = threading.Condition()
         self._closing = False
+        self._close_by = math.inf
         self._unsaved: dict[tuple[str, str], WindowState] = {}
+        self._kept: list[Work] = []
         self._failures = 0
         self.scopes_version = 0
         """Changes on the commit thread only, between two groups."""
         self.outbox_seq = 0
         self.committed_works = 0
         self.committed_groups = 0
+        self.lost_works = 0
+        """Works that were neither committed nor failed to a caller: closing gave up, or they cannot be stored."""
         self.on_commit: Callable[[], None] = lambda: None
         """Called on the commit thread after each group: tells the relay that there is work."""
         self.on_last_used: Callable[[dict[str, int]], None] = lambda used: None
-        self.before_scopes_change: Callable[[], None] = lambda: None
-        """Called on the commit thread right before `scopes_version` changes."""
+        self.before_scopes_change: Callable[[set[str]], None] = lambda accounts: None
+        """
+        Called on the commit thread with the accounts whose budgets changed, after the ledger has the change and
+        before `scopes_version` does: who reads the new version must not find the old budgets remembered.
+        """
         self._thread = threading.Thread(target=self._run, name="tollkeeper-committer", daemon=True)
 
     def start(self) -> None:
@@ -305,8 +362,12 @@ class Committer:
             Unavailable: Too much waits already, or the committer is closing.
         """
         with self._arrived:
-            if self._closing or (len(self._queue) >= QUEUE_MAX and work.ticket is not None):
-                raise Unavailable("Too much waits to be committed. Try again shortly.")
+            if self._closing:
+                raise Unavailable("Tollkeeper is closing: nothing more is booked.")
+            if len(self._queue) >= QUEUE_MAX:
+                self._gate.refusing = _STUCK
+                if not work.kept:
+                    raise Unavailable("Too much waits to be committed. Try again shortly.")
             self._queue.append(work)
             if len(self._queue) == 1:
                 self._arrived.notify()
@@ -315,58 +376,112 @@ class Committer:
     def queued(self) -> int:
         return len(self._queue)
 
-    def close(self, timeout_s: float = 30.0) -> None:
-        """Commit what is queued and end the thread."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Commit what is queued and end the thread; what the ledger does not take in time is logged as lost."""
         with self._arrived:
             self._closing = True
+            self._close_by = time.monotonic() + timeout_s
             self._arrived.notify()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            # The database hangs in a call. The thread is a daemon and ends with the process.
+            log.error("tollkeeper.committer.hangs", extra={"works": self._under_way + len(self._queue)})
 
     def _run(self) -> None:
-        while True:
-            with self._arrived:
-                while not self._queue and not self._closing:
-                    self._arrived.wait()
-                if not self._queue and self._closing:
-                    return
+        while works := self._next_works():
+            self._under_way = len(works)
+            try:
+                self._commit(works)
+            except Exception as exc:
+                # A defect of ours. Callers must not wait for ever, and the next group may fare better.
+                log.exception("tollkeeper.committer.failed")
+                self._fail(works, Unavailable("The commit failed: its outcome is unknown."), exc)
+            self._under_way = 0
+            self._end_round()
+
+    def _next_works(self) -> list[Work]:
+        """Return what is to be committed next; nothing when it is time to end."""
+        with self._arrived:
+            while not self._queue and not self._closing:
+                self._arrived.wait()
+            if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
                 works, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
-            self._commit(works)
-            if self._closing and self._failures > len(RETRY_S):
-                log.error("tollkeeper.committer.abandoned", extra={"works": len(self._queue)})
-                return
+                return works
+            works, self._queue = self._queue, []
+        if not works:
+            return []
+        lost = sum(work.kept for work in works)
+        self.lost_works += lost
+        log.error("tollkeeper.committer.abandoned", extra={"lost": lost, "failed": len(works) - lost})
+        self._fail(works, Unavailable("The ledger could not be written before Tollkeeper closed."))
+        return []
+
+    def _end_round(self) -> None:
+        """Put what is kept first in the queue, and after a failure give the ledger time."""
+        kept, self._kept = self._kept, []
+        with self._arrived:
+            self._queue[:0] = kept
+            if not kept:
+                self._gate.refusing = None
+            if self._failures:
+                delay_s = RETRY_S[min(self._failures, len(RETRY_S)) - 1]
+                left_s = max(0.0, self._close_by - time.monotonic())
+                was_closing = self._closing
+                self._arrived.wait_for(lambda: self._closing and not was_closing, min(delay_s, left_s))
 
     def _commit(self, works: list[Work]) -> None:
         # Scopes change between two groups, so that every group is charged by one version of them.
-        for index, work in enumerate(works):
-            if isinstance(work, ChangeScopes) and index:
-                self._write(works[:index])
-                self._commit(works[index:])
-                return
-        if works and isinstance(works[0], ChangeScopes):
-            self._write(works[:1])
-            if len(works) > 1:
-                self._commit(works[1:])
-            return
-        self._write(works)
+        run: list[Work] = []
+        for work in works:
+            if isinstance(work, ChangeScopes):
+                self._write(run)
+                self._write([work])
+                run = []
+            else:
+                run.append(work)
+        self._write(run)
 
     def _write(self, works: list[Work]) -> None:
         draft = Draft(self._clock.now_us(), self._pending, self.scopes_version)
         added: list[Work] = []
-        done: list[Ticket] = []
         for work in works:
             try:
                 work.add(draft)
+            except Unavailable as exc:
+                self._put_off([work], exc)
             except Exception as exc:
-                if work.done is not None:
-                    work.done(exc)
-                if work.ticket is None:
-                    log.exception("tollkeeper.committer.work_refused", extra={"work": type(work).__name__})
-                else:
-                    work.ticket.error = exc
-                    done.append(work.ticket)
+                self._refuse(work, exc)
             else:
                 added.append(work)
+        if not added:
+            return
+        try:
+            self._complete(draft)
+            committed = self._ledger.commit(draft.group)
+        except Exception as exc:
+            self._undo(draft)
+            if isinstance(exc, Unavailable):
+                self._put_off(added, exc)
+            elif len(added) == 1:
+                self._refuse(added[0], exc)
+            else:
+                # Something in the group is at fault, not the ledger: find it, so that the rest is not held up.
+                self._write_singly(added)
+            return
+        self._unsaved.clear()
+        self._failures = 0
+        self._learn(draft, committed)
+        self._tell(added, committed)
+        self.committed_works += len(added)
+        self.committed_groups += 1
+        self.on_commit()
+        used = self._gate.take_last_used()
+        if used:
+            self.on_last_used(used)
+
+    def _complete(self, draft: Draft) -> None:
+        """Add to the draft's group what its works have in common: outbox rows and changed windows."""
         group = draft.group
         if draft.rows:
             self._pending.add(draft.row_keys, draft.rows)
@@ -376,34 +491,6 @@ class Committer:
         for window in self._gate.dirty_windows():
             self._unsaved[window[:2]] = WindowState(*window)
         group.windows = list(self._unsaved.values())
-        try:
-            committed = self._ledger.commit(group)
-        except Exception as exc:
-            self._failed(added, draft, exc, done)
-            finish(done)
-            return
-        self._unsaved.clear()
-        self._failures = 0
-        self._gate.refusing = None
-        self._learn(draft, committed)
-        for work in added:
-            if isinstance(work, ChangeScopes):
-                self.before_scopes_change()
-                self.scopes_version += 1
-            if work.done is not None:
-                work.done(None)
-            if work.ticket is not None:
-                work.ticket.result = (
-                    self.outbox_seq if isinstance(work, ChangeScopes) else work.result(committed)
-                )
-                done.append(work.ticket)
-        self.committed_works += len(added)
-        self.committed_groups += 1
-        finish(done)
-        self.on_commit()
-        used = self._gate.take_last_used()
-        if used:
-            self.on_last_used(used)
 
     def _learn(self, draft: Draft, committed: Committed) -> None:
         seqs = iter(committed.outbox_seqs)
@@ -413,35 +500,105 @@ class Committer:
             self._pending.committed(seq, draft.row_keys, accounts, len(draft.rows))
         for batch in draft.batches:
             self._pending.committed(next(seqs), batch.keys, batch.accounts, batch.table.num_rows)
+        if draft.group.ended:
+            self._pending.release(key_of(ended.account_id, ended.hold_id) for ended in draft.group.ended)
         self.outbox_seq = max(committed.outbox_seqs, default=self.outbox_seq)
         self._gate.booked(draft.group.charges, draft.counted, committed.books, committed.commit_seq)
 
-    def _failed(self, works: list[Work], draft: Draft, exc: Exception, done: list[Ticket]) -> None:
+    def _tell(self, works: list[Work], committed: Committed) -> None:
+        """Tell everybody whose work was committed."""
+        ended = []
+        for work in works:
+            if isinstance(work, ChangeScopes):
+                self.before_scopes_change(work.accounts)
+                self.scopes_version += 1
+            if work.done is not None:
+                work.done(None)
+            if work.ticket is not None:
+                work.ticket.result = (
+                    self.outbox_seq if isinstance(work, ChangeScopes) else work.result(committed)
+                )
+                ended.append(work.ticket)
+        finish(ended)
+
+    # -- failures -------------------------------------------------------------------------------------
+
+    def _undo(self, draft: Draft) -> None:
         self._pending.drop(draft.row_keys)
         for batch in draft.batches:
             self._pending.drop(batch.keys)
-        if len(works) > 1 and not isinstance(exc, Unavailable):
-            # Something in the group is at fault, not the store: find it, so that the rest is not held up.
-            for work in works:
-                self._write([work])
-            return
-        error: TollkeeperError = exc if isinstance(exc, TollkeeperError) else Unavailable("The commit failed.")
-        kept = []
-        for work in works:
-            if work.ticket is not None:
-                if work.done is not None:
-                    work.done(error)
-                work.ticket.error = error
-                done.append(work.ticket)
-            elif isinstance(exc, Unavailable):
-                kept.append(work)
-            else:
-                log.error("tollkeeper.committer.set_aside", exc_info=exc, extra={"work": repr(work)})
-        if kept:
-            self._gate.refusing = _REFUSING
-            with self._arrived:
-                self._queue[:0] = kept
-        log.warning("tollkeeper.committer.unavailable", extra={"reason": str(error), "kept": len(kept)})
-        delay_s = RETRY_S[min(self._failures, len(RETRY_S) - 1)]
+        self._pending.release(draft.held_keys)
+
+    def _write_singly(self, works: list[Work]) -> None:
+        for index, work in enumerate(works):
+            failures = self._failures
+            self._write([work])
+            if self._failures > failures:
+                self._put_off(works[index + 1 :], Unavailable("The ledger cannot be written."))
+                return
+
+    def _put_off(self, works: list[Work], error: Unavailable) -> None:
+        """The ledger is away: tell those who wait, and keep what is kept for the next round."""
         self._failures += 1
-        time.sleep(delay_s)
+        kept = [work for work in works if work.kept]
+        self._fail(works, error)
+        if kept:
+            self._kept += kept
+            self._gate.refusing = _REFUSING
+        log.warning("tollkeeper.committer.unavailable", extra={"reason": str(error), "kept": len(kept)})
+
+    def _refuse(self, work: Work, error: Exception) -> None:
+        """One work cannot be committed whatever the state of the ledger: tell its caller, or the log."""
+        if work.ticket is None:
+            self.lost_works += 1
+            what = repr(work.record) if isinstance(work, Settle) else type(work).__name__
+            log.error("tollkeeper.committer.refused", exc_info=error, extra={"work": what})
+        if isinstance(work, Settle) and work.kept and work.counted:
+            # The gate counts it as on its way to the ledger, where it will never arrive.
+            counted = {charge[:3]: charge.amount for charge in work.charges}
+            books = {account_id: CreditBook() for account_id, _, _ in counted}
+            self._gate.booked(dict.fromkeys(counted, 0), counted, books, -1)
+        if not isinstance(error, TollkeeperError | Stale):
+            log.error("tollkeeper.committer.defect", exc_info=error, extra={"work": type(work).__name__})
+            self._fail([work], Unavailable("The commit failed: see the log."), error)
+        else:
+            self._fail([work], error)
+
+    def _fail(self, works: list[Work], error: Exception, cause: Exception | None = None) -> None:
+        """Tell everybody who has not heard yet that it did not work. Who keeps a work is told only once."""
+        ended = []
+        for work in works:
+            if work.ticket is None or work.ticket.ended:
+                continue
+            if work.done is not None:
+                work.done(error)
+            work.ticket.error = error
+            work.ticket.error.__cause__ = cause
+            ended.append(work.ticket)
+            if work.kept:
+                work.ticket = None
+        finish(ended)
+
+
+def check_storable(record: Record) -> None:
+    """
+    Raise BadParameter when a record has a value that the usage store has no room for.
+
+    Records of this process are made from what a program states. One bad value must fail alone, here: in the
+    outbox it would hold up all records of its group.
+    """
+    for value in _counts_of(record):
+        if type(value) is not int or not 0 <= value <= COUNT_MAX:
+            names = ", ".join(_COUNT_FIELDS)
+            raise BadParameter(f"{value!r}: {names} are whole numbers from 0 to {COUNT_MAX}", field="usage")
+    if type(record.status) is not int or not 0 <= record.status <= STATUS_MAX:
+        raise BadParameter(f"status is a whole number from 0 to {STATUS_MAX}", field="status")
+    latency_us = record.latency_us
+    if latency_us is not None and (type(latency_us) is not int or not 0 <= latency_us <= COUNT_MAX):
+        raise BadParameter("latency_us is a whole number of microseconds", field="latency_us")
+    for text in _texts_of(record):
+        if not isinstance(text, str):
+            raise BadParameter(f"{text!r}: {', '.join(_TEXT_FIELDS)} are text", field="outcome")
+    for name, value in record.tags.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise BadParameter("tags are a map of text to text", field="tags")

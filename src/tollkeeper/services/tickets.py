@@ -29,6 +29,13 @@ class Ticket:
         self.result: Any = None
         self.error: BaseException | None = None
 
+    @classmethod
+    def finished(cls) -> Ticket:
+        """Return a ticket whose work was committed before."""
+        ticket = cls()
+        finish([ticket])
+        return ticket
+
     async def committed(self) -> Any:
         """Return the result once it is committed; raise what made it fail."""
         if not self.ended:

@@ -47,6 +47,13 @@ _APPEND: Final = {
     "min_insert_block_size_rows": 0,
     "min_insert_block_size_bytes": 0,
     "max_partitions_per_insert_block": 0,
+    # One block per view as well: a two-level aggregation gives 256, each a part of its own (5 s an append).
+    "group_by_two_level_threshold": 0,
+    "group_by_two_level_threshold_bytes": 0,
+    "min_insert_block_size_rows_for_materialized_views": 1 << 30,
+    "min_insert_block_size_bytes_for_materialized_views": 1 << 40,
+    # The view has summed up what there is to sum up.
+    "optimize_on_insert": 0,
 }
 _REBUILD_ROWS: Final = 5_000_000
 """Records per step of a rebuild, by whole months: this bounds the memory of one step."""
@@ -182,16 +189,25 @@ class ClickHouseUsageStore:
         (row,) = self._rows(sql, parameters)
         return CostSum(*row)
 
-    def unpriced(self, model: str | None, limit: int) -> list[Record]:
+    def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         """See `ports.UsageStore.unpriced`."""
         parameters: dict[str, Any] = {"limit": limit}
         scope = "cost_state = 'unpriced'"
         if model is not None:
             parameters["model"] = model
             scope += " AND model = {model:String}"
+        place = ""
+        if after is not None:
+            parameters |= {
+                "after_us": after.occurred_at_us,
+                "after_account": after.account_id,
+                "after_id": after.id,
+            }
+            place = """ AND (occurred_at, account_id, id) > (
+                fromUnixTimestamp64Micro({after_us:Int64}, 'UTC'), {after_account:String}, {after_id:String})"""
         sql = f"""
             SELECT {_RECORD_COLUMNS} FROM events
-            WHERE {scope} AND sign = 1 AND (account_id, id, revision) NOT IN (
+            WHERE {scope}{place} AND sign = 1 AND (account_id, id, revision) NOT IN (
                 SELECT account_id, id, revision FROM events WHERE {scope} AND sign = -1
             )
             ORDER BY occurred_at, account_id, id LIMIT {{limit:UInt64}}"""

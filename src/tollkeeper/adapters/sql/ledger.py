@@ -8,6 +8,7 @@ relay's short writes from meeting it, since SQLite has one writer.
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Final
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_tables import (
@@ -36,12 +37,15 @@ from tollkeeper.domain.entitlements import CREDIT_COUNTER, fingerprint_of
 from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance, book_of
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import BadInput, Conflict, Unavailable
 
 _HOUR_US: Final = 3_600_000_000
 _ENDED_HOLDS_KEPT_US: Final = 30 * 86_400_000_000
 """How long a voided or expired hold is remembered, so that a late settle is recognised."""
 _PURGE_BATCH: Final = 5_000
+_IN_DOUBT_RETRY_S: Final = 0.5
+
+log = logging.getLogger("tollkeeper.ledger")
 
 _encode_body = msgspec.json.Encoder().encode
 _decode_body = msgspec.json.Decoder(HoldBody).decode
@@ -53,6 +57,7 @@ class SqlLedger:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._write_lock = threading.Lock()
+        self._closed = threading.Event()
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         self._charge_counter = self._adding(insert, counters, "used")
         self._charge_posting = self._adding(insert, postings, "amount")
@@ -70,56 +75,88 @@ class SqlLedger:
     # -- writing --------------------------------------------------------------------------------------
 
     def commit(self, group: Group) -> Committed:
-        with self._writing() as tx:
-            commit_seq: int = tx.execute(
-                sa.update(progress).values(commit_seq=progress.c.commit_seq + 1).returning(progress.c.commit_seq)
-            ).scalar_one()
-            if group.opened:
-                tx.execute(
-                    sa.insert(holds),
-                    [
-                        {
-                            "account_id": hold.account_id,
-                            "hold_id": hold.hold_id,
-                            "state": hold.state,
-                            "body": _encode_body(hold.body).decode(),
-                            "created_at_us": group.now_us,
-                        }
-                        for hold in group.opened
-                    ],
-                )
-            if group.ended:
-                self._end_holds(tx, group)
-            charges = {at: amount for at, amount in group.charges.items() if amount}
-            if charges:
-                self._charge(tx, charges, group.now_us)
-            books = self._charge_pools(tx, group, charges)
-            if group.windows:
-                self._store_windows(tx, group)
-            for scope, active_from_us in group.scopes:
-                tx.execute(
-                    self._store_scope,
+        with self._write_lock, _database_errors("written"):
+            with self._engine.connect() as tx, tx.begin() as transaction:
+                committed = self._write_group(tx, group)
+                try:
+                    transaction.commit()
+                    return committed
+                except DBAPIError:
+                    # Whether it was committed is open: the database may have done so and its answer be lost.
+                    tx.invalidate()
+                    log.warning("tollkeeper.ledger.commit_in_doubt", exc_info=True)
+            if self._has_commit(committed.commit_seq):
+                return committed
+            raise Unavailable("The ledger cannot be written: the commit failed.")
+
+    def _has_commit(self, commit_seq: int) -> bool:
+        """
+        Return whether a commit took place whose answer was lost, as soon as the database tells.
+
+        To guess would lose the group or book it twice, so this asks until it knows, or the ledger is closed.
+        """
+        # The lock waits for a commit that the server may be at work on still.
+        query = sa.select(progress.c.commit_seq).with_for_update()
+        while True:
+            try:
+                with self._engine.connect() as tx:
+                    return int(tx.execute(query).scalar_one()) >= commit_seq
+            except SQLAlchemyError as exc:
+                if self._closed.wait(_IN_DOUBT_RETRY_S):
+                    raise Unavailable(
+                        "The ledger was closed before the outcome of a commit was known: retry with the same ids."
+                    ) from exc
+
+    def _write_group(self, tx: sa.Connection, group: Group) -> Committed:
+        commit_seq: int = tx.execute(
+            sa.update(progress).values(commit_seq=progress.c.commit_seq + 1).returning(progress.c.commit_seq)
+        ).scalar_one()
+        if group.opened:
+            tx.execute(
+                sa.insert(holds),
+                [
                     {
-                        "account_id": scope.account_id,
-                        "counter_id": scope.counter_id,
-                        "fingerprint": fingerprint_of(scope),
-                        "active_from_us": active_from_us,
-                    },
-                )
-            for account_id, counter_id in group.ended_scopes:
+                        "account_id": hold.account_id,
+                        "hold_id": hold.hold_id,
+                        "state": hold.state,
+                        "body": _encode_body(hold.body).decode(),
+                        "created_at_us": group.now_us,
+                    }
+                    for hold in group.opened
+                ],
+            )
+        if group.ended:
+            self._end_holds(tx, group)
+        charges = {at: amount for at, amount in group.charges.items() if amount}
+        if charges:
+            self._charge(tx, charges, group.now_us)
+        books = self._charge_pools(tx, group, charges)
+        if group.windows:
+            self._store_windows(tx, group)
+        for account_id, counter_id in group.ended_scopes:
+            tx.execute(
+                sa.delete(scopes).where(scopes.c.account_id == account_id, scopes.c.counter_id == counter_id)
+            )
+        for scope, active_from_us in group.scopes:
+            tx.execute(
+                self._store_scope,
+                {
+                    "account_id": scope.account_id,
+                    "counter_id": scope.counter_id,
+                    "fingerprint": fingerprint_of(scope),
+                    "active_from_us": active_from_us,
+                },
+            )
+        outbox_seqs = [
+            int(
                 tx.execute(
-                    sa.delete(scopes).where(scopes.c.account_id == account_id, scopes.c.counter_id == counter_id)
-                )
-            outbox_seqs = [
-                int(
-                    tx.execute(
-                        sa.insert(outbox)
-                        .values(format=entry.format, payload=entry.payload, record_count=entry.record_count)
-                        .returning(outbox.c.seq)
-                    ).scalar_one()
-                )
-                for entry in group.outbox
-            ]
+                    sa.insert(outbox)
+                    .values(format=entry.format, payload=entry.payload, record_count=entry.record_count)
+                    .returning(outbox.c.seq)
+                ).scalar_one()
+            )
+            for entry in group.outbox
+        ]
         return Committed(commit_seq, outbox_seqs, books)
 
     def _end_holds(self, tx: sa.Connection, group: Group) -> None:
@@ -353,9 +390,9 @@ class SqlLedger:
     def pending(self) -> list[tuple[int, OutboxEntry]]:
         with self._reading() as tx:
             rows = tx.execute(
-                sa.select(outbox.c.seq, outbox.c.format, outbox.c.payload, outbox.c.record_count).order_by(
-                    outbox.c.seq
-                )
+                sa.select(outbox.c.seq, outbox.c.format, outbox.c.payload, outbox.c.record_count)
+                .where(outbox.c.set_aside_reason.is_(None))
+                .order_by(outbox.c.seq)
             )
             return [(int(row.seq), OutboxEntry(row.format, row.payload, row.record_count)) for row in rows]
 
@@ -382,7 +419,12 @@ class SqlLedger:
         return int(batch), [(int(r.seq), OutboxEntry(r.format, r.payload, r.record_count)) for r in rows]
 
     def _choose(self, tx: sa.Connection, records_max: int, seq_max: int | None) -> list[int]:
-        query = sa.select(outbox.c.seq, outbox.c.record_count).order_by(outbox.c.seq).limit(10_000)
+        query = (
+            sa.select(outbox.c.seq, outbox.c.record_count)
+            .where(outbox.c.set_aside_reason.is_(None))
+            .order_by(outbox.c.seq)
+            .limit(10_000)
+        )
         if seq_max is not None:
             query = query.where(outbox.c.seq <= seq_max)
         chosen: list[int] = []
@@ -397,6 +439,16 @@ class SqlLedger:
     def delivered(self, batch: int) -> None:
         with self._writing() as tx:
             tx.execute(sa.delete(outbox).where(outbox.c.batch == batch))
+
+    def set_aside(self, seq: int, reason: str) -> None:
+        with self._writing() as tx:
+            tx.execute(sa.update(outbox).where(outbox.c.seq == seq).values(batch=None, set_aside_reason=reason))
+
+    def set_asides(self) -> list[tuple[int, int, str]]:
+        query = sa.select(outbox.c.seq, outbox.c.record_count, outbox.c.set_aside_reason)
+        with self._reading() as tx:
+            rows = tx.execute(query.where(outbox.c.set_aside_reason.is_not(None)).order_by(outbox.c.seq))
+            return [(int(seq), int(record_count), str(reason)) for seq, record_count, reason in rows]
 
     def purge(self, now_us: int) -> int:
         with self._writing() as tx:
@@ -423,29 +475,20 @@ class SqlLedger:
             tx.execute(sa.select(progress.c.commit_seq)).scalar_one()
 
     def close(self) -> None:
+        self._closed.set()
         self._engine.dispose()
 
     # -- plumbing -------------------------------------------------------------------------------------
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        try:
-            with self._write_lock, self._engine.begin() as tx:
-                yield tx
-        except DBAPIError as exc:
-            raise Unavailable(f"The ledger cannot be written: {exc.orig}") from exc
-        except SQLAlchemyError as exc:
-            raise Unavailable("The ledger cannot be written.", cause=str(exc)) from exc
+        with _database_errors("written"), self._write_lock, self._engine.begin() as tx:
+            yield tx
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.connect() as tx:
-                yield tx
-        except DBAPIError as exc:
-            raise Unavailable(f"The ledger cannot be read: {exc.orig}") from exc
-        except SQLAlchemyError as exc:
-            raise Unavailable("The ledger cannot be read.", cause=str(exc)) from exc
+        with _database_errors("read"), self._engine.connect() as tx:
+            yield tx
 
     @staticmethod
     def _adding(insert: Any, table: sa.Table, column: str) -> Any:
@@ -463,3 +506,17 @@ class SqlLedger:
             set_={column: statement.excluded[column] for column in columns},
         )
 
+
+@contextmanager
+def _database_errors(done: str) -> Iterator[None]:
+    """Let no error of the driver out. What is at fault with one value is told from a database that is away."""
+    try:
+        yield
+    except IntegrityError as exc:
+        raise Conflict(f"The ledger has this already: {exc.orig}") from exc
+    except DataError as exc:
+        raise BadInput(f"A value does not fit the ledger: {exc.orig}") from exc
+    except DBAPIError as exc:
+        raise Unavailable(f"The ledger cannot be {done}: {exc.orig}") from exc
+    except SQLAlchemyError as exc:
+        raise Unavailable(f"The ledger cannot be {done}.", cause=str(exc)) from exc

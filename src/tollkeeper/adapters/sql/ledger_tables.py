@@ -7,7 +7,7 @@ Tables of the truth about money and of what must still be relayed.
     scopes         which budget counters are in force, and from which period on
     windows        what rate limits had counted, so that a crash does not empty them
     holds          amounts set aside over HTTP, and how those that were not settled ended
-    outbox         records on their way to the usage store
+    outbox         records on their way to the usage store, and those that cannot be read any more
     progress       one row: the number of the last commit and of the last relay batch, the installation's id
 """
 
@@ -86,6 +86,8 @@ outbox = Table(
     Column("batch", BigInteger),
     Column("format", String(8), nullable=False),
     Column("record_count", Integer, nullable=False),
+    # Why a row cannot be relayed; it is kept for whoever repairs it, and holds up no other.
+    Column("set_aside_reason", Text),
     Column("payload", LargeBinary, nullable=False),
     sqlite_autoincrement=True,
 )

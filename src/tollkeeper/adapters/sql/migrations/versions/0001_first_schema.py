@@ -107,6 +107,7 @@ def upgrade() -> None:
     sa.Column('batch', sa.BigInteger(), nullable=True),
     sa.Column('format', sa.String(length=8), nullable=False),
     sa.Column('record_count', sa.Integer(), nullable=False),
+    sa.Column('set_aside_reason', sa.Text(), nullable=True),
     sa.Column('payload', sa.LargeBinary(), nullable=False),
     sa.PrimaryKeyConstraint('seq', name=op.f('pk_outbox')),
     sqlite_autoincrement=True

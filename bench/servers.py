@@ -1,0 +1,59 @@
+"""Servers under test, each in a process of its own: `python -m bench.servers NAME PORT DIRECTORY`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from bench.fixture import OPERATOR_KEY, set_up
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """Answer like the smallest useful app: reads the body, sends 11 bytes."""
+    await receive()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"11")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b'{"ok":true}'})
+
+
+def serve_app(app: Any, port: int) -> None:
+    from granian.server.embed import Server
+
+    async def main() -> None:
+        server = Server(app, port=port, interface="asgi", log_enabled=False, websockets=False, backlog=1024)
+        serving = asyncio.create_task(server.serve())
+        await asyncio.sleep(0.2)
+        print("ready", flush=True)
+        await serving
+
+    uvloop.run(main())
+
+
+def main() -> None:
+    name, port, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    if name == "hello":
+        serve_app(hello, port)
+        return
+    from tollkeeper import Tollkeeper
+
+    with Tollkeeper.open(str(path)) as toll:
+        (path / "secrets.json").write_text(json.dumps(set_up(toll)))
+        toll.installation.store.ready() or toll.verify()
+        if name == "middleware":
+            serve_app(toll.middleware(hello), port)
+        elif name == "middleware-async":
+            serve_app(toll.middleware(hello, durable=False), port)
+        else:
+            from tollkeeper.http.server import ensure_operator_key, serve
+
+            ensure_operator_key(toll.installation, OPERATOR_KEY)
+            serve(toll.installation, port=port, ready=lambda url: print("ready", flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""
+What commands print: tables for people, JSON and CSV for programs.
+
+Nothing that comes from stored data can act: control characters are replaced, so no terminal obeys them, and
+text cells of CSV that a spreadsheet would take for a formula are quoted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from tollkeeper.domain.money import format_nanos
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH_WITHOUT_TERMINAL: Final = 1_000
+"""Columns to fill when nobody's window bounds them: a table in a file is not cut."""
+FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+"""What spreadsheets take for the start of a formula (OWASP, CSV injection)."""
+_CONTROLS: Final = {code: "�" for code in (*range(0x20), *range(0x7F, 0xA0))}
+
+
+class Column(NamedTuple):
+    """A column of a table for people. Numbers stand to the right."""
+
+    heading: str
+    numeric: bool = False
+
+
+def stdout() -> Console:
+    """Return the console of answers."""
+    return _console(sys.stdout)
+
+
+def stderr() -> Console:
+    """Return the console of progress, notes and errors."""
+    return _console(sys.stderr)
+
+
+def _console(file: Any) -> Console:
+    from rich.console import Console
+
+    width = None if file.isatty() else WIDTH_WITHOUT_TERMINAL
+    # No markup: what is stored may hold [brackets].
+    return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
+
+
+def print_table(
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[Any]],
+    *,
+    title: str | None = None,
+    totals: Sequence[Any] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Print *rows* for people, with *totals* below a line."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        show_footer=totals is not None,
+        pad_edge=False,
+    )
+    footers = [""] * len(columns) if totals is None else [shown(value) for value in totals]
+    for column, footer in zip(columns, footers, strict=True):
+        table.add_column(
+            column.heading,
+            justify="right" if column.numeric else "left",
+            footer=footer,
+            no_wrap=column.numeric,
+            overflow="fold",
+            footer_style="bold",
+        )
+    for row in rows:
+        table.add_row(*(shown(value) for value in row))
+    (console or stdout()).print(table)
+
+
+def shown(value: Any) -> str:
+    """Return *value* as people read it."""
+    if value is None:
+        return ""
+    if value is True or value is False:
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return ", ".join(f"{shown(name)}={shown(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(part) for part in value)
+    return plain(str(value))
+
+
+def plain(text: str) -> str:
+    """Return *text* without control characters, which a terminal would obey."""
+    return text.translate(_CONTROLS)
+
+
+def money(nanos: int | str | None) -> str:
+    """Return an amount of nanos, as integer or as JSON's string, in whole units."""
+    if nanos is None:
+        return ""
+    whole, _, part = format_nanos(abs(int(nanos))).partition(".")
+    return f"{'-' if int(nanos) < 0 else ''}{int(whole):,}.{part}"
+
+
+def print_json(value: Any) -> None:
+    """Print *value* as JSON: indented on a terminal, else on one line."""
+    encoded = msgspec.json.encode(value)
+    if sys.stdout.isatty():
+        encoded = msgspec.json.format(encoded, indent=2)
+    sys.stdout.write(encoded.decode() + "\n")
+
+
+def print_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print *rows* as CSV (RFC 4180) under their *columns*."""
+    import csv
+
+    writer = csv.writer(sys.stdout, lineterminator="\r\n")
+    writer.writerow([csv_cell(column) for column in columns])
+    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
+
+
+def csv_cell(value: Any) -> Any:
+    """Return *value* as a cell of CSV: text that a spreadsheet would run is quoted, maps are JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return value
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode().strip('"')
+    return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
+@contextmanager
+def progress(label: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
+    """
+    Show on stderr how far a long work is, if that is a terminal; yields a function that takes how much is done.
+
+    Args:
+        total: How much there is to do; None when nobody knows.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    amounts = [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *amounts,
+        TimeElapsedColumn(),
+        console=stderr(),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,68 @@
+"""
+Where a command works: on a data directory in this process, or on a running server.
+
+The command line wins over the environment, so that `--data DIR` means the directory even where
+`TOLLKEEPER_URL` is set.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tollkeeper.cli.failures import Failure, misused
+from tollkeeper.settings import Settings, load
+
+if TYPE_CHECKING:
+    from tollkeeper.cli.server_client import Server
+    from tollkeeper.embedded import Tollkeeper
+
+
+def server_of(data: str | None, url: str | None, key: str | None) -> Server | None:
+    """
+    Return the server to ask, or None when the command works on its data directory.
+
+    Raises:
+        Failure: Both a directory and a server were named, or there is no key for the server.
+    """
+    if url and data:
+        raise misused("--data works on a directory, --url asks a server: drop one.")
+    url = url or (None if data else os.environ.get("TOLLKEEPER_URL"))
+    if not url:
+        if key:
+            raise misused("--key is for a server: give its --url too.")
+        return None
+    key = key or os.environ.get("TOLLKEEPER_KEY")
+    if not key:
+        raise misused(f"{url} asks for a key: give --key, or set TOLLKEEPER_KEY.")
+    from tollkeeper.cli.server_client import Server
+
+    return Server(url, key)
+
+
+def open_data(data: str | None, *, create: bool = False) -> Tollkeeper:
+    """
+    Open the installation of a data directory.
+
+    Args:
+        create: Make the directory if there is none; a command that only reads has nothing to read there.
+
+    Raises:
+        Failure: There is no such directory.
+        DataDirectoryInUse, Unavailable: As `Tollkeeper.open`.
+    """
+    settings = load({"data_dir": data})
+    if not create:
+        _check_exists(settings)
+    from tollkeeper.embedded import Tollkeeper
+
+    return Tollkeeper.open(settings.data_dir)
+
+
+def _check_exists(settings: Settings) -> None:
+    if not settings.ledger_url and not Path(settings.data_dir).is_dir():
+        raise Failure(
+            f"There is no data directory {settings.data_dir}. "
+            "Name one with --data; `tollkeeper apply` and `tollkeeper serve` make a new one."
+        )

@@ -1,0 +1,107 @@
+"""A running server, asked over its API: what `--url` and `--key` stand for."""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import IO, Any, Final
+
+import msgspec
+
+from tollkeeper.cli.failures import Failure, misused
+
+PREFIX: Final = "/tk/v1"
+TIMEOUT_S: Final = 600
+"""A verify of a large installation takes its time."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows none: the key is for the host that was named, and for no other."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        return None
+
+
+class Server:
+    """
+    The API of a running server.
+
+    Raises:
+        Failure: *url* is no http address.
+    """
+
+    def __init__(self, url: str, key: str) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise misused(f"{url} is no address of a server: give one such as http://127.0.0.1:8080.")
+        self.url = url.rstrip("/").removesuffix(PREFIX)
+        self._key = key
+        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+        if _is_loopback(parts.hostname):
+            # A proxy of the environment cannot reach this machine's own ports.
+            handlers.append(urllib.request.ProxyHandler({}))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        media_type: str = "application/json",
+    ) -> Any:
+        """
+        Return the decoded JSON of an answer; None when it is empty.
+
+        Args:
+            path: Below `/tk/v1`, e.g. `/usage`.
+
+        Raises:
+            Failure: The server refused, with its reason, or cannot be reached.
+        """
+        url = f"{self.url}{PREFIX}{path}"
+        if query:
+            url += "?" + urllib.parse.urlencode(query)
+        request = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - http(s), checked above
+        request.add_header("Authorization", f"Bearer {self._key}")
+        request.add_header("Accept", "application/json")
+        if body is not None:
+            request.add_header("Content-Type", media_type)
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                content = answer.read()
+        except urllib.error.HTTPError as exc:
+            raise Failure(_refusal(exc)) from None
+        except (OSError, HTTPException) as exc:
+            reason = getattr(exc, "reason", None) or exc
+            raise Failure(f"{self.url} cannot be reached: {reason}. Is the server running?") from None
+        try:
+            return msgspec.json.decode(content) if content else None
+        except msgspec.DecodeError:
+            raise Failure(f"{self.url} answered what is not JSON: is it a Tollkeeper server?") from None
+
+
+def _refusal(exc: urllib.error.HTTPError) -> str:
+    """Return what a problem document says, or the status where the answer is none."""
+    try:
+        problem = msgspec.json.decode(exc.read())
+        detail = problem["detail"]
+    except (OSError, HTTPException, msgspec.DecodeError, TypeError, KeyError):
+        return f"The server answered {exc.code} {exc.reason}: is it a Tollkeeper server?"
+    return f"{detail} (HTTP {exc.code}, {problem.get('code', 'no code')})"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,247 @@
+"""
+What every route has in common: who calls, what the query and the body say, and how an answer is sent.
+
+A handler carries an `Endpoint` in its `opt`: the guard reads from it who may call, the OpenAPI document
+what to say of it, so the two cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import parse_qsl
+
+import msgspec
+from litestar import Request, Response
+
+from tollkeeper.errors import BadInput, BadParameter, Forbidden, Malformed, NotFound, UnsupportedMediaType
+from tollkeeper.http.auth import Authenticator, Principal
+from tollkeeper.http.bodies import decompressed, header
+from tollkeeper.installation import Installation
+from tollkeeper.services.reconcile import Verdict
+
+PREFIX: Final = "/tk/v1"
+ENDPOINT: Final = "endpoint"
+"""Where a handler's `opt` has its `Endpoint`."""
+
+BODY_BYTES_MAX: Final = 1024 * 1024
+"""One entry or correction; the file of `apply` may have `APPLY_BYTES_MAX`."""
+APPLY_BYTES_MAX: Final = 16 * 1024 * 1024
+PARAMETERS_MAX: Final = 200
+
+Role = Literal["operator", "management", "consumption"]
+NOBODY_ASKED: Final[frozenset[Role]] = frozenset()
+"""Open to all: no credential is asked for."""
+OPERATOR: Final[frozenset[Role]] = frozenset({"operator"})
+CUSTOMER: Final[frozenset[Role]] = frozenset({"operator", "management"})
+ANYBODY: Final[frozenset[Role]] = frozenset({"operator", "management", "consumption"})
+
+AnyRequest = Request[Any, Any, Any]
+Schema = Mapping[str, Any]
+
+
+class Query(NamedTuple):
+    """One query parameter, for the document."""
+
+    name: str
+    description: str
+    schema: Schema = {"type": "string"}
+    required: bool = False
+
+
+class Sent(NamedTuple):
+    """A body, by media type: a struct of ours or a JSON schema each, and an example."""
+
+    content: Mapping[str, type | Schema]
+    example: Any = None
+    description: str = ""
+
+
+class Endpoint(NamedTuple):
+    """
+    What there is to know of one operation.
+
+    Attributes:
+        roles: Whose credential may call; a role without access gets 403.
+        answers: Status → what is answered.
+        problems: Statuses of problem documents beside those that every operation may have.
+    """
+
+    summary: str
+    tag: str
+    roles: frozenset[Role]
+    answers: Mapping[int, Sent]
+    description: str = ""
+    query: tuple[Query, ...] = ()
+    body: Sent | None = None
+    problems: tuple[int, ...] = ()
+
+
+class Upkeep:
+    """What the last `verify` over HTTP found, for the metrics."""
+
+    def __init__(self) -> None:
+        self.verdict: Verdict | None = None
+        self.verified_at_us = 0
+
+
+class Context(NamedTuple):
+    """What handlers work on."""
+
+    installation: Installation
+    authenticator: Authenticator
+    version: str
+    upkeep: Upkeep
+
+
+def json_answer(schema: type | Schema, description: str, example: Any = None) -> Sent:
+    """Return how the document tells of a JSON answer."""
+    return Sent({"application/json": schema}, example, description)
+
+
+def endpoint(of: Endpoint) -> dict[str, Any]:
+    """Return the `opt` of a handler."""
+    return {ENDPOINT: of}
+
+
+def context_of(request: AnyRequest) -> Context:
+    """Return what the handler of *request* works on."""
+    context: Context = request.app.state.tollkeeper
+    return context
+
+
+def installation_of(request: AnyRequest) -> Installation:
+    """Return the installation that *request* is about."""
+    return context_of(request).installation
+
+
+def principal_of(request: AnyRequest) -> Principal:
+    """Return who calls; the guard has put it there."""
+    principal: Principal = request.scope["state"]["principal"]
+    return principal
+
+
+def account_in_scope(principal: Principal, asked: str | None) -> str | None:
+    """
+    Return the account that a call is about: a customer's own, else what the operator asked for.
+
+    Raises:
+        NotFound: A customer asked for another account: it does not exist for them.
+    """
+    if principal.role == "operator":
+        return asked
+    if asked not in (None, principal.account_id):
+        raise no_such_account()
+    return principal.account_id
+
+
+def no_such_account() -> NotFound:
+    """Return the one answer for an account that is unknown or another's: they cannot be told apart."""
+    return NotFound("There is no such account.")
+
+
+def query_pairs(request: AnyRequest) -> list[tuple[str, str]]:
+    """
+    Return the query's parameters in order, empty values included.
+
+    Raises:
+        BadInput: It is not UTF-8, or has more than `PARAMETERS_MAX` parameters.
+    """
+    text = request.scope.get("query_string", b"")
+    try:
+        return parse_qsl(
+            text.decode("latin-1"), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS_MAX
+        )
+    except UnicodeDecodeError:
+        raise BadInput("The query is not percent-encoded UTF-8.") from None
+    except ValueError:
+        raise BadInput(f"The query has more than {PARAMETERS_MAX} parameters.") from None
+
+
+def params_of(request: AnyRequest, *names: str) -> dict[str, str]:
+    """
+    Return the query's parameters, each of *names* and given once.
+
+    Raises:
+        BadParameter: One is unknown here or given twice.
+    """
+    found: dict[str, str] = {}
+    for name, value in query_pairs(request):
+        if name not in names:
+            raise unknown_parameter(name, names)
+        if name in found:
+            raise BadParameter(f"{name} is given twice: give it once", field=name)
+        found[name] = value
+    return found
+
+
+def unknown_parameter(name: str, known: tuple[str, ...]) -> BadParameter:
+    """Return what to say of a parameter that is none of *known*."""
+    name = name[:64]
+    if not known:
+        hint = "there are none here"
+    elif near := get_close_matches(name, known, n=1):
+        hint = f"did you mean {near[0]}?"
+    else:
+        hint = f"the parameters are {', '.join(known)}"
+    return BadParameter(f"{name} is not a parameter: {hint}", field=name)
+
+
+def whole_number(text: str, name: str, least: int, most: int) -> int:
+    """Return the number that parameter *name* states. Raises `BadParameter`."""
+    if text.isascii() and text.isdigit() and len(text) <= 18 and least <= int(text) <= most:
+        return int(text)
+    raise BadParameter(f"{name} is a whole number from {least} to {most}", field=name)
+
+
+def truth(text: str, name: str) -> bool:
+    """Return the boolean that parameter *name* states. Raises `BadParameter`."""
+    if text not in ("true", "false"):
+        raise BadParameter(f"{name} is true or false", field=name)
+    return text == "true"
+
+
+def json_object(request: AnyRequest, body: bytes) -> dict[str, Any]:
+    """
+    Return the JSON object in *body*; `{}` for none at all.
+
+    Raises:
+        UnsupportedMediaType: It claims to be something else.
+        Malformed: It is not JSON, or no object.
+    """
+    body = json_body(request, body)
+    if not body.strip():
+        return {}
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise Malformed(f"The body is not JSON: {exc}.") from None
+    if not isinstance(value, dict):
+        raise Malformed("The body is a JSON object: { … }.")
+    return value
+
+
+def json_body(request: AnyRequest, body: bytes) -> bytes:
+    """Return *body* without its encoding, which claims to be JSON. Raises as `json_object`."""
+    headers = request.scope["headers"]
+    body = decompressed(body, headers, BODY_BYTES_MAX)
+    media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
+    if body and media_type not in (b"application/json", b""):
+        raise UnsupportedMediaType("content-type is application/json")
+    return body
+
+
+def answer(content: Any, *, status: int = 200) -> Response[bytes]:
+    """Return *content* as JSON. No answer is ever to be cached: it is the caller's alone."""
+    return Response(
+        msgspec.json.encode(content),
+        status_code=status,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def refuse(principal: Principal, what: str) -> Forbidden:
+    """Return the refusal of something that *principal*'s kind of key may never do."""
+    return Forbidden(f"A {principal.role} key may not {what}.")

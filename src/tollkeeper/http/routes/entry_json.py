@@ -1,0 +1,125 @@
+"""
+Catalog entries as JSON: the fields of `domain.catalog`, with money as text and instants in UTC.
+
+Amounts of money are text in answers, since JavaScript loses integers above 2**53; requests may state them
+as text or as integers, so what was read can be sent back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from tollkeeper.domain.catalog import Entry, Key
+from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.errors import BadParameter
+from tollkeeper.services.manage import Change
+
+KEY_READ_ONLY: Final = (
+    "prefix",
+    "created_at",
+    "updated_at",
+    "last_used_at",
+    "revoked_at",
+    "replaced_by",
+)
+"""What an answer says of a key beside its entry; ignored in requests, so that an answer can be sent back."""
+
+_MONEY_ENDINGS: Final = ("_nanos", "_nanos_per_million")
+_UNIT_BY_PLACE: Final = {"budgets": "nanos", "limits": "requests"}
+"""What `amount` counts where `unit` is left out: the defaults of `Budget`, `PlanBudget` and `Limit`."""
+_WHOLE: Final = re.compile(r"-?[0-9]{1,19}\Z")
+
+
+def entry_json(entry: Entry) -> dict[str, Any]:
+    """Return *entry* as answers show it. A key never shows its hash."""
+    plain = msgspec.to_builtins(entry, builtin_types=(datetime,))
+    if isinstance(entry, Key):
+        del plain["sha256"]
+    return _converted(plain, entry.kind, _shown)
+
+
+def key_json(stored: StoredKey, now_us: int) -> dict[str, Any]:
+    """Return a key in the state in force, with what is known beside its entry."""
+    shown = entry_json(msgspec.structs.replace(stored.entry, state=stored.state_at(now_us)))
+    shown["prefix"] = stored.shown_prefix
+    for name in ("created_at", "updated_at", "last_used_at", "revoked_at"):
+        at_us = getattr(stored, f"{name}_us")
+        shown[name] = None if at_us is None else to_text(from_us(at_us))
+    shown["replaced_by"] = stored.replaced_by
+    return shown
+
+
+def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
+    """Return what a call did; *entry* tells the unit of a changed `amount`."""
+    unit = getattr(entry, "unit", None)
+    fields = {}
+    for name, values in change.fields.items():
+        fields[name] = [
+            _converted({name: value, "unit": unit}, change.kind, _shown)[name]
+            for value in msgspec.to_builtins(values, builtin_types=(datetime,))
+        ]
+    return {
+        "kind": change.kind,
+        "id": change.id,
+        "account": change.account_id,
+        "action": change.action,
+        "fields": fields,
+    }
+
+
+def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Return the values of a request's entry, money as integers, as `services.entries.entry_from` takes them.
+
+    Raises:
+        BadParameter: A number has a fraction or exponent: no entry has one, and money least of all.
+    """
+    plain = _converted(raw, kind, _taken)
+    if kind == "keys":
+        plain = {name: value for name, value in plain.items() if name not in KEY_READ_ONLY}
+    _check_whole(plain, "")
+    return plain
+
+
+def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], Any]) -> dict[str, Any]:
+    unit = holder.get("unit", _UNIT_BY_PLACE.get(place))
+    done: dict[str, Any] = {}
+    for name, value in holder.items():
+        if name == "metadata":
+            done[name] = value
+        elif name.endswith(_MONEY_ENDINGS) or (name in ("amount", "burst") and unit == "nanos"):
+            done[name] = convert(value)
+        elif isinstance(value, list):
+            done[name] = [
+                _converted(part, name, convert) if isinstance(part, dict) else part for part in value
+            ]
+        elif isinstance(value, datetime):
+            done[name] = to_text(value if value.tzinfo else value.replace(tzinfo=UTC))
+        else:
+            done[name] = value
+    return done
+
+
+def _shown(amount: Any) -> Any:
+    return None if amount is None else str(amount)
+
+
+def _taken(amount: Any) -> Any:
+    return int(amount) if isinstance(amount, str) and _WHOLE.match(amount) else amount
+
+
+def _check_whole(value: Any, path: str) -> None:
+    if isinstance(value, float):
+        raise BadParameter(f"{path}: write a whole number", field=path)
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_whole(part, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            _check_whole(part, f"{path}[{index}]")
