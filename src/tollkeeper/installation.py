@@ -11,7 +11,8 @@ import fcntl
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
@@ -22,7 +23,8 @@ from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.catalog import Grant
-from tollkeeper.errors import DataDirectoryInUse, TollkeeperError, Unavailable
+from tollkeeper.domain.entitlements import fingerprint_of
+from tollkeeper.errors import DataDirectoryInUse, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ports import UsageStore
@@ -34,14 +36,18 @@ from tollkeeper.services.ingest import Ingest
 from tollkeeper.services.manage import Change, Manage
 from tollkeeper.services.pending import Pending, key_of
 from tollkeeper.services.reconcile import Reconcile
-from tollkeeper.services.relay import Relay, table_of_entry
+from tollkeeper.services.relay import Relay
 from tollkeeper.services.report import Reports
 from tollkeeper.services.scopes import ScopeKeeper
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.services.tickets import Ticket, finish
 from tollkeeper.settings import Settings
 
 MAINTAIN_S: Final = 0.5
+_MAINTAIN_ENDS_S: Final = 30.0
+_SAVE_EVERY: Final = 4
+_PRICE_EVERY: Final = 20
 _PURGE_EVERY: Final = 600
+_CHECKS_A_ROUND: Final = 200
 _SCOPED_KINDS: Final = frozenset({"accounts", "projects", "subscriptions", "keys", "budgets"})
 
 log = logging.getLogger("tollkeeper")
@@ -61,14 +67,27 @@ class Installation:
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
-        self._lock_file = _lock(Path(settings.data_dir))
+        self._closing = threading.Event()
+        self._opened = ExitStack()
+        try:
+            self._open(store)
+        except BaseException:
+            self._opened.close()
+            raise
+
+    def _open(self, store: UsageStore | None) -> None:
+        settings = self.settings
+        self._opened.callback(_lock(Path(settings.data_dir)).close)
         engine = open_engine(settings.ledger)
+        self._opened.callback(engine.dispose)
         migrate(engine)
         self.engine = engine
         self.ledger = SqlLedger(engine)
         self.catalog = SqlCatalogStore(engine)
         self.operator_keys = SqlOperatorKeys(engine)
+        self._opened.callback(self.ledger.close)
         self.store: UsageStore = store or OpeningUsageStore(lambda: _open_usage(settings))
+        self._opened.callback(self.store.close)
         self.directory = Directory(self.catalog, self.ledger)
         self.gate = Gate(
             self.directory,
@@ -80,6 +99,7 @@ class Installation:
         self.relay = Relay(self.ledger, self.store, self.pending)
         self.committer.on_commit = self.relay.notify
         self.committer.on_last_used = self._touch_keys
+        self.committer.before_scopes_change = self._forget_accounts
         self.holds = Holds(
             self.gate,
             self.directory,
@@ -107,34 +127,38 @@ class Installation:
             has_usage=self._has_usage,
         )
         self._used: dict[str, int] = {}
-        self._closing = threading.Event()
+        self._used_lock = threading.Lock()
+        self._grants_posted = Ticket()
+        self._due_lock = threading.Lock()
+        self._due_accounts: set[str] = set()
+        self._due_prices = True
+        self._unchecked: list[str] = []
         self._take_up()
+        self._opened.callback(self._save_last_used)
         self.committer.start()
         self.relay.start()
+        self._opened.callback(self.relay.close)
+        self._opened.callback(self.committer.close)
         self.relay.notify()
         self._maintainer = threading.Thread(target=self._maintain, name="tollkeeper-maintain", daemon=True)
         self._maintainer.start()
 
     def close(self) -> None:
         """Commit and relay what is queued, then release stores and directory. A repeat changes nothing."""
-        if self._closing.is_set():
-            return
         self._closing.set()
-        self._maintainer.join(5)
-        self.committer.close()
-        self.relay.close()
-        if self._used:
-            self._save_last_used()
-        self.store.close()
-        self.ledger.close()
-        self._lock_file.close()
+        self._maintainer.join(_MAINTAIN_ENDS_S)
+        # In the reverse of the order of opening; what fails does not keep the rest open.
+        self._opened.pop_all().close()
 
     # -- start ----------------------------------------------------------------------------------------
 
     def _take_up(self) -> None:
         """Take up where the last process ended: what it had committed but not relayed, and open holds."""
+        records = 0
         for seq, entry in self.ledger.pending():
-            table = table_of_entry(entry)
+            table = self.relay.read(seq, entry)
+            if table is None:
+                continue
             accounts = table.column("account_id").to_pylist()
             ids = table.column("id").to_pylist()
             amendments = table.column("amendment_id").to_pylist()
@@ -144,13 +168,22 @@ class Installation:
                 for account, id_, amendment in zip(accounts, ids, amendments, strict=True)
             ]
             self.pending.add(keys, table)
+            corrections = [key for key, amendment in zip(keys, amendments, strict=True) if amendment]
+            self.pending.add(corrections, None)
             self.pending.committed(seq, keys, set(accounts), entry.record_count)
+            records += entry.record_count
+        self.pending.hold(key_of(hold.account_id, hold.hold_id) for hold in self.ledger.open_holds())
         restored = self.holds.restore()
         unposted = self.ledger.unposted_grants()
-        if restored or unposted:
-            log.info("tollkeeper.restored", extra={"holds": restored, "grants": len(unposted)})
         if unposted:
-            self.committer.submit(PostGrants(unposted, Ticket()))
+            self.committer.submit(PostGrants(unposted, self._grants_posted))
+        else:
+            finish([self._grants_posted])
+        if records or restored or unposted:
+            log.info(
+                "tollkeeper.restored",
+                extra={"records": records, "holds": restored, "grants": len(unposted)},
+            )
 
     # -- changes of the catalog -----------------------------------------------------------------------
 
@@ -168,11 +201,36 @@ class Installation:
         for account_id in accounts:
             self.directory.forget(account_id)
             self.gate.forget(account_id)
-        for account_id in sorted(accounts):
-            self.scopes.refresh(account_id)
+        self._bring_into_force(accounts)
         if "prices" in kinds:
             self.directory.reload_prices()
+            self._price_unpriced()
+
+    def _bring_into_force(self, accounts: Iterable[str]) -> None:
+        """Make the budgets of *accounts* count as the catalog says; what fails is tried again by upkeep."""
+        left = sorted(accounts)
+        try:
+            while left:
+                self.scopes.refresh(left[-1])
+                left.pop()
+        finally:
+            with self._due_lock:
+                self._due_accounts.update(left)
+
+    def _price_unpriced(self) -> None:
+        """Price what had no price when it came; what fails is tried again by upkeep."""
+        self._due_prices = True
+        try:
             self.amend.price_unpriced()
+            self._due_prices = False
+        except Unavailable as exc:
+            # The price is in force. That old events wait for the usage store is no matter of who set it.
+            log.warning("tollkeeper.prices.unavailable", extra={"reason": str(exc)})
+
+    def _forget_accounts(self, accounts: set[str]) -> None:
+        for account_id in accounts:
+            self.directory.forget(account_id)
+            self.gate.forget(account_id)
 
     def _post_grant(self, grant: Grant) -> bool:
         book, _ = self.ledger.book(grant.account)
@@ -191,11 +249,21 @@ class Installation:
     # -- upkeep ---------------------------------------------------------------------------------------
 
     def _touch_keys(self, used: dict[str, int]) -> None:
-        self._used.update(used)
+        with self._used_lock:
+            self._used.update(used)
 
     def _save_last_used(self) -> None:
-        used, self._used = self._used, {}
-        self.catalog.touch_keys(used)
+        with self._used_lock:
+            used, self._used = self._used, {}
+        if not used:
+            return
+        try:
+            self.catalog.touch_keys(used)
+        except Unavailable as exc:
+            # Not worth failing for: the next round has later instants for the keys that are in use.
+            log.warning("tollkeeper.last_used.unavailable", extra={"reason": str(exc), "keys": len(used)})
+            with self._used_lock:
+                self._used = {**used, **self._used}
 
     def _maintain(self) -> None:
         rounds = 0
@@ -203,14 +271,43 @@ class Installation:
             rounds += 1
             try:
                 self.holds.expire()
-                if self._used and rounds % 4 == 0:
+                if rounds % _SAVE_EVERY == 0:
                     self._save_last_used()
+                self._catch_up(rounds)
                 if rounds % _PURGE_EVERY == 0:
-                    self.ledger.purge(self.clock.now_us())
+                    while self.ledger.purge(self.clock.now_us()) and not self._closing.is_set():
+                        pass
             except Unavailable as exc:
                 log.warning("tollkeeper.maintain.unavailable", extra={"reason": str(exc)})
-            except TollkeeperError:
+            except Exception:
+                # Whatever it is, holds must go on expiring.
                 log.exception("tollkeeper.maintain.failed")
+
+    def _catch_up(self, rounds: int) -> None:
+        """Do what was left undone when a store failed, or when the last process ended between two steps."""
+        if self._grants_posted.ended and self._grants_posted.error is not None:
+            self._grants_posted = Ticket()
+            self.committer.submit(PostGrants(self.ledger.unposted_grants(), self._grants_posted))
+        if rounds == 1:
+            self._unchecked = [account.id for account in self.directory.accounts()]
+        for _ in range(min(_CHECKS_A_ROUND, len(self._unchecked))):
+            account_id = self._unchecked.pop()
+            if self._is_due(account_id):
+                with self._due_lock:
+                    self._due_accounts.add(account_id)
+        with self._due_lock:
+            due, self._due_accounts = self._due_accounts, set()
+        self._bring_into_force(due)
+        if self._due_prices and rounds % _PRICE_EVERY == 1:
+            self._price_unpriced()
+
+    def _is_due(self, account_id: str) -> bool:
+        """Return whether the budgets in force are not those of the catalog: a crash came between."""
+        wanted = self.directory.wanted_scopes(account_id)
+        active = self.ledger.scopes(account_id)
+        return {counter_id: fingerprint_of(scope) for counter_id, (scope, _) in wanted.items()} != {
+            counter_id: fingerprint for counter_id, (fingerprint, _) in active.items()
+        }
 
 
 def build(settings: Settings, *, clock: Clock | None = None) -> Installation:
@@ -226,26 +323,32 @@ def _open_usage(settings: Settings) -> UsageStore:
     )
 
 
-def _lock(directory: Path) -> IO[str]:
+def _lock(directory: Path) -> IO[bytes]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / "lock", "a+", encoding="ascii")  # noqa: SIM115 - held until close
+        # Unbuffered, so that closing never has something left to write to a full disk.
+        file = open(directory / "lock", "ab+", buffering=0)  # noqa: SIM115 - held until close
     except OSError as exc:
-        raise Unavailable(
-            f"The data directory {directory} cannot be written: {exc.strerror}. Give another one, or make room.",
-        ) from exc
+        raise _unwritable(directory, exc) from exc
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
     except BlockingIOError:
         file.seek(0)
-        owner = file.read().strip() or "unknown"
+        owner = file.read().decode("ascii", "replace").strip() or "unknown"
         file.close()
         raise DataDirectoryInUse(
             f"The data directory {directory} is in use by process {owner}. "
             "Stop it, or ask it over HTTP with --url and --key.",
         ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
+    except OSError as exc:
+        file.close()
+        raise _unwritable(directory, exc) from exc
     return file
+
+
+def _unwritable(directory: Path, exc: OSError) -> Unavailable:
+    return Unavailable(
+        f"The data directory {directory} cannot be written: {exc.strerror}. Give another one, or make room."
+    )

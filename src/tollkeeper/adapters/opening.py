@@ -2,12 +2,14 @@
 A usage store that opens in the background, so that the first request need not wait for its engine.
 
 Loading chDB takes about a second, and the gate does not need it. Every call waits for the engine, for a
-bounded time; when it could not be opened, every call says so.
+bounded time. While it cannot be opened every call says so, and from time to time one tries again.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -20,38 +22,54 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OPEN_S_MAX: Final = 60.0
+REOPEN_S: Final = 1.0
+"""How long a failure to open stands before it is tried again."""
+
+
+log = logging.getLogger("tollkeeper.usage_store")
 
 
 class OpeningUsageStore:
     """The `UsageStore` that *open_store* returns, once it did."""
 
     def __init__(self, open_store: Callable[[], UsageStore]) -> None:
+        self._open_store = open_store
+        self._lock = threading.Lock()
         self._opened = threading.Event()
         self._found: UsageStore | None = None
         self._error: TollkeeperError | None = None
-        self._thread = threading.Thread(target=self._open, args=(open_store,), name="tollkeeper-usage-open")
-        self._thread.daemon = True
-        self._thread.start()
+        self._failed_at_s = 0.0
+        self._closed = False
+        self._start()
 
-    def _open(self, open_store: Callable[[], UsageStore]) -> None:
+    def _start(self) -> None:
+        self._opened.clear()
+        threading.Thread(target=self._open, name="tollkeeper-usage-open", daemon=True).start()
+
+    def _open(self) -> None:
         try:
-            self._found = open_store()
+            self._found, self._error = self._open_store(), None
         except TollkeeperError as exc:
             self._error = exc
         except Exception as exc:
+            log.exception("tollkeeper.usage_store.failed")
             self._error = Unavailable("The usage store cannot be opened: see the log.", cause=repr(exc))
             self._error.__cause__ = exc
         finally:
+            self._failed_at_s = time.monotonic()
             self._opened.set()
 
     @property
     def _store(self) -> UsageStore:
         if not self._opened.wait(OPEN_S_MAX):
             raise Unavailable("The usage store is still opening.")
-        if self._error is not None:
-            raise Unavailable(str(self._error)) from self._error
-        assert self._found is not None
-        return self._found
+        if self._found is not None:
+            return self._found
+        with self._lock:
+            error = self._error
+            if not self._closed and self._opened.is_set() and self._failed_at_s + REOPEN_S < time.monotonic():
+                self._start()
+        raise Unavailable(str(error or "The usage store is still opening.")) from error
 
     def append(self, records: pa.Table, token: str) -> None:
         self._store.append(records, token)
@@ -94,9 +112,14 @@ class OpeningUsageStore:
         return self._store.rebuild()
 
     def ready(self) -> bool:
-        return self._opened.is_set() and self._error is None and self._store.ready()
+        try:
+            return self._opened.is_set() and self._store.ready()
+        except Unavailable:
+            return False
 
     def close(self) -> None:
+        with self._lock:
+            self._closed = True
         self._opened.wait(OPEN_S_MAX)
         if self._found is not None:
             self._found.close()

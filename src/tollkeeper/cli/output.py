@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.money import format_nanos
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ WIDTH_WITHOUT_TERMINAL: Final = 1_000
 """Columns to fill when nobody's window bounds them: a table in a file is not cut."""
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 """What spreadsheets take for the start of a formula (OWASP, CSV injection)."""
-_CONTROLS: Final = {code: "�" for code in (*range(0x20), *range(0x7F, 0xA0))}
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "�")
 
 
 class Column(NamedTuple):
@@ -32,6 +33,10 @@ class Column(NamedTuple):
 
     heading: str
     numeric: bool = False
+
+
+class Lines(tuple[str, ...]):
+    """A cell of several lines."""
 
 
 def stdout() -> Console:
@@ -70,6 +75,7 @@ def print_table(
         title_justify="left",
         title_style="bold",
         show_footer=totals is not None,
+        show_edge=False,
         pad_edge=False,
     )
     footers = [""] * len(columns) if totals is None else [shown(value) for value in totals]
@@ -101,6 +107,8 @@ def shown(value: Any) -> str:
         return value.isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
     if isinstance(value, Mapping):
         return ", ".join(f"{shown(name)}={shown(part)}" for name, part in value.items())
+    if isinstance(value, Lines):
+        return "\n".join(plain(line) for line in value)
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(part) for part in value)
     return plain(str(value))
@@ -144,14 +152,16 @@ def csv_cell(value: Any) -> Any:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return value
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode().strip('"')
+    if isinstance(value, datetime):
+        return to_text(value)
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return "'" + text if text.startswith(FORMULA_STARTS) else text
 
 
 @contextmanager
 def progress(label: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
     """
-    Show on stderr how far a long work is, if that is a terminal; yields a function that takes how much is done.
+    Show on stderr how far a work is, if that is a terminal; yields a function that takes how much is done.
 
     Args:
         total: How much there is to do; None when nobody knows.

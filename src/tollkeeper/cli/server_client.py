@@ -6,7 +6,7 @@ import ipaddress
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Sequence
 from http.client import HTTPException
 from typing import IO, Any, Final
 
@@ -53,7 +53,7 @@ class Server:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Sequence[tuple[str, str]] = (),
         body: bytes | None = None,
         media_type: str = "application/json",
     ) -> Any:
@@ -69,7 +69,7 @@ class Server:
         url = f"{self.url}{PREFIX}{path}"
         if query:
             url += "?" + urllib.parse.urlencode(query)
-        request = urllib.request.Request(url, data=body, method=method)  # noqa: S310 - http(s), checked above
+        request = urllib.request.Request(url, data=body, method=method)
         request.add_header("Authorization", f"Bearer {self._key}")
         request.add_header("Accept", "application/json")
         if body is not None:
@@ -81,6 +81,11 @@ class Server:
             raise Failure(_refusal(exc)) from None
         except (OSError, HTTPException) as exc:
             reason = getattr(exc, "reason", None) or exc
+            if isinstance(reason, (BrokenPipeError, ConnectionResetError)):
+                # A server refuses a large body without reading all of it; its answer is then lost.
+                raise Failure(
+                    f"{self.url} broke off the call: is the key right, and the body not too large?"
+                ) from None
             raise Failure(f"{self.url} cannot be reached: {reason}. Is the server running?") from None
         try:
             return msgspec.json.decode(content) if content else None

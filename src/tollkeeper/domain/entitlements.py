@@ -6,6 +6,7 @@ Also names the counters: which budgets an event of a given account, project and 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -27,6 +28,7 @@ class BudgetScope(NamedTuple):
         name: The budget's name for people.
         amount: The most per period in *unit*; None counts without a bound.
         project_id, key_id, subscription_id: Whose events; all of the account's when all are None.
+        members: Digest of the keys that a plan's budget counts: see `of_members`; "" where that is no matter.
     """
 
     account_id: str
@@ -41,6 +43,12 @@ class BudgetScope(NamedTuple):
     project_id: str | None = None
     key_id: str | None = None
     subscription_id: str | None = None
+    members: str = ""
+
+    def of_members(self, key_ids: Sequence[str]) -> BudgetScope:
+        """Return the scope as that of these keys: when others come or go, its counter counts anew."""
+        digest = hashlib.sha256("\n".join(sorted(key_ids)).encode()).hexdigest()
+        return self._replace(members=digest[:16])
 
     def span_us(self, at_us: int) -> tuple[int, int]:
         """Return the period that holds *at_us* as `[start, end)` in microseconds since the epoch."""
@@ -188,6 +196,7 @@ def fingerprint_of(scope: BudgetScope) -> str:
         scope.project_id or "",
         scope.key_id or "",
         scope.subscription_id or "",
+        scope.members,
     )
     return "|".join(parts)
 

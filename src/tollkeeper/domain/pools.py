@@ -41,7 +41,8 @@ class CreditBook(NamedTuple):
 
     def next_expiry(self, now: datetime) -> datetime | None:
         """Return when the balance next falls by itself, or None."""
-        return min((g.expires_at for g in self.grants if g.expires_at > now and g.remaining_nanos), default=None)
+        left = (g.expires_at for g in self.grants if g.expires_at > now and g.remaining_nanos)
+        return min(left, default=None)
 
     def posted(self, grant: GrantBalance) -> CreditBook:
         """Return the book with a new grant, which first pays back what is overdrawn."""
@@ -61,7 +62,9 @@ class CreditBook(NamedTuple):
         """
         book = self._drawn(amount_nanos, now) if amount_nanos >= 0 else self._refunded(-amount_nanos)
         if book.spent_nanos != self.spent_nanos + amount_nanos:
-            raise InvariantBroken("a charge does not balance", before=self, after=book, amount_nanos=amount_nanos)
+            raise InvariantBroken(
+                "a charge does not balance", before=self, after=book, amount_nanos=amount_nanos
+            )
         return book
 
     def _drawn(self, amount_nanos: int, now: datetime) -> CreditBook:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol, TypeAlias
 
 from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.decisions import UNITS
@@ -51,6 +51,8 @@ class Counter(Protocol):
     reason: str
     charged: ClassVar[bool]
     """Whether the ledger keeps it: a budget or a balance."""
+    counts_open: ClassVar[bool]
+    """Whether it must hear of every ending, even when a request used just what was held."""
 
     def fits(self, amount: int, now_us: int) -> bool: ...
     def take(self, amount: int, now_us: int) -> int: ...
@@ -87,6 +89,7 @@ class RateCounter:
         "width_us",
     )
     charged: ClassVar[bool] = False
+    counts_open: ClassVar[bool] = False
 
     def __init__(self, account_id: str, counter_id: str, limit: Limit, changed: list[RateCounter]) -> None:
         self.changed = changed
@@ -144,7 +147,8 @@ class FixedWindow(RateCounter):
 
     def take(self, amount: int, now_us: int) -> int:
         self.used += amount
-        self.mark_dirty()
+        if not self.dirty:
+            self.mark_dirty()
         return self.start_us
 
     def settle(self, mark: int, held: int, actual: int) -> None:
@@ -197,7 +201,8 @@ class SlidingWindow(RateCounter):
     ) -> None:
         super().__init__(account_id, counter_id, limit, changed)
         self.slot_us = max(1, self.width_us // SLIDING_SLOTS)
-        self._slots: deque[list[int]] = deque([start, used] for start, used in sorted(stored.items()) if used)
+        # Also those that count nothing yet: a hold by estimate may settle there.
+        self._slots: deque[list[int]] = deque([start, used] for start, used in sorted(stored.items()))
         self.used = sum(used for _, used in self._slots)
         self.fits(0, now_us)
 
@@ -217,7 +222,8 @@ class SlidingWindow(RateCounter):
         else:
             slots.append([start, amount])
         self.used += amount
-        self.mark_dirty()
+        if not self.dirty:
+            self.mark_dirty()
         return start
 
     def settle(self, mark: int, held: int, actual: int) -> None:
@@ -255,7 +261,7 @@ class SlidingWindow(RateCounter):
 
     def slots(self) -> dict[int, int]:
         self.dirty = False
-        return {start: used for start, used in self._slots}
+        return dict(self._slots)  # type: ignore[arg-type]  # Lists of two.
 
     def expires_at_us(self) -> int:
         return (self._slots[-1][0] if self._slots else 0) + self.slot_us + self.width_us
@@ -343,6 +349,7 @@ class Concurrency(RateCounter):
     """At most `allowed` under way at once. Only open holds count, so a restart recounts them."""
 
     __slots__ = ("used",)
+    counts_open: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -390,7 +397,8 @@ class Concurrency(RateCounter):
         return 0
 
 
-WINDOWS: Final[dict[str, type[FixedWindow] | type[SlidingWindow] | type[PermitBucket] | type[Concurrency]]] = {
+Window: TypeAlias = FixedWindow | SlidingWindow | PermitBucket | Concurrency
+WINDOWS: Final[dict[str, type[Window]]] = {
     "fixed": FixedWindow,
     "sliding": SlidingWindow,
     "permits": PermitBucket,
@@ -448,6 +456,7 @@ class BudgetCounter:
         "unit_index",
     )
     charged: ClassVar[bool] = True
+    counts_open: ClassVar[bool] = True
 
     def __init__(self, scope: BudgetScope, now_us: int, stored: Stored) -> None:
         self.account_id = scope.account_id
@@ -455,6 +464,7 @@ class BudgetCounter:
         self.reason = "budget_exhausted"
         self.stored = stored
         self._periods: dict[int, BudgetPeriod] = {}
+        self.start_us = self.end_us = 0
         self._take_over(scope)
         self._turn_to(now_us)
 
@@ -472,7 +482,7 @@ class BudgetCounter:
         start_us, end_us = self.scope.span_us(at_us)
         period = self._periods.get(start_us)
         if period is None:
-            left = self._periods.get(self.start_us) if self._periods else None
+            left = self._periods.get(self.start_us)
             period = BudgetPeriod(*self.stored(self.account_id, self.counter_id, start_us))
             self._periods = {
                 start: known
@@ -521,7 +531,7 @@ class BudgetCounter:
         period.open_count -= 1
 
     def _period_at(self, start_us: int) -> BudgetPeriod:
-        # A settlement of nothing leaves nothing under way, so its period may be gone by the time it is undone.
+        # A settlement of nothing leaves nothing under way: its period may be gone when it is undone.
         period = self._periods.get(start_us)
         if period is None:
             stored = self.stored(self.account_id, self.counter_id, start_us)
@@ -566,10 +576,9 @@ class CreditPool:
         "unit_index",
     )
     charged: ClassVar[bool] = True
+    counts_open: ClassVar[bool] = True
 
-    def __init__(
-        self, account_id: str, now_us: int, stored: Callable[[str], tuple[CreditBook, int]]
-    ) -> None:
+    def __init__(self, account_id: str, now_us: int, stored: Callable[[str], tuple[CreditBook, int]]) -> None:
         self.account_id = account_id
         self.counter_id = self.name = CREDIT_COUNTER
         self.unit = "nanos"

@@ -8,17 +8,18 @@ counters; it is never held across I/O other than the first read of a counter.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Limit, Route
 from tollkeeper.domain.decisions import Amounts, Denial
-from tollkeeper.domain.entitlements import BudgetScope, Entitlement
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
@@ -32,6 +33,7 @@ HOLD_S_MAX: Final = 7 * 86_400
 _ENTITLEMENTS_MAX: Final = 200_000
 _UNKNOWN_KEYS_MAX: Final = 10_000
 _ANY_PATH: Final = Route(id="unknown", method="*", path="/*")
+_NO_TAGS: Final[Mapping[str, str]] = {}
 
 
 class Usage(NamedTuple):
@@ -97,18 +99,65 @@ class Settings(NamedTuple):
     hold_s: int = HOLD_S_DEFAULT
 
 
-class Taken(NamedTuple):
-    """One amount set aside in one counter."""
+Taken: TypeAlias = tuple[Counter, int, int]
+"""`(counter, amount, mark)`: one amount set aside in one counter. A plain tuple: every request makes some."""
 
-    counter: Counter
-    amount: int
-    mark: int
+
+_Actual: TypeAlias = tuple[int, int, int, int]
+
+
+class Lane:
+    """
+    What requests of one key to one route must pass and take, worked out once.
+
+    Attributes:
+        checked: Rate limits first, then budgets, then the balance: a request is admitted when it fits all.
+        unchecked: Taken from too, but never a reason to refuse: what the budgets of a free route count.
+        taken: Both.
+        amounts: What a request takes that states no usage.
+        refusal: Why no request of the key to the route is admitted, or None.
+    """
+
+    __slots__ = ("amounts", "checked", "refusal", "route", "taken", "unchecked")
+
+    def __init__(
+        self,
+        route: Route,
+        checked: tuple[Counter, ...],
+        unchecked: tuple[Counter, ...],
+        amounts: Amounts,
+        refusal: Denial | None,
+    ) -> None:
+        self.route = route
+        self.checked = checked
+        self.unchecked = unchecked
+        self.taken = checked + unchecked
+        self.amounts = amounts
+        self.refusal = refusal
 
 
 class Permit:
-    """One key, compiled: its entitlement and its counters per rate bucket."""
+    """
+    One key, compiled: its entitlement and its counters per route.
 
-    __slots__ = ("account_id", "budgets", "checks", "entitlement", "expires_at_us", "key_id", "limits", "pool", "profile")
+    Attributes:
+        current: False from the moment that the key, its plan or its budgets may have changed. What was
+            admitted before is then charged by the budgets that are in force when it is committed.
+    """
+
+    __slots__ = (
+        "account_id",
+        "budgets",
+        "current",
+        "entitlement",
+        "expires_at_us",
+        "key_id",
+        "lanes",
+        "limits",
+        "pool",
+        "profile",
+        "project_id",
+    )
 
     def __init__(
         self,
@@ -118,7 +167,9 @@ class Permit:
         pool: CreditPool | None,
     ) -> None:
         self.entitlement = entitlement
+        self.current = True
         self.key_id = entitlement.key.id
+        self.project_id = entitlement.key.project or ""
         self.account_id = entitlement.account.id
         self.profile = entitlement.key.profile
         self.limits = limits
@@ -129,22 +180,26 @@ class Permit:
         subscription = entitlement.subscription
         if subscription is not None and subscription.expires_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.expires_at))
-        self.checks: dict[tuple[str | None, bool], tuple[Counter, ...]] = {}
+        self.lanes: dict[str, Lane] = {}
 
-    def counters(self, route: Route) -> tuple[Counter, ...]:
-        """Return what a request to *route* must pass: rate limits first, then budgets, then the balance."""
-        at = (route.bucket, route.free)
-        found = self.checks.get(at)
-        if found is None:
-            counters: list[Counter] = [
-                counter for bucket, counter in self.limits if bucket is None or bucket == route.bucket
-            ]
-            if not route.free:
-                counters += self.budgets
-                if self.pool is not None:
-                    counters.append(self.pool)
-            found = self.checks[at] = tuple(counters)
-        return found
+    def lane(self, route: Route) -> Lane:
+        """Return what a request to *route* must pass and take; remember it under the route's id."""
+        lane = self.lanes[route.id] = self._lane(route)
+        return lane
+
+    def _lane(self, route: Route) -> Lane:
+        limits = tuple(counter for bucket, counter in self.limits if bucket is None or bucket == route.bucket)
+        money: tuple[Counter, ...] = (*self.budgets, *(() if self.pool is None else (self.pool,)))
+        layers = None if self.entitlement.plan is None else self.entitlement.plan.layers
+        refusal = None
+        if layers is not None and route.layer and route.layer not in layers:
+            refusal = Denial(
+                "layer_not_allowed", f"The key's plan does not include the {route.layer} layer of this route."
+            )
+        if route.free:
+            return Lane(route, limits, money, Amounts(), refusal)
+        amounts = Amounts(1, 0, route.price_nanos, route.credits)
+        return Lane(route, (*limits, *money), (), amounts, refusal)
 
 
 class Admission:
@@ -201,7 +256,7 @@ class Admission:
         self.expires_at_us = 0
         self.durable = False
         self.fingerprint = ""
-        self.tags: Mapping[str, str] = {}
+        self.tags = _NO_TAGS
         self.state: Literal["open", "ending", "ended"] = "open"
 
     @property
@@ -229,12 +284,18 @@ class Gate:
         self._sources = sources
         self._clock = clock
         self._settings = settings
+        self._now_us = clock.now_us
         self._permits: dict[str, Permit] = {}
+        self._permits_by_account: dict[str, list[str]] = {}
         self._unknown: set[str] = set()
+        self._forgotten = 0
+        """How often `forget` was called: what was read of the catalog before must not be remembered after."""
         self._counters: dict[tuple[str, str], RateCounter | BudgetCounter | CreditPool] = {}
         self._changed: list[RateCounter] = []
         self._routes: RouteTable | None = None
-        self._random = random.Random(os.urandom(32))
+        self._ids = itertools.count()
+        self._id_ending = "-" + os.urandom(6).hex()
+        self._id_beginning = (-1, "")
         self.last_used: dict[str, int] = {}
         """Key id → when it was last admitted, since the committer last took this."""
 
@@ -263,7 +324,7 @@ class Gate:
         """
         if self.refusing is not None:
             return Denial("unavailable", self.refusing, retry_after_s=1)
-        now_us = self._clock.now_us()
+        now_us = self._now_us()
         permit = self._permits.get(hash_secret(secret))
         if permit is None:
             found = self._permit(secret, now_us)
@@ -272,40 +333,40 @@ class Gate:
             permit = found
         if now_us >= permit.expires_at_us:
             return Denial("key_expired", "The api key has expired. Ask for a new one.")
-        return self.admit_permit(permit, method, path, expected, now_us, hold_id)
-
-    def admit_permit(
-        self, permit: Permit, method: str, path: str, expected: Usage, now_us: int, hold_id: str | None = None
-    ) -> Admission | Denial:
-        """Decide one request of a key that is already known to be good."""
         routes = self._routes or self._load_routes()
         route = routes.match(method, path, permit.profile)
         if route is None:
             if self._settings.unknown_route == "deny":
                 return Denial("route_unknown", f"{method} {path[:128]} is not a known route of this API.")
             route = _ANY_PATH
-        layers = permit.entitlement.plan.layers if permit.entitlement.plan is not None else None
-        if layers is not None and route.layer and route.layer not in layers:
-            return Denial(
-                "layer_not_allowed", f"The key's plan does not include the {route.layer} layer of this route."
-            )
-        amounts = self._amounts(permit, route, expected, now_us)
-        if amounts is None:
-            return Denial(
-                "price_unknown",
-                f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
-            )
-        counters = permit.counters(route)
+        lane = permit.lanes.get(route.id)
+        # Compared by identity, since a changed route keeps its id.
+        if lane is None or lane.route is not route:
+            lane = permit.lane(route)
+        if lane.refusal is not None:
+            return lane.refusal
+        amounts = lane.amounts
+        if expected is not NO_USAGE:
+            stated = self._amounts(permit, route, expected, now_us)
+            if stated is None:
+                return Denial(
+                    "price_unknown",
+                    f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
+                )
+            amounts = stated
         if self.abandoned:
             self._collect_abandoned()
+        taken: list[Taken] = []
         with self.lock:
-            for counter in counters:
+            for counter in lane.checked:
                 if not counter.fits(amounts[counter.unit_index], now_us):
-                    return self._denial(counter, counters, amounts, now_us)
-            taken = [
-                Taken(counter, amount := amounts[counter.unit_index], counter.take(amount, now_us))
-                for counter in counters
-            ]
+                    return self._denial(counter, lane.checked, amounts, now_us)
+            for counter in lane.unchecked:
+                counter.fits(0, now_us)
+            # Nothing can fail from here on: what one counter took, all have taken.
+            for counter in lane.taken:
+                amount = amounts[counter.unit_index]
+                taken.append((counter, amount, counter.take(amount, now_us)))
             self.last_used[permit.key_id] = now_us
         return Admission(
             self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
@@ -333,9 +394,7 @@ class Gate:
                     )
         return Amounts(1, tokens, nanos, route.credits if usage.credits is None else usage.credits)
 
-    def _denial(
-        self, counter: Counter, counters: Iterable[Counter], amounts: Amounts, now_us: int
-    ) -> Denial:
+    def _denial(self, counter: Counter, counters: Iterable[Counter], amounts: Amounts, now_us: int) -> Denial:
         amount = amounts[counter.unit_index]
         allowed, used = counter.allowed_used(now_us)
         lifts_at_us = counter.lifts_at_us(amount, now_us)
@@ -362,22 +421,28 @@ class Gate:
 
     # -- ending ---------------------------------------------------------------------------------------
 
-    def settle(self, admission: Admission, outcome: Outcome, received_at_us: int) -> tuple[Record, list[Charge]]:
+    def settle(
+        self, admission: Admission, outcome: Outcome, received_at_us: int
+    ) -> tuple[Record, list[Charge]]:
         """
         End *admission* with what was really used; return the record and what it charges.
 
         The caller has claimed the admission (see `claim`) and hands both to the committer.
         """
-        record = self.record_of(admission, outcome, received_at_us)
-        actual = Amounts(1, outcome.usage.tokens, record.cost_nanos, record.credits)
-        charges = []
+        record, actual = self._priced(admission, outcome, received_at_us)
         with self.lock:
-            for counter, held, mark in admission.taken:
-                amount = actual[counter.unit_index]
-                counter.settle(mark, held, amount)
-                if isinstance(counter, BudgetCounter | CreditPool):
-                    charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
-        return record, charges
+            return record, _settle(admission.taken, actual)
+
+    def finish(
+        self, admission: Admission, outcome: Outcome, received_at_us: int
+    ) -> tuple[Record, list[Charge]] | None:
+        """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
+        record, actual = self._priced(admission, outcome, received_at_us)
+        with self.lock:
+            if admission.state != "open":
+                return None
+            admission.state = "ended"
+            return record, _settle(admission.taken, actual)
 
     def unsettle(self, admission: Admission, record: Record) -> None:
         """Take a settlement back whose commit failed: the hold is open again."""
@@ -387,17 +452,11 @@ class Gate:
             + record.completion_tokens
             + record.reasoning_tokens
         )
-        actual = Amounts(1, tokens, record.cost_nanos, record.credits)
+        actual = (1, tokens, record.cost_nanos, record.credits)
         with self.lock:
             for counter, held, mark in admission.taken:
-                amount = actual[counter.unit_index]
-                if isinstance(counter, BudgetCounter | CreditPool):
-                    counter.settle(mark, -held, -amount)
-                elif isinstance(counter, Concurrency):
-                    counter.take(1, record.received_at_us)
-                else:
-                    counter.settle(mark, amount, held)
-        admission.state = "open"
+                counter.unsettle(mark, held, actual[counter.unit_index])
+            admission.state = "open"
 
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
@@ -414,71 +473,82 @@ class Gate:
 
     def record_of(self, admission: Admission, outcome: Outcome, received_at_us: int) -> Record:
         """Return the priced record of a request's outcome."""
-        usage = outcome.usage
-        route = admission.route
-        model = usage.model or admission.expected.model
-        cost, state, version = self._cost(admission, outcome, model)
-        credits = usage.credits
-        if credits is None:
-            credits = 0 if route.free or outcome.status >= 400 else route.credits
-        return Record(
-            account_id=admission.account_id,
-            project_id=admission.permit.entitlement.key.project or "",
-            key_id=admission.key_id,
-            occurred_at_us=admission.at_us,
-            received_at_us=received_at_us,
-            id=admission.id,
-            revision=0,
-            sign=1,
-            amendment_id="",
-            kind=route.event_kind,
-            method=admission.method,
-            route=admission.path,
-            status=outcome.status,
-            error_type=outcome.error_type,
-            denied_reason="",
-            latency_us=outcome.latency_us,
-            bytes_out=outcome.bytes_out,
-            model=model,
-            prompt_tokens=usage.prompt_tokens,
-            cached_prompt_tokens=usage.cached_prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            cache=outcome.cache,
-            credits=credits,
-            cost_nanos=cost,
-            estimated_cost_nanos=admission.amounts.nanos,
-            cost_state=state,
-            price_version=version,
-            tags=dict(outcome.tags) if outcome.tags else dict(admission.tags),
-        )
+        return self._priced(admission, outcome, received_at_us)[0]
 
-    def _cost(self, admission: Admission, outcome: Outcome, model: str) -> tuple[int, str, str]:
+    def _priced(self, admission: Admission, outcome: Outcome, received_at_us: int) -> tuple[Record, _Actual]:
+        """Return the record of an outcome, and what it takes per unit, in the order of `UNITS`."""
+        status, usage, error_type, latency_us, bytes_out, cache, tags, _ = outcome
+        prompt, cached_prompt, completion, reasoning, model, _, credits = usage
+        route = admission.route
+        permit = admission.permit
+        tokens = prompt + cached_prompt + completion + reasoning
+        if not model:
+            model = admission.expected.model
+        cost, state, version = self._cost(admission, outcome, model, tokens)
+        if credits is None:
+            credits = 0 if route.free or status >= 400 else route.credits
+        if not tags:
+            tags = admission.tags
+        # As `Record(…)`, in the order of its fields: every request makes one, and by name it costs 1 µs more.
+        record = tuple.__new__(
+            Record,
+            (
+                permit.account_id,
+                permit.project_id,
+                permit.key_id,
+                admission.at_us,
+                received_at_us,
+                admission.id,
+                0,
+                1,
+                "",
+                route.event_kind,
+                admission.method,
+                admission.path,
+                status,
+                error_type,
+                "",
+                latency_us,
+                bytes_out,
+                model,
+                prompt,
+                cached_prompt,
+                completion,
+                reasoning,
+                cache,
+                credits,
+                cost,
+                admission.amounts.nanos,
+                state,
+                version,
+                dict(tags) if tags else {},
+            ),
+        )
+        return record, (1, tokens, cost, credits)
+
+    def _cost(self, admission: Admission, outcome: Outcome, model: str, tokens: int) -> tuple[int, str, str]:
         usage = outcome.usage
         if usage.cost_nanos is not None:
             return usage.cost_nanos, "estimated" if outcome.estimated else "given", ""
         if outcome.estimated:
             return admission.amounts.nanos, "estimated", ""
-        if admission.route.free or outcome.cache == "hit":
+        route = admission.route
+        if route.free or outcome.cache == "hit":
             return 0, "free", ""
-        nanos = 0 if outcome.status >= 400 else admission.route.price_nanos
-        if not model or not usage.tokens:
-            return nanos, "priced", f"route:{admission.route.id}"
+        nanos = 0 if outcome.status >= 400 else route.price_nanos
+        if not model or not tokens:
+            return nanos, "priced", "route:" + route.id
         price = self._sources.price(model, admission.account_id, admission.at_us)
         if price is None:
             return nanos, "unpriced", ""
-        return (
-            nanos
-            + cost_nanos(
-                price,
-                prompt=usage.prompt_tokens,
-                cached_prompt=usage.cached_prompt_tokens,
-                completion=usage.completion_tokens,
-                reasoning=usage.reasoning_tokens,
-            ),
-            "priced",
-            price.version,
+        nanos += cost_nanos(
+            price,
+            prompt=usage.prompt_tokens,
+            cached_prompt=usage.cached_prompt_tokens,
+            completion=usage.completion_tokens,
+            reasoning=usage.reasoning_tokens,
         )
+        return nanos, "priced", price.version
 
     def denied_record(
         self, permit: Permit, method: str, path: str, denial: Denial, now_us: int, model: str = ""
@@ -509,11 +579,14 @@ class Gate:
         secret_sha256 = hash_secret(secret)
         if secret_sha256 in self._unknown:
             return _UNKNOWN_KEY
+        forgotten = self._forgotten
         entitlement = self._sources.entitlement(secret_sha256)
         if entitlement is None or entitlement.key.role != "consumption":
-            if len(self._unknown) >= _UNKNOWN_KEYS_MAX:
-                self._unknown.clear()
-            self._unknown.add(secret_sha256)
+            with self.lock:
+                if forgotten == self._forgotten:
+                    if len(self._unknown) >= _UNKNOWN_KEYS_MAX:
+                        self._unknown.clear()
+                    self._unknown.add(secret_sha256)
             return _UNKNOWN_KEY
         key = entitlement.key
         if key.state != "active":
@@ -522,13 +595,25 @@ class Gate:
             return Denial("account_inactive", "The account of this api key is not active.")
         permit = self._compile(entitlement, now_us)
         with self.lock:
+            if forgotten != self._forgotten:
+                # The catalog changed while we read it: good for this one request, which began before.
+                permit.current = False
+                return permit
+            known = self._permits.get(secret_sha256)
+            if known is not None:
+                return known
             if len(self._permits) >= _ENTITLEMENTS_MAX:
-                self._permits.clear()
-            return self._permits.setdefault(secret_sha256, permit)
+                self._drop_permits(None)
+            self._permits[secret_sha256] = permit
+            self._permits_by_account.setdefault(permit.account_id, []).append(secret_sha256)
+            return permit
 
     def permit_of(self, entitlement: Entitlement) -> Permit:
         """Return a permit for a key that was found without its secret, in whatever state it is."""
-        return self._compile(entitlement, self._clock.now_us())
+        permit = self._compile(entitlement, self._clock.now_us())
+        # It is not among those that `forget` drops.
+        permit.current = False
+        return permit
 
     def _compile(self, entitlement: Entitlement, now_us: int) -> Permit:
         account_id = entitlement.account.id
@@ -564,25 +649,37 @@ class Gate:
 
     def _pool(self, account_id: str, now_us: int) -> CreditPool:
         with self.lock:
-            known = self._counters.get((account_id, "credit"))
+            known = self._counters.get((account_id, CREDIT_COUNTER))
             if isinstance(known, CreditPool):
                 return known
             made = CreditPool(account_id, now_us, self._sources.book)
-            self._counters[account_id, "credit"] = made
+            self._counters[account_id, CREDIT_COUNTER] = made
             return made
 
     def forget(self, account_id: str | None = None) -> None:
         """Drop what was compiled of one account, or of all: the catalog changed. Counters stay."""
         with self.lock:
+            self._forgotten += 1
             self._unknown.clear()
             self._routes = None
-            if account_id is None:
-                self._permits.clear()
-            else:
-                self._permits = {at: p for at, p in self._permits.items() if p.account_id != account_id}
+            self._drop_permits(account_id)
+
+    def _drop_permits(self, account_id: str | None) -> None:
+        if account_id is None:
+            dropped = list(self._permits.values())
+            self._permits.clear()
+            self._permits_by_account.clear()
+        else:
+            dropped = [self._permits.pop(at) for at in self._permits_by_account.pop(account_id, ())]
+        for permit in dropped:
+            permit.current = False
 
     def _load_routes(self) -> RouteTable:
-        self._routes = table = RouteTable(self._sources.routes())
+        forgotten = self._forgotten
+        table = RouteTable(self._sources.routes())
+        with self.lock:
+            if forgotten == self._forgotten:
+                self._routes = table
         return table
 
     # -- for the committer ----------------------------------------------------------------------------
@@ -604,14 +701,21 @@ class Gate:
         """
         now_us = self._clock.now_us()
         with self.lock:
-            for at, amount in charges.items():
+            # What was settled here may be charged to other budgets by now: then it is only counted.
+            for at in charges.keys() | counted.keys():
                 counter = self._counters.get(at[:2])
                 if isinstance(counter, BudgetCounter):
-                    counter.booked(at[2], amount, counted=counted.get(at, 0), commit=commit)
-            for account_id, book in books.items():
-                pool = self._counters.get((account_id, "credit"))
+                    counter.booked(at[2], charges.get(at, 0), counted=counted.get(at, 0), commit=commit)
+            # A group whose charges to a balance cancel out changes no book.
+            for account_id in books.keys() | {at[0] for at in counted if at[1] == CREDIT_COUNTER}:
+                pool = self._counters.get((account_id, CREDIT_COUNTER))
                 if isinstance(pool, CreditPool):
-                    pool.booked(book, counted=counted.get((account_id, "credit", 0), 0), commit=commit, now_us=now_us)
+                    pool.booked(
+                        books.get(account_id),
+                        counted=counted.get((account_id, CREDIT_COUNTER, 0), 0),
+                        commit=commit,
+                        now_us=now_us,
+                    )
 
     def dirty_windows(self) -> list[tuple[str, str, dict[int, int], int]]:
         """Take what rate counters changed: `(account, counter, slot → used, expires_at_us)` each."""
@@ -629,22 +733,21 @@ class Gate:
             taken, self.last_used = self.last_used, {}
             return taken
 
-    def hold_again(self, permit: Permit, route: Route, admission_id: str, amounts: Amounts, at_us: int) -> Admission:
+    def hold_again(
+        self, permit: Permit, route: Route, admission_id: str, amounts: Amounts, at_us: int
+    ) -> Admission:
         """Set aside the amounts of a stored hold after a restart, whether or not they still fit."""
+        lane = permit.lane(route)
+        taken: list[Taken] = []
         with self.lock:
-            taken = []
-            for counter in permit.counters(route):
+            for counter in lane.taken:
                 amount = amounts[counter.unit_index]
-                if isinstance(counter, RateCounter) and not isinstance(counter, Concurrency):
+                if not counter.charged and not isinstance(counter, Concurrency):
                     # The stored window already contains the hold: only find where it is.
-                    taken.append(Taken(counter, amount, _mark_of(counter, at_us)))
+                    taken.append((counter, amount, _mark_of(counter, at_us)))
                     continue
                 counter.fits(0, at_us)
-                mark = counter.take(amount, at_us)
-                if isinstance(counter, BudgetCounter) and at_us < counter.start_us:
-                    counter.give_back(mark, amount)
-                    mark = counter.scope.span_us(at_us)[0]
-                taken.append(Taken(counter, amount, mark))
+                taken.append((counter, amount, counter.take(amount, at_us)))
         return Admission(self, admission_id, permit, route, "", amounts, NO_USAGE, taken, at_us)
 
     def state_of(self, permit: Permit, now_us: int) -> list[Denial]:
@@ -674,11 +777,18 @@ class Gate:
             return states
 
     def new_id(self, now_us: int) -> str:
-        """Return a fresh UUIDv7: time-ordered, so that id look-ups stay in one place of the index."""
-        bits = self._random.getrandbits(74)
-        value = (now_us // 1000) << 80 | 7 << 76 | (bits >> 62) << 64 | 2 << 62 | bits & (1 << 62) - 1
-        text = f"{value:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        """
+        Return a fresh UUIDv7: time-ordered, so that id look-ups stay in one place of the index.
+
+        A count tells apart up to 16,384 ids of one millisecond, 60 random bits those of two gates.
+        """
+        ms = now_us // 1000
+        beginning_ms, beginning = self._id_beginning
+        if ms != beginning_ms:
+            digits = f"{ms:012x}{random.getrandbits(12):03x}"
+            beginning = f"{digits[:8]}-{digits[8:12]}-7{digits[12:]}-"
+            self._id_beginning = (ms, beginning)
+        return f"{beginning}{0x8000 | next(self._ids) & 0x3FFF:x}{self._id_ending}"
 
     def _collect_abandoned(self) -> None:
         while self.abandoned:
@@ -692,6 +802,18 @@ class Gate:
     def _give_back(self, taken: list[Taken]) -> None:
         for counter, held, mark in taken:
             counter.give_back(mark, held)
+
+
+def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
+    """End every hold of *taken* with what was really used; return what the ledger must be charged."""
+    charges = []
+    for counter, held, mark in taken:
+        amount = actual[counter.unit_index]
+        if amount != held or counter.counts_open:
+            counter.settle(mark, held, amount)
+            if counter.charged:
+                charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
+    return charges
 
 
 _UNKNOWN_KEY: Final = Denial("key_unknown", "The api key is not known here.")
@@ -710,4 +832,3 @@ def _denial_message(counter: Counter, amount: int, allowed: int | None, used: in
     if counter.reason == "too_many_concurrent":
         return f"Limit {counter.name}: {used} of {allowed} requests are under way."
     return f"Rate limit {counter.name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."
-

@@ -35,8 +35,9 @@ class RouteTable:
         """
         at = (method, path, profile)
         cache = self._cache
-        if at in cache:
-            return cache[at]
+        known = cache.get(at)
+        if known is not None or at in cache:
+            return known
         if len(cache) >= _CACHE_MAX:
             cache.clear()
         found = cache[at] = self._find(method, path, profile)

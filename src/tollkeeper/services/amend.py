@@ -17,7 +17,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.columns import table_of, to_ipc
 from tollkeeper.domain.events import Event, Record, latency_us
 from tollkeeper.domain.pricing import cost_nanos
-from tollkeeper.errors import BadParameter, NotFound, Unavailable
+from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ports import UsageStore
 from tollkeeper.services.committer import Batch, Committer, Stale
 from tollkeeper.services.directory import Directory
@@ -70,6 +70,7 @@ class Amend:
 
         Raises:
             NotFound: The account has no such event, or it was voided.
+            EventConflict: *correction_id* is the id of an event.
             BadParameter: *changes* states a field that cannot be corrected.
             Unavailable: A store failed; the same call again is safe.
         """
@@ -89,6 +90,8 @@ class Amend:
             for _ in range(_TRIES):
                 current = self._current(account_id, event_id)
                 if self._is_known(account_id, correction_id):
+                    if (account_id, correction_id) in self._store.records([(account_id, correction_id)]):
+                        raise EventConflict(f"{correction_id[:128]!r} is the id of an event: use a new id.")
                     return Correction(current, True)
                 if current.sign < 0:
                     raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
@@ -119,26 +122,33 @@ class Amend:
         Price the events that had no price when they came, as far as there are prices now; return how many.
 
         Safe to repeat: what was priced is no longer found.
+
+        Raises:
+            Unavailable: A store failed, or the usage store is behind: some may not be priced yet.
         """
         priced = 0
+        last: Record | None = None
         with self._lock:
-            self._reports.fresh(None)
-            records = self._store.unpriced(model, UNPRICED_BATCH)
-            while records:
+            # What is priced but not delivered yet would be found again.
+            if not self._reports.fresh(None):
+                raise Unavailable("The usage store is behind. Try again.")
+            while records := self._store.unpriced(model, UNPRICED_BATCH, last):
+                last = records[-1]
                 rows = list(self._repriced(records))
-                if not rows:
-                    break
-                keys = [key_of(row.account_id, row.amendment_id) for row in rows if row.amendment_id]
-                for _ in range(_TRIES):
-                    try:
-                        self._book(rows, keys)
-                        break
-                    except Stale:
-                        continue
-                priced += len(rows) // 2
-                self._reports.fresh(None)
-                records = self._store.unpriced(model, UNPRICED_BATCH)
+                if rows:
+                    self._book_repriced(rows)
+                    priced += len(rows) // 2
         return priced
+
+    def _book_repriced(self, rows: Sequence[Record]) -> None:
+        keys = [key_of(row.account_id, row.amendment_id) for row in rows if row.amendment_id]
+        for _ in range(_TRIES):
+            try:
+                self._book(rows, keys)
+            except Stale:
+                continue
+            return
+        raise Unavailable("The budgets keep changing. Try again.")
 
     def _repriced(self, records: Iterable[Record]) -> Iterable[Record]:
         received_at_us = self._clock.now_us()
@@ -154,9 +164,21 @@ class Amend:
             )
 
     def _priced(self, record: Record) -> Record:
+        # As `Gate._cost` for one request and `Ingest._records` for a batch.
+        key = self._directory.key(record.key_id) if record.key_id else None
+        profile = "native" if key is None else key.entry.profile
+        route = self._directory.route_table().match(record.method, record.route, profile)
+        if record.cache == "hit" or (route is not None and route.free):
+            return record._replace(cost_nanos=0, cost_state="free", price_version="")
+        failed = record.status >= 400 or record.denied_reason
+        nanos = 0 if route is None or failed else route.price_nanos
+        if not record.model or not _tokens(record):
+            if route is None:
+                return record._replace(cost_nanos=0, cost_state="free", price_version="")
+            return record._replace(cost_nanos=nanos, cost_state="priced", price_version=f"route:{route.id}")
         price = self._directory.price(record.model, record.account_id, record.occurred_at_us)
         if price is None:
-            return record._replace(cost_state="unpriced", price_version="")
+            return record._replace(cost_nanos=nanos, cost_state="unpriced", price_version="")
         cost = cost_nanos(
             price,
             prompt=record.prompt_tokens,
@@ -164,15 +186,7 @@ class Amend:
             completion=record.completion_tokens,
             reasoning=record.reasoning_tokens,
         )
-        return record._replace(
-            cost_nanos=self._route_nanos(record) + cost, cost_state="priced", price_version=price.version
-        )
-
-    def _route_nanos(self, record: Record) -> int:
-        key = self._directory.key(record.key_id) if record.key_id else None
-        profile = "native" if key is None else key.entry.profile
-        route = self._directory.route_table().match(record.method, record.route, profile)
-        return 0 if route is None or record.status >= 400 else route.price_nanos
+        return record._replace(cost_nanos=nanos + cost, cost_state="priced", price_version=price.version)
 
     def _amended(self, current: Record, changes: Event) -> Record:
         tokens = changes.tokens
@@ -201,9 +215,9 @@ class Amend:
             return new._replace(
                 cost_nanos=estimate, estimated_cost_nanos=estimate, cost_state="estimated", price_version=""
             )
-        if current.cost_state in ("priced", "unpriced") and new.model and _tokens(new):
-            return self._priced(new)
-        return new
+        if current.cost_state in ("given", "estimated"):
+            return new
+        return self._priced(new) if _decides_cost(new) != _decides_cost(current) else new
 
     def _current(self, account_id: str, event_id: str) -> Record:
         if not self._reports.fresh(account_id):
@@ -230,6 +244,7 @@ class Amend:
                 self._directory.charges_of_all(rows),
                 version,
                 ticket,
+                corrections=True,
             )
         )
         ticket.wait()
@@ -237,6 +252,20 @@ class Amend:
 
 def _or(value: T | None, other: T) -> T:
     return other if value is None else value
+
+
+def _decides_cost(record: Record) -> tuple[object, ...]:
+    """Return what the price of a record depends on, of what can be corrected."""
+    return (
+        record.status >= 400,
+        bool(record.denied_reason),
+        record.cache == "hit",
+        record.model,
+        record.prompt_tokens,
+        record.cached_prompt_tokens,
+        record.completion_tokens,
+        record.reasoning_tokens,
+    )
 
 
 def _tokens(record: Record) -> int:

@@ -35,7 +35,6 @@ from tollkeeper.domain.bookings import (
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import BadParameter, EventConflict, TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ports import Ledger
@@ -556,8 +555,7 @@ class Committer:
         if isinstance(work, Settle) and work.kept and work.counted:
             # The gate counts it as on its way to the ledger, where it will never arrive.
             counted = {charge[:3]: charge.amount for charge in work.charges}
-            books = {account_id: CreditBook() for account_id, _, _ in counted}
-            self._gate.booked(dict.fromkeys(counted, 0), counted, books, -1)
+            self._gate.booked(dict.fromkeys(counted, 0), counted, {}, -1)
         if not isinstance(error, TollkeeperError | Stale):
             log.error("tollkeeper.committer.defect", exc_info=error, extra={"work": type(work).__name__})
             self._fail([work], Unavailable("The commit failed: see the log."), error)

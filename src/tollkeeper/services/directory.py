@@ -8,12 +8,19 @@ the catalog touched. Budgets count from the moment that they are in force in the
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeVar, cast
 
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.catalog import Account, Budget, Plan, Price, Route, Subscription
-from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, Entitlement, budget_scopes, resolve, scope_of_budget
+from tollkeeper.domain.entitlements import (
+    CREDIT_COUNTER,
+    BudgetScope,
+    Entitlement,
+    budget_scopes,
+    resolve,
+    scope_of_budget,
+)
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.pools import CreditBook
@@ -24,6 +31,7 @@ from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.services.price_book import PriceBook
 
 _REMEMBERED_MAX: Final = 200_000
+_UNSEEN: Final = object()
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -43,6 +51,8 @@ class Directory:
         self._catalog = catalog
         self._ledger = ledger
         self._lock = threading.Lock()
+        self._forgotten = 0
+        """How often `forget` was called: what was read before it must not be remembered after it."""
         self._accounts: dict[str, Account | None] = {}
         self._keys: dict[str, StoredKey | None] = {}
         self._projects: dict[tuple[str, str], bool] = {}
@@ -50,7 +60,6 @@ class Directory:
         self._active: dict[str, dict[str, tuple[str, int]]] = {}
         self._route_table: RouteTable | None = None
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
-        self.version: Callable[[], int] = lambda: 0
 
     # -- for the gate (`gate.Sources`) ----------------------------------------------------------------
 
@@ -94,15 +103,7 @@ class Directory:
         return entitlement._replace(budgets=tuple(b for b in entitlement.budgets if b.counter_id in active))
 
     def _plan_of(self, stored: StoredKey, account: Account) -> tuple[Subscription | None, Plan | None]:
-        key = stored.entry
-        subscription = None
-        if key.subscription is not None:
-            subscription = cast(
-                "Subscription | None", self._catalog.get("subscriptions", key.subscription, account.id)
-            )
-        slug = key.plan or (subscription.plan if subscription else None) or account.plan
-        plan = None if slug is None else cast("Plan | None", self._catalog.get("plans", slug))
-        return subscription, plan
+        return _PlansOf(self._catalog, account).of(stored)
 
     def line_of(self, stored: StoredKey) -> list[str]:
         """Return the ids of the keys that rotations made of one another, the first one first."""
@@ -131,17 +132,26 @@ class Directory:
         account = self.account(account_id)
         if account is None:
             return {}
+        keys = list(self._catalog.keys_of_account(account_id))
+        lines: dict[str, list[str]] = {}
+        for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.lineage_id):
+            lines.setdefault(stored.lineage_id, []).append(stored.entry.id)
+        line_of = {stored.entry.id: lines[stored.lineage_id] for stored in keys}
         wanted: dict[str, tuple[BudgetScope, list[str] | None]] = {}
         for budget in self._budgets(account_id):
             scope = scope_of_budget(budget)
-            line = None if budget.key is None else self._line_of_id(budget.key)
+            line = None if budget.key is None else line_of.get(budget.key, [budget.key])
             wanted[scope.counter_id] = (scope, line)
-        for stored in self._catalog.keys_of_account(account_id):
-            subscription, plan = self._plan_of(stored, account)
+        plans = _PlansOf(self._catalog, account)
+        on_project: dict[str, list[str]] = {}
+        for stored in keys:
+            subscription, plan = plans.of(stored)
+            if plan is None or not plan.budgets:
+                continue
             planned = budget_scopes(
                 account_id,
                 stored.entry.project,
-                self.line_of(stored),
+                line_of[stored.entry.id],
                 subscription=subscription,
                 plan=plan,
                 budgets=[],
@@ -150,6 +160,13 @@ class Directory:
                 known = wanted.setdefault(scope.counter_id, (scope, []))[1]
                 assert known is not None
                 known.append(stored.entry.id)
+            on_project.setdefault(plan.slug, []).append(stored.entry.id)
+        for counter_id, (scope, key_ids) in wanted.items():
+            if counter_id.startswith("plan:") and key_ids is not None:
+                if scope.project_id is not None:
+                    # A key without a project may be used for any: it is the event that says which.
+                    key_ids = on_project[counter_id.removeprefix("plan:").partition("/")[0]]
+                wanted[counter_id] = (scope.of_members(key_ids), key_ids)
         return wanted
 
     def credit_keys(self, account_id: str) -> list[str]:
@@ -162,11 +179,13 @@ class Directory:
 
     def account(self, account_id: str) -> Account | None:
         """Return an account, or None."""
-        if account_id not in self._accounts:
-            found = cast("Account | None", self._catalog.get("accounts", account_id))
-            self._remember(self._accounts, account_id, found)
-            return found
-        return self._accounts[account_id]
+        known = self._accounts.get(account_id, _UNSEEN)
+        if known is not _UNSEEN:
+            return cast("Account | None", known)
+        forgotten = self._forgotten
+        found = cast("Account | None", self._catalog.get("accounts", account_id))
+        self._remember(self._accounts, account_id, found, forgotten)
+        return found
 
     def accounts(self) -> list[Account]:
         """Return all accounts."""
@@ -174,11 +193,13 @@ class Directory:
 
     def key(self, key_id: str) -> StoredKey | None:
         """Return a key in whatever state, or None."""
-        if key_id not in self._keys:
-            found = self._catalog.find_key(key_id)
-            self._remember(self._keys, key_id, found)
-            return found
-        return self._keys[key_id]
+        known = self._keys.get(key_id, _UNSEEN)
+        if known is not _UNSEEN:
+            return cast("StoredKey | None", known)
+        forgotten = self._forgotten
+        found = self._catalog.find_key(key_id)
+        self._remember(self._keys, key_id, found, forgotten)
+        return found
 
     def key_by_hash(self, secret_sha256: str) -> StoredKey | None:
         """Return the key of a secret's hash, in whatever state, or None."""
@@ -191,17 +212,22 @@ class Directory:
     def project_exists(self, account_id: str, project_id: str) -> bool:
         """Return whether an account has a project."""
         at = (account_id, project_id)
-        if at not in self._projects:
+        found = self._projects.get(at)
+        if found is None:
+            forgotten = self._forgotten
             found = self._catalog.get("projects", project_id, account_id) is not None
-            self._remember(self._projects, at, found)
-            return found
-        return self._projects[at]
+            self._remember(self._projects, at, found, forgotten)
+        return found
 
     def route_table(self) -> RouteTable:
         """Return the compiled route policies."""
         table = self._route_table
         if table is None:
-            table = self._route_table = RouteTable(self.routes())
+            forgotten = self._forgotten
+            table = RouteTable(self.routes())
+            with self._lock:
+                if forgotten == self._forgotten:
+                    self._route_table = table
         return table
 
     # -- charging -------------------------------------------------------------------------------------
@@ -211,8 +237,9 @@ class Directory:
         at = (account_id, project_id, key_id)
         found = self._scopes.get(at)
         if found is None:
+            forgotten = self._forgotten
             found = self._resolve_scopes(account_id, project_id, key_id)
-            self._remember(self._scopes, at, found)
+            self._remember(self._scopes, at, found, forgotten)
         return found
 
     def _resolve_scopes(self, account_id: str, project_id: str, key_id: str) -> Scopes:
@@ -242,8 +269,9 @@ class Directory:
     def _active_scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
         active = self._active.get(account_id)
         if active is None:
+            forgotten = self._forgotten
             active = self._ledger.scopes(account_id)
-            self._remember(self._active, account_id, active)
+            self._remember(self._active, account_id, active, forgotten)
         return active
 
     def charges_of(self, record: Record) -> list[Charge]:
@@ -273,6 +301,7 @@ class Directory:
     def forget(self, account_id: str | None = None) -> None:
         """Drop what is remembered of one account, or of all: the catalog or the scopes changed."""
         with self._lock:
+            self._forgotten += 1
             self._route_table = None
             if account_id is None:
                 for memory in (self._accounts, self._keys, self._projects, self._scopes, self._active):
@@ -280,7 +309,11 @@ class Directory:
                 return
             self._accounts.pop(account_id, None)
             self._active.pop(account_id, None)
-            self._keys = {at: k for at, k in self._keys.items() if k is not None and k.entry.account != account_id}
+            self._keys = {
+                at: key
+                for at, key in self._keys.items()
+                if key is not None and key.entry.account != account_id
+            }
             self._projects = {at: p for at, p in self._projects.items() if at[0] != account_id}
             self._scopes = {at: s for at, s in self._scopes.items() if at[0] != account_id}
 
@@ -288,18 +321,48 @@ class Directory:
         """Take over changed prices."""
         self.price_book = self.price_book.replace(cast("list[Price]", list(self._catalog.entries("prices"))))
 
-    def _remember(self, memory: dict[K, V], at: K, value: V) -> None:
+    def _remember(self, memory: dict[K, V], at: K, value: V, forgotten: int) -> None:
         with self._lock:
+            if forgotten != self._forgotten:
+                return
             if len(memory) >= _REMEMBERED_MAX:
                 memory.clear()
             memory[at] = value
+
+
+class _PlansOf:
+    """Which plan is in force for keys of one account; each plan and subscription is read once."""
+
+    def __init__(self, catalog: CatalogStore, account: Account) -> None:
+        self._catalog = catalog
+        self._account = account
+        self._subscriptions: dict[str, Subscription | None] = {}
+        self._plans: dict[str, Plan | None] = {}
+
+    def of(self, stored: StoredKey) -> tuple[Subscription | None, Plan | None]:
+        key = stored.entry
+        subscription = None
+        if key.subscription is not None:
+            if key.subscription not in self._subscriptions:
+                found = self._catalog.get("subscriptions", key.subscription, self._account.id)
+                self._subscriptions[key.subscription] = cast("Subscription | None", found)
+            subscription = self._subscriptions[key.subscription]
+        slug = key.plan or (subscription.plan if subscription else None) or self._account.plan
+        if slug is None:
+            return subscription, None
+        if slug not in self._plans:
+            self._plans[slug] = cast("Plan | None", self._catalog.get("plans", slug))
+        return subscription, self._plans[slug]
 
 
 def units_of(record: Record) -> dict[str, int]:
     """Return what a record counts in each unit, with its sign."""
     sign = record.sign
     tokens = (
-        record.prompt_tokens + record.cached_prompt_tokens + record.completion_tokens + record.reasoning_tokens
+        record.prompt_tokens
+        + record.cached_prompt_tokens
+        + record.completion_tokens
+        + record.reasoning_tokens
     )
     return {
         # A denied request used nothing, whatever it asked for.
@@ -308,4 +371,3 @@ def units_of(record: Record) -> dict[str, int]:
         "nanos": sign * record.cost_nanos,
         "credits": sign * record.credits,
     }
-

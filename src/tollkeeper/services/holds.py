@@ -9,8 +9,10 @@ retry of any of the three calls gets the first answer.
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 import msgspec
@@ -28,7 +30,6 @@ from tollkeeper.gate.gate import (
     Admission,
     Gate,
     Outcome,
-    Permit,
     Usage,
 )
 from tollkeeper.ports import Ledger, UsageStore
@@ -37,7 +38,11 @@ from tollkeeper.services.directory import Directory
 from tollkeeper.services.pending import Pending, key_of
 from tollkeeper.services.tickets import Ticket
 
+log = logging.getLogger("tollkeeper.holds")
+
 _UNSEEN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
+_CHARGE_ANEW: Final = -1
+"""Never the committer's version of the budgets: the charges are made anew when the work is committed."""
 DENIALS_QUEUED_MAX: Final = 50_000
 """Denied requests that may wait to be recorded; past that they are only counted in the metrics."""
 
@@ -76,9 +81,13 @@ class Holds:
         self._store = store
         self._committer = committer
         self._pending = pending
-        self._clock = clock
+        self._now_us = clock.now_us
         self._hold_s = hold_s
+        self._charges_of = directory.charges_of
         self._lock = threading.Lock()
+        self._opened = threading.Condition(self._lock)
+        self._opening: set[tuple[str, str]] = set()
+        self._settling_late: set[tuple[str, str]] = set()
         self._open: dict[tuple[str, str], tuple[Admission, Ticket]] = {}
         self._accounts_by_hold: dict[str, list[str]] = {}
         self._expiries: list[tuple[int, str, str]] = []
@@ -99,21 +108,26 @@ class Holds:
 
         Raises:
             HoldEnded: It was ended before.
+            Unavailable: Nothing more is booked; the admission is open again.
         """
-        if not self._gate.claim(admission):
-            raise HoldEnded(f"Request {admission.id} was ended before: settle or void once.")
+        # Read first: a permit that is still current after it has the budgets of this version.
         version = self._committer.scopes_version
-        record, charges = self._gate.settle(admission, outcome, self._clock.now_us())
-        admission.state = "ended"
-        self._committer.submit(
-            Settle(
-                record,
-                charges,
-                ticket=ticket,
-                scopes_version=version,
-                charges_of=self._directory.charges_of,
-            )
+        finished = self._gate.finish(admission, outcome, self._now_us())
+        if finished is None:
+            raise HoldEnded(f"Request {admission.id} was ended before: settle or void once.")
+        record, charges = finished
+        work = Settle(
+            record,
+            charges,
+            ticket=ticket,
+            scopes_version=version if admission.permit.current else _CHARGE_ANEW,
+            charges_of=self._charges_of,
         )
+        try:
+            self._committer.submit(work)
+        except Unavailable:
+            self._gate.unsettle(admission, record)
+            raise
         return record
 
     def void(self, admission: Admission) -> None:
@@ -132,7 +146,7 @@ class Holds:
         if self._committer.queued > DENIALS_QUEUED_MAX:
             self.denied_unrecorded += 1
             return
-        now_us = self._clock.now_us()
+        now_us = self._now_us()
         record = self._gate.denied_record(permit, method, path, denial, now_us, model)
         self._committer.submit(
             Settle(
@@ -140,7 +154,7 @@ class Holds:
                 [],
                 counted=False,
                 scopes_version=self._committer.scopes_version,
-                charges_of=self._directory.charges_of,
+                charges_of=self._charges_of,
             )
         )
 
@@ -172,16 +186,30 @@ class Holds:
         ttl_s = self._hold_s if ttl_s is None else ttl_s
         if not 1 <= ttl_s <= HOLD_S_MAX:
             raise BadParameter(f"ttl_s is from 1 to {HOLD_S_MAX} seconds", field="ttl_s")
-        permit: Permit | Denial | None = None
-        fingerprint = ""
-        if hold_id is not None:
-            permit = self._gate.permit(secret)
-            if isinstance(permit, Denial):
-                return permit
-            fingerprint = _fingerprint(permit.key_id, method, path, expected)
+        if hold_id is None:
+            return self._authorize(secret, method, path, expected, ticket, None, "", ttl_s, tags)
+        permit = self._gate.permit(secret)
+        if isinstance(permit, Denial):
+            return permit
+        fingerprint = _fingerprint(permit.key_id, method, path, expected)
+        with self._opening_one(permit.account_id, hold_id):
             earlier = self._earlier(permit.account_id, hold_id, fingerprint)
             if earlier is not None:
                 return earlier
+            return self._authorize(secret, method, path, expected, ticket, hold_id, fingerprint, ttl_s, tags)
+
+    def _authorize(
+        self,
+        secret: str,
+        method: str,
+        path: str,
+        expected: Usage,
+        ticket: Ticket,
+        hold_id: str | None,
+        fingerprint: str,
+        ttl_s: int,
+        tags: Mapping[str, str],
+    ) -> tuple[Admission, Ticket] | Denial:
         found = self._gate.admit(secret, method, path, expected, hold_id=hold_id)
         if isinstance(found, Denial):
             self.record_denial(secret, method, path, found, expected.model)
@@ -193,11 +221,6 @@ class Holds:
         admission.expires_at_us = admission.at_us + ttl_s * US_PER_S
         at = (admission.account_id, admission.id)
         with self._lock:
-            if hold_id is not None and at in self._open:
-                # The same id came in twice at once: the first one stands.
-                self._gate.void(admission)
-                admission.state = "ended"
-                return self._same(*self._open[at], fingerprint)
             self._open[at] = (admission, ticket)
             self._accounts_by_hold.setdefault(admission.id, []).append(admission.account_id)
             heapq.heappush(self._expiries, (admission.expires_at_us, *at))
@@ -213,6 +236,20 @@ class Holds:
             done(exc)
             raise
         return admission, ticket
+
+    @contextmanager
+    def _opening_one(self, account_id: str, hold_id: str) -> Iterator[None]:
+        """Let one caller at a time look for a hold of this name, and make it."""
+        at = (account_id, hold_id)
+        with self._opened:
+            self._opened.wait_for(lambda: at not in self._opening)
+            self._opening.add(at)
+        try:
+            yield
+        finally:
+            with self._opened:
+                self._opening.discard(at)
+                self._opened.notify_all()
 
     def _earlier(self, account_id: str, hold_id: str, fingerprint: str) -> tuple[Admission, Ticket] | None:
         held = self._open.get((account_id, hold_id))
@@ -249,7 +286,7 @@ class Holds:
         admission = held[0]
         if not self._gate.claim(admission):
             raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
-        now_us = self._clock.now_us()
+        now_us = self._now_us()
         version = self._committer.scopes_version
         record, charges = self._gate.settle(admission, outcome, now_us)
         ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
@@ -266,8 +303,8 @@ class Holds:
             charges,
             ended=ended,
             ticket=ticket,
-            scopes_version=version,
-            charges_of=self._directory.charges_of,
+            scopes_version=version if admission.permit.current else _CHARGE_ANEW,
+            charges_of=self._charges_of,
             done=done,
         )
         try:
@@ -281,7 +318,9 @@ class Holds:
         """Return whether a hold is open in memory: ending it then reads no store."""
         return self._find(hold_id, account_id) is not None
 
-    def void_hold(self, hold_id: str, ticket: Ticket, *, account_id: str | None = None) -> tuple[str, Ticket | None]:
+    def void_hold(
+        self, hold_id: str, ticket: Ticket, *, account_id: str | None = None
+    ) -> tuple[str, Ticket | None]:
         """
         End a hold made over HTTP as if the request never was; return its account. A repeat is safe.
 
@@ -295,7 +334,7 @@ class Holds:
         admission = held[0]
         if not self._gate.claim(admission):
             raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
-        ended = EndedHold(admission.account_id, hold_id, "voided", self._clock.now_us())
+        ended = EndedHold(admission.account_id, hold_id, "voided", self._now_us())
 
         def done(error: BaseException | None) -> None:
             if error is None:
@@ -322,11 +361,9 @@ class Holds:
         self, hold_id: str, outcome: Outcome, ticket: Ticket, account_id: str | None
     ) -> tuple[Settled, Ticket | None]:
         for owner in self._owners(hold_id, account_id):
-            stored = self._ledger.hold(owner, hold_id)
-            if stored is not None and stored.state == "voided":
-                raise HoldEnded(f"Hold {hold_id} was voided: it cannot be settled.")
-            if stored is not None:
-                return self._settle_late(stored, outcome, ticket)
+            found = self._settle_late(owner, hold_id, outcome, ticket)
+            if found is not None:
+                return found
             record = self._event(owner, hold_id)
             if record is not None:
                 if not _same_outcome(record, outcome):
@@ -342,36 +379,61 @@ class Holds:
                 raise HoldEnded(f"Hold {hold_id} was settled: void its event with a correction.")
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
 
-    def _settle_late(self, stored: StoredHold, outcome: Outcome, ticket: Ticket) -> tuple[Settled, Ticket]:
-        admission = self._restore(stored, hold=False)
-        version = self._committer.scopes_version
-        record = self._gate.record_of(admission, outcome, self._clock.now_us())
-        charges = self._directory.charges_of(record)
-        admission.state = "ended"
-        ended = EndedHold(stored.account_id, stored.hold_id, "settled", record.received_at_us)
-        self._committer.submit(
-            Settle(
+    def _settle_late(
+        self, account_id: str, hold_id: str, outcome: Outcome, ticket: Ticket
+    ) -> tuple[Settled, Ticket] | None:
+        """Book what an expired hold used; None when the ledger has no such hold: it was settled."""
+        at = (account_id, hold_id)
+        with self._lock:
+            if at in self._settling_late:
+                raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+            self._settling_late.add(at)
+
+        def done(error: BaseException | None) -> None:
+            with self._lock:
+                self._settling_late.discard(at)
+
+        try:
+            # Read only now that nobody else settles it: a settled hold is no longer in the ledger.
+            stored = self._ledger.hold(account_id, hold_id)
+            if stored is None:
+                done(None)
+                return None
+            if stored.state == "voided":
+                raise HoldEnded(f"Hold {hold_id} was voided: it cannot be settled.")
+            admission = self._restore(stored, hold=False)
+            admission.state = "ended"
+            version = self._committer.scopes_version
+            record = self._gate.record_of(admission, outcome, self._now_us())
+            work = Settle(
                 record,
-                charges,
-                ended=ended,
+                self._charges_of(record),
+                ended=EndedHold(account_id, hold_id, "settled", record.received_at_us),
                 ticket=ticket,
                 counted=False,
                 scopes_version=version,
-                charges_of=self._directory.charges_of,
+                charges_of=self._charges_of,
+                done=done,
             )
-        )
+            self._committer.submit(work)
+        except BaseException as exc:
+            done(exc)
+            raise
         return Settled(record, 0), ticket
 
     def _owners(self, hold_id: str, account_id: str | None) -> list[str]:
         if account_id is not None:
             return [account_id]
-        return self._ledger.hold_owners(hold_id) or self._store.owners(hold_id) or self._pending.owners(hold_id)
+        owners = self._ledger.hold_owners(hold_id) or self._store.owners(hold_id)
+        return owners or self._pending.owners(hold_id)
 
     def _find(self, hold_id: str, account_id: str | None) -> tuple[Admission, Ticket] | None:
         if account_id is None:
             owners = self._accounts_by_hold.get(hold_id, ())
             if len(owners) > 1:
-                raise BadParameter("several accounts have a hold of this id: state the account", field="account")
+                raise BadParameter(
+                    "several accounts have a hold of this id: state the account", field="account"
+                )
             if not owners:
                 return None
             account_id = owners[0]
@@ -387,38 +449,51 @@ class Holds:
 
     def expire(self) -> int:
         """Void the holds whose time is up; return how many. Called every second or so."""
-        now_us = self._clock.now_us()
-        expired = []
-        with self._lock:
-            while self._expiries and self._expiries[0][0] <= now_us:
-                expired.append(heapq.heappop(self._expiries)[1:])
+        now_us = self._now_us()
         count = 0
-        for at in expired:
-            held = self._open.get(at)  # type: ignore[call-overload]
+        while (at := self._next_expired(now_us)) is not None:
+            held = self._open.get(at)
             if held is None:
                 continue
             admission = held[0]
             if not self._gate.claim(admission):
                 if admission.state == "ending":
                     # Its ending may yet fail to commit: look again.
-                    with self._lock:
-                        heapq.heappush(self._expiries, (now_us + US_PER_S, *at))  # type: ignore[arg-type]
+                    self._look_again(at, now_us)
                 continue
             try:
-                self._committer.submit(EndHold(EndedHold(*at, "expired", now_us), None))  # type: ignore[arg-type]
+                self._committer.submit(EndHold(EndedHold(*at, "expired", now_us), None))
             except Unavailable:
                 admission.state = "open"
+                self._look_again(at, now_us)
                 raise
             self._end(admission)
             count += 1
         return count
 
+    def _next_expired(self, now_us: int) -> tuple[str, str] | None:
+        with self._lock:
+            if not self._expiries or self._expiries[0][0] > now_us:
+                return None
+            _, account_id, hold_id = heapq.heappop(self._expiries)
+            return account_id, hold_id
+
+    def _look_again(self, at: tuple[str, str], now_us: int) -> None:
+        with self._lock:
+            heapq.heappush(self._expiries, (now_us + US_PER_S, *at))
+
     def restore(self) -> int:
         """Take up the holds that were open when the process ended; return how many. Called once, at start."""
         count = 0
         for stored in self._ledger.open_holds():
-            admission = self._restore(stored, hold=True)
             at = (stored.account_id, stored.hold_id)
+            try:
+                admission = self._restore(stored, hold=True)
+            except HoldUnknown:
+                # Nobody can settle it any more, and it must not keep the others from being taken up.
+                log.warning("tollkeeper.hold.orphaned", extra={"account": at[0], "hold": at[1]})
+                self._committer.submit(EndHold(EndedHold(*at, "expired", self._now_us()), None))
+                continue
             self._open[at] = (admission, Ticket.finished())
             self._accounts_by_hold.setdefault(stored.hold_id, []).append(stored.account_id)
             heapq.heappush(self._expiries, (admission.expires_at_us, *at))
@@ -441,7 +516,7 @@ class Holds:
                 self._gate, stored.hold_id, permit, route, body.method, amounts, NO_USAGE, [], body.at_us
             )
         *tokens, model = body.expected
-        admission.expected = Usage(*tokens, model)  # type: ignore[arg-type]
+        admission.expected = Usage(*tokens, model)  # type: ignore[arg-type, call-arg]
         admission.method = body.method
         admission.path = body.path
         admission.tags = body.tags

@@ -61,6 +61,10 @@ class Reconcile:
         store_differences = []
         if not self._reports.fresh(None):
             store_differences.append("the outbox could not be delivered to the usage store")
+        store_differences += [
+            f"outbox row {seq}: its {record_count} records cannot be read and are set aside: {reason}"
+            for seq, record_count, reason in self._ledger.set_asides()
+        ]
         accounts = sorted({a.id for a in self._directory.accounts()} | set(self._ledger.charged_accounts()))
         counters = 0
         for account_id in accounts:
@@ -87,7 +91,11 @@ class Reconcile:
             if used != posted:
                 differences.append(Difference(account_id, f"counter {_name(at)} against its postings", posted, used))
         wanted = self._directory.wanted_scopes(account_id)
-        for counter_id, (_, active_from_us) in self._ledger.scopes(account_id).items():
+        active = self._ledger.scopes(account_id)
+        for counter_id in sorted(wanted.keys() ^ active.keys()):
+            what = f"budget {counter_id} in the catalog (expected) and in force (found)"
+            differences.append(Difference(account_id, what, counter_id in wanted, counter_id in active))
+        for counter_id, (_, active_from_us) in active.items():
             if counter_id not in wanted:
                 continue
             scope, key_ids = wanted[counter_id]

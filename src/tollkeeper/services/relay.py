@@ -4,6 +4,8 @@ The relay: takes records from the outbox to the usage store, in few large insert
 A batch of outbox rows gets its number in SQL before it is inserted, and the number is the insert's
 deduplication token. So a crash, or a lost answer, at any point leads to the same batch under the same token
 again, and the store takes it once. Losing the store loses nothing that is still here.
+
+A row that cannot be read (a damaged disk) is set aside in the ledger, reported by verify, and holds up no other.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Final
 import msgspec
 import pyarrow as pa
 
-from tollkeeper.columns import concat, from_ipc, table_of
+from tollkeeper.columns import SCHEMA, concat, from_ipc, table_of
 from tollkeeper.domain.bookings import OutboxEntry
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import Unavailable
@@ -48,6 +50,8 @@ class Relay:
         self._closing = False
         self.delivered_seq = 0
         self.delivered_records = 0
+        self.set_aside_records = sum(record_count for _, record_count, _ in ledger.set_asides())
+        """Records that were acknowledged and cannot be read any more, so that no answer contains them."""
         self.failure: str | None = None
         """Why the last delivery failed, or None when it did not."""
         self._thread = threading.Thread(target=self._run, name="tollkeeper-relay", daemon=True)
@@ -82,7 +86,7 @@ class Relay:
 
     def deliver_up_to(self, seq: int) -> None:
         """
-        Deliver all outbox rows up to *seq*, and none beyond it.
+        Deliver all outbox rows up to *seq*, and none of a later batch.
 
         Raises:
             Unavailable: The usage store does not take them.
@@ -92,7 +96,7 @@ class Relay:
 
     def deliver(self, *, seq_max: int | None = None) -> int:
         """
-        Relay one batch; return how many records it had, 0 when there is none.
+        Relay one batch; return how many outbox rows it had, 0 when there is none.
 
         Raises:
             Unavailable: A store failed; the same batch is tried again by the next call.
@@ -102,16 +106,28 @@ class Relay:
             if found is None:
                 return 0
             batch, rows = found
-            table = concat(table_of_entry(entry) for _, entry in rows)
-            self._store.append(table, f"{self._ledger.installation_id}-{batch}")
+            tables = [table for seq, entry in rows if (table := self.read(seq, entry)) is not None]
+            if tables:
+                # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
+                self._store.append(concat(tables), f"{self._ledger.installation_id}-{batch}")
             self._ledger.delivered(batch)
             self._pending.delivered({seq: entry.record_count for seq, entry in rows})
         with self._moved:
             self.delivered_seq = max(self.delivered_seq, rows[-1][0])
-            self.delivered_records += table.num_rows
+            self.delivered_records += sum(table.num_rows for table in tables)
             self.failure = None
             self._moved.notify_all()
-        return int(table.num_rows)
+        return len(rows)
+
+    def read(self, seq: int, entry: OutboxEntry) -> pa.Table | None:
+        """Return the records of an outbox row; when it cannot be read, set it aside and return None."""
+        try:
+            return table_of_entry(entry)
+        except Unreadable as exc:
+            log.error("tollkeeper.relay.set_aside", exc_info=exc, extra={"seq": seq, "reason": str(exc)})
+            self._ledger.set_aside(seq, str(exc))
+            self.set_aside_records += entry.record_count
+            return None
 
     def close(self, timeout_s: float = 60.0) -> None:
         """Deliver what is pending, if the store takes it, and end the thread."""
@@ -141,7 +157,7 @@ class Relay:
                     self._wake.set()
                 failures += 1
             except Exception:
-                # A batch that cannot be read is a defect, not a passing fault; say so and go on trying.
+                # A defect, not a passing fault; say so and go on trying.
                 self.failure = "a batch of the outbox cannot be relayed: see the log"
                 log.exception("tollkeeper.relay.failed")
                 if not self._closing:
@@ -151,8 +167,22 @@ class Relay:
                 return
 
 
+class Unreadable(Exception):
+    """An outbox row is not what was written; `str(error)` says why."""
+
+
 def table_of_entry(entry: OutboxEntry) -> pa.Table:
-    """Return the records of one outbox row."""
-    if entry.format == "rows":
-        return table_of(decode_rows(entry.payload))
-    return from_ipc(entry.payload)
+    """
+    Return the records of one outbox row.
+
+    Raises:
+        Unreadable: Its payload is not a table of `columns.SCHEMA` with as many records as it should have.
+    """
+    try:
+        table = table_of(decode_rows(entry.payload)) if entry.format == "rows" else from_ipc(entry.payload)
+        table.validate(full=True)
+    except (msgspec.MsgspecError, pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as exc:
+        raise Unreadable(f"{type(exc).__name__}: {exc}") from exc
+    if not table.schema.equals(SCHEMA) or table.num_rows != entry.record_count:
+        raise Unreadable(f"{table.num_rows} records of another schema or number than {entry.record_count}")
+    return table

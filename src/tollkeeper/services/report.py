@@ -35,7 +35,7 @@ class Reports:
             Unavailable: The usage store cannot be read.
         """
         as_of_us = self._clock.now_us()
-        complete = self.fresh(query.account_id)
+        complete = self.fresh(query.account_id) and not self._relay.set_aside_records
         answer = self._store.report(query)
         return UsageReport(
             rows=answer.rows,

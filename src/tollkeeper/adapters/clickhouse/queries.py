@@ -156,12 +156,11 @@ class _Measure(NamedTuple):
 
 def _percentile(quantile: str) -> _Measure:
     # Nearest rank, as domain/rollups.py percentile_us; the answer is the bin, which Python turns into µs.
-    sorted_bins = "mapSort(latency_bins)"
-    rank = f"c -> c >= ceil({quantile} * latency_count)"
-    index = f"arrayFirstIndex({rank}, arrayCumSum(mapValues({sorted_bins})))"
+    # The keys that sumMap returns are sorted.
+    index = f"arrayFirstIndex(c -> c >= ceil({quantile} * latency_count), latency_ranks)"
     return _Measure(
         ("latency_count", "latency_bins"),
-        f"if(latency_count > 0, toInt32(mapKeys({sorted_bins})[{index}]), NULL)",
+        f"if(latency_count > 0, toInt32(mapKeys(latency_bins)[{index}]), NULL)",
         _bin_milliseconds,
         None,
     )
@@ -219,14 +218,35 @@ _BUCKETS: Final = {
 }
 
 
-def report(query: UsageQuery) -> Statement:
+def report(query: UsageQuery, *, corrected: bool = True) -> Statement:
     """
     Return the statement that answers *query*; `answer_of` reads its result.
+
+    Args:
+        query: What is asked.
+        corrected: Whether records of the range may have been corrected: False saves the look at records that
+            maxima and minima need then. `corrections` is the statement that tells.
 
     Raises:
         BadParameter: A dimension, measure, granularity, sort column, time zone or weekday is unknown.
     """
-    return _Report(query).statement()
+    return _Report(query, corrected).statement()
+
+
+def corrections(query: UsageQuery) -> Statement | None:
+    """Return a statement with a row if hours of the range hold corrections, None if *query* need not know."""
+    needs = {name for measure in query.measures if measure in _MEASURES for name in _MEASURES[measure].needs}
+    if _EXTREMES.isdisjoint(needs):
+        return None
+    parameters: dict[str, Any] = {
+        "first_hour": max(0, query.from_us) // HOUR_US * 3600,
+        "end": min(query.to_us, AT_MAX_US) // 1_000_000 + 1,
+    }
+    scope = "hour >= toDateTime({first_hour:UInt32}, 'UTC') AND hour < toDateTime({end:UInt32}, 'UTC')"
+    if query.account_id is not None:
+        parameters["account_id"] = query.account_id
+        scope += " AND account_id = {account_id:String}"
+    return Statement(f"SELECT 1 FROM usage_hourly WHERE {scope} AND corrections > 0 LIMIT 1", parameters)
 
 
 def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> UsageAnswer:
@@ -263,7 +283,7 @@ def event_scope(
     to_us: int,
     prefix: str = "",
 ) -> list[str]:
-    """Return the conditions on `events` of one account (None: all) and span; their values go to *parameters*."""
+    """Return the conditions on `events` of one account (None: all) and span; values go to *parameters*."""
     parameters[f"{prefix}from_us"] = from_us
     parameters[f"{prefix}to_us"] = to_us
     conditions = [
@@ -276,19 +296,31 @@ def event_scope(
     return conditions
 
 
+_Branch = tuple[dict[str, str], str]
+"""Column → expression, of the keys and then the values; and the table with its conditions."""
+
+
+class _Source(NamedTuple):
+    """What to select from, the keys, and the values merged over its rows; both as (name, expression)."""
+
+    sql: str
+    keys: list[tuple[str, str]]
+    merged: list[tuple[str, str]]
+
+
 class _Report:
     """One query on its way to SQL: the parameters gather as the fragments are made."""
 
-    def __init__(self, query: UsageQuery) -> None:
+    def __init__(self, query: UsageQuery, corrected: bool) -> None:
         _check(query)
         self.query = query
+        self.corrected = corrected
         self.parameters: dict[str, Any] = {}
         needs = dict.fromkeys(["requests", "cost_nanos"])
         for name in query.measures:
             needs.update(dict.fromkeys(_MEASURES[name].needs))
         self.values: list[str] = list(needs)
         self.peaks = not _PEAKS.isdisjoint(query.measures)
-        self.extremes = not _EXTREMES.isdisjoint(self.values)
         self.groups = [self._group(index, name) for index, name in enumerate(query.group_by)]
         self.keys = (["bucket"] if query.granularity else []) + [f"g{i}" for i in range(len(self.groups))]
         self.filters = [
@@ -296,79 +328,99 @@ class _Report:
         ]
 
     def statement(self) -> Statement:
+        """
+        Return one SELECT for the groups and, as a grouping set of its own, the total.
+
+        Flat wherever possible: at a million events planning the statement takes longer than running it.
+        """
         query = self.query
-        self.parameters["offset"] = query.offset
-        self.parameters["limit"] = query.limit
+        source = self._per_hour() if self.peaks else self._source()
         measures = [f"{_MEASURES[name].expression} AS m{i}" for i, name in enumerate(query.measures)]
-        columns = self.keys + [f"m{i}" for i in range(len(measures))]
+        keys = [name if name == expression else f"{expression} AS {name}" for name, expression in source.keys]
+        merged = ", ".join(f"{merge} AS {name}" for name, merge in source.merged)
+        if "latency_bins" in self.values:
+            merged += ", arrayCumSum(mapValues(latency_bins)) AS latency_ranks"
         alive = "requests <> 0 OR cost_nanos <> 0"
-        shown = f"SELECT {', '.join(['is_total', f'{alive} AS alive', *self.keys, *measures])} FROM ({self._grouped()})"
         if not self.keys:
-            return Statement(
-                f"SELECT is_total, 0, alive, {', '.join(columns)} FROM ({shown})", self.parameters
-            )
+            sql = f"WITH {merged} SELECT 1, 0, {alive}, {', '.join(measures)} FROM {source.sql}"
+            return Statement(sql, self.parameters)
+        order = f"is_total DESC, {self._order()}"
+        if self.peaks:
+            is_total, group_by = "is_total", f"is_total, {', '.join(self.keys)}"
+        else:
+            is_total = f"grouping({self.keys[0]}) AS is_total"
+            group_by = f"GROUPING SETS (({', '.join(self.keys)}), ())"
+        # The total comes first and stays, whatever the page.
         sql = f"""
-            SELECT is_total, row_count, alive, {", ".join(columns)}
-            FROM (
-                SELECT *, countIf(is_total = 0) OVER () AS row_count,
-                    row_number() OVER (PARTITION BY is_total ORDER BY {self._order()}) AS row_at
-                FROM ({shown}) WHERE is_total = 1 OR alive
-            )
-            WHERE is_total = 1 OR (row_at > {{offset:UInt64}} AND row_at <= {{offset:UInt64}} + {{limit:UInt64}})
-            ORDER BY is_total, row_at"""
+            WITH {merged}
+            SELECT {is_total}, count() OVER () - 1 AS row_count, {alive} AS alive,
+                {", ".join(keys + measures)}
+            FROM {source.sql} GROUP BY {group_by}
+            HAVING is_total = 1 OR alive ORDER BY {order} LIMIT {{rows:UInt64}}"""
+        self.parameters["rows"] = query.offset + query.limit + 1
+        if query.offset:
+            self.parameters["offset"] = query.offset
+            sql = f"""
+                SELECT * EXCEPT row_at
+                FROM (SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS row_at FROM ({sql}))
+                WHERE is_total = 1 OR row_at > {{offset:UInt64}} ORDER BY row_at"""
         return Statement(sql, self.parameters)
 
-    def _grouped(self) -> str:
-        """One row per group, and the total: `is_total`, the keys and the merged values."""
-        merged = [f"{_VALUES[name].merge}(s.{name}) AS {name}" for name in self.values]
-        if not self.peaks:
-            return self._aggregate(merged)
-        # A peak is the most of one hour or minute over everything else, so hours are summed up first.
-        merged.append("sum(s.requests) AS peak_hour")
-        again = [f"{_VALUES[name].merge}(h.{name}) AS {name}" for name in self.values if name != "minutes"]
-        again.append("max(h.peak_hour) AS peak_hour")
+    def _per_hour(self) -> _Source:
+        """The source summed up per group and UTC hour: a peak is the most of an hour or minute of it."""
+        source = self._source()
+        keys = [f"{expression} AS {name}" for name, expression in source.keys]
+        merged = [f"{merge} AS {name}" for name, merge in source.merged if name != "minutes"]
+        again = [(name, f"{_VALUES[name].merge}(h.{name})") for name, _ in source.merged if name != "minutes"]
+        merged.append(f"{dict(source.merged)['requests']} AS peak_hour")
+        again.append(("peak_hour", "max(h.peak_hour)"))
         if "minutes" in self.values:
-            merged.append("arrayMax(mapValues(sumMap(s.minutes))) AS peak_minute")
-            again.append("max(h.peak_minute) AS peak_minute")
-        keys = ", ".join(["is_total", *self.keys])
-        return f"SELECT {keys}, {', '.join(again)} FROM ({self._aggregate(merged, 'hour_at')}) AS h GROUP BY {keys}"
+            merged.append(f"arrayMax(mapValues({dict(source.merged)['minutes']})) AS peak_minute")
+            again.append(("peak_minute", "max(h.peak_minute)"))
+        group_by = "hour_at"
+        if self.keys:
+            keys.insert(0, f"grouping({self.keys[0]}) AS is_total")
+            group_by = f"GROUPING SETS (({', '.join([*self.keys, 'hour_at'])}), (hour_at))"
+        columns = ", ".join([*keys, *merged])
+        sql = f"(SELECT {columns} FROM {source.sql} GROUP BY {group_by}) AS h"
+        return _Source(sql, [(name, name) for name in self.keys], again)
 
-    def _aggregate(self, merged: list[str], *also: str) -> str:
-        source = f"{self._source()} AS s"
-        if not self.keys:
-            group_by = f" GROUP BY {', '.join(also)}" if also else ""
-            return f"SELECT 1 AS is_total, {', '.join(merged)} FROM {source}{group_by}"
-        sets = f"({', '.join([*self.keys, *also])}), ({', '.join(also)})"
-        columns = ", ".join([f"grouping({self.keys[0]}) AS is_total", *self.keys, *merged])
-        return f"SELECT {columns} FROM {source} GROUP BY GROUPING SETS ({sets})"
-
-    def _source(self) -> str:
+    def _source(self) -> _Source:
         """The rows to sum up, from rollups where these can tell and from records elsewhere."""
         query = self.query
         start, end = max(0, query.from_us), min(query.to_us, AT_MAX_US)
         first_hour, last_hour = -(-start // HOUR_US) * HOUR_US, end // HOUR_US * HOUR_US
         if first_hour >= last_hour or not _rollups_tell(query, start, end):
-            return f"({self._events('', start, end)})"
-        branches = [self._hourly(first_hour, last_hour)]
-        if start < first_hour:
-            branches.append(self._events("head_", start, first_hour))
-        if last_hour < end:
-            branches.append(self._events("tail_", last_hour, end))
-        if self.extremes:
-            branches.append(self._standing(first_hour, last_hour))
-        return f"({' UNION ALL '.join(branches)})"
+            branches = [self._events("", start, end)]
+        else:
+            branches = [self._hourly(first_hour, last_hour)]
+            if start < first_hour:
+                branches.append(self._events("head_", start, first_hour))
+            if last_hour < end:
+                branches.append(self._events("tail_", last_hour, end))
+            if self.corrected and not _EXTREMES.isdisjoint(self.values):
+                branches.append(self._standing(first_hour, last_hour))
+        (columns, origin), *others = branches
+        names = list(columns)[: -len(self.values)]
+        if not others:
+            merged = [(name, f"{_VALUES[name].merge}({columns[name]})") for name in self.values]
+            return _Source(origin, [(name, columns[name]) for name in names], merged)
+        united = " UNION ALL ".join(
+            f"SELECT {', '.join(f'{expression} AS {name}' for name, expression in columns.items())} "
+            f"FROM {origin}"
+            for columns, origin in branches
+        )
+        merged = [(name, f"{_VALUES[name].merge}(s.{name})") for name in self.values]
+        return _Source(f"({united}) AS s", [(name, name) for name in names], merged)
 
-    def _hourly(self, start: int, end: int) -> str:
-        conditions = " AND ".join(self._hourly_scope(start, end))
+    def _hourly(self, start: int, end: int) -> _Branch:
         columns = self._key_columns("hour")
         for name in self.values:
-            expression, nothing = _VALUES[name].hourly, _VALUES[name].nothing
-            if name in _EXTREMES:
-                expression = (
-                    f"if((account_id, hour) IN ({self._corrected(start, end)}), {nothing}, {expression})"
-                )
-            columns.append(f"{expression} AS {name}")
-        return f"SELECT {', '.join(columns)} FROM usage_hourly AS u WHERE {conditions}"
+            columns[name] = _VALUES[name].hourly
+            if name in _EXTREMES and self.corrected:
+                corrected = f"(account_id, hour) IN ({self._corrected(start, end)})"
+                columns[name] = f"if({corrected}, {_VALUES[name].nothing}, {columns[name]})"
+        return columns, f"usage_hourly AS u WHERE {' AND '.join(self._hourly_scope(start, end))}"
 
     def _hourly_scope(self, start: int, end: int) -> list[str]:
         self.parameters["first_hour"] = start // 1_000_000
@@ -387,27 +439,24 @@ class _Report:
         conditions = " AND ".join(self._hourly_scope(start, end))
         return f"SELECT account_id, hour FROM usage_hourly WHERE {conditions} AND corrections > 0"
 
-    def _events(self, prefix: str, start: int, end: int) -> str:
+    def _events(self, prefix: str, start: int, end: int) -> _Branch:
         scope = self._event_scope(prefix, start, end)
         columns = self._key_columns("occurred_at")
         for name in self.values:
-            expression = _VALUES[name].event
-            if name in _EXTREMES:
-                stands = f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({_withdrawn(scope)})"
-                expression = f"if({stands}, {expression}, {_VALUES[name].nothing})"
-            columns.append(f"{expression} AS {name}")
-        return f"SELECT {', '.join(columns)} FROM events AS e WHERE {' AND '.join(scope)}"
+            columns[name] = _VALUES[name].event
+            if name in _EXTREMES and self.corrected:
+                columns[name] = f"if({_stands(scope)}, {columns[name]}, {_VALUES[name].nothing})"
+        return columns, f"events AS e WHERE {' AND '.join(scope)}"
 
-    def _standing(self, start: int, end: int) -> str:
-        """The records that stand in hours with corrections, for what cannot be subtracted; other values are 0."""
+    def _standing(self, start: int, end: int) -> _Branch:
+        """The records that stand in hours with corrections, for what cannot be subtracted; the rest is 0."""
         scope = self._event_scope("whole_", start, end)
         scope.append(f"(account_id, toStartOfHour(occurred_at)) IN ({self._corrected(start, end)})")
-        stands = f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({_withdrawn(scope)})"
         columns = self._key_columns("occurred_at")
         for name in self.values:
             value = _VALUES[name]
-            columns.append(f"{value.event if name in _EXTREMES else value.nothing} AS {name}")
-        return f"SELECT {', '.join(columns)} FROM events AS e WHERE {' AND '.join(scope)} AND {stands}"
+            columns[name] = value.event if name in _EXTREMES else value.nothing
+        return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_stands(scope)}"
 
     def _event_scope(self, prefix: str, start: int, end: int) -> list[str]:
         scope = event_scope(
@@ -415,16 +464,15 @@ class _Report:
         )
         return scope + self.filters
 
-    def _key_columns(self, at: str) -> list[str]:
-        columns = [f"{expression} AS g{i}" for i, expression in enumerate(self.groups)]
-        if self.query.granularity:
-            columns.insert(0, f"{self._bucket(at)} AS bucket")
+    def _key_columns(self, at: str) -> dict[str, str]:
+        columns = {"bucket": self._bucket(at)} if self.query.granularity else {}
+        columns |= {f"g{i}": expression for i, expression in enumerate(self.groups)}
         if self.peaks:
-            columns.append(f"toUnixTimestamp(toStartOfHour({at}, 'UTC')) AS hour_at")
+            columns["hour_at"] = f"toUnixTimestamp(toStartOfHour({at}))"
         return columns
 
     def _bucket(self, at: str) -> str:
-        """The bucket of the instant *at*: seconds since the epoch up to an hour, local days since it from a day."""
+        """The bucket of the instant *at*: seconds since the epoch, or local days since it from a day on."""
         granularity = self.query.granularity
         if granularity == "minute":
             return f"toUnixTimestamp(toStartOfMinute({at}))"
@@ -466,9 +514,10 @@ class _Report:
         return ", ".join(terms + self.keys)
 
 
-def _withdrawn(scope: Sequence[str]) -> str:
-    """The records that a correction took back. Its row is a copy, so it lies in the same *scope*."""
-    return f"SELECT account_id, id, revision FROM events WHERE {' AND '.join(scope)} AND sign = -1"
+def _stands(scope: Sequence[str]) -> str:
+    """Whether no correction took the record back. Its row would be a copy, so it lies in the same *scope*."""
+    withdrawn = f"SELECT account_id, id, revision FROM events WHERE {' AND '.join(scope)} AND sign = -1"
+    return f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({withdrawn})"
 
 
 def _rollups_tell(query: UsageQuery, start: int, end: int) -> bool:

@@ -5,8 +5,8 @@ Invariants: `usage_hourly` and `event_ids` are pure functions of `events` (their
 `rebuild` uses the same SELECT); an append is one block with a deduplication token, so that a repeat writes
 nothing in any of the tables, and completes what a crash left half done.
 
-One client serialises its calls, so that appends, id look-ups and questions each have their own; the clients of
-one process share the engine.
+One client serialises its calls, so that appends, id look-ups and questions each have their own; the clients
+of one process share the engine.
 """
 
 # ruff: noqa: S608 - statements are put together from names in this package; values are parameters.
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from queue import Empty, LifoQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import clickhouse_connect
 import pyarrow as pa
@@ -35,7 +35,14 @@ from tollkeeper.ports import CostSum, UsageAnswer
 
 _READERS_MAX: Final = 4
 """More would only wait for one another: a report keeps two cores busy."""
+_LITERALS_MAX: Final = 200
+"""Up to here ids are parameters; a list of 50,000 takes 1.2 s to parse, as a temporary table 25 ms."""
 _MARK_CACHE_BYTES: Final = 64 << 20
+_IN_PROCESS: Final = {
+    # Few rows per question: to compile its expressions takes longer than to run them.
+    "compile_expressions": 0,
+    "compile_aggregate_expressions": 0,
+}
 _DIFFERENCES_MAX: Final = 1_000
 _EXPORT_ROWS: Final = 100_000
 _APPEND: Final = {
@@ -57,7 +64,15 @@ _APPEND: Final = {
 }
 _REBUILD_ROWS: Final = 5_000_000
 """Records per step of a rebuild, by whole months: this bounds the memory of one step."""
-_REBUILD: Final = {"insert_deduplicate": 0, "max_partitions_per_insert_block": 0}
+_REBUILD: Final = {
+    "insert_deduplicate": 0,
+    "max_partitions_per_insert_block": 0,
+    "min_insert_block_size_rows": 100_000,
+    "max_insert_block_size": 100_000,
+    "max_threads": 2,
+    "max_bytes_before_external_group_by": 128 << 20,
+}
+_COMPARISON: Final = {"max_threads": 2, "max_bytes_before_external_group_by": 128 << 20}
 
 _RECORD_COLUMNS: Final = ", ".join(
     f"toUnixTimestamp64Micro({name.removesuffix('_us')}) AS {name}" if name.endswith("_at_us") else name
@@ -106,6 +121,7 @@ class ClickHouseUsageStore:
         settings: dict[str, Any] = {}
         if url.startswith("chdb:"):
             options["mark_cache_size"] = _MARK_CACHE_BYTES
+            settings |= _IN_PROCESS
             if memory_bytes_max is not None:
                 options["max_server_memory_usage"] = memory_bytes_max
         elif memory_bytes_max is not None:
@@ -132,11 +148,8 @@ class ClickHouseUsageStore:
         """See `ports.UsageStore.known_ids`."""
         if keys.num_rows == 0:
             return set()
-        with _engine_errors(), self._looking_up(keys) as client:
-            found = client.query(
-                "SELECT account_id, id FROM event_ids WHERE (id, account_id) IN (SELECT id, account_id FROM lookup)"
-            )
-            return {(account_id, id_) for account_id, id_ in found.result_rows}
+        with _engine_errors(), self._looking_up(keys) as lookup:
+            return set(lookup.rows("SELECT account_id, id FROM event_ids WHERE (id, account_id) IN {pairs}"))
 
     def records(self, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:
         """See `ports.UsageStore.records`."""
@@ -148,19 +161,31 @@ class ClickHouseUsageStore:
         sql = f"""
             SELECT {_RECORD_COLUMNS} FROM events
             WHERE (account_id, toStartOfMinute(occurred_at)) IN (
-                    SELECT account_id, occurred_minute FROM event_ids
-                    WHERE (id, account_id) IN (SELECT id, account_id FROM lookup)
+                    SELECT account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN {{pairs}}
                 )
-                AND (account_id, id) IN (SELECT account_id, id FROM lookup)
+                AND (id, account_id) IN {{pairs}}
             ORDER BY revision DESC, sign
             LIMIT 1 BY account_id, id"""
-        with _engine_errors(), self._looking_up(keys) as client:
-            found = [Record(*row) for row in client.query(sql).result_rows]
+        with _engine_errors(), self._looking_up(keys) as lookup:
+            found = [Record(*row) for row in lookup.rows(sql)]
         return {(record.account_id, record.id): record for record in found}
+
+    def owners(self, id_: str) -> list[str]:
+        """See `ports.UsageStore.owners`."""
+        sql = """
+            SELECT DISTINCT account_id FROM events
+            WHERE (account_id, toStartOfMinute(occurred_at)) IN (
+                    SELECT account_id, occurred_minute FROM event_ids WHERE id = {id:String}
+                )
+                AND id = {id:String}
+            ORDER BY account_id"""
+        return [account_id for (account_id,) in self._rows(sql, {"id": id_})]
 
     def report(self, query: UsageQuery) -> UsageAnswer:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
-        statement = queries.report(query)
+        check = queries.corrections(query)
+        corrected = check is not None and bool(self._rows(check.sql, check.parameters))
+        statement = queries.report(query, corrected=corrected)
         return queries.answer_of(query, self._rows(statement.sql, statement.parameters))
 
     def charged(
@@ -204,7 +229,8 @@ class ClickHouseUsageStore:
                 "after_id": after.id,
             }
             place = """ AND (occurred_at, account_id, id) > (
-                fromUnixTimestamp64Micro({after_us:Int64}, 'UTC'), {after_account:String}, {after_id:String})"""
+                fromUnixTimestamp64Micro({after_us:Int64}, 'UTC'), {after_account:String}, {after_id:String}
+            )"""
         sql = f"""
             SELECT {_RECORD_COLUMNS} FROM events
             WHERE {scope}{place} AND sign = 1 AND (account_id, id, revision) NOT IN (
@@ -245,7 +271,8 @@ class ClickHouseUsageStore:
         """
         See `ports.UsageStore.rebuild`. Questions asked meanwhile see rollups that are not complete.
 
-        No append may be in doubt: emptying a table forgets its tokens, so that a repeat would count again.
+        An append that failed half-way must have been repeated before: its rollups are made here from the
+        records that it left, and the repeat would add them once more.
         """
         with _engine_errors(), self._append_lock:
             client = self._appender
@@ -255,7 +282,8 @@ class ClickHouseUsageStore:
                 ).result_rows
             )
             for table in dict.fromkeys(_VIEWS.values()):
-                client.command(f"TRUNCATE TABLE {table}")
+                # TRUNCATE would forget the tokens of these rows, and a repeated append would count again.
+                client.command(f"ALTER TABLE {table} DELETE WHERE 1", settings={"mutations_sync": 2})
             for (view, table), (first, last) in itertools.product(_VIEWS.items(), spans):
                 select = _derivation(view, "toYYYYMM(occurred_at) BETWEEN {first:UInt32} AND {last:UInt32}")
                 client.command(
@@ -316,23 +344,31 @@ class ClickHouseUsageStore:
                 self._reader_count -= 1
             raise
 
-    def _rows(self, sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
+    def _rows(
+        self, sql: str, parameters: dict[str, Any], settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
         with _engine_errors(), self._reader() as client:
-            return list(client.query(sql, parameters=parameters).result_rows)
+            result = client.query(sql, parameters=parameters, settings=dict(settings or {}))
+            return list(map(tuple, result.result_rows))
 
     @contextmanager
-    def _looking_up(self, keys: pa.Table) -> Iterator[Client]:
-        """Fill the temporary table `lookup` with *keys* for the length of the block."""
+    def _looking_up(self, keys: pa.Table) -> Iterator[_LookUp]:
+        """Make *keys* known to the engine for the length of the block."""
+        keys = _plain(keys.select(["account_id", "id"]))
+        if keys.num_rows <= _LITERALS_MAX:
+            parameters = keys.to_pydict()
+            with self._reader() as client:
+                yield _LookUp(client, "arrayZip({id:Array(String)}, {account_id:Array(String)})", parameters)
+            return
         with self._lookup_lock:
             client = self._lookups
-            # A literal list of 50,000 ids takes 1.2 s to parse, this 25 ms. A server may have ended the
-            # session, and the table with it.
+            # A server may have ended the session, and the table with it.
             client.command(
                 "CREATE TEMPORARY TABLE IF NOT EXISTS lookup (account_id String, id String) ENGINE = Memory"
             )
             client.command("TRUNCATE TABLE lookup")
-            client.insert_arrow("lookup", _plain(keys.select(["account_id", "id"])))
-            yield client
+            client.insert_arrow("lookup", keys)
+            yield _LookUp(client, "(SELECT id, account_id FROM lookup)", {})
             client.command("TRUNCATE TABLE lookup")
 
     def _rollup_differences(self) -> list[str]:
@@ -361,6 +397,7 @@ class ClickHouseUsageStore:
             WHERE {" OR ".join(tests)}
             ORDER BY {dimensions} LIMIT {_DIFFERENCES_MAX}""",
             {},
+            _COMPARISON,
         )
         return [_rollup_line(row) for row in rows]
 
@@ -379,6 +416,7 @@ class ClickHouseUsageStore:
             HAVING sum(side) <> 0 OR sum(side * reinterpretAsInt64(cityHash64(id, occurred_minute))) <> 0
             ORDER BY account_id, month LIMIT {_DIFFERENCES_MAX}""",
             {},
+            _COMPARISON,
         )
         lines: list[str] = []
         for account_id, month in places:
@@ -397,6 +435,18 @@ class ClickHouseUsageStore:
             if len(lines) >= _DIFFERENCES_MAX:
                 break
         return lines[:_DIFFERENCES_MAX]
+
+
+class _LookUp(NamedTuple):
+    """A client, and what `{pairs}` stands for in its statements: the (id, account_id) that are looked up."""
+
+    client: Client
+    pairs: str
+    parameters: dict[str, Any]
+
+    def rows(self, sql: str) -> Sequence[tuple[Any, ...]]:
+        result = self.client.query(sql.replace("{pairs}", self.pairs), parameters=self.parameters)
+        return list(map(tuple, result.result_rows))
 
 
 _DIMENSIONS: Final = {
@@ -515,7 +565,7 @@ def _month_spans(counts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _stored_form(records: pa.Table) -> pa.Table:
-    """Return *records* as one batch of the columns of `events`; instants change their type, not their bytes."""
+    """Return *records* as one batch with the columns of `events`; instants keep their bytes."""
     names, columns = [], []
     for name, column in zip(records.column_names, records.combine_chunks().columns, strict=True):
         if name.endswith("_at_us"):

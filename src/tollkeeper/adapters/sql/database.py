@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -70,21 +71,42 @@ def migrate(engine: sa.Engine) -> None:
     Bring the schema to the newest revision. Safe to repeat.
 
     Raises:
-        Unavailable: The database cannot be reached or written.
+        Unavailable: The database cannot be reached or written, is damaged, or is of a later version.
     """
     try:
         if _revision(engine) == SCHEMA_REVISION:
             return
-        from alembic import command
-        from alembic.config import Config
-
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except DBAPIError as exc:
-        raise Unavailable(f"The database cannot be opened: {exc.orig}", url=str(engine.url)) from exc
+            if engine.dialect.name == "sqlite":
+                # The driver begins a transaction for data only. Without one, a crash would leave half a schema.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _upgrade(connection)
+    except (DBAPIError, sqlite3.Error) as exc:
+        cause = exc.orig if isinstance(exc, DBAPIError) else exc
+        raise Unavailable(f"The database {_name_of(engine)} cannot be opened: {cause}") from exc
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    # Here, since an up-to-date database opens without it, and it takes long to load.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as exc:
+        name = _name_of(connection.engine)
+        raise Unavailable(f"The database {name} was made by another version of Tollkeeper: {exc}") from exc
+
+
+def _name_of(engine: sa.Engine) -> str:
+    url = engine.url
+    return (
+        url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    )
 
 
 def _revision(engine: sa.Engine) -> str | None:

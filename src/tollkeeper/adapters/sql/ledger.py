@@ -31,6 +31,7 @@ from tollkeeper.adapters.sql.ledger_tables import (
     scopes,
     windows,
 )
+from tollkeeper.adapters.sql.prepared import Prepared
 from tollkeeper.domain.bookings import Committed, Group, HoldBody, OutboxEntry, StoredHold
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, fingerprint_of
@@ -59,9 +60,44 @@ class SqlLedger:
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
-        self._charge_counter = self._adding(insert, counters, "used")
-        self._charge_posting = self._adding(insert, postings, "amount")
-        self._store_window = self._replacing(insert, windows, ("used", "expires_at_us"))
+        of_hold = (
+            holds.c.account_id == sa.bindparam("of_account"),
+            holds.c.hold_id == sa.bindparam("of_hold"),
+        )
+        self._next_commit = Prepared(
+            engine,
+            sa.update(progress)
+            .values(commit_seq=progress.c.commit_seq + sa.literal_column("1"))
+            .returning(progress.c.commit_seq),
+            (),
+        )
+        self._open_hold = Prepared(
+            engine, sa.insert(holds), ("account_id", "hold_id", "state", "body", "created_at_us")
+        )
+        self._forget_hold = Prepared(engine, sa.delete(holds).where(*of_hold), ("of_account", "of_hold"))
+        self._end_hold = Prepared(
+            engine,
+            sa.update(holds)
+            .where(*of_hold)
+            .values(state=sa.bindparam("to_state"), ended_at_us=sa.bindparam("at_us")),
+            ("of_account", "of_hold", "to_state", "at_us"),
+        )
+        self._charge_counter = Prepared(
+            engine, self._adding(insert, counters, "used"), tuple(counters.columns.keys())
+        )
+        self._charge_posting = Prepared(
+            engine, self._adding(insert, postings, "amount"), tuple(postings.columns.keys())
+        )
+        self._store_window = Prepared(
+            engine,
+            self._replacing(insert, windows, ("used", "expires_at_us")),
+            tuple(windows.columns.keys()),
+        )
+        self._put_out = Prepared(
+            engine,
+            sa.insert(outbox).returning(outbox.c.seq),
+            ("format", "record_count", "payload"),
+        )
         self._store_pool = self._replacing(insert, pools, ("overdraft_nanos",))
         self._store_scope = self._replacing(insert, scopes, ("fingerprint", "active_from_us"))
         with self._writing() as tx:
@@ -81,10 +117,10 @@ class SqlLedger:
                 try:
                     transaction.commit()
                     return committed
-                except DBAPIError:
+                except DBAPIError as exc:
                     # Whether it was committed is open: the database may have done so and its answer be lost.
                     tx.invalidate()
-                    log.warning("tollkeeper.ledger.commit_in_doubt", exc_info=True)
+                    log.warning("tollkeeper.ledger.commit_in_doubt", extra={"reason": str(exc.orig)})
             if self._has_commit(committed.commit_seq):
                 return committed
             raise Unavailable("The ledger cannot be written: the commit failed.")
@@ -108,25 +144,19 @@ class SqlLedger:
                     ) from exc
 
     def _write_group(self, tx: sa.Connection, group: Group) -> Committed:
-        commit_seq: int = tx.execute(
-            sa.update(progress).values(commit_seq=progress.c.commit_seq + 1).returning(progress.c.commit_seq)
-        ).scalar_one()
-        if group.opened:
-            tx.execute(
-                sa.insert(holds),
-                [
-                    {
-                        "account_id": hold.account_id,
-                        "hold_id": hold.hold_id,
-                        "state": hold.state,
-                        "body": _encode_body(hold.body).decode(),
-                        "created_at_us": group.now_us,
-                    }
-                    for hold in group.opened
-                ],
-            )
-        if group.ended:
-            self._end_holds(tx, group)
+        commit_seq = self._next_commit.scalar(tx, ())
+        self._open_hold.run(
+            tx,
+            [
+                (hold.account_id, hold.hold_id, hold.state, _encode_body(hold.body).decode(), group.now_us)
+                for hold in group.opened
+            ],
+        )
+        ended = group.ended
+        self._forget_hold.run(tx, [(e.account_id, e.hold_id) for e in ended if e.ending == "settled"])
+        self._end_hold.run(
+            tx, [(e.account_id, e.hold_id, e.ending, e.at_us) for e in ended if e.ending != "settled"]
+        )
         charges = {at: amount for at, amount in group.charges.items() if amount}
         if charges:
             self._charge(tx, charges, group.now_us)
@@ -148,61 +178,17 @@ class SqlLedger:
                 },
             )
         outbox_seqs = [
-            int(
-                tx.execute(
-                    sa.insert(outbox)
-                    .values(format=entry.format, payload=entry.payload, record_count=entry.record_count)
-                    .returning(outbox.c.seq)
-                ).scalar_one()
-            )
+            self._put_out.scalar(tx, (entry.format, entry.record_count, entry.payload))
             for entry in group.outbox
         ]
         return Committed(commit_seq, outbox_seqs, books)
 
-    def _end_holds(self, tx: sa.Connection, group: Group) -> None:
-        settled = [e for e in group.ended if e.ending == "settled"]
-        if settled:
-            tx.execute(
-                sa.delete(holds).where(
-                    holds.c.account_id == sa.bindparam("of_account"), holds.c.hold_id == sa.bindparam("of_hold")
-                ),
-                [{"of_account": e.account_id, "of_hold": e.hold_id} for e in settled],
-            )
-        kept = [e for e in group.ended if e.ending != "settled"]
-        if kept:
-            tx.execute(
-                sa.update(holds)
-                .where(
-                    holds.c.account_id == sa.bindparam("of_account"), holds.c.hold_id == sa.bindparam("of_hold")
-                )
-                .values(state=sa.bindparam("to_state"), ended_at_us=sa.bindparam("at_us")),
-                [
-                    {"of_account": e.account_id, "of_hold": e.hold_id, "to_state": e.ending, "at_us": e.at_us}
-                    for e in kept
-                ],
-            )
-
     def _charge(self, tx: sa.Connection, charges: dict[tuple[str, str, int], int], now_us: int) -> None:
         hour_us = now_us - now_us % _HOUR_US
         # In one order, so that two nodes that charge the same counters never wait for each other in a circle.
-        counter_rows = [
-            {"account_id": account_id, "counter_id": counter_id, "period_start_us": start_us, "used": amount}
-            for (account_id, counter_id, start_us), amount in sorted(charges.items())
-        ]
-        tx.execute(self._charge_counter, counter_rows)
-        tx.execute(
-            self._charge_posting,
-            [
-                {
-                    "account_id": account_id,
-                    "counter_id": counter_id,
-                    "period_start_us": start_us,
-                    "booked_hour_us": hour_us,
-                    "amount": amount,
-                }
-                for (account_id, counter_id, start_us), amount in sorted(charges.items())
-            ],
-        )
+        rows = sorted(charges.items())
+        self._charge_counter.run(tx, [(*at, amount) for at, amount in rows])
+        self._charge_posting.run(tx, [(*at, hour_us, amount) for at, amount in rows])
 
     def _charge_pools(
         self, tx: sa.Connection, group: Group, charges: dict[tuple[str, str, int], int]
@@ -243,19 +229,12 @@ class SqlLedger:
 
     def _store_windows(self, tx: sa.Connection, group: Group) -> None:
         rows = [
-            {
-                "account_id": window.account_id,
-                "counter_id": window.counter_id,
-                "slot_us": slot_us,
-                "used": used,
-                "expires_at_us": window.expires_at_us,
-            }
+            (window.account_id, window.counter_id, slot_us, used, window.expires_at_us)
             for window in group.windows
             for slot_us, used in window.slots.items()
         ]
-        if rows:
-            rows.sort(key=lambda row: (row["account_id"], row["counter_id"], row["slot_us"]))
-            tx.execute(self._store_window, rows)
+        rows.sort()
+        self._store_window.run(tx, rows)
 
     # -- reading --------------------------------------------------------------------------------------
 
@@ -290,7 +269,11 @@ class SqlLedger:
 
     def _read_book(self, tx: sa.Connection, account_id: str, *, lock: bool) -> CreditBook:
         query = sa.select(
-            grants.c.priority, grants.c.expires_at_us, grants.c.id, grants.c.amount_nanos, grants.c.remaining_nanos
+            grants.c.priority,
+            grants.c.expires_at_us,
+            grants.c.id,
+            grants.c.amount_nanos,
+            grants.c.remaining_nanos,
         ).where(grants.c.account_id == account_id, grants.c.remaining_nanos.is_not(None))
         if lock:
             query = query.with_for_update()
@@ -314,7 +297,9 @@ class SqlLedger:
 
     def unposted_grants(self) -> list[Grant]:
         with self._reading() as tx:
-            rows = tx.execute(sa.select(grants).where(grants.c.remaining_nanos.is_(None)).order_by(grants.c.id))
+            rows = tx.execute(
+                sa.select(grants).where(grants.c.remaining_nanos.is_(None)).order_by(grants.c.id)
+            )
             return [
                 Grant(
                     id=row.id,
@@ -372,9 +357,7 @@ class SqlLedger:
     def posting_sums(self, account_id: str) -> dict[tuple[str, int], int]:
         with self._reading() as tx:
             rows = tx.execute(
-                sa.select(
-                    postings.c.counter_id, postings.c.period_start_us, sa.func.sum(postings.c.amount)
-                )
+                sa.select(postings.c.counter_id, postings.c.period_start_us, sa.func.sum(postings.c.amount))
                 .where(postings.c.account_id == account_id)
                 .group_by(postings.c.counter_id, postings.c.period_start_us)
             )
@@ -442,7 +425,9 @@ class SqlLedger:
 
     def set_aside(self, seq: int, reason: str) -> None:
         with self._writing() as tx:
-            tx.execute(sa.update(outbox).where(outbox.c.seq == seq).values(batch=None, set_aside_reason=reason))
+            tx.execute(
+                sa.update(outbox).where(outbox.c.seq == seq).values(batch=None, set_aside_reason=reason)
+            )
 
     def set_asides(self) -> list[tuple[int, int, str]]:
         query = sa.select(outbox.c.seq, outbox.c.record_count, outbox.c.set_aside_reason)

@@ -41,12 +41,15 @@ AnyRequest = Request[Any, Any, Any]
 Schema = Mapping[str, Any]
 
 
+_TEXT: Final[Schema] = {"type": "string"}
+
+
 class Query(NamedTuple):
     """One query parameter, for the document."""
 
     name: str
     description: str
-    schema: Schema = {"type": "string"}
+    schema: Schema = _TEXT
     required: bool = False
 
 

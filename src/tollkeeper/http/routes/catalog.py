@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from litestar import Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, RawBody
 
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan
 from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
@@ -149,7 +150,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
-    def get_entry(request: AnyRequest, entry_id: str) -> Response[bytes]:
+    def get_entry(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         principal = principal_of(request)
         account = account_in_scope(principal, params.get("account"))
@@ -186,7 +187,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
-    def put_entry(request: AnyRequest, entry_id: str, body: bytes) -> Response[bytes]:
+    def put_entry(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         installation, principal = installation_of(request), principal_of(request)
         raw = _raw_entry(kind, principal, json_object(request, body), params.get("account"))
@@ -224,8 +225,9 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
                     else ""
                 )
                 + (
-                    "With `sha256` an existing secret is imported, and `secret` is null. A management key makes "
-                    "consumption keys and sets name, type, project, subscription, expires_at and metadata."
+                    "With `sha256` an existing secret is imported, and `secret` is null. A management key "
+                    "makes consumption keys and sets name, type, project, subscription, expires_at and "
+                    "metadata."
                     if kind == "keys"
                     else "The same entry again changes nothing; another one of the same id is a conflict."
                 ),
@@ -235,7 +237,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
-    def post_entry(request: AnyRequest, body: bytes) -> Response[bytes]:
+    def post_entry(request: AnyRequest, body: RawBody) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         installation, principal = installation_of(request), principal_of(request)
         raw = _raw_entry(kind, principal, json_object(request, body), params.get("account"))
@@ -275,7 +277,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
-    def delete_entry(request: AnyRequest, entry_id: str) -> Response[bytes]:
+    def delete_entry(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         installation, principal = installation_of(request), principal_of(request)
         account = account_in_scope(principal, params.get("account"))
@@ -314,7 +316,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
                     "What changed.",
                 )
             },
-            description="All of the file or nothing. A repeat changes nothing; what the file leaves out stays.",
+            description="All of the file or nothing. A repeat changes nothing; what is left out stays.",
             query=(
                 Query(
                     "dry_run",
@@ -330,7 +332,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
         )
     ),
 )
-def apply(request: AnyRequest, body: bytes) -> Response[bytes]:
+def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
     """Apply a declarative file."""
     params = params_of(request, "dry_run")
     dry_run = truth(params.get("dry_run", "false"), "dry_run")
@@ -358,12 +360,12 @@ def apply(request: AnyRequest, body: bytes) -> Response[bytes]:
 
 
 def is_visible(principal: Principal, entry: Entry) -> bool:
-    """Return whether *principal* may see an entry of its scope: a customer sees the plans that are on sale."""
+    """Return whether *principal* may see an entry of its scope: of plans, a customer sees those on sale."""
     return principal.role == "operator" or not isinstance(entry, Plan) or entry.sellable
 
 
 def entry_view(installation: Installation, principal: Principal, entry: Entry) -> dict[str, Any]:
-    """Return *entry* as *principal* sees it; the operator's notes on accounts and plans are not the customer's."""
+    """Return *entry* as *principal* sees it: without the operator's notes on accounts and plans."""
     if isinstance(entry, Key):
         stored = installation.manage.stored_key(entry.account, entry.id)
         return key_json(stored, installation.clock.now_us())

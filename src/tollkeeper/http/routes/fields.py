@@ -102,5 +102,5 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
         hint = f": the fields are {', '.join(of.__struct_fields__)}" if not path else ""
         what = "unknown field"
     elif named:
-        what = "missing"
+        what = "missing: this field is required"
     raise BadParameter(f"{field or 'body'}: {what.replace('`', '')}{hint}", field=field)

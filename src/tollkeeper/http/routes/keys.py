@@ -2,7 +2,7 @@
 Keys beyond their entry: issue, rotate, set the state; and what a management key may do to keys.
 
 A customer's management key makes and manages consumption keys of its own account, but never frees one of
-a bound: plan, limits and profile stay the operator's, and a key that would be under no plan must draw on credit.
+a bound: plan, limits and profile stay the operator's, and a key under no plan must draw on credit.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any, Final, cast
 import msgspec
 from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, RawBody
 
-from tollkeeper.domain.catalog import Entry, Key, KeyState
+from tollkeeper.domain.catalog import Entry, KeyState
 from tollkeeper.errors import Forbidden
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.routes.calls import (
@@ -69,7 +70,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
-def rotate_key(request: AnyRequest, entry_id: str, body: bytes) -> Response[bytes]:
+def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Rotate a key."""
     params = params_of(request, "account")
     installation, principal = installation_of(request), principal_of(request)
@@ -110,7 +111,7 @@ def rotate_key(request: AnyRequest, entry_id: str, body: bytes) -> Response[byte
         )
     ),
 )
-def set_key_state(request: AnyRequest, entry_id: str, body: bytes) -> Response[bytes]:
+def set_key_state(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Set the state of a key."""
     params = params_of(request, "account")
     installation, principal = installation_of(request), principal_of(request)
@@ -119,9 +120,7 @@ def set_key_state(request: AnyRequest, entry_id: str, body: bytes) -> Response[b
     asked = fields_of(json_object(request, body), StateRequest)
     change = installation.manage.set_key_state(account, entry_id, cast("KeyState", asked.state))
     stored = installation.manage.stored_key(account, entry_id)
-    return answer(
-        {"entry": key_json(stored, installation.clock.now_us()), "change": change_json(change)}
-    )
+    return answer({"entry": key_json(stored, installation.clock.now_us()), "change": change_json(change)})
 
 
 def issued(installation: Installation, key: IssuedKey) -> Response[bytes]:
@@ -183,7 +182,8 @@ def changed_by_management(installation: Installation, principal: Principal, raw:
     for name, value in raw.items():
         if name not in _CHANGED_BY_MANAGEMENT and kept.get(name) != value:
             raise refuse(principal, f"set {name} of a key")
-    _check_bounded(installation, principal, kept["type"], raw.get("subscription"), plan=stored.entry.plan)
+    if raw.get("subscription") != stored.entry.subscription and stored.entry.plan is None:
+        _check_bounded(installation, principal, kept["type"], raw.get("subscription"))
     kept["state"] = stored.entry.state
     kept = {name: value for name, value in kept.items() if name not in _CHANGED_BY_MANAGEMENT}
     changed = {name: raw[name] for name in _CHANGED_BY_MANAGEMENT if name in raw}
@@ -191,21 +191,11 @@ def changed_by_management(installation: Installation, principal: Principal, raw:
 
 
 def _check_bounded(
-    installation: Installation,
-    principal: Principal,
-    type_: object,
-    subscription: object,
-    *,
-    plan: str | None = None,
+    installation: Installation, principal: Principal, key_type: object, subscription: object
 ) -> None:
     account = installation.manage.get("accounts", str(principal.account_id))
-    if type_ != "credit" and subscription is None and plan is None and getattr(account, "plan", None) is None:
+    if key_type != "credit" and subscription is None and getattr(account, "plan", None) is None:
         raise Forbidden(
             "The key would be under no plan: name a subscription, or make it of type credit.",
             account=principal.account_id,
         )
-
-
-def entry_of(installation: Installation, account: str | None, key_id: str) -> Key:
-    """Return a key's entry. Raises `NotFound`."""
-    return installation.manage.stored_key(account, key_id).entry

@@ -1,0 +1,108 @@
+"""`tollkeeper apply`: set up what a declarative file says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tollkeeper.cli import options
+from tollkeeper.cli.failures import Failure
+from tollkeeper.cli.output import plain, print_json
+from tollkeeper.cli.place import open_data, server_of
+
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="The declarative file (TOML); - for standard input.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
+
+
+def apply(
+    file: File,
+    data: options.Data = None,
+    dry_run: DryRun = False,
+    as_json: options.AsJson = False,
+    url: options.Url = None,
+    key: options.ServerKey = None,
+) -> None:
+    """
+    Set up what a declarative file says, all or nothing. A repeat changes nothing.
+
+    Keys that the file names without sha256 are issued; their secrets are shown this once.
+    """
+    apply_text(read_text(file), data=data, dry_run=dry_run, as_json=as_json, url=url, key=key)
+
+
+def apply_text(
+    text: str, *, data: str | None, dry_run: bool, as_json: bool, url: str | None, key: str | None
+) -> None:
+    """Apply the declaration *text* where *data* or *url* say, and print what it changed."""
+    server = server_of(data, url, key)
+    if server is not None:
+        query = [("dry_run", "true")] if dry_run else []
+        answer = server.call("POST", "/apply", query=query, body=text.encode(), media_type="application/toml")
+    else:
+        answer = _apply_here(text, data, dry_run=dry_run)
+    if as_json:
+        print_json(answer)
+    else:
+        _print(answer)
+
+
+def read_text(file: str) -> str:
+    """Return the text of *file*, `-` for standard input. Raises `Failure` when it cannot be read."""
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as exc:
+        raise Failure(f"{file} cannot be read: {exc.strerror}.") from None
+    except UnicodeDecodeError as exc:
+        raise Failure(f"{file} is not UTF-8 text (byte {exc.start}): is it a TOML file?") from None
+
+
+def print_secrets(issued: Sequence[dict[str, Any]]) -> None:
+    """Show people the secrets of new keys, each `{"entry": …, "secret": …}`."""
+    made = [key for key in issued if key["secret"] is not None]
+    for key in made:
+        print(f"  key {key['entry']['id']} of account {key['entry']['account']}:  {key['secret']}")
+    if made:
+        secrets = "This secret is" if len(made) == 1 else "These secrets are"
+        print(f"{secrets} shown now and never again: keep what you need.")
+
+
+def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]:
+    """Apply to a data directory; the answer is as the API's."""
+    from tollkeeper.cli.catalog import issued_json
+    from tollkeeper.http.routes.entry_json import change_json
+    from tollkeeper.services.declaration import parse_declaration
+
+    # Before anything is made: a wrong file leaves no new data directory behind.
+    entries = parse_declaration(text)
+    with open_data(data, create=True) as toll:
+        applied = toll.manage.apply(entries, dry_run=dry_run)
+        return {
+            "dry_run": dry_run,
+            # Both are in the order of the kinds, then of the file.
+            "changes": [
+                change_json(change, entry) for change, entry in zip(applied.changes, entries, strict=True)
+            ],
+            "issued": [issued_json(toll, issued) for issued in applied.issued],
+        }
+
+
+def _print(answer: dict[str, Any]) -> None:
+    signs = {"created": "+", "changed": "~", "deleted": "-"}
+    counts = dict.fromkeys(("created", "changed", "unchanged"), 0)
+    for change in answer["changes"]:
+        counts[change["action"]] += 1
+        if change["action"] in signs:
+            fields = f": {', '.join(change['fields'])}" if change["fields"] else ""
+            print(plain(f"{signs[change['action']]} {change['kind']} {change['id']}{fields}"))
+    summary = ", ".join(f"{count} {action}" for action, count in counts.items())
+    print(f"{summary}{' (dry run: nothing was changed)' if answer['dry_run'] else ''}")
+    if answer["issued"]:
+        print()
+        print_secrets(answer["issued"])

@@ -1,0 +1,194 @@
+"""
+What is set up, as JSON, wherever it is: a data directory or a running server answer alike.
+
+Entries are mappings in the form of the API: money as text, instants in UTC, a key without its hash but with
+its prefix and last use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.domain.catalog import KINDS, Entry, Key
+
+if TYPE_CHECKING:
+    from tollkeeper.cli.server_client import Server
+    from tollkeeper.embedded import Tollkeeper
+    from tollkeeper.services.manage import IssuedKey
+
+PAGE_SIZE: Final = 1_000
+ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants"})
+"""Kinds whose entries belong to an account, as the API has it."""
+
+Json = dict[str, Any]
+
+
+class Catalog(Protocol):
+    """
+    The use cases of the catalog. Entries and answers are those of the API.
+
+    Raises:
+        TollkeeperError, Failure: A call was refused: why and what to do.
+    """
+
+    def list(self, kind: str, account: str | None) -> Iterator[Json]:
+        """Yield all entries of *kind*, by id."""
+
+    def get(self, kind: str, entry_id: str, account: str | None) -> Json:
+        """Return one entry."""
+
+    def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
+        """Create or replace an entry; return `{"entry": …, "change": …}`."""
+
+    def delete(self, kind: str, entry_id: str, account: str | None) -> Json:
+        """Delete an entry; return the change."""
+
+    def issue(self, fields: Mapping[str, Any]) -> Json:
+        """Make a key; return `{"entry": …, "secret": …}`."""
+
+    def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
+        """Make a key in the place of another; return as `issue`."""
+
+    def set_state(self, key_id: str, account: str | None, state: str) -> Json:
+        """Set a key's state; return the change."""
+
+
+@contextmanager
+def catalog_of(
+    data: str | None, url: str | None, key: str | None, *, create: bool = False
+) -> Iterator[Catalog]:
+    """Yield the catalog of the directory or server that a command line names; see `cli.place`."""
+    server = server_of(data, url, key)
+    if server is not None:
+        yield ServerCatalog(server)
+        return
+    with open_data(data, create=create) as toll:
+        yield DataCatalog(toll)
+
+
+class DataCatalog:
+    """The catalog of a data directory that this process has open."""
+
+    def __init__(self, toll: Tollkeeper) -> None:
+        self._toll = toll
+        self._manage = toll.manage
+
+    def list(self, kind: str, account: str | None) -> Iterator[Json]:
+        from tollkeeper.ports import cursor_of
+
+        after: str | None = None
+        while True:
+            page = self._manage.list(kind, account=account, after=after, limit=PAGE_SIZE)
+            yield from (self._shown(entry) for entry in page)
+            if len(page) < PAGE_SIZE:
+                return
+            after = cursor_of(page[-1])
+
+    def get(self, kind: str, entry_id: str, account: str | None) -> Json:
+        return self._shown(self._manage.get(kind, entry_id, account))
+
+    def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
+        from tollkeeper.http.routes.entry_json import change_json, plain_entry
+        from tollkeeper.services.entries import entry_from
+
+        entry = entry_from(kind, plain_entry(kind, {KINDS[kind].id_field: entry_id, **fields}))
+        change = self._manage.put(entry)
+        return {"entry": self._shown(entry), "change": change_json(change, entry)}
+
+    def delete(self, kind: str, entry_id: str, account: str | None) -> Json:
+        from tollkeeper.http.routes.entry_json import change_json
+
+        return change_json(self._manage.delete(kind, entry_id, account))
+
+    def issue(self, fields: Mapping[str, Any]) -> Json:
+        from tollkeeper.http.routes.entry_json import plain_entry
+        from tollkeeper.services.entries import entry_from
+
+        key = entry_from("keys", plain_entry("keys", fields))
+        assert isinstance(key, Key)
+        return issued_json(self._toll, self._manage.issue_key(key))
+
+    def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
+        return issued_json(self._toll, self._manage.rotate_key(account, key_id, overlap_s))
+
+    def set_state(self, key_id: str, account: str | None, state: Any) -> Json:
+        from tollkeeper.http.routes.entry_json import change_json
+
+        return change_json(self._manage.set_key_state(account, key_id, state))
+
+    def _shown(self, entry: Entry) -> Json:
+        from tollkeeper.http.routes.entry_json import entry_json
+
+        return _key_shown(self._toll, entry) if isinstance(entry, Key) else entry_json(entry)
+
+
+class ServerCatalog:
+    """The catalog of a running server."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def list(self, kind: str, account: str | None) -> Iterator[Json]:
+        query = [("limit", str(PAGE_SIZE))] + ([("account", account)] if account else [])
+        following: list[tuple[str, str]] = []
+        while True:
+            page = self._server.call("GET", f"/{kind}", query=[*query, *following])
+            yield from page["items"]
+            if page["next"] is None:
+                return
+            following = [("after", page["next"])]
+
+    def get(self, kind: str, entry_id: str, account: str | None) -> Json:
+        return self._call("GET", kind, entry_id, account)
+
+    def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
+        return self._call("PUT", kind, entry_id, None, body=fields)
+
+    def delete(self, kind: str, entry_id: str, account: str | None) -> Json:
+        change: Json = self._call("DELETE", kind, entry_id, account)["change"]
+        return change
+
+    def issue(self, fields: Mapping[str, Any]) -> Json:
+        issued: Json = self._server.call("POST", "/keys", body=msgspec.json.encode(fields))
+        return issued
+
+    def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
+        return self._call("POST", "keys", key_id, account, "/rotate", {"overlap_s": overlap_s})
+
+    def set_state(self, key_id: str, account: str | None, state: str) -> Json:
+        change: Json = self._call("POST", "keys", key_id, account, "/state", {"state": state})["change"]
+        return change
+
+    def _call(
+        self,
+        method: str,
+        kind: str,
+        entry_id: str,
+        account: str | None,
+        action: str = "",
+        body: Mapping[str, Any] | None = None,
+    ) -> Json:
+        answer: Json = self._server.call(
+            method,
+            f"/{kind}/{quote(entry_id, safe='')}{action}",
+            query=[("account", account)] if account and kind in ACCOUNT_SCOPED else [],
+            body=None if body is None else msgspec.json.encode(body),
+        )
+        return answer
+
+
+def issued_json(toll: Tollkeeper, issued: IssuedKey) -> Json:
+    """Return a new key with its secret as the API tells it: `{"entry": …, "secret": …}`."""
+    return {"entry": _key_shown(toll, issued.entry), "secret": issued.secret}
+
+
+def _key_shown(toll: Tollkeeper, key: Key) -> Json:
+    from tollkeeper.http.routes.entry_json import key_json
+
+    return key_json(toll.manage.stored_key(key.account, key.id), toll.installation.clock.now_us())

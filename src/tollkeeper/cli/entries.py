@@ -1,0 +1,421 @@
+"""
+`tollkeeper accounts|projects|plans|…`: a group of commands per kind of entry, all made by one function.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, get_args
+
+import msgspec
+import typer
+
+from tollkeeper.cli import options
+from tollkeeper.cli.apply import DryRun, apply_text, print_secrets, read_text
+from tollkeeper.cli.catalog import Json, catalog_of
+from tollkeeper.cli.failures import misused
+from tollkeeper.cli.output import (
+    Column,
+    Lines,
+    money,
+    plain,
+    print_csv,
+    print_json,
+    print_table,
+    shown,
+    stdout,
+)
+from tollkeeper.domain import periods
+from tollkeeper.domain.catalog import KINDS
+from tollkeeper.domain.money import parse_nanos
+from tollkeeper.errors import BadParameter
+
+_SUMMARIES: Final = {
+    "accounts": "Who pays: owns a balance, projects and keys.",
+    "projects": "Parts of an account, with their own keys and statistics.",
+    "plans": "What is offered: rate limits, budgets, layers, price.",
+    "subscriptions": "Ties of accounts to plans.",
+    "keys": "Credentials: issue, rotate, revoke.",
+    "budgets": "The most that an account, project or key spends per period.",
+    "grants": "Credit given to accounts, or bought by them.",
+    "routes": "How requests to a method and path are metered.",
+    "prices": "What models cost, from when on.",
+}
+_ORDER: Final = tuple(_SUMMARIES)
+_ALWAYS_COLUMNS: Final = frozenset({"id", "slug", "account", "state"})
+
+Account = Annotated[
+    str | None,
+    typer.Option("--account", metavar="ID", help="The account that it belongs to.", show_default=False),
+]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The entry's id.")]
+Fields = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FIELD=VALUE]...",
+        help="As in the declarative file; lists and tables as JSON.",
+        show_default=False,
+    ),
+]
+
+
+def _group(kind: str) -> typer.Typer:
+    """Return the commands of one kind: list, show, put, delete."""
+    group = typer.Typer(name=kind, help=_SUMMARIES[kind], no_args_is_help=True)
+    fields = {field.name for field in msgspec.structs.fields(KINDS[kind])}
+    # Accounts, plans and routes belong to nobody; the option is there, so that the error can say so.
+    account_option: Any = typer.Option(
+        None,
+        "--account",
+        metavar="ID",
+        help="The account that it belongs to.",
+        hidden="account" not in fields,
+        show_default=False,
+    )
+
+    @group.command("list", help=f"List the {kind}.")
+    def list_entries(
+        account: str | None = account_option,
+        data: options.Data = None,
+        format: options.Format = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        form = options.output_format(format, as_json)
+        _check_account(kind, account, fields)
+        with catalog_of(data, url, key) as catalog:
+            entries = list(catalog.list(kind, account))
+        if form == "json":
+            print_json(entries)
+        elif form == "csv":
+            columns = list(dict.fromkeys(name for entry in entries for name in entry)) or sorted(fields)
+            print_csv(columns, entries)
+        elif entries:
+            print_entries(kind, entries)
+        else:
+            print(f"There are no {kind} yet.")
+
+    @group.command("show", help=f"Show one of the {kind}.")
+    def show_entry(
+        entry_id: Id,
+        account: str | None = account_option,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        _check_account(kind, account, fields)
+        with catalog_of(data, url, key) as catalog:
+            entry = catalog.get(kind, entry_id, account)
+        if as_json:
+            print_json(entry)
+        else:
+            _print_entry(entry)
+
+    @group.command(
+        "put",
+        help=f"Create or replace one of the {kind}. A field that is left out gets its default; "
+        "a repeat changes nothing.",
+    )
+    def put_entry(
+        entry_id: Id,
+        values: Fields = None,
+        account: str | None = account_option,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        _check_account(kind, account, fields)
+        raw = _fields(kind, values, account)
+        with catalog_of(data, url, key, create=True) as catalog:
+            _print_change(catalog.put(kind, entry_id, raw), as_json=as_json)
+
+    @group.command("delete", help=f"Delete one of the {kind}, unless another entry names it.")
+    def delete_entry(
+        entry_id: Id,
+        account: str | None = account_option,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        _check_account(kind, account, fields)
+        with catalog_of(data, url, key) as catalog:
+            _print_change({"change": catalog.delete(kind, entry_id, account)}, as_json=as_json)
+
+    return group
+
+
+def _check_account(kind: str, account: str | None, fields: set[str]) -> None:
+    if account is not None and "account" not in fields:
+        raise misused(f"The {kind} belong to no account: leave --account out.")
+
+
+# -- what only keys, grants and plans have ------------------------------------------------------------
+
+
+def _add_key_commands(group: typer.Typer) -> None:
+    @group.command("issue")
+    def issue(
+        entry_id: Id,
+        values: Fields = None,
+        account: Account = None,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        """Make a new key; its secret is shown this once."""
+        raw = {"id": entry_id, **_fields("keys", values, account)}
+        with catalog_of(data, url, key) as catalog:
+            _print_issued(catalog.issue(raw), as_json=as_json)
+
+    @group.command("rotate")
+    def rotate(
+        entry_id: Id,
+        overlap: Annotated[
+            str,
+            typer.Option("--overlap", metavar="DURATION", help="How long the old one still works, e.g. 1h."),
+        ] = "0s",
+        account: Account = None,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        """Make a key like ID with a new id and secret, and end ID after the overlap."""
+        overlap_s = _overlap_s(overlap)
+        with catalog_of(data, url, key) as catalog:
+            issued = catalog.rotate(entry_id, account, overlap_s)
+        _print_issued(issued, as_json=as_json)
+        if not as_json:
+            ends = f"goes on working for {overlap}" if overlap_s else "has stopped working"
+            print(f"The old key {plain(entry_id)} {ends}.")
+
+    for command, state, effect in (
+        ("revoke", "revoked", "End a key for good, at once."),
+        ("deactivate", "inactive", "Refuse a key until it is activated again."),
+        ("activate", "active", "Take a key that was deactivated into use again."),
+    ):
+        _add_state_command(group, command, state, effect)
+
+
+def _add_state_command(group: typer.Typer, command: str, state: str, effect: str) -> None:
+    @group.command(command, help=effect)
+    def set_state(
+        entry_id: Id,
+        account: Account = None,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        with catalog_of(data, url, key) as catalog:
+            _print_change({"change": catalog.set_state(entry_id, account, state)}, as_json=as_json)
+
+
+def _overlap_s(text: str) -> int:
+    if text in ("0", "0s"):
+        return 0
+    try:
+        return periods.duration_s(text)
+    except ValueError as exc:
+        raise misused(f"--overlap: {exc}") from None
+
+
+def _add_grant_commands(group: typer.Typer) -> None:
+    @group.command("post")
+    def post(
+        entry_id: Id,
+        values: Fields = None,
+        amount: Annotated[
+            str | None,
+            typer.Option(
+                "--amount",
+                metavar="UNITS",
+                help="Decimal, e.g. 12.50; instead of amount_nanos.",
+                show_default=False,
+            ),
+        ] = None,
+        account: Account = None,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        """Give an account credit, once: the same grant again changes nothing."""
+        raw = _fields("grants", values, account)
+        if amount is not None:
+            if "amount_nanos" in raw:
+                raise misused("--amount and amount_nanos both state the amount: drop one.")
+            try:
+                raw["amount_nanos"] = parse_nanos(amount)
+            except ValueError as exc:
+                raise misused(f"--amount: {exc}") from None
+        with catalog_of(data, url, key) as catalog:
+            _print_change(catalog.put("grants", entry_id, raw), as_json=as_json)
+
+
+def _add_plan_commands(group: typer.Typer) -> None:
+    @group.command("apply")
+    def apply_plans(
+        file: Annotated[
+            str, typer.Argument(metavar="FILE", help="The declarative file; - for standard input.")
+        ],
+        data: options.Data = None,
+        dry_run: DryRun = False,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        """Set up the plans of a declarative file, which may hold nothing else. See `tollkeeper apply`."""
+        from tollkeeper.services.declaration import parse_declaration
+
+        text = read_text(file)
+        others = sorted({entry.kind for entry in parse_declaration(text)} - {"plans"})
+        if others:
+            raise BadParameter(
+                f"{file} has {', '.join(others)} beside plans: use `tollkeeper apply {file}`.",
+                field=others[0],
+            )
+        apply_text(text, data=data, dry_run=dry_run, as_json=as_json, url=url, key=key)
+
+
+# -- values -------------------------------------------------------------------------------------------
+
+
+def _fields(kind: str, values: Sequence[str] | None, account: str | None) -> dict[str, Any]:
+    """Return the fields that `field=value` arguments state."""
+    types = {field.name: field.type for field in msgspec.structs.fields(KINDS[kind])}
+    raw: dict[str, Any] = {}
+    for text in values or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise misused(f"{text} is no field: write FIELD=VALUE, e.g. name=Acme.")
+        if name in raw:
+            raise misused(f"{name} is given twice: give it once.")
+        raw[name] = _value(value, types.get(name))
+    if account is not None and raw.setdefault("account", account) != account:
+        raise misused("--account and account= name two accounts: drop one.")
+    return raw
+
+
+def _value(text: str, field_type: Any) -> Any:
+    """Return what *text* means: JSON where it is some, else itself; a text field takes 42 as text too."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, (int, float)) and _is_text(field_type) else value
+
+
+def _is_text(field_type: Any) -> bool:
+    found = [part for part in (get_args(field_type) or (field_type,)) if part is not type(None)]
+    return any(part is str or str in get_args(part) for part in found)
+
+
+# -- what is printed ----------------------------------------------------------------------------------
+
+
+def print_entries(kind: str, entries: Sequence[Json]) -> None:
+    """Print entries for people: the columns that tell something in at least one of them."""
+    defaults = {
+        field.name: msgspec.to_builtins(field.default)
+        for field in msgspec.structs.fields(KINDS[kind])
+        if field.default is not msgspec.NODEFAULT
+    }
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    told = [
+        name
+        for name in names
+        if name in _ALWAYS_COLUMNS
+        or (
+            name != "updated_at"
+            and any(not _is_default(entry.get(name), defaults.get(name)) for entry in entries)
+        )
+    ]
+    columns = [Column(_heading(name), numeric=_is_money(name) or name == "amount") for name in told]
+    print_table(columns, [[_cell(entry, name) for name in told] for entry in entries])
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    return value in (None, [], {}, "", default) or (isinstance(value, str) and value == str(default))
+
+
+def _print_entry(entry: Json) -> None:
+    print_table([Column("field"), Column("value")], [[_heading(name), _cell(entry, name)] for name in entry])
+
+
+def _print_issued(issued: Json, *, as_json: bool) -> None:
+    if as_json:
+        print_json(issued)
+        return
+    print_secrets([issued])
+    if issued["secret"] is None:
+        print(f"Imported key {plain(issued['entry']['id'])}; its secret is as it was.")
+
+
+def _print_change(answer: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(answer)
+        return
+    change = answer["change"]
+    print(plain(f"{change['kind']} {change['id']}: {change['action']}"))
+    for name, (old, new) in change["fields"].items():
+        stdout().print(f"  {name}: {_changed(name, old)} → {_changed(name, new)}")
+
+
+def _changed(name: str, value: Any) -> str:
+    return shown(_amount(name, value)) or "none"
+
+
+def _heading(name: str) -> str:
+    return name.replace("_nanos_per_million", " per million").removesuffix("_nanos").replace("_", " ")
+
+
+def _is_money(name: str) -> bool:
+    return name.endswith(("_nanos", "_nanos_per_million"))
+
+
+def _amount(name: str, value: Any) -> Any:
+    return money(value) if _is_money(name) and value is not None else value
+
+
+def _cell(entry: Mapping[str, Any], name: str) -> Any:
+    value = entry[name]
+    if name in ("amount", "burst") and entry.get("unit") == "nanos" and value is not None:
+        return money(value)
+    if name in ("limits", "budgets") and value:
+        return Lines(_bound(part) for part in value)
+    if isinstance(value, str) and name.endswith("_at"):
+        return value[:19].replace("T", " ") + "Z"
+    return _amount(name, value)
+
+
+def _bound(part: Mapping[str, Any]) -> str:
+    """Return one rate limit or budget of a plan in a line, e.g. `rpm: 600 requests per 1m, sliding`."""
+    unit = part["unit"]
+    amount = "no bound" if part["amount"] is None else shown(_cell(part, "amount"))
+    if unit != "nanos":
+        amount = f"{amount} {unit}"
+    if "period" in part:
+        return f"{part['name']}: {amount} per {part['period']}"
+    if part["algorithm"] == "concurrency":
+        return f"{part['name']}: {amount} at once"
+    kind = "" if part["algorithm"] == "fixed" else f", {part['algorithm']}"
+    return f"{part['name']}: {amount} per {part['window']}{kind}"
+
+
+def _groups() -> list[typer.Typer]:
+    groups = {kind: _group(kind) for kind in _ORDER}
+    _add_key_commands(groups["keys"])
+    _add_grant_commands(groups["grants"])
+    _add_plan_commands(groups["plans"])
+    return list(groups.values())
+
+
+ENTRY_GROUPS: Final = _groups()
+"""The nine groups, in the order of the help."""

@@ -1,0 +1,118 @@
+"""`tollkeeper serve`: run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Annotated, Any, Final, Literal
+
+import typer
+
+from tollkeeper.cli import options
+from tollkeeper.cli.output import plain
+from tollkeeper.settings import load
+
+OPERATOR_KEY_VARIABLE: Final = "TOLLKEEPER_OPERATOR_KEY"
+HOST: Final = "127.0.0.1"
+PORT: Final = 8080
+
+
+def _setting(name: str, help: str) -> Any:
+    return typer.Option(
+        f"--{name}", help=f"{help} [$TOLLKEEPER_{name.replace('-', '_').upper()}]", show_default=False
+    )
+
+
+def serve(
+    data: options.Data = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = HOST,
+    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
+    ledger_url: Annotated[
+        str | None, _setting("ledger-url", "sqlite:///path or postgresql://…; SQLite in DIR unless given.")
+    ] = None,
+    usage_url: Annotated[
+        str | None, _setting("usage-url", "chdb:///path or clickhouse://…; chDB in DIR unless given.")
+    ] = None,
+    unknown_route: Annotated[
+        Literal["deny", "allow"] | None,
+        _setting("unknown-route", "A request to a route that no policy matches; deny unless given."),
+    ] = None,
+    unknown_price: Annotated[
+        Literal["deny", "allow"] | None,
+        _setting("unknown-price", "A model without a price; deny unless given."),
+    ] = None,
+    hold_s: Annotated[
+        int | None, _setting("hold-s", "Seconds that a hold stays open unless it says; 300 unless given.")
+    ] = None,
+    body_bytes_max: Annotated[
+        int | None, _setting("body-bytes-max", "Largest request body; 64 MiB unless given.")
+    ] = None,
+    usage_memory_bytes_max: Annotated[
+        int | None, _setting("usage-memory-bytes-max", "Most memory for the embedded usage store.")
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        _setting("log-level", "What is logged to stderr; info unless given."),
+    ] = None,
+) -> None:
+    """
+    Run the server until SIGINT or SIGTERM.
+
+    The operator key is taken from TOLLKEEPER_OPERATOR_KEY; without that, the first start makes one and shows
+    it once.
+    """
+    # Until the server sets its own: a stop while stores are being opened is clean too.
+    signal.signal(signal.SIGTERM, _stop)
+    settings = load(
+        {
+            "data_dir": data,
+            "ledger_url": ledger_url,
+            "usage_url": usage_url,
+            "unknown_route": unknown_route,
+            "unknown_price": unknown_price,
+            "hold_s": hold_s,
+            "body_bytes_max": body_bytes_max,
+            "usage_memory_bytes_max": usage_memory_bytes_max,
+            "log_level": log_level,
+        }
+    )
+    from tollkeeper.cli.logs import log_to_stderr
+    from tollkeeper.http.server import ensure_operator_key
+    from tollkeeper.http.server import serve as serve_installation
+    from tollkeeper.installation import build
+
+    log_to_stderr(settings.log_level)
+    installation = build(settings)
+    try:
+        fresh = ensure_operator_key(installation, os.environ.get(OPERATOR_KEY_VARIABLE))
+        serve_installation(
+            installation, host=host, port=port, ready=lambda url: _greet(url, settings.data_dir, fresh)
+        )
+    finally:
+        installation.close()
+    print("Stopped; everything acknowledged is stored.", flush=True)
+
+
+def _stop(signal_number: int, frame: object) -> None:
+    raise typer.Exit(0)
+
+
+def _greet(url: str, data_dir: str, fresh_key: str | None) -> None:
+    lines = [f"Tollkeeper serves {url} on {plain(data_dir)}", ""]
+    if fresh_key is not None:
+        lines += [
+            f"  operator key:  {fresh_key}",
+            "  It is shown now and never again. Commands and curl use it as:",
+            f"  export TOLLKEEPER_URL={url} TOLLKEEPER_KEY={fresh_key}",
+            "",
+        ]
+    else:
+        lines += [f"  export TOLLKEEPER_URL={url} TOLLKEEPER_KEY=<your operator key>", ""]
+    lines += [
+        "  set up     tollkeeper apply FILE.toml",
+        "  usage      tollkeeper usage --account ACCOUNT --group-by key",
+        f"  API        {url}/tk/v1/openapi.json",
+        "",
+        "Ctrl-C stops it.",
+    ]
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,74 @@
+"""The provider's side of the demonstration: calls the gate over HTTP, on connections that stay open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from tollkeeper.errors import Unavailable
+
+PREFIX: Final = "/tk/v1"
+TIMEOUT_S: Final = 30
+
+
+class Answer(NamedTuple):
+    """Status and decoded JSON of one answer."""
+
+    status: int
+    body: Any
+
+
+class ApiClient:
+    """The API of one server. Any thread may call; each has a connection of its own."""
+
+    def __init__(self, host: str, port: int, operator_key: str) -> None:
+        self._host = host
+        self._port = port
+        self._headers = {"Authorization": f"Bearer {operator_key}", "Content-Type": "application/json"}
+        self._local = threading.local()
+        self._close: list[Callable[[], None]] = []
+
+    def send(self, method: str, path: str, body: Any = None, *, media_type: str | None = None) -> Answer:
+        """
+        Return the answer to one call; *body* is sent as JSON, bytes as they are.
+
+        Raises:
+            Unavailable: The server cannot be reached, or answers what is not JSON.
+        """
+        content = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
+        headers = {**self._headers, "Content-Type": media_type} if media_type else self._headers
+        try:
+            connection = self._connection()
+            connection.request(method, PREFIX + path, content, headers)
+            answer = connection.getresponse()
+            return Answer(answer.status, msgspec.json.decode(answer.read()))
+        except (OSError, HTTPException, msgspec.DecodeError) as exc:
+            raise Unavailable(f"The server does not answer {method} {path}: {exc}.") from exc
+
+    def get(self, method: str, path: str, body: Any = None, *, media_type: str | None = None) -> Any:
+        """
+        Return the JSON of an answer that is expected to be good.
+
+        Raises:
+            Unavailable: It is not.
+        """
+        answer = self.send(method, path, body, media_type=media_type)
+        if answer.status >= 400:
+            raise Unavailable(f"{method} {path} was refused: {answer.status} {answer.body.get('detail')}")
+        return answer.body
+
+    def close(self) -> None:
+        """Close all connections. Nobody may be calling."""
+        for close in self._close:
+            close()
+
+    def _connection(self) -> HTTPConnection:
+        connection: HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
+            self._close.append(connection.close)
+        return connection

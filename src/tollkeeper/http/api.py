@@ -1,0 +1,142 @@
+"""
+The Litestar application: everything under `/tk/v1` but the hot endpoints, and health and metrics.
+
+Handlers block (they read and write stores), so they run in threads. Nobody gets past the guard without the
+role that a handler's `Endpoint` names; whatever is raised leaves as a problem document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import msgspec
+from litestar import Litestar, Response, Router
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
+from litestar.routes import HTTPRoute
+
+from tollkeeper import errors
+from tollkeeper.http.auth import Authenticator
+from tollkeeper.http.bodies import too_large
+from tollkeeper.http.denials import PROBLEM_BASE
+from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
+from tollkeeper.http.routes import catalog, events, health, keys, openapi, standing, upkeep, usage
+from tollkeeper.http.routes.calls import (
+    ENDPOINT,
+    NOBODY_ASKED,
+    OPERATOR,
+    AnyRequest,
+    Context,
+    Endpoint,
+    Upkeep,
+    refuse,
+)
+from tollkeeper.installation import Installation
+
+CONTEXT: Final = "tollkeeper"
+"""The name in the application's state of what its handlers work on."""
+
+
+def build_api(installation: Installation, authenticator: Authenticator, *, version: str) -> Litestar:
+    """Return the application of *installation*. It neither opens nor closes it."""
+    context = Context(installation, authenticator, version, Upkeep())
+    topics = (catalog, keys, standing, usage, events, upkeep, health, openapi)
+    return Litestar(
+        # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
+        route_handlers=[
+            Router("/", route_handlers=[handler for topic in topics for handler in topic.handlers()])
+        ],
+        guards=[_guard],
+        exception_handlers={Exception: _problem_answer},
+        # Our own document is made from the same structs, and has the hot endpoints too.
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=installation.settings.body_bytes_max,
+        state=State({CONTEXT: context}, deep_copy=False),
+        debug=False,
+    )
+
+
+async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Find out who calls, before anything of the body is read, and refuse who may not."""
+    of = handler.opt.get(ENDPOINT)
+    if not isinstance(of, Endpoint):
+        # Litestar's own answer to OPTIONS, which tells the methods of a path.
+        return
+    if of.roles == NOBODY_ASKED:
+        return
+    context: Context = connection.app.state[CONTEXT]
+    principal = await asyncio.to_thread(context.authenticator.principal, connection.scope["headers"])
+    if principal.role not in of.roles:
+        what = of.summary[0].lower() + of.summary[1:]
+        if of.roles == OPERATOR:
+            raise errors.Forbidden(f"This takes an operator key: {what}.")
+        raise refuse(principal, what)
+    connection.scope["state"]["principal"] = principal
+
+
+def _problem_answer(request: AnyRequest, exc: Exception) -> Response[bytes]:
+    state = request.scope.get("state") or {}
+    instance, request_id = str(request.scope["path"]), str(state.get("request_id", ""))
+    if isinstance(exc, HTTPException):
+        problem = _problem_of_litestar(request, exc, instance, request_id)
+    else:
+        problem = to_problem(exc, instance=instance, request_id=request_id)
+    return Response(
+        msgspec.json.encode(problem.body),
+        status_code=problem.status,
+        media_type=PROBLEM_MEDIA_TYPE,
+        headers=problem.headers,
+    )
+
+
+def _problem_of_litestar(request: AnyRequest, exc: HTTPException, instance: str, request_id: str) -> Problem:
+    """Return the problem of what Litestar itself found wrong."""
+    # What is POSTed to a hot endpoint never gets here.
+    if exc.status_code == 405 or instance in openapi.HOT:
+        body = {
+            "type": f"{PROBLEM_BASE}method_not_allowed",
+            "title": "Method not allowed",
+            "status": 405,
+            "detail": f"{instance} does not take {request.method}.",
+            "instance": instance,
+            "code": "method_not_allowed",
+            "request_id": request_id,
+            "retryable": False,
+        }
+        return Problem(405, body, {"Allow": ", ".join(_methods_of(request))})
+    found: Exception = exc
+    if exc.status_code == 404:
+        found = errors.NotFound("There is no such path. /tk/v1/openapi.json lists all.")
+    elif exc.status_code == 413:
+        found = too_large(_body_bytes_max(request))
+    elif exc.status_code == 415:
+        found = errors.UnsupportedMediaType(exc.detail)
+    elif exc.status_code < 500:
+        found = errors.BadInput(exc.detail)
+    return to_problem(found, instance=instance, request_id=request_id)
+
+
+def _methods_of(request: AnyRequest) -> list[str]:
+    path = request.scope["path"].rstrip("/")
+    if path in openapi.HOT:
+        return ["POST"]
+    for route in request.app.routes:
+        if isinstance(route, HTTPRoute) and _matches(route.path, path):
+            return sorted(route.methods)
+    return []
+
+
+def _matches(template: str, path: str) -> bool:
+    parts, given = template.split("/"), path.split("/")
+    return len(parts) == len(given) and all(
+        part.startswith("{") or part == name for part, name in zip(parts, given, strict=True)
+    )
+
+
+def _body_bytes_max(request: AnyRequest) -> int:
+    handler = request.scope.get("route_handler")
+    return (handler.resolve_request_max_body_size() or 0) if isinstance(handler, HTTPRouteHandler) else 0

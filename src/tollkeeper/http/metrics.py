@@ -1,0 +1,202 @@
+"""
+The metrics, in Prometheus's text format. `METRICS` is the one table of their names, which are API.
+
+They tell of the installation as a whole: no account, key or secret is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from tollkeeper.installation import Installation
+
+if TYPE_CHECKING:
+    from tollkeeper.http.routes.calls import Upkeep
+
+METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+Sample = tuple[Mapping[str, str], int]
+
+
+class Source(NamedTuple):
+    """What metrics are read from."""
+
+    installation: Installation
+    upkeep: Upkeep
+    version: str
+
+
+class Metric(NamedTuple):
+    """One metric: *read* returns its samples, none while there is nothing to tell."""
+
+    name: str
+    type: Literal["counter", "gauge"]
+    help: str
+    read: Callable[[Source], Sequence[Sample]]
+
+
+def _one(read: Callable[[Source], int]) -> Callable[[Source], Sequence[Sample]]:
+    return lambda source: [({}, read(source))]
+
+
+def _differences(source: Source) -> Sequence[Sample]:
+    verdict = source.upkeep.verdict
+    if verdict is None:
+        return []
+    return [
+        ({"between": "counters"}, len(verdict.differences)),
+        ({"between": "usage_store"}, len(verdict.store_differences)),
+    ]
+
+
+def _verified_at(source: Source) -> Sequence[Sample]:
+    at_us = source.upkeep.verified_at_us
+    return [({}, at_us // 1_000_000)] if at_us else []
+
+
+def _kept(owner: Callable[[Source], object], name: str) -> Callable[[Source], Sequence[Sample]]:
+    """Read a count, or a mapping of reason to count, from an attribute that a service keeps."""
+
+    def read(source: Source) -> Sequence[Sample]:
+        found = getattr(owner(source), name, None)
+        if isinstance(found, Mapping):
+            return [({"reason": reason}, count) for reason, count in sorted(found.items())]
+        return [] if found is None else [({}, found)]
+
+    return read
+
+
+METRICS: Final = (
+    Metric(
+        "tollkeeper_admitted_total",
+        "counter",
+        "Requests admitted since start.",
+        _kept(lambda s: s.installation.holds, "admitted_count"),
+    ),
+    Metric(
+        "tollkeeper_denied_total",
+        "counter",
+        "Requests denied since start, by reason.",
+        _kept(lambda s: s.installation.holds, "denied_count_by_reason"),
+    ),
+    Metric(
+        "tollkeeper_settled_total",
+        "counter",
+        "Requests settled since start.",
+        _kept(lambda s: s.installation.holds, "settled_count"),
+    ),
+    Metric(
+        "tollkeeper_events_accepted_total",
+        "counter",
+        "Events that ingest accepted since start.",
+        _kept(lambda s: s.installation.ingest, "accepted_count"),
+    ),
+    Metric(
+        "tollkeeper_events_duplicate_total",
+        "counter",
+        "Events that ingest knew already, since start.",
+        _kept(lambda s: s.installation.ingest, "duplicate_count"),
+    ),
+    Metric(
+        "tollkeeper_events_rejected_total",
+        "counter",
+        "Events that ingest rejected since start.",
+        _kept(lambda s: s.installation.ingest, "rejected_count"),
+    ),
+    Metric(
+        "tollkeeper_build_info",
+        "gauge",
+        "Always 1; the version is in its label.",
+        lambda s: [({"version": s.version}, 1)],
+    ),
+    Metric(
+        "tollkeeper_commit_groups_total",
+        "counter",
+        "Groups committed to the ledger since start.",
+        _one(lambda s: s.installation.committer.committed_groups),
+    ),
+    Metric(
+        "tollkeeper_commit_works_total",
+        "counter",
+        "Holds, settlements, batches and changes committed since start.",
+        _one(lambda s: s.installation.committer.committed_works),
+    ),
+    Metric(
+        "tollkeeper_commit_queue_length",
+        "gauge",
+        "Works that wait for a commit.",
+        _one(lambda s: s.installation.committer.queued),
+    ),
+    Metric(
+        "tollkeeper_denials_unrecorded_total",
+        "counter",
+        "Denied requests that usage does not show, since too much waited.",
+        _one(lambda s: s.installation.holds.denied_unrecorded),
+    ),
+    Metric(
+        "tollkeeper_gate_refusing",
+        "gauge",
+        "1 while nothing is admitted because the ledger cannot be written.",
+        _one(lambda s: int(s.installation.gate.refusing is not None)),
+    ),
+    Metric(
+        "tollkeeper_holds_open",
+        "gauge",
+        "Holds made over HTTP that have no ending yet.",
+        _one(lambda s: s.installation.holds.open_count),
+    ),
+    Metric(
+        "tollkeeper_outbox_records",
+        "gauge",
+        "Committed records that the usage store does not have yet.",
+        _one(lambda s: s.installation.pending.record_count),
+    ),
+    Metric(
+        "tollkeeper_relay_delivered_records_total",
+        "counter",
+        "Records delivered to the usage store since start.",
+        _one(lambda s: s.installation.relay.delivered_records),
+    ),
+    Metric(
+        "tollkeeper_relay_failing",
+        "gauge",
+        "1 while the usage store does not take records.",
+        _one(lambda s: int(s.installation.relay.failure is not None)),
+    ),
+    Metric(
+        "tollkeeper_reconcile_differences",
+        "gauge",
+        "Differences that the last verify over HTTP found.",
+        _differences,
+    ),
+    Metric(
+        "tollkeeper_reconcile_timestamp_seconds",
+        "gauge",
+        "When the last verify over HTTP ended, in seconds since the Unix epoch.",
+        _verified_at,
+    ),
+)
+
+
+def render_metrics(installation: Installation, upkeep: Upkeep, version: str) -> str:
+    """Return all metrics in Prometheus's text format 0.0.4."""
+    source = Source(installation, upkeep, version)
+    lines = []
+    for metric in METRICS:
+        samples = metric.read(source)
+        lines.append(f"# HELP {metric.name} {metric.help}")
+        lines.append(f"# TYPE {metric.name} {metric.type}")
+        lines += [f"{metric.name}{_labels(labels)} {value}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: Mapping[str, Any]) -> str:
+    if not labels:
+        return ""
+    shown = ",".join(f'{name}="{_escaped(str(value))}"' for name, value in labels.items())
+    return f"{{{shown}}}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,211 @@
+"""Single events: read, amend, void. A customer reads its own; the operator corrects."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from litestar import Response, get, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath, RawBody
+
+from tollkeeper.domain.events import Event, Record, record_to_event
+from tollkeeper.errors import BadParameter, NotFound, Unavailable
+from tollkeeper.http.routes.calls import (
+    BODY_BYTES_MAX,
+    CUSTOMER,
+    OPERATOR,
+    PREFIX,
+    AnyRequest,
+    Endpoint,
+    Query,
+    Sent,
+    account_in_scope,
+    answer,
+    endpoint,
+    installation_of,
+    json_answer,
+    json_object,
+    params_of,
+    principal_of,
+)
+from tollkeeper.http.routes.fields import Amendment, VoidEventRequest, fields_of
+from tollkeeper.installation import Installation
+from tollkeeper.services.amend import Correction
+
+_ACCOUNT: Final = Query("account", "Whose event; needed only when several accounts use the same event id.")
+_EXAMPLE: Final = {
+    "id": "0198c0de-0000-7000-8000-000000000001",
+    "time": "2026-01-31T09:30:00.125000Z",
+    "received_at": "2026-01-31T09:30:00.250000Z",
+    "account": "acme",
+    "key_id": "k1",
+    "kind": "request",
+    "status": 200,
+    "model": "gpt-4o",
+    "tokens": {"prompt": 1200, "completion": 80},
+    "cost_nanos": "3800000",
+    "cost_state": "priced",
+    "revision": 0,
+    "voided": False,
+}
+_EVENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["id", "time", "received_at", "account", "cost_nanos", "cost_state", "revision", "voided"],
+    "description": "An event as it was booked, with the fields that it was sent with and those below. Absent "
+    "values are left out.",
+    "properties": {
+        "id": {"type": "string"},
+        "time": {"type": "string", "format": "date-time"},
+        "received_at": {"type": "string", "format": "date-time"},
+        "account": {"type": "string"},
+        "cost_nanos": {"type": "string", "description": "In nanos."},
+        "estimated_cost_nanos": {"type": "string", "description": "In nanos."},
+        "cost_state": {"type": "string", "enum": ["given", "priced", "estimated", "unpriced", "free"]},
+        "price_version": {"type": "string"},
+        "revision": {"type": "integer", "description": "How often it was amended or priced anew."},
+        "voided": {"type": "boolean"},
+    },
+}
+
+
+class CorrectionAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The event as it stands now."""
+
+    event: dict[str, Any]
+    correction_id: str
+    repeated: bool
+    """Whether this answers a repeat, which changed nothing."""
+
+
+def handlers() -> list[HTTPRouteHandler]:
+    """Return the handlers of single events."""
+    return [get_event, amend_event, void_event]
+
+
+@get(
+    f"{PREFIX}/events/{{event_id:str}}",
+    sync_to_thread=True,
+    opt=endpoint(
+        Endpoint(
+            "Get an event",
+            "events",
+            CUSTOMER,
+            {200: json_answer(_EVENT_SCHEMA, "The event as it stands.", _EXAMPLE)},
+            query=(_ACCOUNT,),
+            problems=(404,),
+        )
+    ),
+)
+def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
+    """Tell an event as it stands."""
+    params = params_of(request, "account")
+    installation = installation_of(request)
+    account = account_in_scope(principal_of(request), params.get("account"))
+    account = _owner(installation, event_id, account)
+    if not installation.reports.fresh(account):
+        raise Unavailable("The usage store is behind. Try again.")
+    record = installation.store.records([(account, event_id)]).get((account, event_id))
+    if record is None:
+        raise _no_such_event(event_id)
+    return answer(_event_json(record))
+
+
+@post(
+    f"{PREFIX}/events/{{event_id:str}}/amend",
+    sync_to_thread=True,
+    status_code=200,
+    request_max_body_size=BODY_BYTES_MAX,
+    opt=endpoint(
+        Endpoint(
+            "Amend an event",
+            "events",
+            OPERATOR,
+            {200: json_answer(CorrectionAnswer, "The event as it stands now.")},
+            description="The old record stays beside the new one; totals follow. Without `correction_id` "
+            "one is made, and a retry is another correction: it is not safe.",
+            query=(_ACCOUNT,),
+            body=Sent(
+                {"application/json": Amendment}, {"correction_id": "job-7-done", "cost_nanos": 1250000}
+            ),
+            problems=(404, 413, 415),
+        )
+    ),
+)
+def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
+    """Amend an event."""
+    params = params_of(request, "account")
+    installation = installation_of(request)
+    asked = fields_of(json_object(request, body), Amendment)
+    stated = {
+        name: value
+        for name in asked.__struct_fields__
+        if name != "correction_id" and (value := getattr(asked, name)) is not None
+    }
+    if not stated:
+        raise BadParameter("the amendment states nothing: name a field to change", field="body")
+    correction_id = asked.correction_id or installation.gate.new_id(installation.clock.now_us())
+    account = _owner(installation, event_id, params.get("account"))
+    changes = Event(id=event_id, time="", **stated)
+    return _corrected(installation.amend.amend(account, event_id, correction_id, changes), correction_id)
+
+
+@post(
+    f"{PREFIX}/events/{{event_id:str}}/void",
+    sync_to_thread=True,
+    status_code=200,
+    request_max_body_size=BODY_BYTES_MAX,
+    opt=endpoint(
+        Endpoint(
+            "Void an event",
+            "events",
+            OPERATOR,
+            {200: json_answer(CorrectionAnswer, "The event, out of all totals.")},
+            description="The record stays; totals follow. Without `correction_id` one is made, and a retry "
+            "is told that there is no such event any more.",
+            query=(_ACCOUNT,),
+            body=Sent({"application/json": VoidEventRequest}, {"correction_id": "refund-7"}),
+            problems=(404, 413, 415),
+        )
+    ),
+)
+def void_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
+    """Void an event."""
+    params = params_of(request, "account")
+    installation = installation_of(request)
+    asked = fields_of(json_object(request, body), VoidEventRequest)
+    correction_id = asked.correction_id or installation.gate.new_id(installation.clock.now_us())
+    account = _owner(installation, event_id, params.get("account"))
+    return _corrected(installation.amend.void(account, event_id, correction_id), correction_id)
+
+
+def _owner(installation: Installation, event_id: str, account: str | None) -> str:
+    """Return whose event is meant. Raises `NotFound`, or `BadParameter` when several accounts have one."""
+    if account is not None:
+        return account
+    if not installation.reports.fresh(None):
+        raise Unavailable("The usage store is behind. Try again.")
+    owners = installation.store.owners(event_id)
+    if not owners:
+        raise _no_such_event(event_id)
+    if len(owners) > 1:
+        raise BadParameter("several accounts have an event of this id: state the account", field="account")
+    return owners[0]
+
+
+def _no_such_event(event_id: str) -> NotFound:
+    return NotFound(f"There is no event {event_id[:128]!r}.")
+
+
+def _event_json(record: Record) -> dict[str, Any]:
+    return {**record_to_event(record), "voided": record.sign < 0}
+
+
+def _corrected(correction: Correction, correction_id: str) -> Response[bytes]:
+    return answer(
+        CorrectionAnswer(
+            event=_event_json(correction.record),
+            correction_id=correction_id,
+            repeated=correction.repeated,
+        )
+    )

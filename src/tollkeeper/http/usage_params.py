@@ -1,0 +1,290 @@
+"""
+The usage question as parameters: the query string of `GET /tk/v1/usage`, and the command line's options.
+
+    account=acme&from=2026-01-01&to=2026-02-01&group_by=key,model&granularity=day&model=gpt-4o,gpt-4o-mini
+
+Lists are separated by commas (`\\,` stands for a comma within a value) or given by repeating the parameter.
+A filter's empty value stands for "none". Spans are half-open: an event at `to` is not in the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
+from typing import Final, NamedTuple, cast
+from zoneinfo import ZoneInfo
+
+from tollkeeper.domain.events import FUTURE_S_MAX, parse_time_us
+from tollkeeper.domain.instants import from_us, to_us
+from tollkeeper.domain.periods import WEEKDAYS
+from tollkeeper.domain.usage import (
+    DIMENSIONS,
+    GRANULARITIES,
+    MEASURES,
+    MEASURES_DEFAULT,
+    PAGE_SIZE_DEFAULT,
+    PAGE_SIZE_MAX,
+    Granularity,
+    UsageQuery,
+)
+from tollkeeper.errors import BadParameter, NotFound
+
+RANGE_DAYS_DEFAULT: Final = 30
+OFFSET_MAX: Final = 10**9
+VALUES_MAX: Final = 1_000
+"""Values of one filter."""
+GROUPS_MAX: Final = 8
+TAG: Final = "tag."
+"""Begins the parameter of a tag's filter; `tag:` does too, as in the columns of the answer."""
+
+_SCALARS: Final[tuple[str, ...]] = (
+    "account",
+    "from",
+    "to",
+    "granularity",
+    "time_zone",
+    "week_start",
+    "limit",
+    "offset",
+)
+_LISTS: Final[tuple[str, ...]] = ("group_by", "measures", "sort")
+FILTERS: Final = tuple(name for name in DIMENSIONS if name != "account")
+PARAMETERS: Final = (*_SCALARS, *_LISTS, *FILTERS)
+"""Every parameter, beside `tag.<name>`."""
+
+_DATE: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d)\Z", re.ASCII)
+_COMMA: Final = re.compile(r"(?<!\\),")
+
+
+class UsageScope(NamedTuple):
+    """Whose usage may be asked for: of any account, of one, or of one key."""
+
+    account_id: str | None = None
+    key_id: str | None = None
+
+
+EVERYTHING: Final = UsageScope()
+
+
+def parse_usage_query(
+    params: Iterable[tuple[str, str]],
+    *,
+    scope: UsageScope = EVERYTHING,
+    now: datetime,
+    also: Sequence[str] = (),
+) -> UsageQuery:
+    """
+    Return the query that *params* state, within *scope*.
+
+    Args:
+        params: Names and values, in any order.
+        now: An aware instant; the default range is the 30 days before it, to whole hours.
+        also: Parameters that the caller reads itself.
+
+    Raises:
+        BadParameter: A parameter is unknown or has a bad value: what it takes.
+        NotFound: An account or key outside of *scope*.
+    """
+    given = _gathered(params, also)
+    scalars = {name: given[name][0] for name in _SCALARS if name in given}
+    zone = _zone(scalars.get("time_zone", "UTC"))
+    from_us, to_us_ = _range(scalars, zone, now)
+    granularity = _one_of(scalars, "granularity", GRANULARITIES)
+    group_by = _group_by(_list(given, "group_by"))
+    measures = tuple(_list(given, "measures")) or MEASURES_DEFAULT
+    for name in measures:
+        if name not in MEASURES:
+            raise _unknown(name, "measures", MEASURES)
+    _check_once(measures, "measures")
+    filters = _filters(given)
+    account_id = _account(given, scope, filters)
+    if scope.key_id is not None:
+        if any(key_id != scope.key_id for key_id in filters.get("key", ())):
+            raise NotFound("There is no such key.")
+        filters["key"] = (scope.key_id,)
+    return UsageQuery(
+        account_id=account_id,
+        from_us=from_us,
+        to_us=to_us_,
+        granularity=cast("Granularity | None", granularity),
+        time_zone=zone.key,
+        week_start=_one_of(scalars, "week_start", WEEKDAYS) or "monday",
+        group_by=group_by,
+        filters=filters,
+        measures=measures,
+        sort=_sort(_list(given, "sort"), measures, group_by, granularity),
+        limit=_number(scalars, "limit", PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX),
+        offset=_number(scalars, "offset", 0, OFFSET_MAX),
+    )
+
+
+def _gathered(params: Iterable[tuple[str, str]], also: Sequence[str]) -> dict[str, list[str]]:
+    given: dict[str, list[str]] = {}
+    for name, value in params:
+        if name in also:
+            continue
+        if name.startswith(("tag.", "tag:")):
+            name = f"tag:{name[4:]}"
+            if name == "tag:":
+                raise BadParameter("a tag's filter is tag.<name>=<value>", field="tag.")
+        elif name not in PARAMETERS:
+            raise _unknown_parameter(name, also)
+        if name in _SCALARS and name != "account" and name in given:
+            raise BadParameter(f"{name} is given twice: give it once", field=name)
+        if "\x00" in value or len(value) > 100_000:
+            raise BadParameter(f"{name} has a NUL or is too long", field=name)
+        given.setdefault(name, []).append(value)
+    return given
+
+
+def _unknown_parameter(name: str, also: Sequence[str]) -> BadParameter:
+    known = (*PARAMETERS, *also)
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return BadParameter(
+        f"{name[:64]} is not a parameter: {hint}The parameters are {', '.join(known)} and tag.<name>",
+        field=name[:64],
+    )
+
+
+def _unknown(name: str, field: str, known: Iterable[str]) -> BadParameter:
+    return BadParameter(f"{field} takes {', '.join(known)}, not {name[:64]!r}", field=field)
+
+
+def _list(given: dict[str, list[str]], name: str) -> list[str]:
+    return [value for text in given.get(name, ()) for value in _split(text) if value]
+
+
+def _split(text: str) -> list[str]:
+    return [part.replace("\\,", ",") for part in _COMMA.split(text)]
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name[:64])
+    except (KeyError, ValueError, OSError):
+        raise BadParameter(
+            f"time_zone is an IANA name such as Europe/Berlin, not {name[:64]!r}", field="time_zone"
+        ) from None
+
+
+def _range(scalars: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[int, int]:
+    # Whole hours, since these are the cheapest to answer. Clocks of callers may be ahead of ours by so much.
+    ahead = now.astimezone(UTC) + timedelta(seconds=FUTURE_S_MAX)
+    end = ahead.replace(minute=0, second=0, microsecond=0) + timedelta(hours=1)
+    to_us_ = _instant_us(scalars["to"], "to", zone) if "to" in scalars else to_us(end)
+    if "from" in scalars:
+        from_us_ = _instant_us(scalars["from"], "from", zone)
+    else:
+        from_us_ = max(to_us_ - RANGE_DAYS_DEFAULT * 86_400_000_000, to_us(datetime(1, 1, 1, tzinfo=UTC)))
+    if from_us_ >= to_us_:
+        raise BadParameter(
+            f"from is before to: {from_us(from_us_).isoformat()} is not before {from_us(to_us_).isoformat()}",
+            field="from",
+        )
+    return from_us_, to_us_
+
+
+def _instant_us(text: str, name: str, zone: ZoneInfo) -> int:
+    """Return the instant of an RFC 3339 date-time, or of the midnight in *zone* that a date begins with."""
+    try:
+        match = _DATE.match(text)
+        if match is not None:
+            day = date(int(match[1]), int(match[2]), int(match[3]))
+            return to_us(datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC))
+        return parse_time_us(text)
+    except (ValueError, OverflowError):
+        hint = "; in a URL, write + as %2B" if re.search(r" \d\d:\d\d\Z", text) else ""
+        raise BadParameter(
+            f"{name} is a date such as 2026-01-31, or a date-time with an offset such as "
+            f"2026-01-31T09:30:00Z, not {text[:64]!r}{hint}",
+            field=name,
+        ) from None
+
+
+def _one_of(scalars: dict[str, str], name: str, allowed: Sequence[str]) -> str | None:
+    value = scalars.get(name)
+    if value is not None and value not in allowed:
+        raise BadParameter(f"{name} is one of {', '.join(allowed)}, not {value[:64]!r}", field=name)
+    return value
+
+
+def _group_by(names: list[str]) -> tuple[str, ...]:
+    groups = tuple(f"tag:{name[4:]}" if name.startswith(("tag.", "tag:")) else name for name in names)
+    for name in groups:
+        if name not in DIMENSIONS and not (name.startswith("tag:") and len(name) > 4):
+            raise _unknown(name, "group_by", (*DIMENSIONS, "tag.<name>"))
+    if len(groups) > GROUPS_MAX:
+        raise BadParameter(f"group_by takes at most {GROUPS_MAX} dimensions", field="group_by")
+    _check_once(groups, "group_by")
+    return groups
+
+
+def _check_once(names: Sequence[str], field: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise BadParameter(f"{field} has {name} twice: name it once", field=field)
+
+
+def _filters(given: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    filters: dict[str, tuple[str, ...]] = {}
+    for name, texts in given.items():
+        if name not in FILTERS and not name.startswith("tag:"):
+            continue
+        values = tuple(value for text in texts for value in _split(text))
+        if len(values) > VALUES_MAX:
+            raise BadParameter(f"{name} takes at most {VALUES_MAX} values", field=name)
+        if name == "status":
+            for value in values:
+                if value and not (value.isascii() and value.isdigit() and len(value) <= 3):
+                    raise BadParameter(
+                        f"status is an HTTP status such as 429, not {value[:64]!r}", field="status"
+                    )
+        filters[name] = values
+    return filters
+
+
+def _account(
+    given: dict[str, list[str]], scope: UsageScope, filters: dict[str, tuple[str, ...]]
+) -> str | None:
+    accounts = _list(given, "account")
+    if scope.account_id is not None:
+        if any(account != scope.account_id for account in accounts):
+            raise NotFound("There is no such account.")
+        return scope.account_id
+    if len(accounts) == 1:
+        return accounts[0]
+    if len(accounts) > VALUES_MAX:
+        raise BadParameter(f"account takes at most {VALUES_MAX} values", field="account")
+    if accounts:
+        filters["account"] = tuple(accounts)
+    return None
+
+
+def _sort(
+    terms: list[str], measures: tuple[str, ...], group_by: tuple[str, ...], granularity: str | None
+) -> tuple[str, ...]:
+    columns = (*(("time",) if granularity else ()), *group_by, *measures)
+    done = []
+    for term in terms:
+        sign, name = ("-", term[1:]) if term.startswith("-") else ("", term)
+        name = f"tag:{name[4:]}" if name.startswith("tag.") else name
+        if name not in columns:
+            raise BadParameter(
+                f"sort takes columns of the answer, each with - in front for descending: "
+                f"{', '.join(columns)}, not {term[:64]!r}",
+                field="sort",
+            )
+        done.append(sign + name)
+    return tuple(done)
+
+
+def _number(scalars: dict[str, str], name: str, default: int, most: int) -> int:
+    text = scalars.get(name)
+    if text is None:
+        return default
+    if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= most:
+        return int(text)
+    raise BadParameter(f"{name} is a whole number from 0 to {most}, not {text[:64]!r}", field=name)

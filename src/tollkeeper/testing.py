@@ -1,0 +1,165 @@
+"""
+For tests of Tollkeeper and of what is built on it: a clock that only moves when told, installations on real
+stores, and adapters that fail on purpose.
+
+    clock = ManualClock()
+    with installation(tmp_path, clock=clock) as site:
+        secrets = set_up(site, Account(id="acme", name="Acme"), Key(id="k1", account="acme"), ...)
+        clock.advance(seconds=60)
+
+Every store is the real one. The embedded usage store opens one directory per process at a time: where
+several installations are open at once, or opening it for each takes too long, they share one of the test
+(`store=`), and keep apart by account ids (`unique`).
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+from tollkeeper.clock import Clock
+from tollkeeper.domain.catalog import Entry
+from tollkeeper.domain.instants import US_PER_S, from_us, to_us
+from tollkeeper.errors import Unavailable
+from tollkeeper.installation import Installation
+from tollkeeper.ports import UsageStore
+from tollkeeper.settings import load
+
+NOON: Final = datetime(2026, 3, 18, 12, 0, tzinfo=UTC)
+"""A Wednesday in the middle of a month, no year, month, week, day or hour about to end."""
+
+
+class ManualClock:
+    """A `Clock` that stands still until it is moved, in either direction."""
+
+    def __init__(self, at: datetime = NOON) -> None:
+        self._now_us = to_us(at)
+
+    def now(self) -> datetime:
+        return from_us(self._now_us)
+
+    def now_us(self) -> int:
+        return self._now_us
+
+    def advance(self, *, seconds: int = 0, us: int = 0) -> None:
+        """Move by so much; a negative span moves back."""
+        self._now_us += seconds * US_PER_S + us
+
+    def set(self, at: datetime) -> None:
+        """Move to *at*, aware."""
+        self._now_us = to_us(at)
+
+
+class KeptOpen:
+    """A port that others use and do not close: all but `close` goes to *target*."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def close(self) -> None:
+        """Leave *target* open: who made it closes it."""
+
+
+class Faulty:
+    """
+    A port one method of which fails when told: all else goes to *target*.
+
+    Args:
+        target: The adapter.
+        method: Name of the method that fails.
+    """
+
+    def __init__(self, target: Any, method: str) -> None:
+        self.target = target
+        self.calls = 0
+        """Calls of the method that were let through to the target."""
+        self._method = method
+        self._lock = threading.Lock()
+        self._refusals = 0
+        self._losses = 0
+
+    def refuse(self, times: int = 1) -> None:
+        """Fail the next *times* calls before anything is done."""
+        with self._lock:
+            self._refusals = times
+
+    def lose_replies(self, times: int = 1) -> None:
+        """Fail the next *times* calls after all is done: the caller cannot know that it was."""
+        with self._lock:
+            self._losses = times
+
+    def __getattr__(self, name: str) -> Any:
+        return self._call if name == self._method else getattr(self.target, name)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            refused = self._refusals > 0
+            self._refusals -= refused
+        if refused:
+            raise Unavailable("refused by the test")
+        answer = getattr(self.target, self._method)(*args, **kwargs)
+        with self._lock:
+            self.calls += 1
+            lost = self._losses > 0
+            self._losses -= lost
+        if lost:
+            raise Unavailable("the answer was lost by the test")
+        return answer
+
+
+def open_installation(
+    directory: str | Path, *, clock: Clock | None = None, store: UsageStore | None = None, **settings: Any
+) -> Installation:
+    """
+    Return a running installation in *directory*; close it.
+
+    Args:
+        store: A usage store to share: it stays open when the installation is closed.
+        settings: As those of `settings.Settings`.
+    """
+    shared = None if store is None else cast("UsageStore", KeptOpen(store))
+    values = {**settings, "data_dir": str(directory)}
+    return Installation(load(values, environ={}), clock=clock, store=shared)
+
+
+@contextmanager
+def installation(
+    directory: str | Path, *, clock: Clock | None = None, store: UsageStore | None = None, **settings: Any
+) -> Iterator[Installation]:
+    """Yield what `open_installation` returns, and close it in the end."""
+    opened = open_installation(directory, clock=clock, store=store, **settings)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@contextmanager
+def faulty_ledger(site: Installation, method: str = "commit") -> Iterator[Faulty]:
+    """Yield a `Faulty` ledger that the committer of *site* writes to until the block ends."""
+    committer: Any = site.committer
+    faulty = Faulty(committer._ledger, method)
+    committer._ledger = faulty
+    try:
+        yield faulty
+    finally:
+        committer._ledger = faulty.target
+
+
+def set_up(site: Installation, *entries: Entry) -> dict[str, str]:
+    """Put *entries*, in any order; return the secrets of the keys that this made, by key id."""
+    applied = site.manage.apply(entries)
+    return {issued.entry.id: issued.secret for issued in applied.issued if issued.secret is not None}
+
+
+def unique(prefix: str) -> str:
+    """Return an id that no other test uses."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,72 @@
+"""
+Fixtures for tests of whole installations, on real stores.
+
+chDB opens one directory per process at a time, so the installations of a module share one usage store and keep
+apart by the account ids of `account`; each test has a ledger of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.installation import Installation
+from tollkeeper.testing import ManualClock, installation, open_installation, unique
+
+Install = Callable[..., Installation]
+
+
+@pytest.fixture(scope="session")
+def usage_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the usage store of this test process is."""
+    return tmp_path_factory.mktemp("usage")
+
+
+@pytest.fixture(scope="module")
+def usage_store(usage_directory: Path) -> Iterator[ClickHouseUsageStore]:
+    """A real usage store, open while the module's tests run: other modules may open one elsewhere."""
+    store = ClickHouseUsageStore.open(f"chdb://{usage_directory}", memory_bytes_max=2 << 30)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def account() -> str:
+    """An account id of this test alone."""
+    return unique("acct")
+
+
+@pytest.fixture
+def install(tmp_path: Path, usage_store: ClickHouseUsageStore, clock: ManualClock) -> Iterator[Install]:
+    """
+    Open an installation in the test's directory, closed in the end.
+
+    To restart: close the one before and call it again. Keyword arguments are those of
+    `testing.open_installation`.
+    """
+    with ExitStack() as stack:
+
+        def opened(directory: str = "data", **options: Any) -> Installation:
+            given = {"clock": clock, "store": usage_store, **options}
+            site = open_installation(tmp_path / directory, **given)
+            stack.callback(site.close)
+            return site
+
+        yield opened
+
+
+@pytest.fixture
+def site(tmp_path: Path, usage_store: ClickHouseUsageStore, clock: ManualClock) -> Iterator[Installation]:
+    """One running installation, by the clock of the test."""
+    with installation(tmp_path / "data", clock=clock, store=usage_store) as opened:
+        yield opened

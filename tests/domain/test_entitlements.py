@@ -1,0 +1,182 @@
+"""What a key permits follows from its plan, subscription, project and account; counters have stable names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, PlanBudget, Subscription
+from tollkeeper.domain.entitlements import budget_scopes, fingerprint_of, resolve, scope_of_budget
+from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.periods import period_of
+
+ACME = Account(id="acme", name="Acme")
+STARTED_AT = datetime(2026, 1, 31, 9, tzinfo=UTC)
+SUBSCRIPTION = Subscription(id="s1", account="acme", plan="pro", started_at=STARTED_AT)
+LIMITS = [
+    Limit(name="rpm", amount=10),
+    Limit(name="tpm", amount=10, unit="tokens", per="project"),
+    Limit(name="all", amount=10, per="account"),
+]
+
+
+def key(**fields):
+    return Key(**{"id": "k1", "account": "acme", **fields})
+
+
+def resolved(entry, *, line=("k1",), plan=None, budgets=(), subscription=None):
+    return resolve(entry, line=line, account=ACME, subscription=subscription, plan=plan, budgets=budgets)
+
+
+def counter_ids(entitlement):
+    return [scope.counter_id for scope in entitlement.limits]
+
+
+def test_limits_count_per_key_project_or_account():
+    plan = Plan(slug="pro", limits=LIMITS)
+    assert counter_ids(resolved(key(project="web"), plan=plan)) == [
+        "limit:key:k1:rpm",
+        "limit:project:web:tpm",
+        "limit:account:all",
+    ]
+
+
+def test_a_project_limit_of_a_key_without_project_counts_per_key():
+    assert counter_ids(resolved(key(), plan=Plan(slug="pro", limits=LIMITS)))[1] == "limit:key:k1:tpm"
+
+
+def test_a_key_may_bring_limits_of_its_own_even_none():
+    plan = Plan(slug="pro", limits=LIMITS)
+    assert counter_ids(resolved(key(limits=[Limit(name="own", amount=1)]), plan=plan)) == ["limit:key:k1:own"]
+    assert resolved(key(limits=[]), plan=plan).limits == ()
+
+
+def test_rotated_keys_share_the_counters_of_the_first_one():
+    """Otherwise rotating would empty a limit."""
+    plan = Plan(slug="pro", limits=LIMITS, budgets=[PlanBudget(name="spend", amount=1, per="key")])
+    first = resolved(key(), line=["k1", "k2"], plan=plan)
+    second = resolved(key(id="k2"), line=["k1", "k2"], plan=plan)
+    assert counter_ids(first) == counter_ids(second)
+    assert first.budgets == second.budgets
+
+
+def test_only_credit_keys_of_consumers_draw_on_the_balance():
+    assert resolved(key(type="credit")).draws_on_credit
+    assert not resolved(key(type="subscription")).draws_on_credit
+    assert not resolved(key(type="credit", role="management")).draws_on_credit
+
+
+@pytest.mark.parametrize(
+    ("project", "line", "charged"),
+    [
+        (None, [], {"account"}),
+        ("web", [], {"account", "web"}),
+        ("web", ["k1"], {"account", "web", "key"}),
+        (None, ["k0", "k1"], {"account", "key"}),
+        ("app", ["k2"], {"account"}),
+    ],
+)
+def test_an_event_is_charged_to_the_budgets_of_its_account_project_and_key(project, line, charged):
+    budgets = [
+        Budget(id="account", account="acme", amount=1),
+        Budget(id="web", account="acme", amount=1, project="web"),
+        Budget(id="key", account="acme", amount=1, key="k1"),
+    ]
+    scopes = budget_scopes("acme", project, line, subscription=None, plan=None, budgets=budgets)
+    assert {scope.name for scope in scopes} == charged
+
+
+PLANNED = Plan(
+    slug="pro",
+    budgets=[
+        PlanBudget(name=per, amount=1, per=per)  # type: ignore[arg-type]
+        for per in ("subscription", "key", "project", "account")
+    ],
+)
+
+
+def planned_ids(project, line, subscription):
+    scopes = budget_scopes("acme", project, line, subscription=subscription, plan=PLANNED, budgets=())
+    return [scope.counter_id for scope in scopes]
+
+
+def test_plan_budgets_have_a_pool_for_each_thing_of_per():
+    assert planned_ids("web", ["k1"], SUBSCRIPTION) == [
+        "plan:pro/subscription:subscription:s1",
+        "plan:pro/key:key:k1",
+        "plan:pro/project:project:web",
+        "plan:pro/account:account:acme",
+    ]
+
+
+def test_without_a_subscription_its_pool_is_the_keys():
+    assert planned_ids(None, ["k1"], None) == [
+        "plan:pro/subscription:key:k1",
+        "plan:pro/key:key:k1",
+        "plan:pro/account:account:acme",
+    ]
+
+
+def test_an_event_without_a_key_is_on_no_plan():
+    assert planned_ids("web", [], None) == []
+
+
+def test_the_subscription_anchors_the_plans_budgets():
+    plan = Plan(slug="pro", budgets=[PlanBudget(name="b", amount=1, period="anniversary")])
+    (scope,) = resolved(key(), plan=plan, subscription=SUBSCRIPTION).budgets
+    start_us, end_us = scope.span_us(to_us(datetime(2026, 3, 1, tzinfo=UTC)))
+    assert start_us == to_us(datetime(2026, 2, 28, 9, tzinfo=UTC))
+    assert end_us == to_us(datetime(2026, 3, 31, 9, tzinfo=UTC))
+
+
+PERIODS = ("day", "week", "month", "year", "anniversary", "5h", "30d", "7m", "total")
+
+
+@given(
+    st.sampled_from(PERIODS),
+    st.sampled_from(("UTC", "Europe/Berlin", "America/New_York")),
+    st.datetimes(datetime(2001, 1, 1), datetime(2090, 1, 1), timezones=st.just(UTC)),
+)
+def test_the_span_of_a_scope_is_the_period_that_holds_the_instant(period, zone, at):
+    budget = Budget(id="b", account="acme", amount=1, period=period, time_zone=zone, anchor_at=STARTED_AT)
+    start_us, end_us = scope_of_budget(budget).span_us(to_us(at))
+    span = period_of(at, period, time_zone=zone, anchor_at=STARTED_AT)
+    assert (start_us, end_us) == (to_us(span.start_at), to_us(span.end_at))
+    assert start_us <= to_us(at) < end_us
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"period": "day"},
+        {"time_zone": "Europe/Berlin"},
+        {"week_start": "sunday"},
+        {"anchor_at": STARTED_AT},
+        {"unit": "tokens"},
+        {"project": "web"},
+        {"key": "k1"},
+    ],
+)
+def test_what_changes_the_events_that_a_budget_counts_changes_its_fingerprint(change):
+    """A changed fingerprint makes the counter start anew; one that is missed leaves a wrong sum for good."""
+    plain = {"id": "b", "account": "acme", "amount": 1}
+    before = scope_of_budget(Budget(**plain))
+    assert fingerprint_of(scope_of_budget(Budget(**plain, **change))) != fingerprint_of(before)
+
+
+def test_a_changed_amount_leaves_the_fingerprint():
+    """Raising a budget forgets nothing of what was spent."""
+    low, high = (scope_of_budget(Budget(id="b", account="acme", amount=n)) for n in (1, 2))
+    assert fingerprint_of(low) == fingerprint_of(high)
+
+
+@given(st.lists(st.sampled_from(["k1", "k2", "k3"]), unique=True), st.randoms(use_true_random=False))
+def test_the_members_of_a_scope_are_told_apart_in_any_order(members, chance):
+    scope = scope_of_budget(Budget(id="b", account="acme", amount=1))
+    shuffled = list(members)
+    chance.shuffle(shuffled)
+    assert scope.of_members(members) == scope.of_members(shuffled)
+    assert fingerprint_of(scope.of_members(members)) != fingerprint_of(scope.of_members([*members, "k4"]))

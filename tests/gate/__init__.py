@@ -1,0 +1,1 @@
+"""The gate: exact counters, routes, and nothing overshot however many ask at once."""

@@ -1,0 +1,1 @@
+"""Stateful models: after any sequence of calls the real thing agrees with plain integers."""

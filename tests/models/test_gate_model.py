@@ -1,0 +1,340 @@
+"""
+The gate against an oracle of plain integers: lists of what was taken, by whom and when.
+
+The oracle knows no windows, periods or books: it sums lists, in the order in which the gate asks its counters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import resolve, scope_of_budget
+from tollkeeper.domain.instants import US_PER_S, from_us, to_us
+from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.periods import FAR_FUTURE, period_of
+from tollkeeper.domain.pools import CreditBook, GrantBalance
+from tollkeeper.gate.gate import Admission, Gate, Outcome, Usage
+from tollkeeper.testing import ManualClock
+
+MINUTE_US = 60 * US_PER_S
+UNITS = ("requests", "tokens", "nanos", "credits")
+START = datetime(2026, 3, 18, 23, 57, tzinfo=UTC)
+"""Minutes before the end of a day, so that periods change in every run."""
+
+RPM, TPM, UNDER_WAY = 6, 100, 4
+LIMITS = [
+    Limit(name="rpm", amount=RPM),
+    Limit(name="tpm", amount=TPM, unit="tokens", algorithm="sliding"),
+    Limit(name="open", amount=UNDER_WAY, algorithm="concurrency"),
+]
+SECRETS = {"plain": "tk_plain", "credit": "tk_credit"}
+ROUTES = [
+    Route(id="chat", method="POST", path="/chat", credits=2),
+    Route(id="free", method="GET", path="/free", free=True),
+]
+
+
+class Taking(NamedTuple):
+    """What one request took, for the oracle. Corrected at settling, dropped at voiding."""
+
+    key: str
+    free: bool
+    at_us: int
+    period_us: int
+    """Start of the budget's period, by the budget as it was when the request was admitted."""
+    amounts: tuple[int, int, int, int]
+
+
+class FakeSources:
+    """The catalog and the ledger, in memory."""
+
+    def __init__(self) -> None:
+        self.budget = Budget(id="b", account="acme", amount=300, period="day")
+        self.rows: dict[int, int] = defaultdict(int)
+        self.book_ = CreditBook()
+        self.commit = 0
+
+    def entitlement(self, secret_sha256: str) -> Any:
+        for name, secret in SECRETS.items():
+            if secret_sha256 == hash_secret(secret):
+                key = Key(id=name, account="acme", type="credit" if name == "credit" else "subscription")
+                plan = Plan(slug="pro", limits=LIMITS)
+                account = Account(id="acme", name="Acme")
+                return resolve(
+                    key, line=[name], account=account, subscription=None, plan=plan, budgets=[self.budget]
+                )
+        return None
+
+    def routes(self) -> list[Route]:
+        return ROUTES
+
+    def price(self, model: str, account_id: str, at_us: int) -> None:
+        return None
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        return self.rows[period_start_us], self.commit
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        return {}
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        return self.book_, self.commit
+
+
+class GateModel(RuleBasedStateMachine):
+    """After any sequence of calls each counter of the gate is the sum of a list."""
+
+    admissions = Bundle("admissions")
+
+    @initialize(granted=st.integers(0, 400))
+    def start(self, granted):
+        self.clock = ManualClock(START)
+        self.sources = FakeSources()
+        self.gate = Gate(self.sources, self.clock)
+        self.open: dict[str, Taking] = {}
+        self.settled: list[tuple[Taking, list[Any]]] = []
+        self.used_in_windows: list[Taking] = []
+        self.grants = 0
+        if granted:
+            self.grant(granted, None)
+
+    # -- the oracle -----------------------------------------------------------------------------------
+
+    @property
+    def now_us(self) -> int:
+        return self.clock.now_us()
+
+    def period_us(self, at_us: int) -> int:
+        return to_us(period_of(from_us(at_us), self.sources.budget.period).start_at)
+
+    def counters(self, key: str, *, free: bool) -> list[tuple[str, str, int, int]]:
+        """Return name, unit, allowed and used of each counter, in the order in which they are asked."""
+        now_us = self.now_us
+        mine = [taking for taking in self.used_in_windows if taking.key == key]
+        rpm = sum(t.amounts[0] for t in mine if t.at_us // MINUTE_US == now_us // MINUTE_US)
+        slot_us = MINUTE_US // 60
+        tpm = sum(t.amounts[1] for t in mine if t.at_us - t.at_us % slot_us > now_us - MINUTE_US - slot_us)
+        under_way = sum(taking.key == key for taking in self.open.values())
+        found = [
+            ("rpm", "requests", RPM, rpm),
+            ("tpm", "tokens", TPM, tpm),
+            ("open", "requests", UNDER_WAY, under_way),
+        ]
+        if free:
+            return found
+        period_us = self.period_us(now_us)
+        unbooked = [*self.open.values(), *(taking for taking, _ in self.settled)]
+        spent = sum(t.amounts[2] for t in unbooked if t.period_us == period_us) + self.sources.rows[period_us]
+        found.append(("b", "nanos", self.sources.budget.amount, spent))
+        if key == "credit":
+            balance = self.sources.book_.balance_nanos(from_us(now_us))
+            out = sum(t.amounts[2] for t in unbooked if t.key == "credit")
+            found.append(("credit", "nanos", max(0, balance), out + min(0, balance) * -1))
+        return found
+
+    def refusal(self, key: str, *, free: bool, tokens: int, nanos: int) -> tuple[str, str, int, int] | None:
+        """Return the first counter that a request does not fit."""
+        for name, unit, allowed, used in self.counters(key, free=free):
+            amount = {"requests": 1, "tokens": tokens, "nanos": max(1, nanos)}[unit]
+            if used + amount > allowed:
+                return name, unit, allowed, used
+        return None
+
+    @invariant()
+    def every_counter_is_the_sum_of_its_list(self):
+        for key, secret in SECRETS.items():
+            self.gate._collect_abandoned()
+            permit = self.gate.permit(secret)
+            states = self.gate.state_of(permit, self.now_us)
+            expected = self.counters(key, free=False)
+            assert [state.limit for state in states] == [name for name, *_ in expected]
+            for state, (name, unit, allowed, used) in zip(states, expected, strict=True):
+                assert state.unit == unit
+                assert state.allowed == allowed
+                if name == "credit":
+                    assert state.largest_fit == max(0, allowed - used)
+                else:
+                    assert state.used == used
+
+    # -- requests -------------------------------------------------------------------------------------
+
+    def ask(self, key: str, free: bool, tokens: int, nanos: int) -> Admission | Denial:
+        usage = Usage(prompt_tokens=tokens, cost_nanos=nanos)
+        method, path = ("GET", "/free") if free else ("POST", "/chat")
+        return self.gate.admit(SECRETS[key], method, path, usage)
+
+    @rule(
+        target=admissions,
+        key=st.sampled_from(sorted(SECRETS)),
+        free=st.sampled_from((False, False, False, True)),
+        tokens=st.integers(0, 60),
+        nanos=st.integers(0, 120),
+    )
+    def admit(self, key, free, tokens, nanos):
+        if free:
+            nanos = 0
+        refusal = self.refusal(key, free=free, tokens=tokens, nanos=nanos)
+        result = self.ask(key, free, tokens, nanos)
+        if refusal is None:
+            assert isinstance(result, Admission), result
+            amounts = (1, tokens, nanos, 0 if free else 2)
+            assert tuple(result.amounts) == amounts
+            taking = Taking(key, free, self.now_us, self.period_us(self.now_us), amounts)
+            self.open[result.id] = taking
+            self.used_in_windows.append(taking)
+            return result
+        self.check_denial(result, refusal, key, free, tokens, nanos)
+        return multiple()
+
+    def check_denial(self, denial, refusal, key, free, tokens, nanos):
+        assert isinstance(denial, Denial)
+        name, unit, allowed, used = refusal
+        assert (denial.limit, denial.unit, denial.allowed) == (name, unit, allowed)
+        if name != "credit":
+            assert denial.used == used
+        assert denial.status == (402 if name in ("b", "credit") else 429)
+        if name == "open":
+            assert denial.largest_fit == 0
+            return
+        of_unit = [a - u for n, w, a, u in self.counters(key, free=free) if w == unit and n != "open"]
+        assert denial.largest_fit == max(0, min(of_unit))
+        if name in ("b", "credit"):
+            assert denial.retry_after_s is None
+        elif name == "rpm":
+            # At the next full minute, in whole seconds, and not one earlier.
+            assert denial.retry_after_s == -(-(MINUTE_US - self.now_us % MINUTE_US) // US_PER_S)
+        if unit != "requests":
+            self.try_largest_fit(unit, denial.largest_fit, key, free, tokens, nanos)
+
+    def try_largest_fit(self, unit, largest, key, free, tokens, nanos):
+        """Where only this unit binds, exactly the largest fit is admitted, and one more is not."""
+        for amount, fits in ((largest, True), (largest + 1, False)):
+            asked = {"tokens": tokens, "nanos": nanos, unit: amount}
+            if fits and (not largest or self.refusal(key, free=free, **asked) is not None):
+                continue
+            result = self.ask(key, free, asked["tokens"], asked["nanos"])
+            assert isinstance(result, Admission) == fits
+            if fits:
+                assert self.gate.claim(result)
+                self.gate.void(result)
+
+    @rule(admission=consumes(admissions), tokens=st.integers(0, 80), nanos=st.integers(0, 200))
+    def settle(self, admission, tokens, nanos):
+        taking = self.open.pop(admission.id)
+        usage = Usage(completion_tokens=tokens, cost_nanos=nanos)
+        finished = self.gate.finish(admission, Outcome(usage=usage), self.now_us)
+        assert finished is not None
+        record, charges = finished
+        assert (record.cost_nanos, record.occurred_at_us) == (nanos, taking.at_us)
+        actual = taking._replace(amounts=(1, tokens, nanos, record.credits))
+        self.used_in_windows[self.used_in_windows.index(taking)] = actual
+        self.settled.append((actual, charges))
+        assert self.gate.finish(admission, Outcome(), self.now_us) is None
+        assert not self.gate.claim(admission)
+
+    @rule(admission=consumes(admissions), commits=st.booleans(), nanos=st.integers(0, 200))
+    def settle_and_fail(self, admission, commits, nanos):
+        """A settlement that could not be committed leaves the hold as it was; so does a void."""
+        assert self.gate.claim(admission)
+        record, _ = self.gate.settle(admission, Outcome(usage=Usage(cost_nanos=nanos)), self.now_us)
+        self.gate.unsettle(admission, record)
+        self.forget(admission)
+
+    @rule(admission=consumes(admissions))
+    def void(self, admission):
+        assert self.gate.claim(admission)
+        self.gate.void(admission)
+        admission.state = "ended"
+        assert not self.gate.claim(admission)
+        self.forget_taking(admission.id)
+
+    def forget(self, admission):
+        assert admission.state == "open"
+        assert self.gate.claim(admission)
+        self.gate.void(admission)
+        self.forget_taking(admission.id)
+
+    @rule(admission=consumes(admissions))
+    def abandon(self, admission):
+        """What its caller drops is voided by the next request. Bundles keep references: drop it by hand."""
+        self.forget_taking(admission.id)
+        admission.__del__()
+        admission.state = "ended"
+
+    def forget_taking(self, admission_id):
+        self.used_in_windows.remove(self.open.pop(admission_id))
+
+    # -- the rest of the world ------------------------------------------------------------------------
+
+    @rule(seconds=st.integers(1, 30) | st.sampled_from((60, 61, 180, 3600)))
+    def wait(self, seconds):
+        self.clock.advance(seconds=seconds)
+
+    @rule()
+    def commit(self):
+        """Everything settled is committed, as the budget and the balance stand then."""
+        counted: dict[tuple[str, str, int], int] = defaultdict(int)
+        for _, charges in self.settled:
+            for account_id, counter_id, period_us, amount in charges:
+                counted[account_id, counter_id, period_us] += amount
+        charged: dict[tuple[str, str, int], int] = defaultdict(int)
+        for taking, charges in self.settled:
+            charged["acme", "budget:b", self.period_us(taking.at_us)] += taking.amounts[2]
+            if taking.key == "credit":
+                charged["acme", "credit", 0] += taking.amounts[2]
+            assert {charge.counter_id for charge in charges} == {"budget:b"} | (
+                {"credit"} if taking.key == "credit" else set()
+            )
+        self.settled.clear()
+        self.book(charged, counted)
+
+    @rule(amount=st.integers(1, 150), after=st.integers(0, 200))
+    def ingest(self, amount, after):
+        """Events that did not pass the gate are charged too, sometimes to a period that is over."""
+        period_us = self.period_us(self.now_us - after * MINUTE_US)
+        self.book({("acme", "budget:b", period_us): amount}, {})
+
+    def book(self, charged, counted):
+        self.sources.commit += 1
+        for (_, counter_id, period_us), amount in charged.items():
+            if counter_id == "budget:b":
+                self.sources.rows[period_us] += amount
+        drawn = charged.get(("acme", "credit", 0), 0)
+        if drawn:
+            self.sources.book_ = self.sources.book_.charged(drawn, from_us(self.now_us))
+        books = {"acme": self.sources.book_} if drawn else {}
+        self.gate.booked(dict(charged), dict(counted), books, self.sources.commit)
+
+    @rule(amount=st.integers(1, 300), minutes=st.none() | st.integers(1, 90))
+    def grant(self, amount, minutes):
+        self.grants += 1
+        expires_at = FAR_FUTURE if minutes is None else from_us(self.now_us) + timedelta(minutes=minutes)
+        balance = GrantBalance(1, expires_at, f"g{self.grants}", amount, amount)
+        self.sources.commit += 1
+        self.sources.book_ = self.sources.book_.posted(balance)
+        self.gate.booked({}, {}, {"acme": self.sources.book_}, self.sources.commit)
+
+    @rule(amount=st.integers(0, 600))
+    def change_amount(self, amount):
+        self.sources.budget = Budget(id="b", account="acme", amount=amount, period=self.sources.budget.period)
+        self.gate.forget("acme")
+
+    @rule(period=st.sampled_from(("day", "week", "1h", "month")))
+    def change_period(self, period):
+        """The new period has its own row of the ledger; holds stay in the period that they were made in."""
+        self.sources.budget = Budget(id="b", account="acme", amount=self.sources.budget.amount, period=period)
+        self.gate.forget("acme")
+        scope = scope_of_budget(self.sources.budget)
+        assert scope.span_us(self.now_us)[0] == self.period_us(self.now_us)
+
+
+TestGate = GateModel.TestCase
+TestGate.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)

@@ -1,0 +1,114 @@
+"""Verify finds every difference between counter, ledger and events, and nothing where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from tollkeeper.adapters.sql.catalog_tables import grants
+from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, scopes
+from tollkeeper.domain.catalog import Account, Budget, Grant, Key
+from tollkeeper.domain.usage import UsageQuery
+from tollkeeper.installation import Installation
+from tollkeeper.services.decode import decode_events
+from tollkeeper.testing import set_up
+
+
+@pytest.fixture
+def charged(site: Installation, account: str) -> Installation:
+    """An account that spent 60 of its credit, within a budget."""
+    set_up(
+        site,
+        Account(id=account, name="A"),
+        Key(id=f"{account}.k", account=account, type="credit"),
+        Grant(id="g", account=account, amount_nanos=100),
+        Budget(id="b", account=account, amount=1_000, period="day"),
+    )
+    events = [
+        {"id": f"e{n}", "time": "2026-03-18T11:00:00Z", "key_id": f"{account}.k", "cost_nanos": n * 10}
+        for n in range(4)
+    ]
+    assert site.ingest.take(decode_events(events, now_us=site.clock.now_us())).accepted == 4
+    return site
+
+
+def found(site: Installation, account: str) -> list[tuple[str, int, int]]:
+    """What verify finds of the account; of others there is nothing in this ledger."""
+    verdict = site.reconcile.verify()
+    assert {difference.account_id for difference in verdict.differences} <= {account}
+    assert verdict.ok == (not verdict.differences and not verdict.store_differences)
+    return [(d.what.split(" from ")[0].split(" against ")[-1], d.expected, d.found) for d in verdict.differences]
+
+
+def change(site: Installation, table: sa.Table, **values: Any) -> None:
+    with site.engine.begin() as tx:
+        tx.execute(sa.update(table).values(**values))
+
+
+def test_what_was_booked_is_in_agreement(charged: Installation, account: str) -> None:
+    """No difference where there is none, and the verdict says how much was compared."""
+    verdict = charged.reconcile.verify()
+    assert verdict.differences == []
+    assert (verdict.accounts, verdict.counters) == (1, 2)
+    seen: list[str] = []
+    charged.reconcile.verify(progress=seen.append)
+    assert seen == [account]
+
+
+def test_a_counter_that_is_off_by_a_nano_is_found(charged: Installation, account: str) -> None:
+    """Against its postings, its events and, for credit, the grants."""
+    change(charged, counters, used=counters.c.used + 1)
+    assert {(expected, got) for _, expected, got in found(charged, account)} == {(60, 61)}
+    assert len(found(charged, account)) == 5
+
+
+def test_a_posting_that_is_missing_is_found(charged: Installation, account: str) -> None:
+    """The counter may be right and its history wrong."""
+    with charged.engine.begin() as tx:
+        tx.execute(sa.delete(postings).where(postings.c.counter_id == "credit"))
+    assert [(expected, got) for _, expected, got in found(charged, account)] == [(0, 60)]
+
+
+def test_a_grant_or_an_overdraft_that_was_changed_is_found(charged: Installation, account: str) -> None:
+    """Money that appears or vanishes."""
+    change(charged, grants, remaining_nanos=grants.c.remaining_nanos + 5)
+    assert found(charged, account) == [("the grants drawn on", 55, 60)]
+    with charged.engine.begin() as tx:
+        tx.execute(sa.insert(pools).values(account_id=account, overdraft_nanos=5))
+    assert found(charged, account) == []
+
+
+def test_an_event_that_is_in_no_counter_is_found(charged: Installation, account: str) -> None:
+    """As when somebody writes into the usage store directly."""
+    from tests.faults.test_relay import record
+    from tollkeeper.columns import table_of
+
+    stray = record(account, 7)._replace(key_id=f"{account}.k")
+    charged.store.append(table_of([stray]), f"stray-{account}")
+    assert sorted(got for _, _, got in found(charged, account)) == [60, 60]
+    assert sorted(expected for _, expected, _ in found(charged, account)) == [67, 67]
+
+
+def test_a_budget_that_is_not_in_force_is_found(charged: Installation, account: str) -> None:
+    """It would let everything pass and count nothing."""
+    with charged.engine.begin() as tx:
+        tx.execute(sa.delete(scopes))
+    verdict = charged.reconcile.verify()
+    assert [(d.what, d.expected, d.found) for d in verdict.differences] == [
+        ("budget budget:b in the catalog (expected) and in force (found)", 1, 0)
+    ]
+
+
+def test_rebuilding_changes_no_answer(charged: Installation, account: str) -> None:
+    """Rollups are a pure function of the events."""
+    asked = UsageQuery(
+        account_id=account, from_us=0, to_us=2**52, granularity="hour", group_by=("key",)
+    )
+    before = charged.reports.usage(asked)
+    assert charged.reconcile.rebuild()["usage_hourly"] > 0
+    after = charged.reports.usage(asked)
+    assert (after.rows, after.totals) == (before.rows, before.totals)
+    assert before.totals["cost_nanos"] == 60
+    assert found(charged, account) == []
