@@ -112,9 +112,7 @@ class Installation:
         )
         self.ingest = Ingest(self.directory, self.store, self.pending, self.committer, self.clock)
         self.reports = Reports(self.store, self.relay, self.pending, self.clock)
-        self.amend = Amend(
-            self.directory, self.store, self.pending, self.committer, self.reports, self.clock
-        )
+        self.amend = Amend(self.directory, self.store, self.pending, self.committer, self.reports, self.clock)
         self.reconcile = Reconcile(self.directory, self.ledger, self.store, self.reports, self.clock)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
@@ -318,9 +316,7 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Installation:
 def _open_usage(settings: Settings) -> UsageStore:
     from tollkeeper.adapters.clickhouse.store import ClickHouseUsageStore
 
-    return ClickHouseUsageStore.open(
-        settings.usage, memory_bytes_max=settings.usage_memory_bytes_max or None
-    )
+    return ClickHouseUsageStore.open(settings.usage, memory_bytes_max=settings.usage_memory_bytes_max or None)
 
 
 def _lock(directory: Path) -> IO[bytes]:

@@ -28,6 +28,9 @@ from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.errors import Unavailable
 from tollkeeper.installation import Installation
 from tollkeeper.ports import UsageStore
+from tollkeeper.services.committer import AddCharges
+from tollkeeper.services.reconcile import Verdict
+from tollkeeper.services.tickets import Ticket
 from tollkeeper.settings import load
 
 NOON: Final = datetime(2026, 3, 18, 12, 0, tzinfo=UTC)
@@ -152,6 +155,40 @@ def faulty_ledger(site: Installation, method: str = "commit") -> Iterator[Faulty
         yield faulty
     finally:
         committer._ledger = faulty.target
+
+
+@contextmanager
+def lost_commits(site: Installation, times: int = 1) -> Iterator[None]:
+    """Make the database of *site* lose the answers of the next *times* commits: they are done, then fail."""
+    dialect: Any = site.engine.dialect
+    do_commit = dialect.do_commit
+    left = times
+
+    def commit_and_lose(connection: Any) -> None:
+        nonlocal left
+        do_commit(connection)
+        if left > 0:
+            left -= 1
+            raise dialect.dbapi.OperationalError("the answer was lost by the test")
+
+    dialect.do_commit = commit_and_lose
+    try:
+        yield
+    finally:
+        dialect.do_commit = do_commit
+
+
+def commit_all(site: Installation) -> None:
+    """Return when everything that was submitted before is committed."""
+    ticket = Ticket()
+    site.committer.submit(AddCharges({}, ticket))
+    ticket.wait()
+
+
+def verify(site: Installation) -> Verdict:
+    """Return the verdict on all that was submitted before; nothing may be submitted meanwhile."""
+    commit_all(site)
+    return site.reconcile.verify()
 
 
 def set_up(site: Installation, *entries: Entry) -> dict[str, str]:

@@ -87,7 +87,9 @@ def grant(engine: sa.Engine, id_: str, amount_nanos: int, **fields: Any) -> Gran
 
 def everything(engine: sa.Engine) -> dict[str, list[tuple[Any, ...]]]:
     with engine.connect() as tx:
-        return {t.name: sorted(map(tuple, tx.execute(sa.select(t))), key=repr) for t in metadata.sorted_tables}
+        return {
+            t.name: sorted(map(tuple, tx.execute(sa.select(t))), key=repr) for t in metadata.sorted_tables
+        }
 
 
 # -- commit ---------------------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_a_group_with_one_bad_part_leaves_nothing(
 
 
 def test_text_that_the_engine_cannot_hold_is_bad_input(ledger: SqlLedger, engine: sa.Engine) -> None:
-    """PostgreSQL has no NUL in text: were that taken for a database that is away, it would be retried for ever."""
+    """PostgreSQL has no NUL in text: taken for a database that is away, it would be retried for ever."""
     if engine.dialect.name == "postgresql":
         with pytest.raises(BadInput):
             ledger.commit(Group(now_us=NOW_US, opened=[hold("h\x00")]))
@@ -181,7 +183,7 @@ def test_text_that_the_engine_cannot_hold_is_bad_input(ledger: SqlLedger, engine
 def test_a_commit_whose_answer_was_lost_is_found_out(
     ledger: SqlLedger, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The committer tries again what fails. A commit that did take place must not look as if it had failed."""
+    """The committer tries again what fails: a commit that took place must not look as if it had failed."""
     commit, loaded = engine.dialect.do_commit, engine.dialect.loaded_dbapi
     lost = iter([True])
 
@@ -228,7 +230,7 @@ def test_commits_are_numbered_without_gaps_for_readers(ledger: SqlLedger) -> Non
 
 
 def test_what_a_reader_sees_is_of_one_commit(ledger: SqlLedger) -> None:
-    """A counter and the number of its commit are of the same instant, or the gate would count a commit twice."""
+    """A counter and its commit's number are of the same instant, or the gate would count a commit twice."""
     done = threading.Event()
 
     def write() -> None:
@@ -324,7 +326,9 @@ def test_a_grant_pays_back_what_was_overdrawn(ledger: SqlLedger, engine: sa.Engi
 
 def test_an_expired_grant_is_not_drawn_on(ledger: SqlLedger, engine: sa.Engine) -> None:
     """What has expired is gone, even in the group that comes late."""
-    ledger.commit(Group(now_us=NOW_US, grants=[grant(engine, "g", 10, expires_at=NOW + timedelta(seconds=1))]))
+    ledger.commit(
+        Group(now_us=NOW_US, grants=[grant(engine, "g", 10, expires_at=NOW + timedelta(seconds=1))])
+    )
     ledger.commit(Group(now_us=NOW_US + 1_000_000, charges={("acme", CREDIT_COUNTER, 0): 4}))
     book, _ = ledger.book("acme")
     assert (book.overdraft_nanos, book.grants[0].remaining_nanos) == (4, 10)
@@ -410,7 +414,7 @@ def fill(ledger: SqlLedger, *counts: int) -> list[int]:
 
 
 def test_a_batch_keeps_its_number_and_rows_until_delivered(ledger: SqlLedger) -> None:
-    """The number is the insert's token: with other rows under it, the repeat after a crash would lose them."""
+    """The number is the insert's token: other rows under it would be lost in the repeat after a crash."""
     assert ledger.next_batch(10) is None
     a, b = fill(ledger, 1, 2)
     begun = ledger.next_batch(10)

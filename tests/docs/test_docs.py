@@ -9,10 +9,16 @@ from typing import Final, get_args
 
 import pytest
 
+from tests.docs import cli_help
 from tollkeeper import errors
 from tollkeeper.domain.catalog import KINDS, Limit, PlanBudget
 from tollkeeper.domain.decisions import STATUS_BY_REASON, Reason
+from tollkeeper.domain.usage import DIMENSIONS, MEASURES
+from tollkeeper.http.api import build_api
+from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.problems import STATUS_BY_ERROR
+from tollkeeper.http.routes.openapi import openapi_document
+from tollkeeper.installation import Installation
 from tollkeeper.services.declaration import parse_declaration
 from tollkeeper.settings import Settings
 
@@ -30,6 +36,10 @@ def error_classes() -> Iterator[type[errors.TollkeeperError]]:
 
 def ours() -> list[type[errors.TollkeeperError]]:
     return [error for error in error_classes() if error.__module__ == "tollkeeper.errors"]
+
+
+def openapi_paths(site: Installation) -> dict[str, dict[str, object]]:
+    return openapi_document(build_api(site, Authenticator(site), version="1"), "1")["paths"]
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:
@@ -112,3 +122,28 @@ def test_the_example_files_of_the_pages_are_accepted() -> None:
     for page in (ROOT / "README.md", DOCS / "declaration.md"):
         for example in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL):
             assert parse_declaration(example)
+
+
+def test_the_command_line_page_is_the_commands_own_help() -> None:
+    assert cli_help.PAGE.read_text() == cli_help.page(), "run: python -m tests.docs.cli_help"
+
+
+def test_every_path_of_the_api_has_its_line_and_no_other(site: Installation) -> None:
+    text = (DOCS / "http.md").read_text()
+    documented = set(re.findall(r"\| `(GET|POST|PUT|DELETE) (/[^`]*)`", text))
+    for kind in KINDS:
+        documented |= {(m, p.replace("<kind>", kind)) for m, p in documented if "<kind>" in p}
+    documented = {(m, p) for m, p in documented if "<kind>" not in p}
+    served = {
+        (method.upper(), path)
+        for path, operations in openapi_paths(site).items()
+        for method in operations
+        if method in ("get", "post", "put", "delete")
+    }
+    assert documented == served
+
+
+def test_every_measure_and_dimension_is_named() -> None:
+    text = (DOCS / "http.md").read_text()
+    for name in (*MEASURES, *DIMENSIONS):
+        assert name in text or name.removeprefix("latency_ms") in text or name.endswith("_tokens"), name

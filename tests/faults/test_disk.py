@@ -1,4 +1,4 @@
-"""A disk that is full, a directory that cannot be written or is in use, a damaged file: refused, and nothing lost."""
+"""A full disk, a directory that cannot be written or is in use, a damaged file: refused, and nothing lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tollkeeper.testing import installation, open_installation, set_up
 NOBODY = 65_534
 
 
-def run(code: str, *args: str, user: int | None = None) -> Any:
+def run(code: str, *args: str) -> Any:
     """Run *code* in a process of its own; return what it printed last, from JSON."""
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *args],
@@ -30,7 +30,6 @@ def run(code: str, *args: str, user: int | None = None) -> Any:
         capture_output=True,
         text=True,
         timeout=120,
-        user=user,
         cwd="/",
     )
     assert ended.returncode == 0, ended.stderr
@@ -132,19 +131,20 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with installation(directory) as site:
         set_up(site, Account(id="acme", name="A"))
     code = """
-        import json, sys
+        import json, os, sys
         from tollkeeper import Tollkeeper
         from tollkeeper.errors import TollkeeperError
+        # Root may write anywhere: it becomes somebody who may not.
+        os.seteuid(int(sys.argv[2]))
         try:
             Tollkeeper.open(sys.argv[1])
         except TollkeeperError as exc:
             print(json.dumps([exc.code, str(exc)]))
     """
-    # Root may write anywhere: as root this asks for somebody who may not.
-    root = os.geteuid() == 0
+    user = os.geteuid() or NOBODY
     _permit(tmp_path, directory, writable=False)
     try:
-        code_, message = run(code, str(directory), user=NOBODY if root else None)
+        code_, message = run(code, str(directory), str(user))
     finally:
         _permit(tmp_path, directory, writable=True)
     assert code_ == "unavailable"
@@ -202,10 +202,18 @@ def test_a_directory_of_a_process_that_was_killed_is_free(tmp_path: Path) -> Non
         site = open_installation(sys.argv[1])
         os.kill(os.getpid(), 9)
     """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "d")], check=False, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "d")], check=False, timeout=60
+    )
     assert ended.returncode == -9
-    assert run("import sys, json\nfrom tollkeeper.testing import open_installation\n"
-               "open_installation(sys.argv[1]).close()\nprint(json.dumps(1))", str(tmp_path / "d")) == 1
+    assert (
+        run(
+            "import sys, json\nfrom tollkeeper.testing import open_installation\n"
+            "open_installation(sys.argv[1]).close()\nprint(json.dumps(1))",
+            str(tmp_path / "d"),
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "first page", "cut off", "later pages"])
@@ -241,6 +249,8 @@ def test_a_usage_store_that_cannot_be_opened_stops_no_request(tmp_path: Path) ->
         import json, sys
         from tollkeeper import Tollkeeper, UsageQuery
         from tollkeeper.errors import Unavailable
+        from tollkeeper.services import report
+        report.FLUSH_S = 0.1
         toll = Tollkeeper.open(sys.argv[1], unknown_route="allow")
         made = toll.apply('[[accounts]]\\nid="acme"\\nname="A"\\n[[keys]]\\nid="k"\\naccount="acme"')
         admission = toll.admit(made.issued[0].secret, "GET", "/x")

@@ -1,4 +1,4 @@
-"""While the ledger cannot be written nothing is acknowledged, and nothing that was settled is lost or doubled."""
+"""While the ledger cannot be written nothing is acknowledged; what was settled is neither lost nor doubled."""
 
 from __future__ import annotations
 
@@ -157,10 +157,8 @@ def test_a_settle_that_was_not_committed_leaves_the_hold_open(customer: Customer
 
 
 @pytest.mark.parametrize("waits", [False, True])
-def test_what_was_settled_here_is_kept_and_booked_once(
-    customer: Customer, away: Faulty, waits: bool
-) -> None:
-    """The request is over and cannot be settled again: its record must outlive the failure, with or without a waiter."""
+def test_what_was_settled_here_is_kept_and_booked_once(customer: Customer, away: Faulty, waits: bool) -> None:
+    """The request is over and cannot be settled again: its record must outlive the failure."""
     admission = customer.admit()
     away.refuse(3)
     ticket = Ticket() if waits else None
@@ -224,10 +222,9 @@ def test_one_bad_record_fails_alone(customer: Customer, site: Installation) -> N
         Outcome(error_type="\ud800"),
     ]
     for outcome in outcomes:
-        bad, ticket = customer.admit(), Ticket()
+        bad = customer.admit()
         with pytest.raises((TollkeeperError, TypeError)):
-            site.holds.settle(bad, outcome, ticket)
-            ticket.wait()
+            settle(site, bad, outcome)
         site.holds.void(bad)
     for admission in good:
         site.holds.settle(admission, Outcome())
@@ -236,6 +233,13 @@ def test_one_bad_record_fails_alone(customer: Customer, site: Installation) -> N
     assert customer.used() == 21
     assert site.gate.refusing is None
     assert site.reconcile.verify().differences == []
+
+
+def settle(site: Installation, admission: Admission, outcome: Outcome) -> None:
+    """Settle as `Tollkeeper.settle(wait=True)` does."""
+    ticket = Ticket()
+    site.holds.settle(admission, outcome, ticket)
+    ticket.wait()
 
 
 class Refusing(Faulty):
@@ -402,7 +406,7 @@ def test_closing_twice_at_once_is_closing_once(customer: Customer, install: Inst
 
 
 def test_what_was_admitted_before_a_budget_is_charged_to_it(customer: Customer, account: str) -> None:
-    """It is committed after the budget came into force: the counter is the sum of its events, without a gap."""
+    """It is committed after the budget came into force, and the counter is the sum of its events."""
     site = customer.site
     admission = customer.admit()
     set_up(site, Budget(id="new", account=account, amount=1_000, period="day"))

@@ -85,9 +85,7 @@ class Recorded:
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=6),
     faults=st.lists(
-        st.tuples(
-            st.sampled_from(["append", "delivered", "next_batch"]), st.booleans(), st.booleans()
-        ),
+        st.tuples(st.sampled_from(["append", "delivered", "next_batch"]), st.booleans(), st.booleans()),
         max_size=8,
     ),
     seed=st.integers(0, 99),
@@ -99,7 +97,7 @@ def test_whatever_fails_each_record_arrives_once(
     faults: list[tuple[str, bool, bool]],
     seed: int,
 ) -> None:
-    """Before or after the insert, before or after the delete, with or without a restart, while more comes in."""
+    """Before or after the insert or the delete, with or without a restart, while more comes in."""
     empty_tables(engine)
     chance, account = random.Random(seed), unique("acct")
     ledger = SqlLedger(engine)
@@ -158,7 +156,7 @@ def test_a_batch_is_repeated_with_the_same_rows_and_token(
     assert totals(usage_store, account) == (2, 2)
 
 
-# -- the usage store is away for a while ------------------------------------------------------------------------
+# -- the usage store is away for a while -------------------------------------------------------------------
 
 
 def test_gate_and_meter_go_on_while_the_store_takes_nothing(
@@ -182,7 +180,9 @@ def test_gate_and_meter_go_on_while_the_store_takes_nothing(
     assert (answer.complete, answer.totals["requests"]) == (False, 0)
     assert (site.pending.record_count, len(site.ledger.pending())) == (6, 6)
     assert site.relay.failure
-    assert site.reconcile.verify().store_differences == ["the outbox could not be delivered to the usage store"]
+    assert site.reconcile.verify().store_differences == [
+        "the outbox could not be delivered to the usage store"
+    ]
     site.close()
     site = install(store=store)
     assert [send(n) for n in range(7)] == [0] * 6 + [1]
@@ -372,7 +372,8 @@ def test_what_a_killed_process_had_committed_is_known_and_delivered(
     site = install(store=store)
     set_up(site, Account(id=account, name="A"))
     events = [
-        {"id": f"e{n}", "time": "2026-03-18T11:00:00Z", "account": account, "cost_nanos": n} for n in range(50)
+        {"id": f"e{n}", "time": "2026-03-18T11:00:00Z", "account": account, "cost_nanos": n}
+        for n in range(50)
     ]
     batch = decode_events(events, now_us=NOON_US)
     assert site.ingest.take(batch).accepted == 50

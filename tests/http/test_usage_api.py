@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.http.conftest import Api
+from tollkeeper.domain.events import TIME_MIN_US
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery
 from tollkeeper.errors import BadParameter, NotFound
@@ -219,10 +220,10 @@ def test_every_measure_and_dimension_can_be_asked_for(api: Api, busy: str) -> No
 class TestParameters:
     """`parse_usage_query`, which the command line uses too."""
 
-    def test_the_default_is_the_last_thirty_days_in_whole_hours(self) -> None:
+    def test_the_default_is_everything_in_whole_hours(self) -> None:
         query = parse_usage_query([], now=NOW)
         assert query.to_us == to_us(datetime(2026, 2, 1, 11, tzinfo=UTC))
-        assert query.to_us - query.from_us == 30 * 86_400_000_000
+        assert query.from_us == TIME_MIN_US
 
     def test_the_default_range_reaches_clocks_that_are_ahead(self) -> None:
         query = parse_usage_query([], now=datetime(2026, 2, 1, 10, 58, tzinfo=UTC))

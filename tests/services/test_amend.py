@@ -104,7 +104,9 @@ class Tenant:
 
     def state(self) -> dict[str, int]:
         """What every reader sees, which must be the same everywhere."""
-        query = UsageQuery(account_id=self.id, **ALL, measures=("requests", "tokens", "cost_nanos", "unpriced"))
+        query = UsageQuery(
+            account_id=self.id, **ALL, measures=("requests", "tokens", "cost_nanos", "unpriced")
+        )
         answer = self.toll.usage(query)
         assert answer.complete
         ledger = self.toll.installation.ledger
@@ -334,7 +336,7 @@ def test_an_amended_event_without_a_price_is_priced_when_the_price_comes(tenant:
 def test_a_store_that_is_behind_makes_corrections_wait(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is in force cannot be told while records are on their way: refuse, rather than correct the wrong one."""
+    """While records are on their way nobody can tell what is in force: refuse, or correct the wrong one."""
     monkeypatch.setattr(report, "FLUSH_S", 0.05)
     store = tenant.toll.installation.store
     append = store.append

@@ -250,7 +250,7 @@ def expected_counters(tenant: Tenant, drawn: Sequence[dict[str, Any]]) -> Counte
 def test_split_reordered_and_retried_the_totals_are_the_same(
     toll: Tollkeeper, drawn: list[dict[str, Any]], chance: random.Random
 ) -> None:
-    """A sender that lost an answer sends again, perhaps cut and ordered otherwise: nothing may count twice."""
+    """A sender that lost an answer sends again, perhaps cut and ordered otherwise: all counts once."""
     tenant = Tenant(toll)
     events = [sent(tenant, index, body) for index, body in enumerate(drawn)]
     once = chance.sample(events, len(events))
@@ -279,7 +279,7 @@ def test_split_reordered_and_retried_the_totals_are_the_same(
 
 
 def test_everything_that_was_ingested_is_reconciled(toll: Tollkeeper) -> None:
-    """Counter = ledger = sum of events, over all that the tests above left, and after rollups are made anew."""
+    """Counter = ledger = sum of events, over all that the tests above left, and after a rebuild."""
     verified(toll)
     before = toll.usage(UsageQuery(account_id=None, from_us=ALL[0], to_us=ALL[1], group_by=("account",)))
     toll.rebuild()
@@ -305,7 +305,7 @@ def test_an_id_of_another_account_is_another_event(toll: Tollkeeper, tenant: Ten
 
 @pytest.mark.parametrize("delivered", [False, True])
 def test_the_same_id_with_another_body_is_a_conflict(tenant: Tenant, delivered: bool) -> None:
-    """The first one counts, whether it is still in the outbox or long stored; the other is named by its index."""
+    """The first one counts, whether still in the outbox or long stored; the other is named by its index."""
     tenant.record(tenant.event("a", cost_nanos=5))
     if delivered:
         tenant.totals()
@@ -432,9 +432,7 @@ def test_a_management_key_sees_and_books_only_its_own(toll: Tollkeeper, tenant: 
     def take(*events: dict[str, Any]) -> IngestResult:
         return ingest.take(decode_events(events, now_us=NOW_US), account_id=tenant.id)
 
-    theirs = take(
-        other.event("a"), other.event("b", key_id=other.key), tenant.event("c", account=other.id)
-    )
+    theirs = take(other.event("a"), other.event("b", key_id=other.key), tenant.event("c", account=other.id))
     none = take(
         tenant.event("a", account="nobody"),
         tenant.event("b", key_id="no-key"),
@@ -595,7 +593,12 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
             "priced",
         ),
         ({"model": "m1", "tokens": {"completion": 1}, "time": "2026-05-14T00:00:00Z"}, 7, 0, "priced"),
-        ({"method": "POST", "route": "/v1/chat", "model": "none", "tokens": {"prompt": 1}}, 11, 1, "unpriced"),
+        (
+            {"method": "POST", "route": "/v1/chat", "model": "none", "tokens": {"prompt": 1}},
+            11,
+            1,
+            "unpriced",
+        ),
         ({"method": "POST", "route": "/v1/chat", "model": "none"}, 11, 1, "priced"),
     ],
 )
@@ -700,7 +703,9 @@ def test_a_late_event_lands_in_the_bucket_of_its_time(tenant: Tenant) -> None:
         )
         return {row["time"][:10]: row["cost_nanos"] for row in report.rows}
 
-    tenant.record(tenant.event("a", cost_nanos=1), tenant.event("b", cost_nanos=2, time="2026-03-01T00:00:00Z"))
+    tenant.record(
+        tenant.event("a", cost_nanos=1), tenant.event("b", cost_nanos=2, time="2026-03-01T00:00:00Z")
+    )
     assert days() == {"2026-03-01": 2, "2026-05-15": 1}
     late = tenant.event("c", cost_nanos=40, time="2026-02-28T23:59:59.999999-01:00")
     assert tenant.record(late).accepted == 1

@@ -16,7 +16,8 @@ def record(id_: str, account_id: str = "acme") -> Record:
     numbers = {
         name: 0
         for name in RECORD_FIELDS
-        if name.endswith(("_us", "_tokens", "_nanos")) or name in ("revision", "status", "bytes_out", "credits")
+        if name.endswith(("_us", "_tokens", "_nanos"))
+        or name in ("revision", "status", "bytes_out", "credits")
     }
     return Record(**{**texts, **numbers, "account_id": account_id, "id": id_, "sign": 1, "tags": {}})
 

@@ -39,7 +39,9 @@ def found(site: Installation, account: str) -> list[tuple[str, int, int]]:
     verdict = site.reconcile.verify()
     assert {difference.account_id for difference in verdict.differences} <= {account}
     assert verdict.ok == (not verdict.differences and not verdict.store_differences)
-    return [(d.what.split(" from ")[0].split(" against ")[-1], d.expected, d.found) for d in verdict.differences]
+    return [
+        (d.what.split(" from ")[0].split(" against ")[-1], d.expected, d.found) for d in verdict.differences
+    ]
 
 
 def change(site: Installation, table: sa.Table, **values: Any) -> None:
@@ -103,12 +105,21 @@ def test_a_budget_that_is_not_in_force_is_found(charged: Installation, account: 
 
 def test_rebuilding_changes_no_answer(charged: Installation, account: str) -> None:
     """Rollups are a pure function of the events."""
-    asked = UsageQuery(
-        account_id=account, from_us=0, to_us=2**52, granularity="hour", group_by=("key",)
-    )
+    asked = UsageQuery(account_id=account, from_us=0, to_us=2**52, granularity="hour", group_by=("key",))
     before = charged.reports.usage(asked)
     assert charged.reconcile.rebuild()["usage_hourly"] > 0
     after = charged.reports.usage(asked)
     assert (after.rows, after.totals) == (before.rows, before.totals)
     assert before.totals["cost_nanos"] == 60
     assert found(charged, account) == []
+
+
+def test_a_budget_whose_period_was_changed_is_compared_by_its_new_periods(
+    charged: Installation, account: str
+) -> None:
+    """The rows of its old periods stay, and mean nothing any more: they are no difference."""
+    for period in ("1h", "month", "total", "5h", "day"):
+        set_up(charged, Budget(id="b", account=account, amount=1_000, period=period))
+        event = {"id": period, "time": "2026-03-18T11:30:00Z", "account": account, "cost_nanos": 1}
+        assert charged.ingest.take(decode_events([event], now_us=charged.clock.now_us())).accepted == 1
+        assert found(charged, account) == []

@@ -22,9 +22,11 @@ import msgspec
 import typer
 
 from tollkeeper.cli import options
+from tollkeeper.cli.catalog import Catalog, DataCatalog, ServerCatalog
 from tollkeeper.cli.failures import Failure, misused
 from tollkeeper.cli.output import Column, plain, print_json, print_table, progress
 from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.clock import SystemClock
 from tollkeeper.domain.instants import from_us, to_text
 
 if TYPE_CHECKING:
@@ -237,8 +239,7 @@ def _local_book(
     installation = toll.installation
     log = None
     if format != "jsonl":
-        ids = [entry.entry_id for entry in toll.manage.list("accounts", limit=2)]
-        log = _log(format, account or _only(ids), client_field)
+        log = _log(format, _payer(DataCatalog(toll), account), client_field)
 
     def book(chunk: bytes) -> Booked:
         from tollkeeper.services.decode import decode_ndjson
@@ -271,12 +272,7 @@ def _remote_book(
 
     if format == "jsonl":
         return send
-    if account is None:
-        found = server.call("GET", "/accounts", query=[("limit", "2")])
-        account = _only([entry["id"] for entry in found["items"]])
-    from tollkeeper.clock import SystemClock
-
-    log, clock = _log(format, account, client_field), SystemClock()
+    log, clock = _log(format, _payer(ServerCatalog(server), account), client_field), SystemClock()
 
     def book(chunk: bytes) -> Booked:
         # Decoded here, since the API takes events: ids are those that a local ingest would give.
@@ -307,10 +303,16 @@ def _log(format: FileFormat, account: str, client_field: ClientField | None) -> 
     return AccessLog(format=cast("LogFormat", format), account=account, client_field=client_field)
 
 
-def _only(account_ids: list[str]) -> str:
-    if len(account_ids) == 1:
-        return account_ids[0]
-    if account_ids:
+def _payer(catalog: Catalog, account: str | None) -> str:
+    """Return who pays for what a log records: *account*, which must exist, or the only one that there is."""
+    if account is not None:
+        catalog.get("accounts", account, None)
+        return account
+    ids = [entry["id"] for entry in catalog.list("accounts", None)]
+    if len(ids) == 1:
+        only: str = ids[0]
+        return only
+    if ids:
         raise misused("There are several accounts: say with --account who pays for what the log records.")
     raise Failure("There is no account yet to book a log to: create one, e.g. with `tollkeeper apply`.")
 

@@ -49,7 +49,7 @@ def open_data(data: str | None, *, create: bool = False) -> Tollkeeper:
         create: Make the directory if there is none; a command that only reads has nothing to read there.
 
     Raises:
-        Failure: There is no such directory.
+        Failure: There is no installation in it.
         DataDirectoryInUse, Unavailable: As `Tollkeeper.open`.
     """
     settings = load({"data_dir": data})
@@ -61,8 +61,9 @@ def open_data(data: str | None, *, create: bool = False) -> Tollkeeper:
 
 
 def _check_exists(settings: Settings) -> None:
-    if not settings.ledger_url and not Path(settings.data_dir).is_dir():
+    # Whoever opens a directory makes this file; a command that only reads shall make none anywhere.
+    if not settings.ledger_url and not (Path(settings.data_dir) / "lock").is_file():
         raise Failure(
-            f"There is no data directory {settings.data_dir}. "
+            f"There is no installation in {settings.data_dir}. "
             "Name one with --data; `tollkeeper apply` and `tollkeeper serve` make a new one."
         )

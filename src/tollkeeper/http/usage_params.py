@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from typing import Final, NamedTuple, cast
 from zoneinfo import ZoneInfo
 
-from tollkeeper.domain.events import FUTURE_S_MAX, parse_time_us
+from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, parse_time_us
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.usage import (
@@ -31,7 +31,6 @@ from tollkeeper.domain.usage import (
 )
 from tollkeeper.errors import BadParameter, NotFound
 
-RANGE_DAYS_DEFAULT: Final = 30
 OFFSET_MAX: Final = 10**9
 VALUES_MAX: Final = 1_000
 """Values of one filter."""
@@ -80,7 +79,7 @@ def parse_usage_query(
 
     Args:
         params: Names and values, in any order.
-        now: An aware instant; the default range is the 30 days before it, to whole hours.
+        now: An aware instant; the default range is everything up to it, to whole hours.
         also: Parameters that the caller reads itself.
 
     Raises:
@@ -178,7 +177,7 @@ def _range(scalars: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[int,
     if "from" in scalars:
         from_us_ = _instant_us(scalars["from"], "from", zone)
     else:
-        from_us_ = max(to_us_ - RANGE_DAYS_DEFAULT * 86_400_000_000, to_us(datetime(1, 1, 1, tzinfo=UTC)))
+        from_us_ = TIME_MIN_US
     if from_us_ >= to_us_:
         raise BadParameter(
             f"from is before to: {from_us(from_us_).isoformat()} is not before {from_us(to_us_).isoformat()}",

@@ -270,6 +270,8 @@ def _decides_cost(record: Record) -> tuple[object, ...]:
 
 def _tokens(record: Record) -> int:
     return (
-        record.prompt_tokens + record.cached_prompt_tokens + record.completion_tokens + record.reasoning_tokens
+        record.prompt_tokens
+        + record.cached_prompt_tokens
+        + record.completion_tokens
+        + record.reasoning_tokens
     )
-

@@ -223,7 +223,8 @@ class Batch(Work):
     Many records as one Arrow table, with their charges. Fails with `Stale` when an id came in since.
 
     Args:
-        keys: `pending.key_of` of each id that the batch takes: of row i the i-th, unless it is of corrections.
+        keys: `pending.key_of` of each id that the batch takes: that of row i in place i, unless
+            they are of corrections.
         accounts: The accounts of the rows.
         payload: The table as an Arrow IPC stream.
         corrections: The rows are corrections; *keys* are the corrections' ids.
@@ -339,14 +340,14 @@ class Committer:
         self.committed_works = 0
         self.committed_groups = 0
         self.lost_works = 0
-        """Works that were neither committed nor failed to a caller: closing gave up, or they cannot be stored."""
+        """Works that were lost without a caller who was told: closing gave up, or they cannot be stored."""
         self.on_commit: Callable[[], None] = lambda: None
         """Called on the commit thread after each group: tells the relay that there is work."""
         self.on_last_used: Callable[[dict[str, int]], None] = lambda used: None
         self.before_scopes_change: Callable[[set[str]], None] = lambda accounts: None
         """
-        Called on the commit thread with the accounts whose budgets changed, after the ledger has the change and
-        before `scopes_version` does: who reads the new version must not find the old budgets remembered.
+        Called on the commit thread with the accounts whose budgets changed, after the ledger has the change
+        and before `scopes_version` does: who reads the new version must not find the old budgets remembered.
         """
         self._thread = threading.Thread(target=self._run, name="tollkeeper-committer", daemon=True)
 
@@ -376,7 +377,7 @@ class Committer:
         return len(self._queue)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Commit what is queued and end the thread; what the ledger does not take in time is logged as lost."""
+        """Commit what is queued and end the thread; what the ledger does not take by then is logged as lost."""
         with self._arrived:
             self._closing = True
             self._close_by = time.monotonic() + timeout_s
@@ -465,7 +466,7 @@ class Committer:
             elif len(added) == 1:
                 self._refuse(added[0], exc)
             else:
-                # Something in the group is at fault, not the ledger: find it, so that the rest is not held up.
+                # Something in the group is at fault, not the ledger: find it, so as not to hold up the rest.
                 self._write_singly(added)
             return
         self._unsaved.clear()

@@ -103,7 +103,7 @@ class Pending:
             self._forget_retired()
 
     def newest_seq(self, account_id: str | None) -> int:
-        """Return the outbox row that the usage store must have to be up to date for an account (None: all)."""
+        """Return the outbox row up to which the usage store must be for an account (None: all)."""
         with self._lock:
             if account_id is None:
                 return max(self._newest_seq_by_account.values(), default=0)
@@ -142,7 +142,7 @@ class Pending:
             if isinstance(holder, list):
                 found[key] = holder[index]
             else:
-                table, table_keys, rows = by_table.setdefault(id(holder), (holder, [], []))  # type: ignore[arg-type]
+                table, table_keys, rows = by_table.setdefault(id(holder), (holder, [], []))
                 table_keys.append(key)
                 rows.append(index)
         for table, table_keys, rows in by_table.values():

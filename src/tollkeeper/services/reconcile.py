@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
 
 class Reconcile:
-    """Run while nothing is being settled for an exact verdict; a running server is compared as of its commits."""
+    """Exact while nothing is being settled; a running server is compared as of its commits."""
 
     def __init__(
         self, directory: Directory, ledger: Ledger, store: UsageStore, reports: Reports, clock: Clock
@@ -89,7 +89,9 @@ class Reconcile:
         for at in sorted({*counters, *postings}):
             used, posted = counters.get(at, 0), postings.get(at, 0)
             if used != posted:
-                differences.append(Difference(account_id, f"counter {_name(at)} against its postings", posted, used))
+                differences.append(
+                    Difference(account_id, f"counter {_name(at)} against its postings", posted, used)
+                )
         wanted = self._directory.wanted_scopes(account_id)
         active = self._ledger.scopes(account_id)
         for counter_id in sorted(wanted.keys() ^ active.keys()):
@@ -99,7 +101,12 @@ class Reconcile:
             if counter_id not in wanted:
                 continue
             scope, key_ids = wanted[counter_id]
-            starts = {start for c, start in counters if c == counter_id and start >= active_from_us}
+            # A budget whose period was changed has rows of the old periods too, which count no more.
+            starts = {
+                start
+                for c, start in counters
+                if c == counter_id and start >= active_from_us and scope.span_us(start)[0] == start
+            }
             for start_us in sorted(starts | {scope.span_us(self._clock.now_us())[0]}):
                 spent = self._store.charged(
                     account_id,

@@ -5,7 +5,8 @@ A batch of outbox rows gets its number in SQL before it is inserted, and the num
 deduplication token. So a crash, or a lost answer, at any point leads to the same batch under the same token
 again, and the store takes it once. Losing the store loses nothing that is still here.
 
-A row that cannot be read (a damaged disk) is set aside in the ledger, reported by verify, and holds up no other.
+A row that cannot be read (a damaged disk) is set aside in the ledger, reported by verify, and holds up no
+other.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tollkeeper.ports import Ledger, UsageStore
 from tollkeeper.services.pending import Pending
 
 BATCH_RECORDS_MAX: Final = 400_000
-GATHER_S: Final = 0.25
+GATHER_S: Final = 1.0
 """How long committed records gather before they are relayed unasked: few large inserts cost least."""
 RETRY_S: Final = (0.2, 1.0, 5.0)
 
@@ -48,6 +49,7 @@ class Relay:
         self._urgent = threading.Event()
         self._moved = threading.Condition()
         self._closing = False
+        self._wanted_seq = 0
         self.delivered_seq = 0
         self.delivered_records = 0
         self.set_aside_records = sum(record_count for _, record_count, _ in ledger.set_asides())
@@ -68,6 +70,7 @@ class Relay:
         if self.delivered_seq >= seq:
             return True
         deadline = time.monotonic() + timeout_s
+        self._wanted_seq = max(self._wanted_seq, seq)
         self._urgent.set()
         self._wake.set()
         with self._moved:
@@ -137,6 +140,14 @@ class Relay:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    def _more_is_due(self) -> bool:
+        """Return whether the next batch should not gather: one is waited for, or much has piled up."""
+        return (
+            self._closing
+            or self._wanted_seq > self.delivered_seq
+            or self._pending.record_count > BATCH_RECORDS_MAX // 4
+        )
+
     def _run(self) -> None:
         failures = 0
         while True:
@@ -146,8 +157,10 @@ class Relay:
                 self._urgent.wait(GATHER_S)
             self._urgent.clear()
             try:
-                while self.deliver():
+                while self.deliver() and self._more_is_due():
                     pass
+                if self._pending.record_count:
+                    self._wake.set()
                 failures = 0
             except Unavailable as exc:
                 self.failure = str(exc)

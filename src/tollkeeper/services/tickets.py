@@ -40,7 +40,7 @@ class Ticket:
         """Return the result once it is committed; raise what made it fail."""
         if not self.ended:
             if self._future is not None and self._loop is asyncio.get_running_loop():
-                # Shielded: a caller that is cancelled (its client went away) must not stop others from waiting.
+                # Shielded: a caller that is cancelled (its client went away) must not stop the others.
                 await asyncio.shield(self._future)
             else:
                 await asyncio.to_thread(self.wait)

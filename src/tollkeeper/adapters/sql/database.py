@@ -78,7 +78,7 @@ def migrate(engine: sa.Engine) -> None:
             return
         with engine.begin() as connection:
             if engine.dialect.name == "sqlite":
-                # The driver begins a transaction for data only. Without one, a crash would leave half a schema.
+                # The driver begins a transaction for data only, and without one a crash leaves half a schema.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             _upgrade(connection)
     except (DBAPIError, sqlite3.Error) as exc:

@@ -140,7 +140,7 @@ class SqlLedger:
             except SQLAlchemyError as exc:
                 if self._closed.wait(_IN_DOUBT_RETRY_S):
                     raise Unavailable(
-                        "The ledger was closed before the outcome of a commit was known: retry with the same ids."
+                        "The ledger was closed before a commit's outcome was known: retry with the same ids."
                     ) from exc
 
     def _write_group(self, tx: sa.Connection, group: Group) -> Committed:
@@ -494,7 +494,7 @@ class SqlLedger:
 
 @contextmanager
 def _database_errors(done: str) -> Iterator[None]:
-    """Let no error of the driver out. What is at fault with one value is told from a database that is away."""
+    """Let no error of the driver out, and tell one bad value from a database that is away."""
     try:
         yield
     except IntegrityError as exc:

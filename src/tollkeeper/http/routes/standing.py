@@ -139,6 +139,7 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell an account's credit."""
     params_of(request)
     installation = installation_of(request)
+    account_in_scope(principal_of(request), entry_id)
     if installation.directory.account(entry_id) is None:
         raise no_such_account()
     return answer(balance_of(installation, entry_id))

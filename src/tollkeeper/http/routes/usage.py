@@ -73,7 +73,7 @@ _QUERY: Final = (
     Query(
         "from",
         "Date or RFC 3339 date-time from which on events count. A date begins at midnight in `time_zone`. "
-        "30 days before `to` by default.",
+        "Everything by default.",
     ),
     Query("to", "Date or date-time before which events count. The coming full hour by default."),
     Query("group_by", f"A row per value of these, separated by commas: {', '.join(DIMENSIONS)}, tag.<name>."),

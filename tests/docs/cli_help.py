@@ -1,0 +1,50 @@
+"""Writes docs/cli.md from the commands' own help: `python -m tests.docs.cli_help`. A test compares."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+COMMANDS: Final = (
+    "serve", "demo", "apply", "ingest", "usage", "verify", "rebuild", "accounts", "keys", "keys issue", "keys rotate",
+    "grants", "plans",
+)  # fmt: skip
+
+HEAD: Final = """# The command line
+
+Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. `projects`, `subscriptions`, `budgets`,
+`routes` and `prices` have the same commands as `accounts`.
+
+Exit codes: 0 done; 1 failed, or `verify` found a difference; 2 a wrong command line; 130 interrupted. Answers go to
+standard output, errors (`error: …`) and progress to standard error. `--json` and `--format json|csv` are for programs.
+"""
+
+
+def help_of(command: str) -> str:
+    """Return the help text of a command, 100 columns wide, without colours."""
+    environ = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tollkeeper", *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environ,
+    )
+    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+
+
+def page() -> str:
+    """Return what docs/cli.md should be."""
+    with ThreadPoolExecutor(2) as pool:
+        helps = list(pool.map(help_of, COMMANDS))
+    sections = [f"\n## {name}\n\n```\n{text}\n```\n" for name, text in zip(COMMANDS, helps, strict=True)]
+    return HEAD + "".join(sections)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,301 @@
+"""
+However many ask at once, exactly what is allowed passes: threads and tasks against a real installation.
+
+The clock stands still, so nothing lifts by itself; and nobody settles until all were answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Route
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.errors import HoldEnded, TollkeeperError
+from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.installation import Installation
+from tollkeeper.services.tickets import Ticket
+from tollkeeper.testing import set_up, verify
+
+CALLERS = 1_000
+THREADS = 20
+FITS = 100
+PRICE = 7
+
+
+def in_threads(calls: list[Callable[[], Any]], threads: int = THREADS) -> list[Any]:
+    """Run all *calls* from *threads* threads that begin at once; return what they returned or raised."""
+    barrier = threading.Barrier(threads)
+    results: list[Any] = [None] * len(calls)
+
+    def run(first: int) -> None:
+        barrier.wait()
+        for index in range(first, len(calls), threads):
+            try:
+                results[index] = calls[index]()
+            except TollkeeperError as exc:
+                results[index] = exc
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(run, first) for first in range(threads)]:
+            done.result()
+    return results
+
+
+def entries(account: str, bound: str) -> list[Entry]:
+    """Return a catalog in which *bound*, and nothing else, lets 100 requests or 100 × `PRICE` nanos pass."""
+    plan = {
+        "fixed": Limit(name="l", amount=FITS),
+        "sliding": Limit(name="l", amount=FITS, algorithm="sliding"),
+        "permits": Limit(name="l", amount=FITS, algorithm="permits"),
+        "concurrency": Limit(name="l", amount=FITS, algorithm="concurrency"),
+        "nanos limit": Limit(name="l", amount=FITS * PRICE, unit="nanos"),
+    }
+    made: list[Entry] = [
+        Account(id=account, name="Acme"),
+        Plan(slug=f"{account}-plan", limits=[plan[bound]] if bound in plan else []),
+        Key(
+            id=f"{account}-key",
+            account=account,
+            plan=f"{account}-plan",
+            type="credit" if bound == "credit" else "subscription",
+        ),
+        Route(id="chat", method="POST", path="/chat", price_nanos=PRICE),
+    ]
+    if bound == "budget":
+        made.append(Budget(id="b", account=account, amount=FITS * PRICE, period="day"))
+    if bound == "requests budget":
+        made.append(Budget(id="b", account=account, amount=FITS, unit="requests", period="day"))
+    if bound == "credit":
+        made.append(Grant(id="g1", account=account, amount_nanos=FITS * PRICE - 3))
+        made.append(Grant(id="g2", account=account, amount_nanos=3))
+    return made
+
+
+def secret_of(site: Installation, account: str, bound: str) -> str:
+    return set_up(site, *entries(account, bound))[f"{account}-key"]
+
+
+BOUNDS = (
+    "fixed",
+    "sliding",
+    "permits",
+    "concurrency",
+    "nanos limit",
+    "budget",
+    "requests budget",
+    "credit",
+)
+MONEY = ("nanos limit", "budget", "credit")
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_of_a_thousand_threads_calls_exactly_a_hundred_pass(site, account, bound):
+    secret = secret_of(site, account, bound)
+    results = in_threads([lambda: site.holds.admit(secret, "POST", "/chat")] * CALLERS)
+    admitted = [result for result in results if isinstance(result, Admission)]
+    denied = [result for result in results if isinstance(result, Denial)]
+    assert (len(admitted), len(denied)) == (FITS, CALLERS - FITS)
+    assert {denial.largest_fit for denial in denied} == {0}
+    assert len({admission.id for admission in admitted}) == FITS
+    for admission in admitted:
+        site.holds.settle(admission, Outcome())
+    # What was settled stays used, but for what only counts what is under way.
+    again = site.holds.admit(secret, "POST", "/chat")
+    assert isinstance(again, Admission if bound == "concurrency" else Denial)
+    assert verify(site).ok
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_of_a_thousand_tasks_durable_holds_exactly_a_hundred_pass(site, account, bound):
+    secret = secret_of(site, account, bound)
+
+    async def call() -> Admission | Denial:
+        ticket = Ticket(asyncio.get_running_loop())
+        found = site.holds.authorize(secret, "POST", "/chat", NO_USAGE, ticket)
+        if isinstance(found, Denial):
+            return found
+        await found[1].committed()
+        return found[0]
+
+    async def all_calls() -> list[Admission | Denial]:
+        return await asyncio.gather(*(call() for _ in range(CALLERS)))
+
+    results = asyncio.run(all_calls())
+    assert sum(isinstance(result, Admission) for result in results) == FITS
+    assert sum(isinstance(result, Denial) for result in results) == CALLERS - FITS
+    assert len(site.ledger.open_holds()) == FITS
+    assert verify(site).ok
+
+
+@pytest.mark.parametrize("bound", MONEY)
+def test_with_mixed_amounts_nothing_is_overshot_and_nothing_denied_that_fits(site, account, bound):
+    """
+    Nothing is given back, so what is left only shrinks. So exactly this can be checked: the sum is within
+    the bound; each denial names less room than was asked; and what is left in the end, which any denied
+    caller could at least have had, is less than the least that was denied.
+    """
+    secret = secret_of(site, account, bound)
+    allowed = FITS * PRICE
+    amounts = [1 + (index * 7919) % 60 for index in range(CALLERS)]
+    calls = [
+        lambda nanos=nanos: site.holds.admit(secret, "POST", "/chat", Usage(cost_nanos=nanos))
+        for nanos in amounts
+    ]
+    results = in_threads(calls)
+    passed = sum(nanos for nanos, r in zip(amounts, results, strict=True) if isinstance(r, Admission))
+    denied = [(nanos, r) for nanos, r in zip(amounts, results, strict=True) if isinstance(r, Denial)]
+    assert passed <= allowed
+    assert all(denial.largest_fit < nanos for nanos, denial in denied)
+    left = allowed - passed
+    assert left < min(nanos for nanos, _ in denied)
+    # And what is left can be had, to the last nano.
+    if left:
+        assert isinstance(site.holds.admit(secret, "POST", "/chat", Usage(cost_nanos=left + 1)), Denial)
+        results.append(site.holds.admit(secret, "POST", "/chat", Usage(cost_nanos=left)))
+        assert isinstance(results[-1], Admission)
+
+
+def test_what_one_settles_below_its_hold_others_can_have(site, account):
+    """Callers hold 10, use 3 and go on until they are denied: in the end less than one hold is left."""
+    secret = secret_of(site, account, "budget")
+    allowed, held, used = FITS * PRICE, 10, 3
+
+    def call() -> int:
+        count = 0
+        while isinstance(
+            found := site.holds.admit(secret, "POST", "/chat", Usage(cost_nanos=held)), Admission
+        ):
+            site.holds.settle(found, Outcome(usage=Usage(cost_nanos=used)))
+            count += 1
+        return count
+
+    spent = used * sum(in_threads([call] * THREADS))
+    # A caller may be denied while others' holds are open; the last one to be denied saw them settled.
+    while isinstance(found := site.holds.admit(secret, "POST", "/chat", Usage(cost_nanos=held)), Admission):
+        site.holds.settle(found, Outcome(usage=Usage(cost_nanos=used)))
+        spent += used
+    assert allowed - held < spent <= allowed
+    assert isinstance(found, Denial)
+    assert found.used == spent
+    assert verify(site).ok
+    assert counters(site, account) == {"budget:b": spent}
+
+
+def counters(site: Installation, account: str) -> dict[str, int]:
+    """Return what the ledger has charged each counter."""
+    return {counter_id: used for (counter_id, _), used in site.ledger.counter_rows(account).items()}
+
+
+def test_of_many_who_settle_one_admission_one_wins(site, account):
+    secret = secret_of(site, account, "budget")
+    for _ in range(20):
+        admission = site.holds.admit(secret, "POST", "/chat")
+        results = in_threads([lambda a=admission: site.holds.settle(a, Outcome())] * 8, threads=8)
+        assert Counter(type(result).__name__ for result in results) == {"Record": 1, "HoldEnded": 7}
+    assert verify(site).ok
+    assert counters(site, account) == {"budget:b": 20 * PRICE}
+
+
+def durable(site: Installation, secret: str, hold_id: str | None = None, **options: Any) -> Admission:
+    ticket = Ticket()
+    found = site.holds.authorize(secret, "POST", "/chat", NO_USAGE, ticket, hold_id=hold_id, **options)
+    assert not isinstance(found, Denial), found
+    found[1].wait()
+    return found[0]
+
+
+def test_a_durable_hold_has_exactly_one_ending(site, account, clock):
+    """Eight settle, eight void, four look for expired holds, all at once: one of them ends it."""
+    secret = secret_of(site, account, "budget")
+    endings: Counter[str] = Counter()
+
+    def settle(hold_id: str) -> str:
+        ticket = Ticket()
+        settled, commit = site.holds.settle_hold(hold_id, Outcome(), ticket)
+        if commit is not None:
+            commit.wait()
+        return "replayed" if settled.replayed else "settled"
+
+    def void(hold_id: str) -> str:
+        ticket = Ticket()
+        _, commit = site.holds.void_hold(hold_id, ticket)
+        if commit is None:
+            return "was ended"
+        commit.wait()
+        return "voided"
+
+    def expire(hold_id: str) -> str:
+        return f"expired {site.holds.expire()}"
+
+    for number in range(12):
+        admission = durable(site, secret, f"{account}-{number}", ttl_s=1)
+        # The upkeep of the installation looks for expired holds too.
+        clock.advance(seconds=1 if number % 2 else 0)
+        calls = [*[settle] * 8, *[void] * 8, *[expire] * 4]
+        results = in_threads([lambda c=call, a=admission: c(a.id) for call in calls])
+        stored = site.ledger.hold(account, admission.id)
+        counts = Counter(result for result in results if isinstance(result, str))
+        ended = "settled" if stored is None else stored.state
+        endings[ended] += 1
+        assert counts["voided"] == (ended == "voided")
+        # A hold that expired may still be settled, late and once.
+        assert counts["settled"] == (ended == "settled")
+        assert all(isinstance(result, str | HoldEnded) for result in results)
+    assert site.holds.open_count == 0
+    assert site.ledger.open_holds() == []
+    assert verify(site).ok
+    assert counters(site, account).get("budget:b", 0) == endings["settled"] * PRICE
+
+
+def test_one_name_authorized_by_many_at_once_is_one_hold(site, account):
+    secret = secret_of(site, account, "budget")
+
+    def authorize() -> str:
+        return durable(site, secret, "one-name").id
+
+    assert set(in_threads([authorize] * THREADS)) == {"one-name"}
+    assert len(site.ledger.open_holds()) == 1
+    assert site.gate.state_of(site.gate.permit(secret), site.clock.now_us())[0].used == PRICE
+
+
+def test_abandoned_admissions_free_their_holds(site, account):
+    secret = secret_of(site, account, "concurrency")
+
+    def call() -> int:
+        found = site.holds.admit(secret, "POST", "/chat")
+        return int(isinstance(found, Admission))  # And forget it.
+
+    for _ in range(3):
+        results = in_threads([call] * FITS)
+        assert sum(results) == FITS
+        gc.collect()
+    results = in_threads([lambda: site.holds.admit(secret, "POST", "/chat")] * CALLERS)
+    assert sum(isinstance(result, Admission) for result in results) == FITS
+
+
+def test_requests_of_two_periods_at_once_are_each_charged_to_their_own(site, account, clock):
+    """At midnight requests of both days come in any order: what the meter books is what the gate charged."""
+    secret = secret_of(site, account, "budget")
+    clock.set(clock.now().replace(hour=0))
+
+    def call(us: int) -> bool:
+        clock.advance(us=us)
+        found = site.holds.admit(secret, "POST", "/chat")
+        if isinstance(found, Admission):
+            site.holds.settle(found, Outcome())
+        return isinstance(found, Admission)
+
+    passed = sum(in_threads([lambda us=us: call(us) for us in (1, -3, 2) * (CALLERS // 3)]))
+    assert FITS <= passed <= 2 * FITS
+    assert verify(site).ok
+    rows = site.ledger.counter_rows(account)
+    assert sum(rows.values()) == passed * PRICE
+    assert all(used <= FITS * PRICE for used in rows.values())
