@@ -39,5 +39,7 @@ def run() -> list[Figure]:
     p50, base = ours[ROUNDS // 2] / 1e3, theirs[ROUNDS // 2] / 1e3
     return [
         Figure("admit + settle", "p50", p50, "µs", base, "limits: 2 hits, no money", "≤ 10 µs", p50 <= 10),
-        Figure("admit + settle", "p99", ours[ROUNDS * 99 // 100] / 1e3, "µs", theirs[ROUNDS * 99 // 100] / 1e3),
+        Figure(
+            "admit + settle", "p99", ours[ROUNDS * 99 // 100] / 1e3, "µs", theirs[ROUNDS * 99 // 100] / 1e3
+        ),
     ]

@@ -15,7 +15,12 @@ PAIRS = 3
 
 
 def run() -> list[Figure]:
-    with directory() as one, directory() as two, running("hello", one) as bare, running("serve", two) as server:
+    with (
+        directory() as one,
+        directory() as two,
+        running("hello", one) as bare,
+        running("serve", two) as server,
+    ):
         plain = [lambda number, answer: load.request("POST", "/", b"{}")]
         ours = steps(server.secrets)
         load.run(server.port, ours, connections=8, seconds=1)

@@ -15,21 +15,25 @@ PAIRS = 3
 
 
 def run() -> list[Figure]:
-    with directory() as one, directory() as two, directory() as three:
-        with running("hello", one) as bare, running("middleware", two) as durable, running(
-            "middleware-async", three
-        ) as quick:
-            plain = [lambda number, answer: load.request("GET", "/")]
-            ours = [_with_key(durable.secrets)]
-            ours_quick = [_with_key(quick.secrets)]
-            rounds = [
-                (
-                    load.run(bare.port, plain, connections=CONNECTIONS, seconds=SECONDS),
-                    load.run(durable.port, ours, connections=CONNECTIONS, seconds=SECONDS),
-                    load.run(quick.port, ours_quick, connections=CONNECTIONS, seconds=SECONDS),
-                )
-                for _ in range(PAIRS)
-            ]
+    with (
+        directory() as one,
+        directory() as two,
+        directory() as three,
+        running("hello", one) as bare,
+        running("middleware", two) as durable,
+        running("middleware-async", three) as quick,
+    ):
+        plain = [lambda number, answer: load.request("GET", "/")]
+        ours = [_with_key(durable.secrets)]
+        ours_quick = [_with_key(quick.secrets)]
+        rounds = [
+            (
+                load.run(bare.port, plain, connections=CONNECTIONS, seconds=SECONDS),
+                load.run(durable.port, ours, connections=CONNECTIONS, seconds=SECONDS),
+                load.run(quick.port, ours_quick, connections=CONNECTIONS, seconds=SECONDS),
+            )
+            for _ in range(PAIRS)
+        ]
     base = statistics.median(r[0].steps_per_s for r in rounds)
     figures = []
     for index, what in ((1, "answers durable"), (2, "booked within ms")):
@@ -41,7 +45,14 @@ def run() -> list[Figure]:
         )
         p99 = statistics.median(r[index].p99_ms for r in rounds)
         figures.append(
-            Figure("middleware", f"p99, {what}", p99, "ms", statistics.median(r[0].p99_ms for r in rounds), "bare app")
+            Figure(
+                "middleware",
+                f"p99, {what}",
+                p99,
+                "ms",
+                statistics.median(r[0].p99_ms for r in rounds),
+                "bare app",
+            )
         )
     return figures
 

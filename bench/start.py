@@ -28,7 +28,9 @@ def run() -> list[Figure]:
         with Tollkeeper.open(str(path)) as toll:
             secret = set_up(toll)[0]
         times = [_start([sys.executable, "-c", CHILD, str(path), secret]) for _ in range(5)]
-        bare = [_start([sys.executable, "-c", "import litestar, sqlalchemy; print('admitted')"]) for _ in range(5)]
+        bare = [
+            _start([sys.executable, "-c", "import litestar, sqlalchemy; print('admitted')"]) for _ in range(5)
+        ]
     with directory() as path, running("serve", path) as server:
         time.sleep(3)
         idle = server.memory_mb()

@@ -40,9 +40,12 @@ def median_of(run: Callable[[], float], times: int) -> float:
 def show(figures: Sequence[Figure]) -> None:
     """Print all figures as one table, with the machine named."""
     cpu = next(
-        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?"
+        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        "?",
     )
-    table = Table(title=f"{os.cpu_count()} cores of {cpu}, {platform.system()}, Python {platform.python_version()}")
+    table = Table(
+        title=f"{os.cpu_count()} cores of {cpu}, {platform.system()}, Python {platform.python_version()}"
+    )
     for name in ("workload", "what", "ours", "baseline", "ratio", "target", ""):
         table.add_column(name, justify="right" if name in ("ours", "baseline", "ratio") else "left")
     for f in figures:

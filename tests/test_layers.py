@@ -37,7 +37,18 @@ LAYERS: Final = {
 }
 """Each part may import parts of its own or a lower number. `embedded` names `asgi` only inside a method."""
 
-IMPURE: Final = {"asyncio", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time", "uuid"}
+IMPURE: Final = {
+    "asyncio",
+    "logging",
+    "os",
+    "random",
+    "secrets",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+    "uuid",
+}
 DRIVERS: Final = {"sqlalchemy", "alembic", "psycopg", "clickhouse_connect", "chdb", "sqlite3"}
 SERVERS: Final = {"litestar", "granian", "uvloop", "typer", "rich"}
 
@@ -80,7 +91,9 @@ def test_the_domain_is_pure() -> None:
         tree = ast.parse(path.read_text())
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.AsyncFunctionDef | ast.Await)], path
         called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        assert not {name for name in called if name in ("open", "print", "datetime.now", "datetime.utcnow")}, path
+        assert not {
+            name for name in called if name in ("open", "print", "datetime.now", "datetime.utcnow")
+        }, path
 
 
 def test_drivers_stay_in_their_adapters() -> None:

@@ -1,11 +1,35 @@
-"""API keys, budgets, rate limits and the usage endpoint your customers expect, inside your process."""
+"""
+API keys, budgets, rate limits and the usage endpoint your customers expect, inside your process.
 
-from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.usage import UsageQuery, UsageReport
-from tollkeeper.embedded import Tollkeeper
-from tollkeeper.errors import TollkeeperError
-from tollkeeper.gate.gate import Admission, Outcome, Usage
+The public names are loaded when they are first used, so that importing a part of the package (the command
+line, the domain) does not load the stores.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
 from tollkeeper.version import __version__
+
+if TYPE_CHECKING:
+    from tollkeeper.domain.decisions import Denial
+    from tollkeeper.domain.usage import UsageQuery, UsageReport
+    from tollkeeper.embedded import Tollkeeper
+    from tollkeeper.errors import TollkeeperError
+    from tollkeeper.gate.gate import Admission, Outcome, Usage
+
+_MODULES: Final = {
+    "Admission": "tollkeeper.gate.gate",
+    "Denial": "tollkeeper.domain.decisions",
+    "Outcome": "tollkeeper.gate.gate",
+    "Tollkeeper": "tollkeeper.embedded",
+    "TollkeeperError": "tollkeeper.errors",
+    "Usage": "tollkeeper.gate.gate",
+    "UsageQuery": "tollkeeper.domain.usage",
+    "UsageReport": "tollkeeper.domain.usage",
+}
+"""Where each public name is defined."""
 
 __all__ = [
     "Admission",
@@ -18,3 +42,15 @@ __all__ = [
     "UsageReport",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

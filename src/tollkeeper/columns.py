@@ -59,8 +59,8 @@ def table_of(records: Sequence[Record]) -> pa.Table:
     arrays = []
     for field, values in zip(SCHEMA, columns, strict=True):
         if field.name == "tags":
-            values = [list(tags.items()) for tags in values]
-        if pa.types.is_dictionary(field.type):
+            arrays.append(pa.array([list(tags.items()) for tags in values], field.type))
+        elif pa.types.is_dictionary(field.type):
             arrays.append(pa.array(values, pa.string()).dictionary_encode())
         else:
             arrays.append(pa.array(values, field.type))

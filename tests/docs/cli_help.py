@@ -11,17 +11,29 @@ from typing import Final
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 COMMANDS: Final = (
-    "serve", "demo", "apply", "ingest", "usage", "verify", "rebuild", "accounts", "keys", "keys issue", "keys rotate",
-    "grants", "plans",
-)  # fmt: skip
+    "serve",
+    "demo",
+    "apply",
+    "ingest",
+    "usage",
+    "verify",
+    "rebuild",
+    "accounts",
+    "keys",
+    "keys issue",
+    "keys rotate",
+    "grants",
+    "plans",
+)
 
 HEAD: Final = """# The command line
 
-Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. `projects`, `subscriptions`, `budgets`,
-`routes` and `prices` have the same commands as `accounts`.
+Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. `projects`, `subscriptions`,
+`budgets`, `routes` and `prices` have the same commands as `accounts`.
 
-Exit codes: 0 done; 1 failed, or `verify` found a difference; 2 a wrong command line; 130 interrupted. Answers go to
-standard output, errors (`error: …`) and progress to standard error. `--json` and `--format json|csv` are for programs.
+Exit codes: 0 done; 1 failed, or `verify` found a difference; 2 a wrong command line; 130 interrupted.
+Answers go to standard output, errors (`error: …`) and progress to standard error. `--json` and
+`--format json|csv` are for programs.
 """
 
 

@@ -1,4 +1,4 @@
-"""The pages in docs/ tell the truth: every setting, error, denial and rejection has its line, and no other."""
+"""The pages in docs/ tell the truth: each setting, error, denial and rejection has its line, and no other."""
 
 from __future__ import annotations
 

@@ -79,7 +79,17 @@ def start_server(directory: Path, *options: str) -> Server:
     """Start a server and return once it accepts connections."""
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tollkeeper", "serve", "--data", str(directory), "--port", str(port), *options],
+        [
+            sys.executable,
+            "-m",
+            "tollkeeper",
+            "serve",
+            "--data",
+            str(directory),
+            "--port",
+            str(port),
+            *options,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -111,7 +111,8 @@ def test_totals_are_exact(server: Server, account: str) -> None:
 
 @pytest.mark.parametrize("account", TOKEN_FILES)
 @pytest.mark.parametrize(
-    ("granularity", "figure", "chars"), [("minute", "per_minute", 16), ("hour", "per_hour", 13), ("day", "per_day", 10)]
+    ("granularity", "figure", "chars"),
+    [("minute", "per_minute", 16), ("hour", "per_hour", 13), ("day", "per_day", 10)],
 )
 def test_every_bucket_of_time_is_exact(
     server: Server, account: str, granularity: str, figure: str, chars: int
@@ -130,7 +131,8 @@ def test_every_bucket_of_time_is_exact(
 @pytest.mark.parametrize("account", ["conv", "code", "spans", "turns"])
 def test_every_model_is_exact(server: Server, account: str) -> None:
     assert_matches(
-        grouped(server, account, "model", group_by="model"), traces.expected(TOKEN_FILES[account])["per_model"]
+        grouped(server, account, "model", group_by="model"),
+        traces.expected(TOKEN_FILES[account])["per_model"],
     )
 
 
@@ -214,7 +216,9 @@ def test_provider_usage_bodies_add_up(server: Server) -> None:
     body = json.dumps(events).encode()
     answer = server.call("POST", "/tk/v1/events", body, {"Content-Type": "application/json"})
     assert answer["accepted"] == len(events), answer["errors"][:3]
-    found = usage(server, "bodies", measures="requests,prompt_tokens,cached_prompt_tokens,completion_tokens,unpriced")
+    found = usage(
+        server, "bodies", measures="requests,prompt_tokens,cached_prompt_tokens,completion_tokens,unpriced"
+    )
     totals = found["totals"]
     assert totals["requests"] == wanted["count"]
     assert totals["prompt_tokens"] + totals["cached_prompt_tokens"] == wanted["input_tokens"]

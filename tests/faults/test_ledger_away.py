@@ -1,4 +1,4 @@
-"""While the ledger cannot be written nothing is acknowledged; what was settled is neither lost nor doubled."""
+"""While the ledger cannot be written nothing is acknowledged; what was settled is not lost and not doubled."""
 
 from __future__ import annotations
 

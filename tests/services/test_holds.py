@@ -25,7 +25,7 @@ BUDGET = 1_000
 
 
 class Api:
-    """One account with a budget, a window and two keys; the calls of a client, each waiting for its commit."""
+    """One account with a budget, limits and two keys; the calls of a client, each waiting for its commit."""
 
     def __init__(self, site: Installation, account: str, secrets: dict[str, str] | None = None) -> None:
         self.site = site
@@ -63,13 +63,13 @@ class Api:
         return found[0]
 
     def settle(self, hold_id: str, outcome: Outcome = Outcome()) -> Settled:
-        settled, ticket = self.site.holds.settle_hold(hold_id, outcome, Ticket())
+        settled, ticket = self.site.holds.settle_hold(hold_id, outcome, Ticket(), account_id=self.account)
         if ticket is not None:
             ticket.wait()
         return settled
 
     def void(self, hold_id: str) -> None:
-        _, ticket = self.site.holds.void_hold(hold_id, Ticket())
+        _, ticket = self.site.holds.void_hold(hold_id, Ticket(), account_id=self.account)
         if ticket is not None:
             ticket.wait()
 
@@ -255,6 +255,22 @@ def test_another_accounts_hold_is_unknown(api):
     ):
         with pytest.raises(HoldUnknown):
             end()
+
+
+def test_a_name_that_two_accounts_use_is_not_guessed(api):
+    """Neither while both holds are open nor when both have ended."""
+    other = Api(api.site, f"{api.account}-2")
+    name = f"{api.account}-name"
+    for each in (api, other):
+        each.authorize(name)
+    for settles in (False, True):
+        if settles:
+            api.settle(name)
+            other.settle(name)
+        with pytest.raises(BadParameter, match="state the account"):
+            api.site.holds.settle_hold(name, Outcome(), Ticket())
+        with pytest.raises(BadParameter, match="state the account"):
+            api.site.holds.void_hold(name, Ticket())
 
 
 @pytest.mark.parametrize("ttl_s", [0, -1, 7 * 86_400 + 1])
@@ -506,7 +522,7 @@ def test_a_commit_whose_answer_is_lost_counts_once_however_often_it_is_retried(a
 
 
 def test_while_the_ledger_is_down_nothing_is_admitted_and_nothing_settled_is_lost(api, ledger):
-    """Who settles in process cannot be asked again: it is kept, and requests are refused until it is booked."""
+    """Who settles in process cannot be asked again: it is kept, and nobody admitted until it is booked."""
     admissions = [api.site.holds.admit(api.secret(), "POST", "/chat/1") for _ in range(3)]
     ledger.refuse(10**6)
     for admission in admissions:

@@ -30,7 +30,7 @@ def bin_latency_us(bin_: int) -> float:
     """Return the latency that stands for a bin: the geometric middle of its two ends."""
     if bin_ <= 0:
         return 0.0
-    return BIN_GROWTH ** (bin_ - 0.5)
+    return math.pow(BIN_GROWTH, bin_ - 0.5)
 
 
 def percentile_us(counts: Mapping[int, int], quantile: float) -> float | None:

@@ -61,7 +61,9 @@ class HotEndpoints:
         # Two: one batch is decoded while another waits for its commit.
         self._ingest_threads = ThreadPoolExecutor(2, thread_name_prefix="tollkeeper-ingest")
 
-    async def authorize(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def authorize(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> Answer:
         _operator_only(principal)
         request = _decoded(_decode_authorize, body)
         expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
@@ -137,9 +139,7 @@ class HotEndpoints:
         answer = await loop.run_in_executor(self._ingest_threads, self._ingest, principal, body, headers)
         return 200, [_JSON], _encode(answer)
 
-    def _ingest(
-        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> EventsAnswer:
+    def _ingest(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> EventsAnswer:
         from tollkeeper.services import decode
 
         installation = self._installation
@@ -222,5 +222,3 @@ def _settle_answer(settled: Settled) -> SettleAnswer:
         beyond_hold_nanos=str(settled.beyond_hold_nanos),
         replayed=settled.replayed,
     )
-
-

@@ -133,4 +133,6 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as exc:
-            raise Unavailable(f"Port {port} of {host} cannot be used: {exc.strerror}. Give another --port.") from exc
+            raise Unavailable(
+                f"Port {port} of {host} cannot be used: {exc.strerror}. Give another --port."
+            ) from exc

@@ -177,7 +177,8 @@ def _range(scalars: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[int,
     if "from" in scalars:
         from_us_ = _instant_us(scalars["from"], "from", zone)
     else:
-        from_us_ = TIME_MIN_US
+        # No event is older; a range that ends before is empty, not a mistake.
+        from_us_ = min(TIME_MIN_US, to_us_ - 1)
     if from_us_ >= to_us_:
         raise BadParameter(
             f"from is before to: {from_us(from_us_).isoformat()} is not before {from_us(to_us_).isoformat()}",

@@ -10,7 +10,10 @@ from tollkeeper.domain.events import COST_NANOS_MAX, TAGS_MAX, Id, Name, TokenCo
 
 Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
 Tags = Annotated[
-    dict[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], Annotated[str, msgspec.Meta(max_length=256)]],
+    dict[
+        Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
+        Annotated[str, msgspec.Meta(max_length=256)],
+    ],
     msgspec.Meta(max_length=TAGS_MAX),
 ]
 

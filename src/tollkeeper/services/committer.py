@@ -377,7 +377,7 @@ class Committer:
         return len(self._queue)
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Commit what is queued and end the thread; what the ledger does not take by then is logged as lost."""
+        """Commit what is queued and end the thread; what the ledger does not take is logged as lost."""
         with self._arrived:
             self._closing = True
             self._close_by = time.monotonic() + timeout_s

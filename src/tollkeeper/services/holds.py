@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
@@ -421,19 +421,15 @@ class Holds:
             raise
         return Settled(record, 0), ticket
 
-    def _owners(self, hold_id: str, account_id: str | None) -> list[str]:
+    def _owners(self, hold_id: str, account_id: str | None) -> Sequence[str]:
         if account_id is not None:
             return [account_id]
         owners = self._ledger.hold_owners(hold_id) or self._store.owners(hold_id)
-        return owners or self._pending.owners(hold_id)
+        return _one_owner(owners or self._pending.owners(hold_id))
 
     def _find(self, hold_id: str, account_id: str | None) -> tuple[Admission, Ticket] | None:
         if account_id is None:
-            owners = self._accounts_by_hold.get(hold_id, ())
-            if len(owners) > 1:
-                raise BadParameter(
-                    "several accounts have a hold of this id: state the account", field="account"
-                )
+            owners = _one_owner(self._accounts_by_hold.get(hold_id, ()))
             if not owners:
                 return None
             account_id = owners[0]
@@ -564,6 +560,13 @@ def _body_of(admission: Admission) -> HoldBody:
 
 def _fingerprint(key_id: str, method: str, path: str, expected: Usage) -> str:
     return msgspec.json.encode((key_id, method, path, *expected)).decode()
+
+
+def _one_owner(accounts: Sequence[str]) -> Sequence[str]:
+    """Return the account that has a hold of some name, if any; refuse to guess among several."""
+    if len(accounts) > 1:
+        raise BadParameter("several accounts have a hold of this id: state the account", field="account")
+    return accounts
 
 
 def _same_outcome(record: Record, outcome: Outcome) -> bool:

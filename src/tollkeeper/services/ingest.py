@@ -152,7 +152,9 @@ class Ingest:
             # Whether another account has such a key is none of the caller's business: the same answer.
             mine = None if only_account is None else only_account
             if stored is None or (mine is not None and stored.entry.account != mine):
-                return Rejection(0, "key_id", "unknown_key", f"there is no key {key_id[:64]!r}: issue it first")
+                return Rejection(
+                    0, "key_id", "unknown_key", f"there is no key {key_id[:64]!r}: issue it first"
+                )
             owner = stored.entry.account
             if account and account != owner:
                 return Rejection(
@@ -160,17 +162,25 @@ class Ingest:
                 )
             if project and stored.entry.project and project != stored.entry.project:
                 return Rejection(
-                    0, "project", "wrong_project", f"key {key_id[:64]!r} belongs to another project: leave it out"
+                    0,
+                    "project",
+                    "wrong_project",
+                    f"key {key_id[:64]!r} belongs to another project: leave it out",
                 )
             account = owner
             project = stored.entry.project or project
             profile = stored.entry.profile
         assert account
         if (only_account is not None and account != only_account) or self._directory.account(account) is None:
-            return Rejection(0, "account", "unknown_account", f"there is no account {account[:64]!r}: create it")
+            return Rejection(
+                0, "account", "unknown_account", f"there is no account {account[:64]!r}: create it"
+            )
         if project and not self._directory.project_exists(account, project):
             return Rejection(
-                0, "project", "unknown_project", f"account {account!r} has no project {project[:64]!r}: create it"
+                0,
+                "project",
+                "unknown_project",
+                f"account {account!r} has no project {project[:64]!r}: create it",
             )
         return account, project or "", key_id or "", profile
 
@@ -273,7 +283,9 @@ class Ingest:
             free=np.array([route is not None and route.free for route in found], dtype=np.bool_)[at],
             price_nanos=ints([route.price_nanos if route else 0 for route in found]),
             credits=ints([route.credits if route else 0 for route in found]),
-            kind=_dictionary(at, [route.event_kind if route else "request" for route in found]).dictionary_decode(),
+            kind=_dictionary(
+                at, [route.event_kind if route else "request" for route in found]
+            ).dictionary_decode(),
             # Known routes are counted under their template, so that ids in paths do not multiply rollups.
             template=_dictionary(
                 at,
@@ -282,7 +294,9 @@ class Ingest:
                     for route, path in zip(found, paths, strict=True)
                 ],
             ),
-            version=_dictionary(at, [f"route:{route.id}" if route else "" for route in found]).dictionary_decode(),
+            version=_dictionary(
+                at, [f"route:{route.id}" if route else "" for route in found]
+            ).dictionary_decode(),
         )
 
     # -- dedupe ---------------------------------------------------------------------------------------
@@ -477,7 +491,9 @@ def _present(table: pa.Table, name: str) -> Mask:
 
 def _mask_equal(column: pa.DictionaryArray, value: str) -> Mask:
     hits = np.array([text == value for text in column.dictionary.to_pylist()], dtype=np.bool_)
-    return hits[column.indices.to_numpy(zero_copy_only=False)] if len(hits) else np.zeros(len(column), np.bool_)
+    return (
+        hits[column.indices.to_numpy(zero_copy_only=False)] if len(hits) else np.zeros(len(column), np.bool_)
+    )
 
 
 def _mask_present(table: pa.Table, name: str) -> Mask:
@@ -498,5 +514,3 @@ def _tags(events: pa.Table) -> pa.MapArray:
             pa.array(starts), tags.keys.slice(first, length), tags.items.slice(first, length)
         )
     return pa.array([value or [] for value in tags.to_pylist()], tags.type)
-
-
