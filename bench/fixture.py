@@ -74,21 +74,11 @@ def events(count: int, *, start_ms: int, seed: int = 7, span_ms: int = 1) -> byt
         text = f"{value:032x}"
         event_id = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
         lines.append(
-            '{"id":"%s","time":"%s.%03dZ","key_id":"k%d","method":"POST","route":"%s","status":%d,'
-            '"latency_ms":%.3f,"bytes_out":%d,"model":"%s","tokens":{"prompt":%d,"completion":%d}}'
-            % (
-                event_id,
-                _utc(seconds),
-                ms,
-                rng.randrange(KEYS),
-                rng.choice(ROUTES),
-                200 if rng.random() < 0.97 else 500,
-                rng.lognormvariate(6, 1),
-                rng.randrange(200, 9000),
-                rng.choice(MODELS),
-                rng.randrange(20, 4000),
-                rng.randrange(1, 600),
-            )
+            f'{{"id":"{event_id}","time":"{_utc(seconds)}.{ms:03d}Z","key_id":"k{rng.randrange(KEYS)}",'
+            f'"method":"POST","route":"{rng.choice(ROUTES)}","status":{200 if rng.random() < 0.97 else 500},'
+            f'"latency_ms":{rng.lognormvariate(6, 1):.3f},"bytes_out":{rng.randrange(200, 9000)},'
+            f'"model":"{rng.choice(MODELS)}",'
+            f'"tokens":{{"prompt":{rng.randrange(20, 4000)},"completion":{rng.randrange(1, 600)}}}}}'
         )
     return "\n".join(lines).encode()
 

@@ -22,7 +22,8 @@ import sys, time, clickhouse_connect
 client = clickhouse_connect.get_client(dsn="chdb://" + sys.argv[1] + "/baseline")
 client.command('''CREATE TABLE events (id String, time DateTime64(3,'UTC'), key_id LowCardinality(String),
   method LowCardinality(String), route LowCardinality(String), status UInt16, latency_ms Float64, bytes_out Int64,
-  model LowCardinality(String), tokens Tuple(prompt Int64, completion Int64)) ENGINE=MergeTree ORDER BY (key_id, time)''')
+  model LowCardinality(String), tokens Tuple(prompt Int64, completion Int64))
+  ENGINE=MergeTree ORDER BY (key_id, time)''')
 import pathlib
 for path in sorted(pathlib.Path(sys.argv[1]).glob("batch-*.jsonl")):
     body = path.read_bytes()

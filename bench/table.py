@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
@@ -40,7 +41,11 @@ def median_of(run: Callable[[], float], times: int) -> float:
 def show(figures: Sequence[Figure]) -> None:
     """Print all figures as one table, with the machine named."""
     cpu = next(
-        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         "?",
     )
     table = Table(

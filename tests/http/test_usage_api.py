@@ -256,7 +256,7 @@ class TestParameters:
 
     def test_a_range_at_the_ends_of_time_is_no_crash(self) -> None:
         query = parse_usage_query([("to", "0001-01-02")], now=NOW)
-        assert query.to_us - query.from_us == 86_400_000_000
+        assert query.to_us - query.from_us == 1
         for name in ("from", "to"):
             params = [(name, "0001-01-01"), ("time_zone", "Asia/Kolkata")]
             with pytest.raises(BadParameter) as refused:
