@@ -27,7 +27,7 @@ LAYERS: Final = {
     "installation": 6,
     "embedded": 7,
     "testing": 7,
-    "profiles": 7,
+    "profiles": 3,
     "http": 8,
     "asgi": 8,
     "demo": 9,

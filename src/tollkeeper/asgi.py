@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.metered import Dialects
+from tollkeeper.http.profiles import send_reply
+from tollkeeper.profiles import NAMES
 from tollkeeper.services.tickets import Ticket
 
 if TYPE_CHECKING:
@@ -58,6 +62,8 @@ class Middleware:
     Args:
         expect: Returns the most that a request may use, from its scope; nothing is known by default.
         exempt: Paths that pass without a key, e.g. `{"/healthz"}`.
+        profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
+            its answers have. The root profile of the settings by default; native without one.
         durable: Hold the end of the response back until the request is booked durably. Without it the
             booking follows within a few ms, and a crash in between loses it.
     """
@@ -70,6 +76,7 @@ class Middleware:
         expect: Callable[[Scope], Usage] | None = None,
         exempt: frozenset[str] | set[str] = frozenset(),
         durable: bool = True,
+        profile: str | None = None,
     ) -> None:
         self.app = app
         self.toll = toll
@@ -77,19 +84,54 @@ class Middleware:
         self._expect = expect
         self._exempt = frozenset(exempt)
         self._durable = durable
+        self._now_us = toll.installation.clock.now_us
+        self._request_id = toll.installation.gate.new_id
+        name = toll.installation.settings.root_profile if profile is None else profile
+        self._dialect = Dialects(toll.installation).of(name)
+        if self._dialect is None and name not in ("", "native"):
+            raise BadParameter(f"{name!r} is no profile: one of {', '.join(NAMES)}", field="profile")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._exempt:
             await self.app(scope, receive, send)
             return
         expected = NO_USAGE if self._expect is None else self._expect(scope)
-        found = self._holds.admit(_api_key(scope), scope["method"], scope["path"], expected)
-        if isinstance(found, Denial):
-            await _refuse(send, found)
+        dialect = self._dialect
+        if dialect is None:
+            found = self._holds.admit(_api_key(scope), scope["method"], scope["path"], expected)
+            if isinstance(found, Denial):
+                await _refuse(send, found)
+                return
+            await self._run(found, scope, receive, send, ())
             return
-        await self._run(found, scope, receive, send)
+        request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
+        }
+        secret = dialect.credential(headers)
+        found = self._holds.admit(secret, scope["method"], scope["path"], expected)
+        if not isinstance(found, Denial) and found.permit.profile != dialect.profile.name:
+            # A key is good for its own profile only.
+            self._holds.void(found)
+            found = Denial("key_unknown", "The api key is not known here.")
+        if isinstance(found, Denial):
+            reply = dialect.refused(secret, scope["method"], scope["path"], headers, found, request_id)
+            await send_reply(send, reply)
+            return
+        extra = [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in dialect.headers(found, request_id)
+        ]
+        await self._run(found, scope, receive, send, extra)
 
-    async def _run(self, admission: Admission, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(
+        self,
+        admission: Admission,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        extra_headers: Sequence[tuple[bytes, bytes]],
+    ) -> None:
         metering = Metering(admission)
         state = scope.get("state")
         if state is None:
@@ -105,6 +147,8 @@ class Middleware:
             kind = message["type"]
             if kind == "http.response.start":
                 status = message["status"]
+                if extra_headers:
+                    message["headers"] = [*message.get("headers", ()), *extra_headers]
             elif kind == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):

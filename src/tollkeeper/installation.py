@@ -8,8 +8,10 @@ face inside somebody's process.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -24,12 +26,14 @@ from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
-from tollkeeper.errors import DataDirectoryInUse, Unavailable
+from tollkeeper.errors import BadParameter, DataDirectoryInUse, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ports import UsageStore
+from tollkeeper.profiles.base import Profile
 from tollkeeper.services.amend import Amend
 from tollkeeper.services.committer import Committer, PostGrants
+from tollkeeper.services.desk import ProfileDesk
 from tollkeeper.services.directory import Directory
 from tollkeeper.services.holds import Holds
 from tollkeeper.services.ingest import Ingest
@@ -39,6 +43,7 @@ from tollkeeper.services.reconcile import Reconcile
 from tollkeeper.services.relay import Relay
 from tollkeeper.services.report import Reports
 from tollkeeper.services.scopes import ScopeKeeper
+from tollkeeper.services.sessions import Sessions
 from tollkeeper.services.tickets import Ticket, finish
 from tollkeeper.settings import Settings
 
@@ -124,6 +129,14 @@ class Installation:
             post_grant=self._post_grant,
             has_usage=self._has_usage,
         )
+        self.sessions = Sessions(
+            self.clock,
+            _session_secret(Path(settings.data_dir)),
+            jwks=settings.session_jwks,
+            issuer=settings.session_issuer,
+            audience=settings.session_audience,
+            account_claim=settings.session_account_claim,
+        )
         self._used: dict[str, int] = {}
         self._used_lock = threading.Lock()
         self._grants_posted = Ticket()
@@ -140,6 +153,29 @@ class Installation:
         self.relay.notify()
         self._maintainer = threading.Thread(target=self._maintain, name="tollkeeper-maintain", daemon=True)
         self._maintainer.start()
+
+    def desk(self, profile: Profile) -> ProfileDesk:
+        """Return what *profile* asks, with the switches that this deployment sets."""
+        given = json.loads(self.settings.profile_settings).get(profile.name, {})
+        unknown = sorted(set(given) - set(profile.settings))
+        if unknown:
+            raise BadParameter(
+                f"profile {profile.name} has no switch {unknown[0]!r}: it has {', '.join(profile.settings)}",
+                field="profile_settings",
+            )
+        return ProfileDesk(
+            profile.name,
+            {**profile.settings, **given},
+            catalog=self.catalog,
+            directory=self.directory,
+            gate=self.gate,
+            ledger=self.ledger,
+            committer=self.committer,
+            manage=self.manage,
+            reports=self.reports,
+            sessions=self.sessions,
+            clock=self.clock,
+        )
 
     def close(self) -> None:
         """Commit and relay what is queued, then release stores and directory. A repeat changes nothing."""
@@ -317,6 +353,19 @@ def _open_usage(settings: Settings) -> UsageStore:
     from tollkeeper.adapters.clickhouse.store import ClickHouseUsageStore
 
     return ClickHouseUsageStore.open(settings.usage, memory_bytes_max=settings.usage_memory_bytes_max or None)
+
+
+def _session_secret(directory: Path) -> str:
+    """Return what this installation signs its session tokens with; made at first start."""
+    path = directory / "session.secret"
+    if not path.exists():
+        made = path.with_suffix(".new")
+        with open(
+            made, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="ascii"
+        ) as file:
+            file.write(secrets.token_hex(32))
+        made.rename(path)
+    return path.read_text(encoding="ascii")
 
 
 def _lock(directory: Path) -> IO[bytes]:

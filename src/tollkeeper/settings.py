@@ -36,6 +36,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest request body, as sent and after decompression."""
     usage_memory_bytes_max: int = 0
     """Most memory that the embedded usage store may take; 0: its own default."""
+    root_profile: str = ""
+    """The profile whose paths are served at the root, as its vendor serves them; empty: none."""
+    profiles: str = ""
+    """The profiles that are served under `/<profile>`, separated by commas."""
+    profile_settings: str = "{}"
+    """JSON: profile → its own switches, e.g. `{"shoal": {"invalid_key_status": 403}}`."""
+    session_jwks: str = ""
+    """Public keys of another login, as an https URL or a file; empty: only our own sessions are good."""
+    session_issuer: str = ""
+    """The `iss` that tokens of the other login must have."""
+    session_audience: str = ""
+    """The `aud` that tokens of the other login must have."""
+    session_account_claim: str = "account"
+    """The claim of the other login's tokens that names the account."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property

@@ -18,6 +18,7 @@ import pytest
 
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.keys import hash_secret
 from tollkeeper.errors import HoldEnded, TollkeeperError
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
@@ -299,3 +300,97 @@ def test_requests_of_two_periods_at_once_are_each_charged_to_their_own(site, acc
     rows = site.ledger.counter_rows(account)
     assert sum(rows.values()) == passed * PRICE
     assert all(used <= FITS * PRICE for used in rows.values())
+
+
+# -- what is read of the catalog while it changes ----------------------------------------------------
+
+
+class Meanwhile:
+    """The gate's sources, with something that happens after each reading and before the gate has the answer."""
+
+    def __init__(self, sources: Any, method: str, happens: Callable[[], Any]) -> None:
+        self._sources = sources
+        self._method = method
+        self._happens = happens
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._sources, name)
+        if name != self._method:
+            return found
+
+        def read_then_change(*args: Any) -> Any:
+            answer = found(*args)
+            self._happens()
+            return answer
+
+        return read_then_change
+
+
+def change_meanwhile(site: Installation, method: str, change: Callable[[], Any]) -> None:
+    """Make *change* happen once, right after the gate's next reading of *method*."""
+    gate: Any = site.gate
+    sources = gate._sources
+
+    def once() -> None:
+        gate._sources = sources
+        change()
+
+    gate._sources = Meanwhile(sources, method, once)
+
+
+def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered_as_good(site, account):
+    """A stale answer kept would let the key in for good."""
+    secret = secret_of(site, account, "budget")
+    site.gate.forget()
+    change_meanwhile(
+        site, "entitlement", lambda: site.manage.set_key_state(None, f"{account}-key", "revoked")
+    )
+    first = site.holds.admit(secret, "POST", "/chat")
+    assert isinstance(first, Admission), "the request came before the change"
+    assert site.holds.admit(secret, "POST", "/chat").reason == "key_revoked"
+
+
+def test_a_key_that_is_made_while_it_is_looked_up_is_not_remembered_as_unknown(site, account):
+    secret_of(site, account, "budget")
+    secret = f"tk_{account}"
+    key = Key(id=f"{account}-late", account=account, sha256=hash_secret(secret))
+    change_meanwhile(site, "entitlement", lambda: site.manage.put(key))
+    assert site.holds.admit(secret, "POST", "/chat").reason == "key_unknown"
+    assert isinstance(site.holds.admit(secret, "POST", "/chat"), Admission)
+
+
+def test_a_route_that_is_made_while_routes_are_read_is_not_missed(site, account):
+    secret = secret_of(site, account, "budget")
+    site.gate.forget()
+    route = Route(id="new", method="GET", path="/new")
+    change_meanwhile(site, "routes", lambda: site.manage.put(route))
+    assert site.holds.admit(secret, "GET", "/new").reason == "route_unknown"
+    assert isinstance(site.holds.admit(secret, "GET", "/new"), Admission)
+
+
+def test_a_budget_that_is_set_while_a_key_is_looked_up_charges_the_request(site, account):
+    """The request was admitted without the budget, and is counted by it all the same."""
+    secret = secret_of(site, account, "fixed")
+    site.gate.forget()
+    budget = Budget(id="b", account=account, amount=10**9, period="day")
+    change_meanwhile(site, "entitlement", lambda: site.manage.put(budget))
+    admission = site.holds.admit(secret, "POST", "/chat")
+    site.holds.settle(admission, Outcome())
+    assert verify(site).ok
+    assert counters(site, account) == {"budget:b": PRICE}
+    assert site.holds.admit(secret, "POST", "/chat").permit.budgets
+
+
+def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(site, account, monkeypatch):
+    secret_of(site, account, "budget")
+    directory = site.directory
+    directory.forget()
+    for read, method in (
+        (lambda: directory.account(account), "get"),
+        (lambda: directory.key(f"{account}-key"), "find_key"),
+    ):
+        with monkeypatch.context() as patch:
+            # What was read before, None, comes to the directory after it was told to forget.
+            patch.setattr(directory._catalog, method, lambda *args: directory.forget(account))
+            assert read() is None
+        assert read() is not None

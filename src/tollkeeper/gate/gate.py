@@ -372,6 +372,39 @@ class Gate:
             self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
         )
 
+    def pass_limits(self, permit: Permit, route: Route) -> Denial | None:
+        """
+        Count a request to *route* against the rate limits of a key, and nothing else.
+
+        For requests that are limited but not metered, such as the usage endpoints' own. Returns why it is
+        refused, or None.
+        """
+        now_us = self._now_us()
+        checked = permit.lane(route).checked
+        counters = [c for c in checked if c.reason == "rate_limited" and c.unit == "requests"]
+        with self.lock:
+            for counter in counters:
+                if not counter.fits(1, now_us):
+                    return self._denial(counter, counters, Amounts(), now_us)
+            for counter in counters:
+                counter.take(1, now_us)
+        return None
+
+    def spend(self, account_id: str, name: str, limit: Limit) -> Denial | None:
+        """
+        Count one against a rate limit that belongs to no key; return why it is refused, or None.
+
+        Args:
+            name: Names the counter within the account.
+        """
+        now_us = self._now_us()
+        counter = self._window(account_id, f"limit:{name}:{limit.algorithm}:{limit.window}", limit, now_us)
+        with self.lock:
+            if not counter.fits(1, now_us):
+                return self._denial(counter, [counter], Amounts(), now_us)
+            counter.take(1, now_us)
+        return None
+
     def _amounts(self, permit: Permit, route: Route, usage: Usage, now_us: int) -> Amounts | None:
         if route.free:
             return Amounts(1, usage.tokens, 0, 0)

@@ -19,6 +19,7 @@ from tollkeeper.http.auth import Authenticator, Principal
 from tollkeeper.http.bodies import ClientGone, check_length, read_body
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
+from tollkeeper.http.profiles import Profiles
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
@@ -30,6 +31,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
 
 PREFIX: Final = "/tk/v1"
+OWN_PATHS: Final = ("/tk/", "/healthz", "/readyz", "/metrics")
+"""Served by the product whatever the root profile is."""
 _encode: Final = msgspec.json.Encoder().encode
 _BLOCKED: Final = (
     b'{"type":"https://tollkeeper.dev/problems/too_many_failures","title":"Too many failures","status":429,'
@@ -51,6 +54,7 @@ class App:
             f"{PREFIX}/events": (self.hot.events, installation.settings.body_bytes_max),
         }
         self._api = api(self.authenticator)
+        self._profiles = Profiles(installation)
         self._random = random.Random()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +65,11 @@ class App:
         if found is not None and scope["method"] == "POST":
             await self._serve_hot(found[0], found[1], scope, receive, send)
             return
+        if not scope["path"].startswith(OWN_PATHS):
+            vendor = self._profiles.find(scope["path"])
+            if vendor is not None:
+                await self._profiles.serve(*vendor, scope, receive, send, self._request_id())
+                return
         await self._serve_api(scope, receive, send)
 
     async def _serve_hot(

@@ -21,6 +21,7 @@ from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.metered import Dialects
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
@@ -58,6 +59,7 @@ class HotEndpoints:
     def __init__(self, installation: Installation) -> None:
         self._installation = installation
         self._holds = installation.holds
+        self._dialects = Dialects(installation)
         # Two: one batch is decoded while another waits for its commit.
         self._ingest_threads = ThreadPoolExecutor(2, thread_name_prefix="tollkeeper-ingest")
 
@@ -74,10 +76,30 @@ class HotEndpoints:
             # A named hold may have to be looked up in the stores.
             found = await asyncio.to_thread(self._authorize, request, expected, ticket)
         if isinstance(found, Denial):
-            return found.status, [_PROBLEM, *denial_headers(found)], denial_body(found)
+            return self._refusal(request, found)
         admission, commit = found
         await commit.committed()
-        return 200, [_JSON], _encode(_authorize_answer(admission))
+        dialect = (
+            None if admission.permit.profile == "native" else self._dialects.of(admission.permit.profile)
+        )
+        if dialect is None:
+            return 200, [_JSON], _encode(_authorize_answer(admission, {}))
+        worded = dialect.headers(admission, "req_" + admission.id.replace("-", ""))
+        encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in worded]
+        return 200, [_JSON, *encoded], _encode(_authorize_answer(admission, dict(worded)))
+
+    def _refusal(self, request: AuthorizeRequest, denial: Denial) -> Answer:
+        """Word a refusal as the key's profile does, or the one that the request names."""
+        dialect = self._dialects.of_secret(request.key) or self._dialects.of(request.profile)
+        if dialect is None:
+            return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
+        request_id = "req_" + self._installation.gate.new_id(self._installation.clock.now_us()).replace(
+            "-", ""
+        )
+        reply = dialect.refused(request.key, request.method, request.path, {}, denial, request_id)
+        headers = [(b"content-type", reply.media_type.encode())]
+        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
+        return reply.status, headers, _encode(reply.body)
 
     def _authorize(
         self, request: AuthorizeRequest, expected: Usage, ticket: Ticket
@@ -194,7 +216,7 @@ def _usage(model: str, tokens: TokenCounts, cost_nanos: int | None, credits: int
     )
 
 
-def _authorize_answer(admission: Admission) -> AuthorizeAnswer:
+def _authorize_answer(admission: Admission, headers: dict[str, str]) -> AuthorizeAnswer:
     amounts = admission.amounts
     return AuthorizeAnswer(
         allowed=True,
@@ -207,6 +229,7 @@ def _authorize_answer(admission: Admission) -> AuthorizeAnswer:
         held_tokens=amounts.tokens,
         held_credits=amounts.credits,
         expires_at=to_text(from_us(admission.expires_at_us)),
+        headers=headers,
     )
 
 

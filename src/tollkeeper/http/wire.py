@@ -47,6 +47,8 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ttl_s: int | None = None
     """How long the hold stays open before it is voided."""
     tags: Tags = {}
+    profile: Name = ""
+    """Whose words a refusal uses when the key is not known; the native ones by default."""
 
 
 class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,8 @@ class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     held_tokens: int
     held_credits: int
     expires_at: str
+    headers: dict[str, str]
+    """What to add to your answer, as the key's profile has it; empty for native keys."""
 
 
 class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,0 +1,138 @@
+"""
+Serves profiles: finds the endpoint of a vendor's path, runs it, and writes its reply.
+
+Every profile answers under `/<profile>`, and the root profile at the root too, with the same status, headers
+and body: a profile sees the vendor's path only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+
+from tollkeeper.errors import BadParameter, TollkeeperError
+from tollkeeper.http.bodies import ClientGone, read_body
+from tollkeeper.installation import Installation
+from tollkeeper.profiles import NAMES, load
+from tollkeeper.profiles.base import Call, Desk, Endpoint, Profile, Reply
+
+BODY_BYTES_MAX: Final = 64 * 1024
+QUERY_CHARS_MAX: Final = 8_192
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_encode: Final = msgspec.json.Encoder().encode
+log = logging.getLogger("tollkeeper.profiles")
+
+
+class ProfileSite:
+    """One profile with its desk and its compiled paths."""
+
+    def __init__(self, profile: Profile, desk: Desk) -> None:
+        self.profile = profile
+        self.desk = desk
+        self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in profile.endpoints]
+
+    def answer(self, call: Call) -> Reply:
+        """Return the reply to *call*, whatever happens. Blocking."""
+        try:
+            found, params, allowed = self._find(call)
+            if found is None:
+                return self.profile.not_found(call, allowed)
+            return found.handle(call._replace(params=params), self.desk)
+        except Exception as exc:
+            if not isinstance(exc, TollkeeperError):
+                log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
+            return self.profile.failed(call, exc)
+
+    def _find(self, call: Call) -> tuple[Endpoint | None, Mapping[str, str], Sequence[str]]:
+        allowed = []
+        for pattern, endpoint in self._endpoints:
+            match = pattern.fullmatch(call.path)
+            if match is None:
+                continue
+            if endpoint.method == call.method:
+                return endpoint, match.groupdict(), ()
+            allowed.append(endpoint.method)
+        return None, {}, allowed
+
+
+class Profiles:
+    """All profiles that an installation serves."""
+
+    def __init__(self, installation: Installation) -> None:
+        settings = installation.settings
+        names = [name.strip() for name in settings.profiles.split(",") if name.strip()]
+        root = settings.root_profile
+        for name in [*names, *([root] if root else [])]:
+            if name not in NAMES:
+                raise BadParameter(f"{name!r} is no profile: one of {', '.join(NAMES)}", field="profiles")
+        self._installation = installation
+        self.sites = {name: self._site(name) for name in dict.fromkeys([*names, *([root] if root else [])])}
+        self.root = self.sites.get(root)
+
+    def _site(self, name: str) -> ProfileSite:
+        profile = load(name)
+        return ProfileSite(profile, self._installation.desk(profile))
+
+    def find(self, path: str) -> tuple[ProfileSite, str] | None:
+        """Return the profile that serves *path* and the vendor's path; None when none does."""
+        head, slash, rest = path[1:].partition("/")
+        site = self.sites.get(head)
+        if site is not None:
+            return site, slash + rest or "/"
+        return None if self.root is None else (self.root, path)
+
+    async def serve(
+        self, site: ProfileSite, path: str, scope: Scope, receive: Receive, send: Send, request_id: str
+    ) -> None:
+        """Answer one request to a vendor's *path*."""
+        headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        try:
+            body = await read_body(receive, BODY_BYTES_MAX)
+        except ClientGone:
+            return
+        except TollkeeperError:
+            # Longer than anything that a dialect takes: let the profile find that it cannot read it.
+            body = b"\x00"
+        query = scope["query_string"][:QUERY_CHARS_MAX].decode("latin-1")
+        call = Call(
+            method=scope["method"],
+            path=unquote(path),
+            query=parse_qs(query, keep_blank_values=True, errors="replace"),
+            headers=headers,
+            body=body,
+            params={},
+            now=self._installation.clock.now(),
+            request_id=request_id,
+        )
+        reply = await asyncio.to_thread(site.answer, call)
+        await send_reply(send, reply)
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Write *reply*; a reply without a body has none."""
+    body = b"" if reply.body is None else _encode(reply.body)
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
+    if reply.body is not None:
+        headers.append((b"content-type", reply.media_type.encode()))
+    headers.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", template)
+    return re.compile(
+        "".join(f"(?P<{part}>[^/]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    )

@@ -1,0 +1,171 @@
+"""
+What a profile is: one vendor's dialect of the usage API, in one module that knows no storage.
+
+A profile says which endpoints it has, reads a credential from a request the vendor's way, and renders
+answers and errors. Whatever it needs of Tollkeeper it asks its `Desk`. It decides nothing about money or
+limits: the gate does, and the profile words the outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.standing import Session, Standing
+from tollkeeper.domain.usage import UsageQuery, UsageReport
+
+
+class Call(NamedTuple):
+    """
+    One request to a vendor's endpoint.
+
+    Attributes:
+        path: As the vendor has it, without the `/<profile>` prefix and the query.
+        query: Parameter → its values as given, in order; blank ones too.
+        headers: Lower-case name → value (the first, when given twice).
+        params: Placeholders of the endpoint's template → their text.
+        now: The instant of the request, aware UTC. A profile reads no other clock.
+        request_id: Unique; echoed where the vendor has such a thing.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, Sequence[str]]
+    headers: Mapping[str, str]
+    body: bytes
+    params: Mapping[str, str]
+    now: datetime
+    request_id: str
+
+    def first(self, name: str) -> str | None:
+        """Return the first value of a query parameter, or None."""
+        values = self.query.get(name)
+        return values[0] if values else None
+
+
+class Reply(NamedTuple):
+    """An answer. *body* is a JSON value whose member order is kept, or None for no body."""
+
+    status: int
+    body: Any = None
+    headers: Sequence[tuple[str, str]] = ()
+    media_type: str = "application/json"
+
+
+class Desk(Protocol):
+    """
+    What a profile may ask of Tollkeeper. Every method may raise `errors.Unavailable` when a store fails.
+    All of it is blocking; the server calls profiles in threads.
+    """
+
+    settings: Mapping[str, Any]
+    """The profile's own switches (`Profile.settings` with what the deployment overrides)."""
+
+    def find_key(self, secret: str) -> StoredKey | None:
+        """
+        Return the consumption key of *secret* in whatever state (see `StoredKey.state_at`), tombstones too,
+        if it was made for this profile; else None.
+        """
+
+    def find_management_key(self, secret: str) -> StoredKey | None:
+        """Return the management key (`mk_…`) of *secret* in whatever state, or None."""
+
+    def session(self, token: str) -> Session | None:
+        """Return who *token* (our own login's, or a JWT of the configured issuer) stands for, or None."""
+
+    def entitlement(self, key: StoredKey) -> Entitlement | None:
+        """Return plan, subscription, limits and budgets of a key; None without its account."""
+
+    def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
+        """Count one request to *route* against the key's rate limits (only); return a refusal or None."""
+
+    def spend(self, account_id: str, name: str, limit: Limit) -> Denial | None:
+        """Count one against a limit of an account that belongs to no key; durable when this returns."""
+
+    def record(self, key: StoredKey, route: Route, status: int) -> None:
+        """Book a call to a usage endpoint as a free event of *key*, for dialects that count these."""
+
+    def standings(self, key: StoredKey) -> list[Standing]:
+        """Return where each limit, budget and balance of an active key stands: limits, budgets, credit."""
+
+    def usage(self, query: UsageQuery) -> UsageReport:
+        """Answer a usage query; the answer contains everything that was acknowledged before."""
+
+    def balance_nanos(self, account_id: str) -> int:
+        """Return what an account may still spend of its credit; negative while overdrawn."""
+
+    def top_ups_nanos(self, account_id: str) -> int:
+        """Return the sum of all top-ups and grants that an account ever got."""
+
+    def keys(self, account_id: str) -> list[StoredKey]:
+        """Return all keys of an account and of this profile, newest first, tombstones too."""
+
+    def key(self, key_id: str) -> StoredKey | None:
+        """Return a key of this profile by its id, or None."""
+
+    def subscriptions(self, account_id: str) -> list[Subscription]:
+        """Return the subscriptions of an account."""
+
+    def plans(self) -> list[Plan]:
+        """Return all plans, sellable or not."""
+
+    def issue_key(self, key: Key) -> tuple[StoredKey, str]:
+        """Make a key of this profile (its id should be a uuid4) and return it with its secret."""
+
+    def new_key_id(self) -> str:
+        """Return a fresh uuid4."""
+
+    def set_key_state(self, key: StoredKey, state: KeyState) -> None:
+        """Set a key's state, in force when this returns."""
+
+
+class Endpoint(NamedTuple):
+    """One endpoint of a dialect. *path* is a template: `{name}` stands for one segment."""
+
+    method: str
+    path: str
+    handle: Callable[[Call, Desk], Reply]
+
+
+class Metered(NamedTuple):
+    """A request of the provider's own API that went through the gate, for a profile to word headers."""
+
+    key: StoredKey
+    route: Route
+    standings: Sequence[Standing]
+    now: datetime
+    request_id: str
+
+
+class Profile(Protocol):
+    """One dialect. Instances are stateless and shared."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """Every point that the vendor leaves open: name → our default."""
+    endpoints: Sequence[Endpoint]
+    catalog: str
+    """A declarative file (TOML) with the vendor's plans and the routes of its API, to start from."""
+
+    refusals_count: bool
+    """Whether a request that is refused for want of money counts against the rate limits all the same."""
+
+    def credential(self, headers: Mapping[str, str]) -> str:
+        """Return the api key of a metered request (lower-case header names), or `""`."""
+
+    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
+        """Answer a path that the dialect does not have, or a method that it has not there (*allowed*)."""
+
+    def failed(self, call: Call, error: Exception) -> Reply:
+        """Answer an error that no handler expected; `errors.Unavailable` means that a store is away."""
+
+    def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
+        """Answer a metered request that the gate refused; *metered* is None when no key was recognised."""
+
+    def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
+        """Return the headers of a metered request's answer."""
