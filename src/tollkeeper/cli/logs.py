@@ -27,3 +27,5 @@ def log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(FieldFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It tells each step of a migration; ours says what matters.
+    logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -50,6 +50,28 @@ def serve(
     usage_memory_bytes_max: Annotated[
         int | None, _setting("usage-memory-bytes-max", "Most memory for the embedded usage store.")
     ] = None,
+    root_profile: Annotated[
+        str | None, _setting("root-profile", "The profile that is served at the root; none unless given.")
+    ] = None,
+    profiles: Annotated[
+        str | None, _setting("profiles", "Profiles served under /<profile>, separated by commas.")
+    ] = None,
+    profile_settings: Annotated[
+        str | None, _setting("profile-settings", "JSON: profile → its own switches.")
+    ] = None,
+    session_jwks: Annotated[
+        str | None, _setting("session-jwks", "Public keys of another login: an https URL or a file.")
+    ] = None,
+    session_issuer: Annotated[
+        str | None, _setting("session-issuer", "The iss that its tokens must have.")
+    ] = None,
+    session_audience: Annotated[
+        str | None, _setting("session-audience", "The aud that its tokens must have.")
+    ] = None,
+    session_account_claim: Annotated[
+        str | None,
+        _setting("session-account-claim", "The claim that names the account; account unless given."),
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
         _setting("log-level", "What is logged to stderr; info unless given."),
@@ -73,6 +95,13 @@ def serve(
             "hold_s": hold_s,
             "body_bytes_max": body_bytes_max,
             "usage_memory_bytes_max": usage_memory_bytes_max,
+            "root_profile": root_profile,
+            "profiles": profiles,
+            "profile_settings": profile_settings,
+            "session_jwks": session_jwks,
+            "session_issuer": session_issuer,
+            "session_audience": session_audience,
+            "session_account_claim": session_account_claim,
             "log_level": log_level,
         }
     )
