@@ -153,6 +153,22 @@ def test_a_settle_that_was_not_committed_leaves_the_hold_open(customer: Customer
     assert customer.used() == 5
 
 
+def test_the_id_of_a_hold_that_was_voided_after_a_failed_settle_is_free(
+    customer: Customer, away: Faulty
+) -> None:
+    """The settle left no event, so an event of that id is the first one."""
+    customer.authorize("h")
+    away.refuse(1)
+    _, ticket = customer.site.holds.settle_hold("h", Outcome(), Ticket())
+    assert ticket is not None
+    with pytest.raises(Unavailable):
+        ticket.wait()
+    _, ticket = customer.site.holds.void_hold("h", Ticket())
+    assert ticket is not None
+    ticket.wait()
+    assert customer.record("h") == 1
+
+
 # -- what this process settled ------------------------------------------------------------------------------
 
 
@@ -416,6 +432,29 @@ def test_what_was_admitted_before_a_budget_is_charged_to_it(customer: Customer, 
     verdict = site.reconcile.verify()
     assert verdict.differences == []
     assert {used for (at, _), used in site.ledger.counter_rows(account).items() if at == "budget:new"} == {7}
+
+
+def test_who_reads_the_new_version_of_the_budgets_reads_the_new_budgets(
+    customer: Customer, site: Installation, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a batch that was prepared in that moment would be charged to the old ones, and be taken."""
+    original, version = site.committer.before_scopes_change, site.committer.scopes_version
+    commit, seen = site.ledger.commit, []
+
+    def read_just_before(group: Any) -> Any:
+        site.directory.scopes(account, "", "")
+        return commit(group)
+
+    def read_just_after(accounts: set[str]) -> None:
+        original(accounts)
+        budgets = {budget.counter_id for budget in site.directory.scopes(account, "", "").budgets}
+        seen.append((accounts, budgets, site.committer.scopes_version))
+
+    monkeypatch.setattr(site.ledger, "commit", read_just_before)
+    monkeypatch.setattr(site.committer, "before_scopes_change", read_just_after)
+    set_up(site, Budget(id="new", account=account, amount=1_000, period="day"))
+    assert seen == [({account}, {"budget:b", "budget:new"}, version)]
+    assert site.committer.scopes_version == version + 1
 
 
 def test_a_budget_set_while_a_store_is_away_comes_into_force_by_itself(

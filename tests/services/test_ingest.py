@@ -462,7 +462,7 @@ moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(
 )
 
 
-@PER_EXAMPLE
+@settings(PER_EXAMPLE, max_examples=120)
 @given(
     drawn=st.lists(
         st.tuples(

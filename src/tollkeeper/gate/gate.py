@@ -298,6 +298,8 @@ class Gate:
         self._id_beginning = (-1, "")
         self.last_used: dict[str, int] = {}
         """Key id → when it was last admitted, since the committer last took this."""
+        self.admitted_count = 0
+        """Requests admitted since start."""
 
     # -- deciding -------------------------------------------------------------------------------------
 
@@ -368,6 +370,7 @@ class Gate:
                 amount = amounts[counter.unit_index]
                 taken.append((counter, amount, counter.take(amount, now_us)))
             self.last_used[permit.key_id] = now_us
+            self.admitted_count += 1
         return Admission(
             self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
         )

@@ -55,54 +55,45 @@ def _verified_at(source: Source) -> Sequence[Sample]:
     return [({}, at_us // 1_000_000)] if at_us else []
 
 
-def _kept(owner: Callable[[Source], object], name: str) -> Callable[[Source], Sequence[Sample]]:
-    """Read a count, or a mapping of reason to count, from an attribute that a service keeps."""
-
-    def read(source: Source) -> Sequence[Sample]:
-        found = getattr(owner(source), name, None)
-        if isinstance(found, Mapping):
-            return [({"reason": reason}, count) for reason, count in sorted(found.items())]
-        return [] if found is None else [({}, found)]
-
-    return read
-
-
 METRICS: Final = (
     Metric(
         "tollkeeper_admitted_total",
         "counter",
         "Requests admitted since start.",
-        _kept(lambda s: s.installation.holds, "admitted_count"),
+        lambda s: [({}, s.installation.gate.admitted_count)],
     ),
     Metric(
         "tollkeeper_denied_total",
         "counter",
         "Requests denied since start, by reason.",
-        _kept(lambda s: s.installation.holds, "denied_count_by_reason"),
+        lambda s: [
+            ({"reason": reason}, count)
+            for reason, count in sorted(s.installation.holds.denied_count_by_reason.items())
+        ],
     ),
     Metric(
         "tollkeeper_settled_total",
         "counter",
         "Requests settled since start.",
-        _kept(lambda s: s.installation.holds, "settled_count"),
+        lambda s: [({}, s.installation.committer.settled_count)],
     ),
     Metric(
         "tollkeeper_events_accepted_total",
         "counter",
         "Events that ingest accepted since start.",
-        _kept(lambda s: s.installation.ingest, "accepted_count"),
+        lambda s: [({}, s.installation.ingest.accepted_count)],
     ),
     Metric(
         "tollkeeper_events_duplicate_total",
         "counter",
         "Events that ingest knew already, since start.",
-        _kept(lambda s: s.installation.ingest, "duplicate_count"),
+        lambda s: [({}, s.installation.ingest.duplicate_count)],
     ),
     Metric(
         "tollkeeper_events_rejected_total",
         "counter",
         "Events that ingest rejected since start.",
-        _kept(lambda s: s.installation.ingest, "rejected_count"),
+        lambda s: [({}, s.installation.ingest.rejected_count)],
     ),
     Metric(
         "tollkeeper_build_info",

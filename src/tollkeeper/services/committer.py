@@ -339,6 +339,8 @@ class Committer:
         self.outbox_seq = 0
         self.committed_works = 0
         self.committed_groups = 0
+        self.settled_count = 0
+        """Requests settled and committed since start."""
         self.lost_works = 0
         """Works that were lost without a caller who was told: closing gave up, or they cannot be stored."""
         self.on_commit: Callable[[], None] = lambda: None
@@ -474,6 +476,7 @@ class Committer:
         self._learn(draft, committed)
         self._tell(added, committed)
         self.committed_works += len(added)
+        self.settled_count += sum(not record.denied_reason for record in draft.rows)
         self.committed_groups += 1
         self.on_commit()
         used = self._gate.take_last_used()

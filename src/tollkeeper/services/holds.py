@@ -92,6 +92,7 @@ class Holds:
         self._accounts_by_hold: dict[str, list[str]] = {}
         self._expiries: list[tuple[int, str, str]] = []
         self.denied_unrecorded = 0
+        self.denied_count_by_reason: dict[str, int] = {}
 
     # -- in process -----------------------------------------------------------------------------------
 
@@ -137,7 +138,10 @@ class Holds:
             admission.state = "ended"
 
     def record_denial(self, secret: str, method: str, path: str, denial: Denial, model: str = "") -> None:
-        """Count a refused request of a known key in the statistics."""
+        """Count a refused request: in the metrics, and of a known key in the statistics."""
+        with self._lock:
+            counts = self.denied_count_by_reason
+            counts[denial.reason] = counts.get(denial.reason, 0) + 1
         if denial.status in (401, 503):
             return
         permit = self._gate.permit(secret)

@@ -7,6 +7,7 @@ and handed to the committer as one piece. A bad event never sinks the others: th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -74,6 +75,8 @@ class Ingest:
         self._pending = pending
         self._committer = committer
         self._clock = clock
+        self._counting = threading.Lock()
+        self.accepted_count = self.duplicate_count = self.rejected_count = 0
 
     def take(self, decoded: Decoded, *, account_id: str | None = None) -> IngestResult:
         """
@@ -86,6 +89,14 @@ class Ingest:
             Unavailable: A store failed, or too much waits already. Nothing of the batch was booked, or its
                 outcome is unknown: the same batch again is safe, what was booked counts as duplicate.
         """
+        result = self._take(decoded, account_id)
+        with self._counting:
+            self.accepted_count += result.accepted
+            self.duplicate_count += result.duplicates
+            self.rejected_count += len(result.rejections)
+        return result
+
+    def _take(self, decoded: Decoded, account_id: str | None) -> IngestResult:
         if self._pending.record_count > PENDING_RECORDS_MAX:
             raise Unavailable("Too many events wait for the usage store. Try again later.")
         for _ in range(STALE_TRIES):
