@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tollkeeper import Admission, Outcome, Tollkeeper, Usage, UsageQuery
@@ -448,18 +448,17 @@ def test_a_management_key_sees_and_books_only_its_own(toll: Tollkeeper, tenant: 
 
 # -- charges and prices: the batch agrees with the single event ---------------------------------------------
 
-moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(
-    [
-        to_us(at) + shift
-        for at in (
-            datetime(2026, 5, 15, 2, 30, tzinfo=UTC),  # Midnight in St. John's.
-            datetime(2026, 5, 11, tzinfo=UTC),  # Monday.
-            datetime(2026, 5, 15, 10, tzinfo=UTC),  # A 5h span ends.
-            datetime(2026, 5, 15, tzinfo=UTC),
-        )
-        for shift in (-1, 0, 1)
-    ]
-)
+BOUNDS = [
+    to_us(at) + shift
+    for at in (
+        datetime(2026, 5, 15, 2, 30, tzinfo=UTC),  # Midnight in St. John's.
+        datetime(2026, 5, 11, tzinfo=UTC),  # Monday.
+        datetime(2026, 5, 15, 10, tzinfo=UTC),  # A 5h span ends.
+        datetime(2026, 5, 15, tzinfo=UTC),
+    )
+    for shift in (-1, 0, 1)
+]
+moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(BOUNDS)
 
 
 @settings(PER_EXAMPLE, max_examples=120)
@@ -478,6 +477,7 @@ moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(
         max_size=40,
     )
 )
+@example(drawn=[(at_us, key, "p1", 1, "", 5, 7, 9) for at_us in BOUNDS for key in ("key", "credit", "")])
 def test_a_batch_charges_what_its_records_charge(toll: Tollkeeper, drawn: list[tuple[Any, ...]]) -> None:
     """`Ingest.charges` over columns is the sum of `Directory.charges_of`, period by period."""
     tenants = _fixed_tenants(toll)

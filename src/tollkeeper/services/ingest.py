@@ -154,15 +154,15 @@ class Ingest:
         return Resolved(self._records(events, codes, names), indexes, rejections)
 
     def _owner(
-        self, account: str | None, key_id: str | None, project: str | None, only_account: str | None
+        self, named: tuple[str | None, ...], only_account: str | None
     ) -> tuple[str, str, str, str] | Rejection:
-        """Return account, project, key and profile of events that name these, or why not."""
+        """Return account, project, key and profile of events that name account, key and project, or why not."""
+        account, key_id, project = named
         profile = "native"
         if key_id:
             stored = self._directory.key(key_id)
             # Whether another account has such a key is none of the caller's business: the same answer.
-            mine = None if only_account is None else only_account
-            if stored is None or (mine is not None and stored.entry.account != mine):
+            if stored is None or (only_account is not None and stored.entry.account != only_account):
                 return Rejection(
                     0, "key_id", "unknown_key", f"there is no key {key_id[:64]!r}: issue it first"
                 )
