@@ -136,7 +136,7 @@ class Ingest:
         if n == 0:
             return Resolved(SCHEMA.empty_table(), decoded.indexes, [])
         owners = _combinations(events, ("account", "key_id", "project"))
-        verdicts = [self._owner(*values, only_account) for values in owners.values]
+        verdicts = [self._owner(values, only_account) for values in owners.values]
         bad = np.array([isinstance(v, Rejection) for v in verdicts], dtype=np.bool_)
         rejections = []
         if bad.any():
