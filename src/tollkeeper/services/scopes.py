@@ -105,11 +105,6 @@ class ScopeKeeper:
                 self._switch(started, ended)
             self._forget(account_id)
 
-    def refresh_all(self) -> None:
-        """Do `refresh` for every account: at start, since a crash may have come between a change and that."""
-        for account in self._directory.accounts():
-            self.refresh(account.id)
-
     def _switch(self, started: Sequence[Wanted], ended: list[tuple[str, str]]) -> None:
         if started:
             # What is delivered now need not be while nothing can be committed.
