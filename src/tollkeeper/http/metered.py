@@ -27,6 +27,7 @@ class Dialect:
     def __init__(self, installation: Installation, name: str) -> None:
         self._installation = installation
         self.profile: Profile = load(name)
+        self._settings = installation.desk(self.profile).settings
 
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key that a request's headers (lower-case names) carry."""
@@ -60,7 +61,7 @@ class Dialect:
             return None
         now = installation.clock.now()
         standings = standings_of(installation.gate, permit, installation.clock.now_us())
-        return Metered(key, route, standings, now, request_id)
+        return Metered(key, route, standings, now, request_id, self._settings)
 
 
 class Dialects:

@@ -140,6 +140,8 @@ class Metered(NamedTuple):
     standings: Sequence[Standing]
     now: datetime
     request_id: str
+    settings: Mapping[str, Any] = {}
+    """The profile's own switches, as `Desk.settings`."""
 
 
 class Profile(Protocol):

@@ -192,7 +192,7 @@ class RegPilot:
         """Word the gate's no."""
         if metered is None:
             return _with_headers(_refusal(denial, (), 402), _keyless_headers(call.now), call.request_id)
-        settings = metered.settings or SETTINGS
+        settings = {**SETTINGS, **metered.settings}
         reply = _refusal(denial, metered.standings, settings["budget_exhausted_status"])
         return _with_headers(reply, self.metered_headers(metered), metered.request_id, request_id_given=True)
 
@@ -209,8 +209,7 @@ class RegPilot:
             if standing.kind in ("budget", "credit") and standing.unit == "nanos"
             if standing.remaining is not None
         ]
-        settings = metered.settings or SETTINGS
-        if left_nanos and settings["credits_remaining_header"]:
+        if left_nanos and {**SETTINGS, **metered.settings}["credits_remaining_header"]:
             headers.append(("x-credits-remaining", format_nanos(min(left_nanos), places_min=0)))
         return [*headers, ("x-request-id", metered.request_id)]
 
@@ -221,9 +220,7 @@ PROFILE: Final = RegPilot()
 # -- one call --------------------------------------------------------------------------------------------------
 
 
-def _served(
-    call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, StoredKey], Reply]
-) -> Reply:
+def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, StoredKey], Reply]) -> Reply:
     """Let a good key through to *answer*, counted against its rate limits whatever the answer is."""
     secret = PROFILE.credential(call.headers)
     if not secret:
@@ -454,11 +451,12 @@ def _rate_limited(denial: Denial, standings: Sequence[Standing]) -> Reply:
         window_s = limits[0].window_s
         limit = limits[0].allowed if limits[0].per_window is None else limits[0].per_window
     retry_after_s = denial.retry_after_s or window_s or _RATE_LIMIT_S
+    concurrent = denial.reason == "too_many_concurrent"
     body = {
         "error": "Rate limit exceeded",
         "retry_after": retry_after_s,
         "limit": limit,
-        "window": _window_name(window_s or _RATE_LIMIT_S),
+        "window": "concurrent" if concurrent else _window_name(window_s or _RATE_LIMIT_S),
     }
     return Reply(429, body, [("Retry-After", str(retry_after_s))])
 
@@ -483,7 +481,11 @@ def _unavailable() -> Reply:
 
 
 def _internal_error(request_id: str) -> Reply:
-    body = {"error": "Internal server error", "message": "Failed to process request", "request_id": request_id}
+    body = {
+        "error": "Internal server error",
+        "message": "Failed to process request",
+        "request_id": request_id,
+    }
     return Reply(500, body)
 
 
