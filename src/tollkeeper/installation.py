@@ -118,9 +118,11 @@ class Installation:
         self.ingest = Ingest(self.directory, self.store, self.pending, self.committer, self.clock)
         self.reports = Reports(self.store, self.relay, self.pending, self.clock)
         self.amend = Amend(self.directory, self.store, self.pending, self.committer, self.reports, self.clock)
-        self.reconcile = Reconcile(self.directory, self.ledger, self.store, self.reports, self.clock)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
+        )
+        self.reconcile = Reconcile(
+            self.directory, self.ledger, self.store, self.committer, self.relay, self.scopes, self.clock
         )
         self.manage = Manage(
             self.catalog,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +12,13 @@ import sqlalchemy as sa
 
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, scopes
-from tollkeeper.domain.catalog import Account, Budget, Grant, Key
+from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Route
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.usage import UsageQuery
+from tollkeeper.gate.gate import Outcome
 from tollkeeper.installation import Installation
 from tollkeeper.services.decode import decode_events
+from tollkeeper.services.tickets import Ticket
 from tollkeeper.testing import set_up
 
 
@@ -123,3 +129,59 @@ def test_a_budget_whose_period_was_changed_is_compared_by_its_new_periods(
         event = {"id": period, "time": "2026-03-18T11:30:00Z", "account": account, "cost_nanos": 1}
         assert charged.ingest.take(decode_events([event], now_us=charged.clock.now_us())).accepted == 1
         assert found(charged, account) == []
+
+
+def test_it_is_exact_with_traffic_going_on(site: Installation, account: str) -> None:
+    """Requests, batches and changes of budgets never make it report a difference that is none."""
+    secret = set_up(
+        site,
+        Account(id=account, name="A"),
+        Key(id=f"{account}.k", account=account, type="credit"),
+        Grant(id="g", account=account, amount_nanos=10**12),
+        Route(id="r", method="POST", path="/r", price_nanos=7),
+    )[f"{account}.k"]
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def until_stopped(work: Callable[[int], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                for turn in itertools.count():
+                    if stop.is_set():
+                        return
+                    work(turn)
+            except BaseException as exc:
+                failures.append(exc)
+
+        return run
+
+    def request(turn: int) -> None:
+        admission = site.holds.admit(secret, "POST", "/r")
+        assert not isinstance(admission, Denial)
+        site.holds.settle(admission, Outcome(), ticket := Ticket())
+        ticket.wait()
+
+    def batch(turn: int) -> None:
+        events = [
+            {"id": f"b{turn}-{n}", "time": "2026-03-18T11:00:00Z", "account": account, "cost_nanos": n}
+            for n in range(20)
+        ]
+        assert site.ingest.take(decode_events(events, now_us=site.clock.now_us())).accepted == 20
+
+    def budget(turn: int) -> None:
+        site.manage.put(Budget(id=f"b{turn % 3}", account=account, amount=10**15 + turn, period="day"))
+        if turn % 2:
+            site.manage.delete("budgets", f"b{turn % 3}", account)
+
+    threads = [threading.Thread(target=until_stopped(work)) for work in (request, request, batch, budget)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(8):
+            verdict = site.reconcile.verify()
+            assert verdict.differences == []
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []

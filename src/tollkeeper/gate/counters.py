@@ -180,6 +180,40 @@ class FixedWindow(RateCounter):
         return self.start_us + self.width_us
 
 
+class FirstCallWindow(FixedWindow):
+    """At most `allowed` per window; a window opens with the first request after the one before ended."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        stored: dict[int, int],
+        changed: list[RateCounter],
+    ) -> None:
+        super().__init__(account_id, counter_id, limit, now_us, stored, changed)
+        # None is open yet, or one that is over: either way the next request opens one.
+        self.start_us = max(stored, default=-self.width_us)
+        self.used = stored.get(self.start_us, 0)
+
+    def fits(self, amount: int, now_us: int) -> bool:
+        if now_us >= self.start_us + self.width_us:
+            self.used = 0
+        return self.used + amount <= self.allowed
+
+    def take(self, amount: int, now_us: int) -> int:
+        if now_us >= self.start_us + self.width_us:
+            self.start_us = now_us
+        return super().take(amount, now_us)
+
+    def resets_at_us(self, now_us: int) -> int | None:
+        start_us = self.start_us if now_us < self.start_us + self.width_us else now_us
+        return start_us + self.width_us
+
+
 class SlidingWindow(RateCounter):
     """
     At most `allowed` in any span as long as the window.
@@ -400,6 +434,7 @@ class Concurrency(RateCounter):
 Window: TypeAlias = FixedWindow | SlidingWindow | PermitBucket | Concurrency
 WINDOWS: Final[dict[str, type[Window]]] = {
     "fixed": FixedWindow,
+    "from_first": FirstCallWindow,
     "sliding": SlidingWindow,
     "permits": PermitBucket,
     "concurrency": Concurrency,

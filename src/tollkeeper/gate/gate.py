@@ -393,20 +393,33 @@ class Gate:
                 counter.take(1, now_us)
         return None
 
-    def spend(self, account_id: str, name: str, limit: Limit) -> Denial | None:
+    def spend(
+        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
+    ) -> Denial | None:
         """
         Count one against a rate limit that belongs to no key; return why it is refused, or None.
 
         Args:
             name: Names the counter within the account.
+            from_first: A `fixed` window opens with its first request instead of at a multiple of its length.
         """
         now_us = self._now_us()
-        counter = self._window(account_id, f"limit:{name}:{limit.algorithm}:{limit.window}", limit, now_us)
+        algorithm = "from_first" if from_first and limit.algorithm == "fixed" else limit.algorithm
+        counter_id = f"limit:{name}:{algorithm}:{limit.window}"
+        counter = self._window(account_id, counter_id, limit, now_us, algorithm)
         with self.lock:
             if not counter.fits(1, now_us):
                 return self._denial(counter, [counter], Amounts(), now_us)
             counter.take(1, now_us)
         return None
+
+    def spent(self, account_id: str, name: str, limit: Limit) -> tuple[int, int | None]:
+        """Return what is used of a limit that `spend` counts, and when its window ends."""
+        now_us = self._now_us()
+        counter_id = f"limit:{name}:{limit.algorithm}:{limit.window}"
+        counter = self._window(account_id, counter_id, limit, now_us)
+        with self.lock:
+            return counter.allowed_used(now_us)[1], counter.resets_at_us(now_us)
 
     def _amounts(self, permit: Permit, route: Route, usage: Usage, now_us: int) -> Amounts | None:
         if route.free:
@@ -662,14 +675,17 @@ class Gate:
         pool = self._pool(account_id, now_us) if entitlement.draws_on_credit else None
         return Permit(entitlement, limits, budgets, pool)
 
-    def _window(self, account_id: str, counter_id: str, limit: Limit, now_us: int) -> Counter:
+    def _window(
+        self, account_id: str, counter_id: str, limit: Limit, now_us: int, algorithm: str | None = None
+    ) -> Counter:
         with self.lock:
             known = self._counters.get((account_id, counter_id))
             if isinstance(known, RateCounter):
                 known.amend(limit)
                 return known  # type: ignore[return-value]
             stored = self._sources.slots(account_id, counter_id)
-            made = WINDOWS[limit.algorithm](account_id, counter_id, limit, now_us, stored, self._changed)
+            window = WINDOWS[algorithm or limit.algorithm]
+            made = window(account_id, counter_id, limit, now_us, stored, self._changed)
             self._counters[account_id, counter_id] = made
             return made
 

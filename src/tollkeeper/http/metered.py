@@ -45,13 +45,15 @@ class Dialect:
         installation = self._installation
         permit = installation.gate.permit(secret)
         metered = None
+        matched = installation.directory.route_table().match(method, path, self.profile.name)
         if isinstance(permit, Permit) and permit.profile == self.profile.name:
-            route = installation.directory.route_table().match(method, path, permit.profile) or _UNKNOWN_ROUTE
+            route = matched or _UNKNOWN_ROUTE
             if denial.status == 402 and self.profile.refusals_count:
                 limited = installation.gate.pass_limits(permit, route)
                 denial = limited or denial
             metered = self._metered(permit, route, request_id)
-        call = Call(method, path, {}, headers, b"", {}, installation.clock.now(), request_id)
+        now = installation.clock.now()
+        call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)
         return self.profile.refused(call, denial, metered)
 
     def _metered(self, permit: Permit, route: Route, request_id: str) -> Metered | None:
@@ -61,7 +63,7 @@ class Dialect:
             return None
         now = installation.clock.now()
         standings = standings_of(installation.gate, permit, installation.clock.now_us())
-        return Metered(key, route, standings, now, request_id, self._settings)
+        return Metered(key, route, standings, now, request_id, self._settings, permit.entitlement)
 
 
 class Dialects:

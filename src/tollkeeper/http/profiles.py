@@ -43,6 +43,7 @@ class ProfileSite:
 
     def answer(self, call: Call) -> Reply:
         """Return the reply to *call*, whatever happens. Blocking."""
+        call = call._replace(settings=self.desk.settings)
         try:
             found, params, allowed = self._find(call)
             if found is None:

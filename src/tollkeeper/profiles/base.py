@@ -31,6 +31,8 @@ class Call(NamedTuple):
         params: Placeholders of the endpoint's template → their text.
         now: The instant of the request, aware UTC. A profile reads no other clock.
         request_id: Unique; echoed where the vendor has such a thing.
+        settings: The profile's own switches, as `Desk.settings`.
+        route: Of a metered request that is refused: the policy it met; None for an unknown route.
     """
 
     method: str
@@ -41,6 +43,8 @@ class Call(NamedTuple):
     params: Mapping[str, str]
     now: datetime
     request_id: str
+    settings: Mapping[str, Any] = {}
+    route: Route | None = None
 
     def first(self, name: str) -> str | None:
         """Return the first value of a query parameter, or None."""
@@ -84,11 +88,23 @@ class Desk(Protocol):
     def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
         """Count one request to *route* against the key's rate limits (only); return a refusal or None."""
 
-    def spend(self, account_id: str, name: str, limit: Limit) -> Denial | None:
-        """Count one against a limit of an account that belongs to no key; durable when this returns."""
+    def spend(
+        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
+    ) -> Denial | None:
+        """
+        Count one against a limit of an account that belongs to no key; durable when this returns.
+
+        With *from_first* a `fixed` window opens with its first request instead of at a multiple of its length.
+        """
+
+    def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:
+        """Return where a limit stands that `spend` counts (without *from_first*)."""
 
     def record(self, key: StoredKey, route: Route, status: int) -> None:
         """Book a call to a usage endpoint as a free event of *key*, for dialects that count these."""
+
+    def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
+        """Book a call made under a session as a free event of its account, without a key."""
 
     def standings(self, key: StoredKey) -> list[Standing]:
         """Return where each limit, budget and balance of an active key stands: limits, budgets, credit."""
@@ -142,6 +158,8 @@ class Metered(NamedTuple):
     request_id: str
     settings: Mapping[str, Any] = {}
     """The profile's own switches, as `Desk.settings`."""
+    entitlement: Entitlement | None = None
+    """Of the key: its plan, limits and budgets."""
 
 
 class Profile(Protocol):

@@ -303,6 +303,25 @@ class ChangeScopes(Work):
         draft.group.ended_scopes.extend(self.ended)
 
 
+class Look(Work):
+    """
+    Something to read between two groups, when the ledger is as of one commit and nobody writes it.
+
+    Its result is what *read* returned, with the outbox row up to which events are in the ledger.
+    """
+
+    __slots__ = ("read",)
+
+    def __init__(self, read: Callable[[], Any], ticket: Ticket) -> None:
+        self.read = read
+        self.ticket = ticket
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        # Nothing is written: it only has its place in the order of works.
+        return
+
+
 class AddCharges(Work):
     """Charges without events of their own: what a new budget's period had before the budget was set."""
 
@@ -520,11 +539,21 @@ class Committer:
             if work.done is not None:
                 work.done(None)
             if work.ticket is not None:
-                work.ticket.result = (
-                    self.outbox_seq if isinstance(work, ChangeScopes) else work.result(committed)
-                )
+                if isinstance(work, Look):
+                    self._look(work, work.ticket)
+                elif isinstance(work, ChangeScopes):
+                    work.ticket.result = self.outbox_seq
+                else:
+                    work.ticket.result = work.result(committed)
                 ended.append(work.ticket)
         finish(ended)
+
+    def _look(self, work: Look, ticket: Ticket) -> None:
+        try:
+            ticket.result = work.read(), self.outbox_seq
+        except Exception as exc:
+            # The caller's to handle: the group itself is committed.
+            ticket.error = exc
 
     # -- failures -------------------------------------------------------------------------------------
 

@@ -79,8 +79,8 @@ class ProfileDesk:
         permit = self._permit(key)
         return None if permit is None else self._gate.pass_limits(permit, route)
 
-    def spend(self, account_id: str, name: str, limit: Limit) -> Denial | None:
-        denial = self._gate.spend(account_id, name, limit)
+    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | None:
+        denial = self._gate.spend(account_id, name, limit, from_first=from_first)
         if denial is None:
             # An empty work makes a commit, which takes the window with it: it must survive a crash.
             ticket = Ticket()
@@ -88,10 +88,30 @@ class ProfileDesk:
             ticket.wait()
         return denial
 
+    def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:
+        used, resets_at_us = self._gate.spent(account_id, name, limit)
+        return Standing(
+            kind="limit",
+            name=limit.name,
+            unit=limit.unit,
+            allowed=limit.amount,
+            used=used,
+            window_s=duration_s(limit.window),
+            per_window=limit.amount,
+            bucket=limit.bucket,
+            resets_at=None if resets_at_us is None else from_us(resets_at_us),
+        )
+
     def record(self, key: StoredKey, route: Route, status: int) -> None:
+        self._record(key.entry.account, key.entry.project or "", key.entry.id, route, status)
+
+    def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
+        self._record(account_id, "", "", route, status)
+
+    def _record(self, account_id: str, project_id: str, key_id: str, route: Route, status: int) -> None:
         now_us = self._clock.now_us()
         record = Record(
-            key.entry.account, key.entry.project or "", key.entry.id, now_us, now_us, self._gate.new_id(now_us),
+            account_id, project_id, key_id, now_us, now_us, self._gate.new_id(now_us),
             0, 1, "", route.event_kind, route.method, route.path, status, "", "", None, 0, "", 0, 0, 0, 0, "",
             0, 0, 0, "free", "", {},
         )  # fmt: skip

@@ -4,16 +4,25 @@ Verify: counter = ledger = sum of events, recomputed from what is stored; and re
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.pools import CreditBook
 from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.services.committer import Committer, Look
 from tollkeeper.services.directory import Directory
-from tollkeeper.services.report import Reports
-from tollkeeper.services.scopes import charged_in
+from tollkeeper.services.relay import Relay
+from tollkeeper.services.scopes import ScopeKeeper, charged_in
+from tollkeeper.services.tickets import Ticket
+
+CHANGE_TRIES: Final = 5
+CHANGE_WAIT_S: Final = 0.05
+"""A budget is in force some ms after the catalog has it: so often, and so long, verify looks again."""
+_IN_FORCE: Final = "budget"
 
 
 class Difference(NamedTuple):
@@ -35,16 +44,37 @@ class Verdict(NamedTuple):
     counters: int
 
 
+class Books(NamedTuple):
+    """What the ledger says of one account, as of one commit."""
+
+    counters: dict[tuple[str, int], int]
+    postings: dict[tuple[str, int], int]
+    scopes: dict[str, tuple[str, int]]
+    credit: CreditBook
+
+
 class Reconcile:
-    """Exact while nothing is being settled; a running server is compared as of its commits."""
+    """
+    Exact with traffic going on: the ledger is read between two commits, and the relay is held until the
+    usage store has been asked about just what those commits had.
+    """
 
     def __init__(
-        self, directory: Directory, ledger: Ledger, store: UsageStore, reports: Reports, clock: Clock
+        self,
+        directory: Directory,
+        ledger: Ledger,
+        store: UsageStore,
+        committer: Committer,
+        relay: Relay,
+        scopes: ScopeKeeper,
+        clock: Clock,
     ) -> None:
         self._directory = directory
         self._ledger = ledger
         self._store = store
-        self._reports = reports
+        self._committer = committer
+        self._relay = relay
+        self._scopes = scopes
         self._clock = clock
 
     def verify(self, progress: Callable[[str], None] = lambda account_id: None) -> Verdict:
@@ -58,9 +88,7 @@ class Reconcile:
             Unavailable: A store cannot be read, or does not take what is pending.
         """
         differences: list[Difference] = []
-        store_differences = []
-        if not self._reports.fresh(None):
-            store_differences.append("the outbox could not be delivered to the usage store")
+        store_differences: list[str] = []
         store_differences += [
             f"outbox row {seq}: its {record_count} records cannot be read and are set aside: {reason}"
             for seq, record_count, reason in self._ledger.set_asides()
@@ -72,20 +100,49 @@ class Reconcile:
             found, compared = self._verify_account(account_id)
             differences += found
             counters += compared
-        store_differences += self._store.differences()
+        with self._scopes.unchanged(), self._relay.exclusive():
+            store_differences += self._store.differences()
         return Verdict(
             not differences and not store_differences, differences, store_differences, len(accounts), counters
         )
 
     def rebuild(self) -> Mapping[str, int]:
         """Make rollups and the id index of the usage store anew; return rows written per table."""
-        self._reports.fresh(None)
-        return self._store.rebuild()
+        with self._scopes.unchanged(), self._relay.exclusive():
+            # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
+            self._relay.deliver_up_to(self._committer.outbox_seq)
+            return self._store.rebuild()
 
     def _verify_account(self, account_id: str) -> tuple[list[Difference], int]:
+        for _ in range(CHANGE_TRIES):
+            found, compared = self._compare_once(account_id)
+            if not any(difference.what.startswith(_IN_FORCE) for difference in found):
+                break
+            # Perhaps a budget was just set and is about to come into force.
+            time.sleep(CHANGE_WAIT_S)
+        return found, compared
+
+    def _compare_once(self, account_id: str) -> tuple[list[Difference], int]:
+        # In this order: a change of budgets has the commit thread ask the relay, which must not wait for us.
+        with self._scopes.unchanged(), self._relay.exclusive():
+            ticket = Ticket()
+            self._committer.submit(Look(lambda: self._books(account_id), ticket))
+            books, seq = ticket.wait()
+            self._relay.deliver_up_to(seq)
+            return self._compare(account_id, books), len(books.counters)
+
+    def _books(self, account_id: str) -> Books:
+        ledger = self._ledger
+        return Books(
+            ledger.counter_rows(account_id),
+            ledger.posting_sums(account_id),
+            ledger.scopes(account_id),
+            ledger.book(account_id)[0],
+        )
+
+    def _compare(self, account_id: str, books: Books) -> list[Difference]:
         differences = []
-        counters = self._ledger.counter_rows(account_id)
-        postings = self._ledger.posting_sums(account_id)
+        counters, postings, active = books.counters, books.postings, books.scopes
         for at in sorted({*counters, *postings}):
             used, posted = counters.get(at, 0), postings.get(at, 0)
             if used != posted:
@@ -93,9 +150,8 @@ class Reconcile:
                     Difference(account_id, f"counter {_name(at)} against its postings", posted, used)
                 )
         wanted = self._directory.wanted_scopes(account_id)
-        active = self._ledger.scopes(account_id)
         for counter_id in sorted(wanted.keys() ^ active.keys()):
-            what = f"budget {counter_id} in the catalog (expected) and in force (found)"
+            what = f"{_IN_FORCE} {counter_id} in the catalog (expected) and in force (found)"
             differences.append(Difference(account_id, what, counter_id in wanted, counter_id in active))
         for counter_id, (_, active_from_us) in active.items():
             if counter_id not in wanted:
@@ -119,13 +175,12 @@ class Reconcile:
                 if events != used:
                     what = f"counter {_name((counter_id, start_us))} against its events"
                     differences.append(Difference(account_id, what, events, used))
-        differences += self._verify_credit(account_id, counters)
-        return differences, len(counters)
+        return differences + self._compare_credit(account_id, books)
 
-    def _verify_credit(self, account_id: str, counters: dict[tuple[str, int], int]) -> list[Difference]:
+    def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:
         differences = []
-        book, _ = self._ledger.book(account_id)
-        used = counters.get((CREDIT_COUNTER, 0), 0)
+        book = books.credit
+        used = books.counters.get((CREDIT_COUNTER, 0), 0)
         if book.spent_nanos != used:
             differences.append(
                 Difference(account_id, "credit counter against the grants drawn on", book.spent_nanos, used)

@@ -10,7 +10,8 @@ neither, and no event is charged to a budget that is half set up.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from tollkeeper.clock import Clock
@@ -80,6 +81,12 @@ class ScopeKeeper:
         self._gate = gate
         self._clock = clock
         self._lock = threading.Lock()
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep all budgets in or out of force, as they are, until the block ends."""
+        with self._lock:
+            yield
 
     def refresh(self, account_id: str) -> None:
         """

@@ -1,0 +1,529 @@
+"""
+Shoal: request counters and the monthly credit budget of the calling key.
+
+One endpoint, `GET /v1/usage`. It costs no credits and is never stopped by an empty budget; the rate limit
+counts it, and so do the counters. What Shoal leaves open is a switch of `SETTINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.standing import Standing
+from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
+from tollkeeper.errors import Unavailable
+from tollkeeper.profiles.base import Call, Desk, Endpoint, Metered, Reply
+
+SETTINGS: Final[Mapping[str, Any]] = {
+    # For `Invalid API key`: the vendor's pages say 401 and 403.
+    "invalid_key_status": 401,
+    # Of `thisWeek` and `thisMonth`; `today` is of UTC whatever is set here. The budget's month is the plan's.
+    "time_zone": "UTC",
+    "week_start": "monday",
+    # Whether calls to the usage endpoint are in its counters.
+    "usage_calls_count": True,
+    # Whether requests that were answered 429 are.
+    "refused_calls_count": False,
+    # `X-Endpoint-Policy` of the usage endpoint.
+    "usage_policy": "usage",
+    # `X-Plan-Tier` of a key without a plan.
+    "tier_without_plan": "none",
+    # `budget.limit` of a key whose credits nothing bounds: the largest integer that every JSON reader holds.
+    "limit_without_budget": 2**53 - 1,
+    # Once the month's credits are spent. Not 402, which begins the vendor's pay-per-request handshake.
+    "exhausted_status": 429,
+    "exhausted_text": "Monthly credit limit exceeded",
+    "plan_text": "This endpoint is not available on your current plan",
+    # While a store is away.
+    "unavailable_status": 503,
+}
+
+USAGE_PATH: Final = "/v1/usage"
+USAGE: Final = Route(
+    id="shoal-usage",
+    method="GET",
+    path=USAGE_PATH,
+    event_kind="usage",
+    free=True,
+    surface="usage",
+    layer="evaluation",
+    policy="usage",
+    profile="shoal",
+)
+"""The usage endpoint as its own calls are limited and booked."""
+
+_TOO_FAST: Final = frozenset({"rate_limited", "too_many_concurrent"})
+_SPENT: Final = frozenset({"budget_exhausted", "credit_exhausted"})
+_HOUR: Final = timedelta(hours=1)
+
+CATALOG: Final = """\
+# What Shoal does not publish (tiers, prices, credits per route) is only an example here: make it yours.
+
+[[plans]]
+slug = "shoal-starter"
+name = "Starter"
+layers = ["evaluation"]
+limits = [{ name = "requests", amount = 100, window = "60s" }]
+budgets = [{ name = "credits", amount = 1_000, unit = "credits", period = "month", per = "key" }]
+metadata = { tier = "starter" }
+
+[[plans]]
+slug = "shoal-pro"
+name = "Pro"
+layers = ["evaluation", "operational"]
+limits = [{ name = "requests", amount = 100, window = "60s" }]
+budgets = [{ name = "credits", amount = 20_000, unit = "credits", period = "month", per = "key" }]
+metadata = { tier = "pro" }
+
+[[plans]]
+slug = "shoal-scale"
+name = "Scale"
+layers = ["evaluation", "operational", "premium"]
+limits = [{ name = "requests", amount = 100, window = "60s" }]
+budgets = [{ name = "credits", amount = 200_000, unit = "credits", period = "month", per = "key" }]
+metadata = { tier = "scale" }
+
+[[routes]]
+id = "shoal-search"
+method = "GET"
+path = "/v1/search"
+credits = 1
+surface = "query"
+layer = "evaluation"
+policy = "search"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-entities-by-name"
+method = "GET"
+path = "/v1/entities/byName"
+credits = 1
+surface = "registry"
+layer = "evaluation"
+policy = "entities.byName"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-entities"
+method = "GET"
+path = "/v1/entities/*"
+credits = 1
+surface = "lookup"
+layer = "evaluation"
+policy = "entities"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-organizations"
+method = "GET"
+path = "/v1/organizations/*"
+credits = 1
+surface = "lookup"
+layer = "evaluation"
+policy = "organizations"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-categories"
+method = "GET"
+path = "/v1/categories"
+credits = 1
+surface = "registry"
+layer = "evaluation"
+policy = "categories"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-signal-top"
+method = "GET"
+path = "/v1/signal/top"
+credits = 2
+layer = "evaluation"
+policy = "signal.top"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-signal-all"
+method = "GET"
+path = "/v1/signal/all"
+credits = 10
+surface = "feed"
+layer = "premium"
+policy = "signal.all"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-radar-all"
+method = "GET"
+path = "/v1/radar/all"
+credits = 10
+surface = "feed"
+layer = "premium"
+policy = "radar.all"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-brief"
+method = "*"
+path = "/v1/brief"
+credits = 3
+surface = "brief"
+layer = "operational"
+policy = "brief"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-brief-batch"
+method = "POST"
+path = "/v1/brief/batch"
+credits = 20
+surface = "brief"
+layer = "operational"
+policy = "brief.batch"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-webhooks"
+method = "*"
+path = "/v1/webhooks"
+credits = 1
+surface = "delivery"
+layer = "premium"
+policy = "webhooks"
+profile = "shoal"
+
+[[routes]]
+id = "shoal-webhook"
+method = "*"
+path = "/v1/webhooks/*"
+credits = 1
+surface = "delivery"
+layer = "premium"
+policy = "webhooks"
+profile = "shoal"
+"""
+
+
+Headers = list[tuple[str, str]]
+
+
+class Counts(NamedTuple):
+    """Requests of one key up to now, and the credits that its events of this month spent."""
+
+    today: int
+    this_week: int
+    this_month: int
+    credits_this_month: int
+
+
+class Budget(NamedTuple):
+    """Credits of this month."""
+
+    limit: int
+    used: int
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.limit - self.used)
+
+
+class Shoal:
+    """The dialect; see `profiles.base.Profile`."""
+
+    name = "shoal"
+    settings = SETTINGS
+    catalog = CATALOG
+    refusals_count = False
+
+    def __init__(self) -> None:
+        self.endpoints: Sequence[Endpoint] = (Endpoint("GET", USAGE_PATH, answer_usage),)
+
+    def credential(self, headers: Mapping[str, str]) -> str:
+        """Return the key of `Authorization: Bearer <key>`, or `""`."""
+        return _bearer(headers) or ""
+
+    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
+        """Answer 404, or 405 in the same shape, with the path and method that were asked."""
+        if allowed:
+            return Reply(
+                405, _not_found(call), [("Allow", ", ".join(allowed)), *_policy(call), _id(call.request_id)]
+            )
+        return Reply(404, _not_found(call), [_id(call.request_id)])
+
+    def failed(self, call: Call, error: Exception) -> Reply:
+        """Answer 500, or 503 while a store is away."""
+        headers = [*_policy(call), _id(call.request_id)]
+        if isinstance(error, Unavailable):
+            return Reply(_switch(call, "unavailable_status"), {"error": "Service Unavailable"}, headers)
+        return Reply(500, {"error": "Internal Server Error"}, headers)
+
+    def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
+        """Word the gate's no; without a known key there is no header to describe one."""
+        if denial.reason == "key_missing":
+            return _without_key(call)
+        if denial.reason.startswith("key_") or denial.reason == "account_inactive":
+            return _invalid_key(call)
+        refusal = _refusal(call, denial)
+        known = [*_policy(call), _id(call.request_id)] if metered is None else self.metered_headers(metered)
+        return refusal._replace(headers=[*known, *refusal.headers])
+
+    def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
+        """Return the packaging of key and route, and what is left of the rate limit and of the month."""
+        settings = {**SETTINGS, **metered.settings}
+        route = metered.route
+        headers = [("X-Plan-Tier", _tier(metered.entitlement, settings))]
+        if route.id != "unknown":
+            headers += _packaging(route, route.policy or route.id)
+        budget = _budget_of(metered.entitlement, metered.standings, settings)
+        return [
+            *headers,
+            *_rate_headers(metered.standings, route.bucket),
+            *([] if budget is None else _month_headers(budget)),
+            _id(metered.request_id),
+        ]
+
+
+def answer_usage(call: Call, desk: Desk) -> Reply:
+    """
+    Answer `GET /v1/usage`: the calling key's counters and monthly credits, as they were before this call.
+
+    The call itself counts against the rate limit, costs nothing, and is readable when no credits are left.
+    """
+    secret = _bearer(call.headers)
+    if not secret:
+        return _without_key(call)
+    key = desk.find_key(secret)
+    entitlement = None if key is None else desk.entitlement(key)
+    if key is None or entitlement is None or not _is_good(key, entitlement, call.now):
+        return _invalid_key(call)
+    denial = desk.pass_limits(key, USAGE)
+    standings = desk.standings(key)
+    counts = _counts(desk, key, call)
+    budget = _budget_of(entitlement, standings, call.settings)
+    if budget is None:
+        budget = Budget(_switch(call, "limit_without_budget"), counts.credits_this_month)
+    headers = [
+        ("X-Plan-Tier", _tier(entitlement, call.settings)),
+        *_packaging(USAGE, _switch(call, "usage_policy")),
+        *_rate_headers(standings, USAGE.bucket),
+        *_month_headers(budget),
+        _id(call.request_id),
+    ]
+    if denial is not None:
+        refusal = _refusal(call, denial)
+        return refusal._replace(headers=[*headers, *refusal.headers])
+    if _switch(call, "usage_calls_count"):
+        desk.record(key, USAGE, 200)
+    return Reply(200, _usage_body(counts, budget), headers)
+
+
+PROFILE: Final = Shoal()
+
+
+# -- who asks -------------------------------------------------------------------------------------------------
+
+
+def _bearer(headers: Mapping[str, str]) -> str | None:
+    """Return the key of a Bearer header, `""` when it has none, None without such a header."""
+    scheme, _, key = headers.get("authorization", "").strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else None
+
+
+def _is_good(key: StoredKey, entitlement: Entitlement, now: datetime) -> bool:
+    subscription = entitlement.subscription
+    ends_at = None if subscription is None else subscription.expires_at
+    return (
+        key.state_at(to_us(now)) == "active"
+        and entitlement.account.active
+        and (ends_at is None or now < ends_at)
+    )
+
+
+def _without_key(call: Call) -> Reply:
+    malformed = _bearer(call.headers) is None
+    error = "Authorization header missing or malformed" if malformed else "API key missing"
+    return Reply(401, {"error": error}, [*_policy(call), _id(call.request_id)])
+
+
+def _invalid_key(call: Call) -> Reply:
+    status = _switch(call, "invalid_key_status")
+    return Reply(status, {"error": "Invalid API key"}, [*_policy(call), _id(call.request_id)])
+
+
+# -- numbers --------------------------------------------------------------------------------------------------
+
+
+def _counts(desk: Desk, key: StoredKey, call: Call) -> Counts:
+    zone, week_start = _switch(call, "time_zone"), _switch(call, "week_start")
+    day = period_of(call.now, "day").start_at
+    week = period_of(call.now, "week", time_zone=zone, week_start=week_start).start_at
+    month = period_of(call.now, "month", time_zone=zone).start_at
+    days = _daily(desk, key, call, min(week, month), zone)
+    # A local day is not a UTC day: then the counter that is of UTC whatever is set needs a question of its own.
+    today = days if zone == "UTC" else _daily(desk, key, call, day, "UTC")
+    return Counts(
+        today=sum(requests for at, requests, _ in today if at >= day),
+        this_week=sum(requests for at, requests, _ in days if at >= week),
+        this_month=sum(requests for at, requests, _ in days if at >= month),
+        credits_this_month=sum(credits for at, _, credits in days if at >= month),
+    )
+
+
+def _daily(
+    desk: Desk, key: StoredKey, call: Call, since: datetime, zone: str
+) -> list[tuple[datetime, int, int]]:
+    """Return the start, counted requests and credits of each day from *since* on, some days in parts."""
+    # The end of the hour, not now: whole hours are answered from rollups.
+    hour_end = call.now.replace(minute=0, second=0, microsecond=0) + _HOUR
+    report = desk.usage(
+        UsageQuery(
+            account_id=key.entry.account,
+            from_us=to_us(since),
+            to_us=to_us(hour_end),
+            granularity="day",
+            time_zone=zone,
+            group_by=("status", "denied_reason"),
+            filters={"key": (key.entry.id,)},
+            measures=("requests", "credits"),
+            limit=PAGE_SIZE_MAX,
+        )
+    )
+    return [
+        (
+            datetime.fromisoformat(row["time"]),
+            row["requests"] if _counts_as_request(row, call) else 0,
+            row["credits"],
+        )
+        for row in report.rows
+    ]
+
+
+def _counts_as_request(row: Mapping[str, Any], call: Call) -> bool:
+    if _switch(call, "refused_calls_count"):
+        return True
+    if row["denied_reason"] in _SPENT:
+        # Booked as our gate's 402, but answered with what the dialect says.
+        return bool(_switch(call, "exhausted_status") != 429)
+    return bool(row["status"] != 429)
+
+
+def _budget_of(
+    entitlement: Entitlement | None, standings: Sequence[Standing], settings: Mapping[str, Any]
+) -> Budget | None:
+    """
+    Return the month's credits of a key; None when no budget counts them.
+
+    A budget of the key itself comes before one that it shares; among several, the one with the least left.
+    """
+    if entitlement is None:
+        return None
+    monthly = [scope for scope in entitlement.budgets if scope.unit == "credits" and scope.period == "month"]
+    names = {scope.name for scope in monthly if scope.key_id is not None} or {s.name for s in monthly}
+    found = [
+        Budget(settings["limit_without_budget"] if s.allowed is None else s.allowed, s.used)
+        for s in standings
+        if s.kind == "budget" and s.unit == "credits" and s.name in names
+    ]
+    return min(found, key=lambda budget: budget.remaining, default=None)
+
+
+# -- words ----------------------------------------------------------------------------------------------------
+
+
+def _usage_body(counts: Counts, budget: Budget) -> dict[str, Any]:
+    return {
+        "data": {
+            "today": counts.today,
+            "thisWeek": counts.this_week,
+            "thisMonth": counts.this_month,
+            "budget": {"limit": budget.limit, "used": budget.used, "remaining": budget.remaining},
+        }
+    }
+
+
+def _refusal(call: Call, denial: Denial) -> Reply:
+    """Return the refusal of a known key, with only the headers that the refusal itself brings."""
+    if denial.reason in _TOO_FAST:
+        return _later(429, "Rate limit exceeded", denial.retry_after_s or 1)
+    if denial.reason in _SPENT:
+        ends_at_us = denial.resets_at_us or to_us(period_of(call.now, "month").end_at)
+        left_s = max(1, -(-(ends_at_us - to_us(call.now)) // US_PER_S))
+        return _later(_switch(call, "exhausted_status"), _switch(call, "exhausted_text"), left_s)
+    if denial.reason == "layer_not_allowed":
+        return Reply(403, {"error": _switch(call, "plan_text")})
+    if denial.reason == "route_unknown":
+        return Reply(404, _not_found(call))
+    if denial.reason == "unavailable":
+        return Reply(_switch(call, "unavailable_status"), {"error": "Service Unavailable"})
+    return Reply(500, {"error": "Internal Server Error"})
+
+
+def _later(status: int, error: str, retry_after_s: int) -> Reply:
+    return Reply(status, {"error": error, "retryAfter": retry_after_s}, [("Retry-After", str(retry_after_s))])
+
+
+def _not_found(call: Call) -> dict[str, Any]:
+    return {"error": "Not Found", "path": call.path, "method": call.method}
+
+
+def _tier(entitlement: Entitlement | None, settings: Mapping[str, Any]) -> str:
+    plan = None if entitlement is None else entitlement.plan
+    if plan is None:
+        return str(settings["tier_without_plan"])
+    return plan.metadata.get("tier") or plan.slug
+
+
+def _packaging(route: Route, policy: str) -> Headers:
+    """Return what a route says of itself; a label that it does not have is left out."""
+    headers = [
+        ("X-Api-Surface", route.surface),
+        ("X-Access-Layer", route.layer),
+        ("X-Endpoint-Policy", policy),
+        ("X-Credit-Cost", str(route.credits)),
+    ]
+    return [(name, value) for name, value in headers if value]
+
+
+def _rate_headers(standings: Sequence[Standing], bucket: str | None) -> Headers:
+    """Return the rate limit on requests that has the least left; nothing for a key without one."""
+    found = [
+        (standing.remaining, standing.allowed)
+        for standing in standings
+        if standing.kind == "limit" and standing.unit == "requests" and standing.bucket in (None, bucket)
+        if standing.remaining is not None
+    ]
+    if not found:
+        return []
+    remaining, allowed = min(found)
+    return [("X-RateLimit-Limit", str(allowed)), ("X-RateLimit-Remaining", str(remaining))]
+
+
+def _month_headers(budget: Budget) -> Headers:
+    return [
+        ("X-Monthly-Limit", str(budget.limit)),
+        ("X-Monthly-Used", str(budget.used)),
+        ("X-Monthly-Remaining", str(budget.remaining)),
+    ]
+
+
+def _policy(call: Call) -> Headers:
+    """Return the policy label of the endpoint that was asked; nothing for a path that is none."""
+    if call.route is not None:
+        return [("X-Endpoint-Policy", call.route.policy or call.route.id)]
+    return [("X-Endpoint-Policy", _switch(call, "usage_policy"))] if call.path == USAGE_PATH else []
+
+
+def _id(request_id: str) -> tuple[str, str]:
+    return ("X-Request-Id", request_id)
+
+
+def _switch(call: Call, name: str) -> Any:
+    return call.settings.get(name, SETTINGS[name])

@@ -1,0 +1,985 @@
+"""RegPilot's dialect: the acceptance cases of its specification, and what surrounds them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import httpx
+import msgspec
+import pytest
+import requests
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Install
+from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
+from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project
+from tollkeeper.domain.keys import hash_secret
+from tollkeeper.embedded import Tollkeeper
+from tollkeeper.http.app import build_app
+from tollkeeper.http.server import ensure_operator_key
+from tollkeeper.installation import Installation
+from tollkeeper.profiles.base import Profile
+from tollkeeper.profiles.regpilot import KEY_HEADERS, PROFILE
+from tollkeeper.services.declaration import apply_declaration, parse_declaration, render_changes
+from tollkeeper.testing import Faulty, ManualClock, set_up, unique
+
+DOLLAR = 1_000_000_000
+RATE_HEADERS = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]
+MISSING_KEY = {
+    "error": "Missing API key. Use one of: X-API-Key: YOUR_KEY, X-RegPilot-Key: YOUR_KEY, "
+    "or Authorization: Bearer YOUR_KEY",
+    "headers_checked": [
+        "x-api-key",
+        "x-regpilot-key",
+        "api-key",
+        "authorization",
+        "x-authorization",
+        "proxy-authorization",
+    ],
+}
+BAD_KEY = {"error": "Invalid or inactive API key", "code": "INVALID_API_KEY"}
+REVOKED_KEY = {"error": "API key has been revoked"}
+FORBIDDEN = {"error": "Insufficient permissions for this operation"}
+MISSING_PROJECT = {"error": "projectId is required", "code": "MISSING_PROJECT_ID"}
+BAD_PERIOD = {"error": "Invalid period. Must be: day, week, or month", "code": "INVALID_PERIOD"}
+UNAVAILABLE = {"error": "Service unavailable", "message": "Please try again in a moment."}
+
+
+class BudgetPart(msgspec.Struct, forbid_unknown_fields=True):
+    limit: int | float
+    used: int | float
+    remaining: int | float
+
+
+class CachePart(msgspec.Struct, forbid_unknown_fields=True):
+    hits: int
+    misses: int
+    hitRate: int | float
+
+
+class ModelPart(msgspec.Struct, forbid_unknown_fields=True):
+    requests: int
+    tokens: int
+    cost: int | float
+
+
+class PeriodPart(msgspec.Struct, forbid_unknown_fields=True):
+    start: str
+    end: str
+
+
+class UsageBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The answer of `/api/usage`, nothing more and nothing less."""
+
+    budget: BudgetPart
+    cache: CachePart
+    models: dict[str, ModelPart]
+    period: PeriodPart
+
+
+class Customer(NamedTuple):
+    """One project of one account with one key."""
+
+    account: str
+    project: str
+    key_id: str
+    secret: str
+
+
+class Vendor:
+    """RegPilot as the running server speaks it, at one of its two places."""
+
+    def __init__(self, server: Server, base: str) -> None:
+        self.server = server
+        self.url = server.url + base
+
+    def get(
+        self, path: str = "/api/usage", headers: Mapping[str, str] | None = None, **params: str
+    ) -> requests.Response:
+        return requests.get(self.url + path, headers=dict(headers or {}), params=params, timeout=60)
+
+    def usage(self, customer: Customer, **params: str) -> Any:
+        """Return the body of a good answer."""
+        found = self.get(headers={"X-API-Key": customer.secret}, **{"projectId": customer.project, **params})
+        assert found.status_code == 200, found.text
+        return found.json()
+
+    def customer(self, *, plan: str | None = None, limit: int | None = 1000 * DOLLAR, **key: Any) -> Customer:
+        account, put = unique("acct"), self.server.put
+        put(f"/tk/v1/accounts/{account}", {"name": "Acme", "plan": plan})
+        put(f"/tk/v1/projects/web?account={account}", {"account": account})
+        if limit is not None:
+            put(
+                f"/tk/v1/budgets/web-monthly?account={account}",
+                {"account": account, "project": "web", "amount": str(limit)},
+            )
+        fields = {"account": account, "project": "web", "profile": "regpilot", **key}
+        made = self.server.post("/tk/v1/keys", fields)
+        return Customer(account, "web", made["entry"]["id"], made["secret"])
+
+    def record(self, customer: Customer, *events: Mapping[str, Any]) -> None:
+        """Book events of now, by the customer's key."""
+        now = datetime.now(UTC).isoformat()
+        sent = [{"id": unique("event"), "time": now, "key_id": customer.key_id, **event} for event in events]
+        answer = self.server.post("/tk/v1/events", sent)
+        assert answer["accepted"] == len(events), answer
+
+    def set_state(self, customer: Customer, state: str) -> None:
+        self.server.post(f"/tk/v1/keys/{customer.key_id}/state?account={customer.account}", {"state": state})
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ("--root-profile", "regpilot", "--profiles", "regpilot")
+    with running_server(tmp_path_factory.mktemp("regpilot"), *options) as server:
+        for entry in parse_declaration(PROFILE.catalog):
+            server.put(f"/tk/v1/{entry.kind}/{entry.entry_id}", msgspec.to_builtins(entry))
+        yield server
+
+
+@pytest.fixture(params=["", "/regpilot"], ids=["root", "prefix"])
+def base(request: pytest.FixtureRequest) -> str:
+    return cast("str", request.param)
+
+
+@pytest.fixture
+def vendor(server: Server, base: str) -> Vendor:
+    return Vendor(server, base)
+
+
+class Local:
+    """An installation in this process, by a clock that the test moves."""
+
+    def __init__(self, site: Installation, base: str) -> None:
+        self.site = site
+        self.base = base
+        self.app = build_app(site)
+        ensure_operator_key(site, OPERATOR_KEY)
+        set_up(site, *parse_declaration(PROFILE.catalog))
+
+    def call(self, method: str, path: str, *, app: Any = None, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app if app is None else app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://toll") as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(ask())
+
+    def get(self, customer: Customer, path: str = "/api/usage", **params: str) -> httpx.Response:
+        params = {"projectId": customer.project, **params} if path == "/api/usage" else params
+        return self.call("GET", self.base + path, headers={"X-API-Key": customer.secret}, params=params)
+
+    def operate(self, path: str, body: Any) -> httpx.Response:
+        return self.call("POST", path, json=body, headers={"Authorization": f"Bearer {OPERATOR_KEY}"})
+
+    def authorize(self, customer: Customer, **fields: Any) -> httpx.Response:
+        body = {"key": customer.secret, "path": "/api/ai/complete", "profile": "regpilot", **fields}
+        return self.operate("/tk/v1/authorize", body)
+
+    def customer(
+        self, *entries: Entry, limit: int | None = 1000 * DOLLAR, plan: str | None = None, **key: Any
+    ) -> Customer:
+        """Make an account `acct…` with a project; *entries* may be made by functions of its id."""
+        account, key_id = unique("acct"), unique("key")
+        fields = {"project": "web", "profile": "regpilot", "plan": plan, **key}
+        made: list[Entry] = [
+            Account(id=account, name="Acme"),
+            Project(id="web", account=account),
+            Key(id=key_id, account=account, **fields),
+            *entries,
+        ]
+        if limit is not None:
+            made.append(Budget(id="monthly", account=account, project="web", amount=limit))
+        secret = set_up(self.site, *made).get(key_id, "")
+        return Customer(account, "web", key_id, secret)
+
+    def record(self, customer: Customer, at: datetime, **event: Any) -> None:
+        sent = {"id": unique("event"), "time": at.isoformat(), "key_id": customer.key_id, **event}
+        answer = self.operate("/tk/v1/events", [sent])
+        assert answer.json().get("accepted") == 1, answer.text
+
+
+@pytest.fixture
+def local(install: Install, base: str) -> Iterator[Local]:
+    local = Local(install(root_profile="regpilot", profiles="regpilot"), base)
+    yield local
+    local.app.close()
+
+
+def rate(headers: Mapping[str, str]) -> tuple[int, int, int]:
+    limit, remaining, reset = (int(headers[name]) for name in RATE_HEADERS)
+    return limit, remaining, reset
+
+
+def is_json(found: requests.Response | httpx.Response, status: int, body: Any) -> None:
+    """Check status, type and the whole body with its member order."""
+    assert found.status_code == status, found.text
+    assert found.headers["content-type"] == "application/json"
+    assert found.text == json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+    assert found.headers["x-request-id"].startswith("req_")
+
+
+# -- acceptance ------------------------------------------------------------------------------------------------
+
+
+def test_case_1_the_default_period_is_the_current_utc_month(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    found = vendor.get(headers={"X-API-Key": customer.secret}, projectId=customer.project)
+    start = datetime.now(UTC).replace(day=1)
+    end = (start + timedelta(days=32)).replace(day=1)
+    is_json(
+        found,
+        200,
+        {
+            "budget": {"limit": 1000, "used": 0, "remaining": 1000},
+            "cache": {"hits": 0, "misses": 0, "hitRate": 0},
+            "models": {},
+            "period": {
+                "start": f"{start:%Y-%m-%d}T00:00:00.000Z",
+                "end": f"{end:%Y-%m-%d}T00:00:00.000Z",
+            },
+        },
+    )
+
+
+def test_case_2_period_changes_all_but_the_budget(local: Local) -> None:
+    """Noon of Wednesday, 18 March: the week began on the 16th. Each edge of a window has an event."""
+    customer = local.customer()
+    for text, cost in (
+        ("2026-02-28T23:59:59.999999Z", 64),
+        ("2026-03-01T00:00:00Z", 32),
+        ("2026-03-15T23:59:59.999999Z", 16),
+        ("2026-03-16T00:00:00Z", 8),
+        ("2026-03-17T23:59:59.999999Z", 4),
+        ("2026-03-18T00:00:00Z", 2),
+        ("2026-03-18T12:00:00Z", 1),
+    ):
+        at = datetime.fromisoformat(text)
+        local.record(customer, at, model="m", cost_nanos=cost * DOLLAR, cache="miss")
+    windows = {
+        "day": (2, 3, "2026-03-18T00:00:00.000Z", "2026-03-19T00:00:00.000Z"),
+        "week": (4, 15, "2026-03-16T00:00:00.000Z", "2026-03-23T00:00:00.000Z"),
+        "month": (6, 63, "2026-03-01T00:00:00.000Z", "2026-04-01T00:00:00.000Z"),
+    }
+    for period, (count, cost, start, end) in windows.items():
+        is_json(
+            local.get(customer, period=period),
+            200,
+            {
+                "budget": {"limit": 1000, "used": 63, "remaining": 937},
+                "cache": {"hits": 0, "misses": count, "hitRate": 0},
+                "models": {"m": {"requests": count, "tokens": 0, "cost": cost}},
+                "period": {"start": start, "end": end},
+            },
+        )
+
+
+@pytest.mark.parametrize(
+    ("params", "body"),
+    [
+        ({}, MISSING_PROJECT),
+        ({"projectId": ""}, MISSING_PROJECT),
+        ({"projectid": "web"}, MISSING_PROJECT),
+        ({"projectId": "web", "period": "year"}, BAD_PERIOD),
+        ({"projectId": "web", "period": ""}, BAD_PERIOD),
+        ({"projectId": "web", "period": "Day"}, BAD_PERIOD),
+        ({"projectId": "web", "period": "month\x00"}, BAD_PERIOD),
+    ],
+)
+def test_case_3_a_bad_parameter_is_400(vendor: Vendor, params: dict[str, str], body: Any) -> None:
+    customer = vendor.customer()
+    is_json(vendor.get(headers={"X-API-Key": customer.secret}, **params), 400, body)
+
+
+def test_unknown_parameters_are_ignored(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    assert vendor.usage(customer, debug="1", period="day") == vendor.usage(customer, period="day")
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-API-Key": ""}, {"Cookie": "sk_x"}, {"Authorization": "Bearer"}])
+def test_case_4_no_key_is_401_with_the_headers_checked(vendor: Vendor, headers: dict[str, str]) -> None:
+    for path in ("/api/usage", "/api/health"):
+        is_json(vendor.get(path, headers, projectId="web"), 401, MISSING_KEY)
+
+
+def test_case_5_each_header_takes_the_key_and_the_first_wins(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    for name in KEY_HEADERS:
+        shown = [customer.secret]
+        if name.endswith("authorization"):
+            shown += [f"Bearer {customer.secret}", f"bearer  {customer.secret}"]
+        for value in shown:
+            assert vendor.get(headers={name: value}, projectId="web").status_code == 200, name
+    for first, second in pairwise(KEY_HEADERS):
+        both = {first: "sk_bad", second: customer.secret}
+        is_json(vendor.get(headers=both, projectId="web"), 401, BAD_KEY)
+        other = {first: customer.secret, second: "sk_bad"}
+        assert vendor.get(headers=other, projectId="web").status_code == 200
+
+
+def test_case_6_key_states(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    shown = {"X-API-Key": customer.secret}
+    is_json(vendor.get(headers={"X-API-Key": "sk_" + "x" * 32}, projectId="web"), 401, BAD_KEY)
+    vendor.set_state(customer, "inactive")
+    is_json(vendor.get(headers=shown, projectId="web"), 401, BAD_KEY)
+    vendor.set_state(customer, "active")
+    assert vendor.get(headers=shown, projectId="web").status_code == 200
+    vendor.set_state(customer, "revoked")
+    is_json(vendor.get(headers=shown, projectId="web"), 401, REVOKED_KEY)
+    is_json(vendor.get("/api/health", shown), 401, REVOKED_KEY)
+
+
+def test_case_7_hit_rate(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    assert vendor.usage(customer)["cache"] == {"hits": 0, "misses": 0, "hitRate": 0}
+    assert vendor.usage(customer)["models"] == {}
+    vendor.record(customer, *[{"model": "m", "cache": cache} for cache in ("hit", "hit", "hit", "miss")])
+    assert vendor.usage(customer)["cache"] == {"hits": 3, "misses": 1, "hitRate": 75}
+    vendor.record(
+        customer, {"model": "m", "cache": "none"}, {"model": "m", "cache": "miss"}, {"cache": "miss"}
+    )
+    assert vendor.usage(customer)["cache"] == {"hits": 3, "misses": 3, "hitRate": 50}
+    vendor.record(customer, {"model": "m", "cache": "hit"})
+    assert vendor.usage(customer)["cache"] == {"hits": 4, "misses": 3, "hitRate": 57.14}
+
+
+def test_case_8_two_events_of_one_model(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    vendor.record(
+        customer,
+        {"model": "m", "cost_nanos": 1_250_000_000, "tokens": {"prompt": 60, "completion": 40}},
+        {"model": "m", "cost_nanos": 500_000_000, "tokens": {"cached_prompt": 20, "reasoning": 30}},
+    )
+    found = vendor.usage(customer)
+    assert found["models"] == {"m": {"requests": 2, "tokens": 150, "cost": 1.75}}
+    assert found["budget"] == {"limit": 1000, "used": 1.75, "remaining": 998.25}
+
+
+def test_case_9_a_cache_hit_is_counted_and_free(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    vendor.server.put(
+        f"/tk/v1/prices/{customer.account}",
+        {"model": "m", "account": customer.account, "prompt_nanos_per_million": 10 * DOLLAR},
+    )
+    tokens = {"prompt": 100_000}
+    vendor.record(customer, {"model": "m", "tokens": tokens, "cache": "miss"})
+    before = vendor.usage(customer)
+    vendor.record(customer, {"model": "m", "tokens": tokens, "cache": "hit"})
+    after = vendor.usage(customer)
+    assert before["models"] == {"m": {"requests": 1, "tokens": 100_000, "cost": 1}}
+    assert after["models"] == {"m": {"requests": 2, "tokens": 200_000, "cost": 1}}
+    assert after["cache"] == {"hits": 1, "misses": 1, "hitRate": 50}
+    assert after["budget"] == before["budget"] == {"limit": 1000, "used": 1, "remaining": 999}
+
+
+def test_case_10_remaining_is_never_negative(vendor: Vendor) -> None:
+    customer = vendor.customer(limit=2 * DOLLAR)
+    vendor.record(customer, {"model": "m", "cost_nanos": 1_999_999_999})
+    assert vendor.usage(customer)["budget"] == {"limit": 2, "used": 1.999999999, "remaining": 0.000000001}
+    vendor.record(customer, {"model": "m", "cost_nanos": 3 * DOLLAR})
+    assert vendor.usage(customer)["budget"] == {"limit": 2, "used": 4.999999999, "remaining": 0}
+
+
+def test_case_11_every_response_has_the_rate_headers(vendor: Vendor) -> None:
+    customer = vendor.customer(plan="regpilot-startup")
+    shown = {"X-API-Key": customer.secret}
+    for path, headers, params, status in (
+        ("/api/usage", shown, {"projectId": "web"}, 200),
+        ("/api/health", shown, {}, 200),
+        ("/api/usage", shown, {}, 400),
+        ("/api/usage", shown, {"projectId": "other"}, 403),
+    ):
+        found = vendor.get(path, headers, **params)
+        limit, remaining, reset = rate(found.headers)
+        assert (found.status_code, limit) == (status, 100)
+        assert 190 <= remaining < 200
+        assert time.time() < reset < time.time() + 120
+    for path, headers, status in (
+        ("/api/usage", {}, 401),
+        ("/api/usage", {"X-API-Key": "sk_bad"}, 401),
+        ("/api/nothing", shown, 404),
+    ):
+        found = vendor.get(path, headers, projectId="web")
+        assert found.status_code == status
+        assert rate(found.headers)[:2] == (0, 0)
+        assert time.time() - 5 < rate(found.headers)[2] <= time.time() + 60
+
+
+def test_case_11_an_unlimited_key_has_no_rate_headers(vendor: Vendor) -> None:
+    customer = vendor.customer(plan="regpilot-enterprise")
+    found = vendor.get(headers={"X-API-Key": customer.secret}, projectId="web")
+    assert found.status_code == 200
+    assert not [name for name in RATE_HEADERS if name in found.headers]
+
+
+def test_case_12_the_burst_of_the_free_plan_ends_in_429(vendor: Vendor) -> None:
+    """It gains a permit every 6 s, so a slow machine gets some more than 20 through."""
+    customer = vendor.customer(plan="regpilot-free")
+    admitted = 0
+    while (found := vendor.get("/api/health", {"X-API-Key": customer.secret})).status_code == 200:
+        admitted += 1
+        assert admitted < 60
+    assert admitted >= 20
+    retry_after = int(found.headers["Retry-After"])
+    assert 1 <= retry_after <= 6
+    body = {"error": "Rate limit exceeded", "retry_after": retry_after, "limit": 10, "window": "1 minute"}
+    is_json(found, 429, body)
+    assert rate(found.headers)[:2] == (10, 0)
+
+
+def test_case_12_by_the_clock(local: Local, clock: ManualClock) -> None:
+    """Exactly 20 at once, then one every 6 seconds; bad requests count as well."""
+    customer = local.customer(plan="regpilot-free")
+    for left in reversed(range(20)):
+        found = local.get(customer, period="year" if left % 2 else "day")
+        assert found.status_code == (400 if left % 2 else 200)
+        assert rate(found.headers)[:2] == (10, left)
+    refused = {"error": "Rate limit exceeded", "retry_after": 6, "limit": 10, "window": "1 minute"}
+    found = local.get(customer)
+    is_json(found, 429, refused)
+    assert found.headers["retry-after"] == "6"
+    assert rate(found.headers) == (10, 0, int(clock.now().timestamp()) + 120)
+    clock.advance(seconds=5)
+    assert local.get(customer, "/api/health").json() == {**refused, "retry_after": 1}
+    clock.advance(seconds=1)
+    assert local.get(customer).status_code == 200
+    assert local.get(customer).status_code == 429
+
+
+def test_case_12_the_day_of_a_plan_has_its_own_wording(local: Local, clock: ManualClock) -> None:
+    limits = [
+        Limit(name="rpm", amount=10, algorithm="permits", burst=20),
+        Limit(name="rpd", amount=3, window="1d"),
+    ]
+    customer = local.customer(Plan(slug="tiny", limits=limits), plan="tiny")
+    midnight_s = int(datetime(2026, 3, 19, tzinfo=UTC).timestamp())
+    for left in (2, 1, 0):
+        assert rate(local.get(customer).headers) == (10, left, midnight_s)
+    found = local.get(customer)
+    half_a_day_s = 43_200
+    body = {"error": "Rate limit exceeded", "retry_after": half_a_day_s, "limit": 3, "window": "1 day"}
+    is_json(found, 429, body)
+    assert found.headers["retry-after"] == str(half_a_day_s)
+    clock.set(datetime(2026, 3, 19, tzinfo=UTC))
+    assert local.get(customer).status_code == 200
+
+
+def test_case_13_asking_changes_nothing(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    vendor.record(customer, {"model": "m", "cost_nanos": DOLLAR, "cache": "miss"})
+    first = vendor.usage(customer)
+    assert first["models"] == {"m": {"requests": 1, "tokens": 0, "cost": 1}}
+    assert [vendor.usage(customer) for _ in range(3)] == [first] * 3
+
+
+def test_case_14_another_project_is_403(vendor: Vendor) -> None:
+    """Whether it is of the same account, of another, or none at all: the answers cannot be told apart."""
+    customer = vendor.customer()
+    vendor.server.put(f"/tk/v1/projects/app?account={customer.account}", {"account": customer.account})
+    for project in ("app", "nobodys", "Web", customer.account, "web\x00"):
+        is_json(vendor.get(headers={"X-API-Key": customer.secret}, projectId=project), 403, FORBIDDEN)
+    homeless = vendor.server.post(
+        "/tk/v1/keys", {"account": customer.account, "profile": "regpilot", "type": "credit"}
+    )
+    is_json(vendor.get(headers={"X-API-Key": homeless["secret"]}, projectId="web"), 403, FORBIDDEN)
+
+
+def test_case_15_health_tells_the_project_of_the_key(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    found = vendor.get("/api/health", {"X-API-Key": customer.secret})
+    is_json(found, 200, {"status": "ok", "authenticated": True, "project_id": "web"})
+
+
+# -- the vendor's own clients ----------------------------------------------------------------------------------
+
+PYTHON_CLIENT = """
+import os, requests
+response = requests.get(f'{os.environ["HOST"]}/api/usage?projectId={os.environ["PROJECT"]}',
+                        headers={"X-API-Key": os.environ["REGPILOT_API_KEY"]})
+usage = response.json()
+print(f"Budget: ${usage['budget']['used']} / ${usage['budget']['limit']}")
+print(f"Cache Hit Rate: {usage['cache']['hitRate']}%")
+"""
+FETCH_CLIENT = """
+(async () => {
+  const response = await fetch(`${process.env.HOST}/api/usage?projectId=${process.env.PROJECT}`,
+    { headers: { 'X-API-Key': process.env.REGPILOT_API_KEY } });
+  const usage = await response.json();
+  console.log(`Budget: $${usage.budget.used} / $${usage.budget.limit}`);
+  console.log(`Cache Hit Rate: ${usage.cache.hitRate}%`);
+})();
+"""
+CLIENTS = {"requests": [sys.executable, "-c", PYTHON_CLIENT]}
+if node := shutil.which("node"):
+    CLIENTS["fetch"] = [node, "-e", FETCH_CLIENT]
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_samples_of_the_vendor_run_with_another_host(vendor: Vendor, client: str) -> None:
+    customer = vendor.customer()
+    vendor.record(
+        customer,
+        *[{"model": "m", "cost_nanos": 142_500_000_000, "cache": c} for c in ("hit", "miss", "miss")],
+    )
+    environment = {"HOST": vendor.url, "PROJECT": "web", "REGPILOT_API_KEY": customer.secret}
+    ran = subprocess.run(CLIENTS[client], env=environment, capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "Budget: $427.5 / $1000\nCache Hit Rate: 33.33%\n", ran.stderr
+
+
+# -- credentials, paths, faults --------------------------------------------------------------------------------
+
+
+def test_a_key_of_another_kind_is_unknown(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    native = vendor.server.post("/tk/v1/keys", {"account": customer.account, "project": "web"})
+    inference = {"account": customer.account, "project": "web", "profile": "cheapestinference"}
+    other = vendor.server.post("/tk/v1/keys", inference)
+    management = vendor.server.post("/tk/v1/keys", {"account": customer.account, "role": "management"})
+    secrets = [made["secret"] for made in (native, other, management)]
+    for secret in (*secrets, OPERATOR_KEY, customer.secret[:-1], customer.secret + "x", "sk_é", "x" * 5000):
+        shown = {"X-API-Key": secret.encode().decode("latin-1")}
+        is_json(vendor.get(headers=shown, projectId="web"), 401, BAD_KEY)
+
+
+def test_new_keys_have_the_format_of_the_vendor(vendor: Vendor) -> None:
+    secret = vendor.customer().secret
+    assert secret.startswith("sk_")
+    assert len(secret) == 35
+
+
+def test_a_deleted_key_is_unknown(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    vendor.server.call("DELETE", f"/tk/v1/keys/{customer.key_id}?account={customer.account}")
+    is_json(vendor.get(headers={"X-API-Key": customer.secret}, projectId="web"), 401, BAD_KEY)
+
+
+def test_project_keys_may_not_read_usage(vendor: Vendor) -> None:
+    """`pk_` is refused as a family, imported or made up."""
+    secret = "pk_" + unique("").replace("-", "") + "0123456789abcdefghij"
+    customer = vendor.customer(sha256=hash_secret(secret))
+    assert customer.secret is None
+    for shown in (secret, "pk_unknown"):
+        is_json(vendor.get(headers={"X-API-Key": shown}, projectId="web"), 403, FORBIDDEN)
+
+
+def test_keys_of_any_length_are_taken(vendor: Vendor) -> None:
+    """The vendor's own example has 31 characters behind its prefix."""
+    secret = "sk_prod_" + unique("")[-12:]
+    vendor.customer(sha256=hash_secret(secret))
+    assert vendor.get(headers={"X-API-Key": secret}, projectId="web").status_code == 200
+
+
+def test_an_expired_key_is_inactive_and_an_inactive_account_forbidden(
+    local: Local, clock: ManualClock
+) -> None:
+    customer = local.customer(expires_at=clock.now() + timedelta(seconds=1))
+    assert local.get(customer).status_code == 200
+    clock.advance(seconds=1)
+    is_json(local.get(customer), 401, BAD_KEY)
+    is_json(local.authorize(customer), 401, BAD_KEY)
+    other = local.customer()
+    set_up(local.site, Account(id=other.account, name="Acme", active=False))
+    is_json(local.get(other), 403, FORBIDDEN)
+    is_json(local.authorize(other), 403, FORBIDDEN)
+
+
+def test_other_paths_and_methods_are_refused_in_the_envelope(vendor: Vendor) -> None:
+    is_json(vendor.get("/api/unknown"), 404, {"error": "Not found"})
+    is_json(vendor.get("/api/usage/"), 404, {"error": "Not found"})
+    found = requests.post(vendor.url + "/api/usage", data="{", timeout=60)
+    is_json(found, 405, {"error": "Method not allowed"})
+    assert found.headers["allow"] == "GET"
+
+
+def test_root_and_prefix_answer_alike(server: Server) -> None:
+    root, prefix = Vendor(server, ""), Vendor(server, "/regpilot")
+    customer = root.customer(plan="regpilot-free")
+    root.record(customer, {"model": "m", "cost_nanos": 1, "cache": "hit"})
+    own = {"x-request-id", "date", "x-ratelimit-remaining", "x-ratelimit-reset"}
+    for headers in ({"X-API-Key": customer.secret}, {}, {"X-API-Key": "sk_bad"}):
+        for path in ("/api/usage", "/api/health", "/api/nothing"):
+            one, two = (place.get(path, headers, projectId="web") for place in (root, prefix))
+            assert (one.status_code, one.text) == (two.status_code, two.text)
+            shown = [
+                {k.lower(): v for k, v in at.headers.items() if k.lower() not in own} for at in (one, two)
+            ]
+            assert shown[0] == shown[1]
+
+
+def test_a_usage_store_that_is_away_is_503(local: Local) -> None:
+    """The rate headers are there all the same, and the next answer is whole again."""
+    customer = local.customer(plan="regpilot-free")
+    reports: Any = local.site.reports
+    reports._store = faulty = Faulty(reports._store, "report")
+    faulty.refuse()
+    found = local.get(customer)
+    is_json(found, 503, UNAVAILABLE)
+    assert rate(found.headers)[:2] == (10, 19)
+    assert local.get(customer).status_code == 200
+
+
+def test_an_unexpected_error_is_500_and_tells_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(query: object) -> None:
+        raise RuntimeError("secret detail")
+
+    customer = local.customer()
+    monkeypatch.setattr(local.site.reports, "usage", broken)
+    found = local.get(customer)
+    body = {
+        "error": "Internal server error",
+        "message": "Failed to process request",
+        "request_id": found.headers["x-request-id"],
+    }
+    is_json(found, 500, body)
+
+
+# -- the figures -----------------------------------------------------------------------------------------------
+
+
+def test_what_was_refused_reached_no_model(vendor: Vendor) -> None:
+    """A request counts under the model that served it; without one, there is nothing to count it under."""
+    customer = vendor.customer()
+    vendor.record(
+        customer,
+        {"model": "m", "status": 429, "denied_reason": "rate_limited"},
+        {"model": "m", "status": 500},
+        {"model": "b"},
+        {"model": "a"},
+        {"cost_nanos": DOLLAR},
+    )
+    found = vendor.usage(customer)
+    one = {"requests": 1, "tokens": 0, "cost": 0}
+    assert found["models"] == {"a": one, "b": one, "m": one}
+    assert found["budget"]["used"] == 1
+
+
+def test_the_most_requested_model_comes_first(vendor: Vendor) -> None:
+    customer = vendor.customer()
+    vendor.record(customer, *[{"model": model} for model in "abbcccc"])
+    assert list(vendor.usage(customer)["models"]) == ["c", "b", "a"]
+
+
+def test_the_budget_is_that_of_the_project(local: Local) -> None:
+    """Of several monthly ones the tightest; a weekly one, or one of requests, has another meaning."""
+    customer = local.customer(limit=None)
+    local.record(customer, local.site.clock.now(), model="m", cost_nanos=3 * DOLLAR)
+    budget = local.get(customer).json()["budget"]
+    assert budget == {"limit": 0, "used": 3, "remaining": 0}
+    account = customer.account
+    set_up(local.site, Budget(id="all", account=account, amount=5 * DOLLAR))
+    assert local.get(customer).json()["budget"] == {"limit": 5, "used": 3, "remaining": 2}
+    set_up(
+        local.site,
+        Budget(id="wide", account=account, project="web", amount=90 * DOLLAR),
+        Budget(id="tight", account=account, project="web", amount=80 * DOLLAR),
+        Budget(id="week", account=account, project="web", amount=DOLLAR, period="week"),
+        Budget(id="calls", account=account, project="web", amount=1, unit="requests"),
+    )
+    assert local.get(customer).json()["budget"] == {"limit": 80, "used": 3, "remaining": 77}
+
+
+def test_the_budget_of_a_plan_is_per_project(local: Local) -> None:
+    (plan,) = parse_declaration(
+        '[[plans]]\nslug = "paid"\nbudgets = [{ name = "spend", amount = 7_000_000_000, per = "project" }]'
+    )
+    customer = local.customer(plan, limit=None, plan="paid")
+    local.record(customer, local.site.clock.now(), model="m", cost_nanos=3 * DOLLAR)
+    assert local.get(customer).json()["budget"] == {"limit": 7, "used": 3, "remaining": 4}
+
+
+def test_a_new_month_starts_the_budget_anew(local: Local, clock: ManualClock) -> None:
+    customer = local.customer(limit=2 * DOLLAR)
+    clock.set(datetime(2026, 3, 31, 23, 59, 59, 999_999, tzinfo=UTC))
+    local.record(customer, clock.now(), model="m", cost_nanos=2 * DOLLAR)
+    assert local.get(customer).json()["budget"] == {"limit": 2, "used": 2, "remaining": 0}
+    clock.advance(us=1)
+    found = local.get(customer).json()
+    assert found["budget"] == {"limit": 2, "used": 0, "remaining": 2}
+    assert found["models"] == {}
+    assert found["period"] == {"start": "2026-04-01T00:00:00.000Z", "end": "2026-05-01T00:00:00.000Z"}
+
+
+MODELS = st.sampled_from(["", "m", "openai/gpt-4o", 'a"b\\', "modèle-é", "__proto__"])
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {"model": MODELS, "age_s": st.integers(0, 45 * 86_400)},
+        optional={
+            "cache": st.sampled_from(["hit", "miss", "none"]),
+            "cost_nanos": st.integers(0, 10**13),
+            "tokens": st.fixed_dictionaries(
+                {}, optional={"prompt": st.integers(0, 10**6), "reasoning": st.integers(0, 10**6)}
+            ),
+            "status": st.sampled_from([200, 404, 500]),
+            "denied_reason": st.sampled_from(["", "rate_limited"]),
+        },
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(events=EVENTS, period=st.sampled_from(["day", "week", "month"]))
+def test_every_answer_fits_the_schema_and_the_native_usage(server: Server, events: Any, period: str) -> None:
+    vendor = Vendor(server, "/regpilot")
+    customer = vendor.customer(limit=10**13)
+    now = datetime.now(UTC)
+    sent = [
+        {
+            **event,
+            "time": (now - timedelta(seconds=event["age_s"])).isoformat(),
+            "tokens": event.get("tokens"),
+        }
+        for event in events
+    ]
+    for event in sent:
+        del event["age_s"]
+    if sent:
+        vendor.record(customer, *sent)
+    raw = vendor.get(headers={"X-API-Key": customer.secret}, projectId="web", period=period).content
+    found = msgspec.json.decode(raw, type=UsageBody)
+    measures = "requests,tokens,cost_nanos,cache_hits,cache_misses"
+
+    def native(period: PeriodPart, more: str = "") -> Any:
+        scope = f"account={customer.account}&project=web&from={period.start}&to={period.end}"
+        return server.call("GET", f"/tk/v1/usage?{scope}&measures={measures}{more}")
+
+    same = native(found.period, "&group_by=model&denied_reason=")
+    assert {model: (part.requests, part.tokens, part.cost) for model, part in found.models.items()} == {
+        row["model"]: (row["requests"], row["tokens"], int(row["cost_nanos"]) / DOLLAR)
+        for row in same["rows"]
+        if row["model"]
+    }
+    hits, misses = same["totals"]["cache_hits"], same["totals"]["cache_misses"]
+    rate = round(100 * hits / (hits + misses) + 1e-9, 2) if hits + misses else 0
+    assert found.cache == CachePart(hits, misses, pytest.approx(rate))
+    month = msgspec.json.decode(
+        vendor.get(headers={"X-API-Key": customer.secret}, projectId="web").content, type=UsageBody
+    )
+    used_nanos = int(native(month.period)["totals"]["cost_nanos"])
+    assert found.budget.used == used_nanos / DOLLAR
+    assert found.budget.remaining == max(0, 10**13 - used_nanos) / DOLLAR
+    assert found.budget == month.budget
+
+
+# -- metered traffic -------------------------------------------------------------------------------------------
+
+
+async def gateway(scope: Any, receive: Any, send: Any) -> None:
+    """The provider's own API: it answers anything."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"1")]})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+def chat(local: Local, headers: Mapping[str, str], path: str = "/api/ai/chat") -> httpx.Response:
+    app = Tollkeeper(local.site).middleware(gateway, profile="regpilot")
+    return local.call("POST", path, app=app, headers=dict(headers))
+
+
+@pytest.fixture
+def gate(install: Install) -> Iterator[Local]:
+    local = Local(install(root_profile="regpilot", profiles="regpilot"), "")
+    yield local
+    local.app.close()
+
+
+@pytest.mark.parametrize("name", KEY_HEADERS)
+def test_metered_traffic_takes_the_key_of_each_header(gate: Local, name: str) -> None:
+    customer = gate.customer(plan="regpilot-free")
+    found = chat(gate, {name: f"Bearer {customer.secret}" if "auth" in name else customer.secret})
+    assert (found.status_code, found.headers["x-own"]) == (200, "1")
+    assert rate(found.headers)[:2] == (10, 19)
+    assert found.headers["x-credits-remaining"] == "1000"
+    assert found.headers["x-request-id"].startswith("req_")
+
+
+def test_the_usage_call_and_metered_calls_share_one_limit(gate: Local) -> None:
+    customer = gate.customer(plan="regpilot-free")
+    chat(gate, {"X-API-Key": customer.secret})
+    assert rate(gate.get(customer).headers)[:2] == (10, 18)
+    assert rate(gate.authorize(customer).headers)[:2] == (10, 17)
+
+
+def test_authorize_says_the_headers_in_its_body_too(gate: Local) -> None:
+    customer = gate.customer(plan="regpilot-startup")
+    found = gate.authorize(customer, cost_nanos=DOLLAR // 4)
+    told = {name.lower(): value for name, value in found.json()["headers"].items()}
+    assert list(told) == [*RATE_HEADERS, "x-credits-remaining", "x-request-id"]
+    assert told["x-credits-remaining"] == "999.75"
+    assert {name: found.headers[name] for name in told} == told
+    assert [name for name, _ in found.headers.multi_items()].count("x-request-id") == 1
+
+
+def both(local: Local, customer: Customer, **asked: Any) -> list[httpx.Response]:
+    return [chat(local, {"X-API-Key": customer.secret}), local.authorize(customer, **asked)]
+
+
+def test_metered_traffic_over_its_limit_is_429(gate: Local) -> None:
+    limits = [Limit(name="rpm", amount=1, algorithm="permits", burst=1)]
+    customer = gate.customer(limits=limits)
+    assert chat(gate, {"X-API-Key": customer.secret}).status_code == 200
+    body = {"error": "Rate limit exceeded", "retry_after": 60, "limit": 1, "window": "1 minute"}
+    for found in both(gate, customer):
+        is_json(found, 429, body)
+        assert found.headers["retry-after"] == "60"
+        assert rate(found.headers)[:2] == (1, 0)
+
+
+def test_a_budget_that_is_used_up_is_402_for_metered_calls_only(gate: Local) -> None:
+    customer = gate.customer(limit=2 * DOLLAR, plan="regpilot-free")
+    gate.record(customer, gate.site.clock.now(), model="m", cost_nanos=2_500_000_000)
+    details = {"limit": 2, "used": 2.5}
+    for found in both(gate, customer):
+        is_json(found, 402, {"error": "Budget exceeded", "code": "BUDGET_EXCEEDED", "details": details})
+        assert rate(found.headers)[:2] == (10, 20)
+        assert found.headers["x-credits-remaining"] == "0"
+    assert gate.get(customer).json()["budget"] == {"limit": 2, "used": 2.5, "remaining": 0}
+
+
+def test_credit_that_is_used_up_is_402(gate: Local) -> None:
+    customer = gate.customer(limit=None, type="credit")
+    details = {"limit": 0, "used": 0}
+    for found in both(gate, customer):
+        is_json(found, 402, {"error": "Budget exceeded", "code": "BUDGET_EXCEEDED", "details": details})
+    set_up(gate.site, Grant(id="g", account=customer.account, amount_nanos=DOLLAR // 2))
+    assert chat(gate, {"X-API-Key": customer.secret}).headers["x-credits-remaining"] == "0.5"
+
+
+def test_too_many_at_once_is_429_without_a_window(gate: Local) -> None:
+    customer = gate.customer(limits=[Limit(name="open", amount=1, algorithm="concurrency")])
+    assert gate.authorize(customer).status_code == 200
+    found = gate.authorize(customer)
+    assert found.status_code == 429
+    retry_after = int(found.headers["retry-after"])
+    body = {"error": "Rate limit exceeded", "retry_after": retry_after, "limit": 1, "window": "concurrent"}
+    is_json(found, 429, body)
+
+
+def test_metered_keys_are_refused_as_the_usage_call_refuses_them(gate: Local) -> None:
+    site = gate.site
+    is_json(chat(gate, {}), 401, MISSING_KEY)
+    is_json(chat(gate, {"X-API-Key": "sk_bad"}), 401, BAD_KEY)
+    is_json(gate.authorize(Customer("", "", "", "")), 401, MISSING_KEY)
+    is_json(gate.authorize(Customer("", "", "", "sk_bad")), 401, BAD_KEY)
+    states: tuple[tuple[Any, Any], ...] = (("inactive", BAD_KEY), ("revoked", REVOKED_KEY))
+    customer = gate.customer()
+    for state, body in states:
+        site.manage.set_key_state(customer.account, customer.key_id, state)
+        for found in both(gate, customer):
+            is_json(found, 401, body)
+            assert rate(found.headers)[:2] == (0, 0)
+    foreign = gate.customer(profile="shoal")
+    is_json(chat(gate, {"X-API-Key": foreign.secret}), 401, BAD_KEY)
+
+
+def test_a_route_that_is_not_the_gateways_is_403(gate: Local) -> None:
+    customer = gate.customer()
+    is_json(chat(gate, {"X-API-Key": customer.secret}, "/api/other"), 403, FORBIDDEN)
+
+
+def test_the_gate_that_cannot_book_is_503(gate: Local) -> None:
+    customer = gate.customer(plan="regpilot-free")
+    gate.site.gate.refusing = "The ledger cannot be written."
+    for found in both(gate, customer):
+        is_json(found, 503, UNAVAILABLE)
+
+
+# -- switches, catalog -----------------------------------------------------------------------------------------
+
+
+def switched(install: Install, **switches: Any) -> Local:
+    options = {"root_profile": "regpilot", "profile_settings": json.dumps({"regpilot": switches})}
+    return Local(install(**options), "")
+
+
+def _unnamed(local: Local) -> None:
+    customer = local.customer()
+    local.record(customer, local.site.clock.now(), cost_nanos=DOLLAR)
+    assert local.get(customer).json()["models"] == {"other": {"requests": 1, "tokens": 0, "cost": 1}}
+
+
+def _follows(local: Local) -> None:
+    customer = local.customer()
+    local.record(customer, datetime(2026, 3, 2, tzinfo=UTC), model="m", cost_nanos=DOLLAR)
+    assert local.get(customer, period="day").json()["budget"] == {"limit": 1000, "used": 0, "remaining": 1000}
+    assert local.get(customer).json()["budget"]["used"] == 1
+
+
+def _zone_and_week(local: Local) -> None:
+    found = local.get(local.customer(), period="week").json()["period"]
+    assert found == {"start": "2026-03-14T23:00:00.000Z", "end": "2026-03-21T23:00:00.000Z"}
+
+
+def _statuses(local: Local) -> None:
+    customer = local.customer(limit=0)
+    assert local.get(customer, projectId="other").status_code == 404
+    found = chat(local, {"X-API-Key": customer.secret})
+    assert (found.status_code, found.json()["code"]) == (429, "BUDGET_EXCEEDED")
+    assert "x-credits-remaining" not in found.headers
+
+
+def _bounds(local: Local) -> None:
+    customer = local.customer(limit=None)
+    for cache in ("hit", "miss", "miss"):
+        local.record(customer, local.site.clock.now(), model="m", cache=cache)
+    found = local.get(customer).json()
+    assert found["budget"] == {"limit": 9, "used": 0, "remaining": 9}
+    assert found["cache"]["hitRate"] == 33.3
+
+
+def _families(local: Local) -> None:
+    secret = "pk_" + "p" * 32
+    customer = local.customer(sha256=hash_secret(secret))
+    assert local.get(customer._replace(secret=secret)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("switches", "holds"),
+    [
+        ({"unnamed_model": "other"}, _unnamed),
+        ({"budget_follows_period": True}, _follows),
+        ({"time_zone": "Europe/Berlin", "week_start": "sunday"}, _zone_and_week),
+        (
+            {
+                "foreign_project_status": 404,
+                "budget_exhausted_status": 429,
+                "credits_remaining_header": False,
+            },
+            _statuses,
+        ),
+        ({"limit_without_budget_nanos": 9 * DOLLAR, "hit_rate_places": 1}, _bounds),
+        ({"refused_key_prefixes": []}, _families),
+    ],
+)
+def test_every_switch_switches(
+    install: Install, switches: dict[str, Any], holds: Callable[[Local], None]
+) -> None:
+    local = switched(install, **switches)
+    holds(local)
+    local.app.close()
+
+
+def test_the_catalog_applies_and_applies_again(install: Install) -> None:
+    site = install()
+    entries = parse_declaration(PROFILE.catalog)
+    first = apply_declaration(entries, site.manage, dry_run=False)
+    again = apply_declaration(entries, site.manage, dry_run=False)
+    assert {change.action for change in first.changes} == {"created"}
+    assert {change.action for change in again.changes} == {"unchanged"}
+    assert "+ plans regpilot-free" in render_changes(first.changes)
+
+
+def test_the_module_is_a_profile() -> None:
+    profile: Profile = PROFILE
+    assert profile.name == Path(__file__).stem.removeprefix("test_")
