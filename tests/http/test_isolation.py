@@ -48,6 +48,16 @@ def cases(world: World) -> list[Case]:
             "POST", f"{events}/amend", f"/tk/v1/events/none/amend{whose}", {"status": 1}, 404, 403, 403, 403
         ),
         Case("POST", f"{events}/void", f"/tk/v1/events/none/void{whose}", {}, 404, 403, 403, 403),
+        Case(
+            "POST",
+            "/tk/v1/sessions",
+            "/tk/v1/sessions",
+            {"account": a.account, "user": "u"},
+            201,
+            403,
+            403,
+            403,
+        ),
         Case("POST", "/tk/v1/apply", "/tk/v1/apply?dry_run=true", None, 200, 403, 403, 403),
         Case("POST", "/tk/v1/verify", "/tk/v1/verify", None, 200, 403, 403, 403),
         Case("POST", "/tk/v1/rebuild", "/tk/v1/rebuild", None, 200, 403, 403, 403),

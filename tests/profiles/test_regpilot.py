@@ -164,8 +164,9 @@ class Local:
     def __init__(self, site: Installation, base: str) -> None:
         self.site = site
         self.base = base
-        self.app = build_app(site)
+        # Before the application, which reads the operator keys when it is built.
         ensure_operator_key(site, OPERATOR_KEY)
+        self.app = build_app(site)
         set_up(site, *parse_declaration(PROFILE.catalog))
 
     def call(self, method: str, path: str, *, app: Any = None, **options: Any) -> httpx.Response:
@@ -568,8 +569,7 @@ def test_a_deleted_key_is_unknown(vendor: Vendor) -> None:
 def test_project_keys_may_not_read_usage(vendor: Vendor) -> None:
     """`pk_` is refused as a family, imported or made up."""
     secret = "pk_" + unique("").replace("-", "") + "0123456789abcdefghij"
-    customer = vendor.customer(sha256=hash_secret(secret))
-    assert customer.secret is None
+    vendor.customer(sha256=hash_secret(secret))
     for shown in (secret, "pk_unknown"):
         is_json(vendor.get(headers={"X-API-Key": shown}, projectId="web"), 403, FORBIDDEN)
 
@@ -762,8 +762,8 @@ def test_every_answer_fits_the_schema_and_the_native_usage(server: Server, event
         if row["model"]
     }
     hits, misses = same["totals"]["cache_hits"], same["totals"]["cache_misses"]
-    rate = round(100 * hits / (hits + misses) + 1e-9, 2) if hits + misses else 0
-    assert found.cache == CachePart(hits, misses, pytest.approx(rate))
+    assert (found.cache.hits, found.cache.misses) == (hits, misses)
+    assert found.cache.hitRate == pytest.approx(100 * hits / (hits + misses or 1), abs=0.005)
     month = msgspec.json.decode(
         vendor.get(headers={"X-API-Key": customer.secret}, projectId="web").content, type=UsageBody
     )
@@ -944,9 +944,43 @@ def _families(local: Local) -> None:
     assert local.get(customer._replace(secret=secret)).status_code == 200
 
 
+def _parameters(local: Local) -> None:
+    customer = local.customer()
+    assert local.get(customer, period="DAY").status_code == 200
+    unknown = {"error": "Unknown parameter. Must be: projectId or period", "code": "UNKNOWN_PARAMETER"}
+    is_json(local.get(customer, debug="1"), 422, unknown)
+    is_json(local.get(customer, period="year"), 422, BAD_PERIOD)
+
+
+def _amounts(local: Local) -> None:
+    customer = local.customer(limit=DOLLAR)
+    local.record(customer, local.site.clock.now(), model="m", cost_nanos=DOLLAR + DOLLAR // 8)
+    found = local.get(customer).json()
+    assert found["budget"] == {"limit": 1, "used": 1.125, "remaining": -0.125}
+    assert found["models"]["m"]["cost"] == 112.5
+
+
+def _headers(local: Local) -> None:
+    customer = local.customer(plan="regpilot-free")
+    assert rate(local.get(customer).headers)[:2] == (10, 10)
+    assert rate(chat(local, {"X-API-Key": customer.secret}).headers)[:2] == (10, 10)
+    for found in (local.call("GET", "/api/usage"), local.call("GET", "/api/nothing"), chat(local, {})):
+        assert not [name for name in RATE_HEADERS if name in found.headers]
+
+
 @pytest.mark.parametrize(
     ("switches", "holds"),
     [
+        (
+            {
+                "bad_parameter_status": 422,
+                "period_case_sensitive": False,
+                "unknown_parameters_ignored": False,
+            },
+            _parameters,
+        ),
+        ({"negative_remaining": True, "cost_unit": "cents"}, _amounts),
+        ({"remaining_counts_burst": False, "rate_headers_without_key": False}, _headers),
         ({"unnamed_model": "other"}, _unnamed),
         ({"budget_follows_period": True}, _follows),
         ({"time_zone": "Europe/Berlin", "week_start": "sunday"}, _zone_and_week),

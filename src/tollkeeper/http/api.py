@@ -23,7 +23,7 @@ from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.bodies import too_large
 from tollkeeper.http.denials import PROBLEM_BASE
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
-from tollkeeper.http.routes import catalog, events, health, keys, openapi, standing, upkeep, usage
+from tollkeeper.http.routes import catalog, events, health, keys, openapi, sessions, standing, upkeep, usage
 from tollkeeper.http.routes.calls import (
     ENDPOINT,
     NOBODY_ASKED,
@@ -43,7 +43,7 @@ CONTEXT: Final = "tollkeeper"
 def build_api(installation: Installation, authenticator: Authenticator, *, version: str) -> Litestar:
     """Return the application of *installation*. It neither opens nor closes it."""
     context = Context(installation, authenticator, version, Upkeep())
-    topics = (catalog, keys, standing, usage, events, upkeep, health, openapi)
+    topics = (catalog, keys, sessions, standing, usage, events, upkeep, health, openapi)
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
         route_handlers=[

@@ -43,6 +43,8 @@ class Dialect:
     ) -> Reply:
         """Return the refusal of a request, headers included."""
         installation = self._installation
+        if denial.reason != "unavailable" and self._is_foreign(secret):
+            denial = Denial("key_unknown", "The api key is not known here.")
         permit = installation.gate.permit(secret)
         metered = None
         matched = installation.directory.route_table().match(method, path, self.profile.name)
@@ -55,6 +57,11 @@ class Dialect:
         now = installation.clock.now()
         call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)
         return self.profile.refused(call, denial, metered)
+
+    def _is_foreign(self, secret: str) -> bool:
+        """Whether this is the key of another profile: in whatever state, it is unknown in this one."""
+        stored = self._installation.directory.key_by_hash(hash_secret(secret)) if secret else None
+        return stored is not None and stored.entry.profile != self.profile.name
 
     def _metered(self, permit: Permit, route: Route, request_id: str) -> Metered | None:
         installation = self._installation

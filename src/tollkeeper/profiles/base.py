@@ -88,9 +88,7 @@ class Desk(Protocol):
     def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
         """Count one request to *route* against the key's rate limits (only); return a refusal or None."""
 
-    def spend(
-        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
-    ) -> Denial | None:
+    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | None:
         """
         Count one against a limit of an account that belongs to no key; durable when this returns.
 

@@ -16,7 +16,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.domain.money import NANOS_PER_UNIT, format_nanos
+from tollkeeper.domain.money import NANOS_PER_CENT, NANOS_PER_UNIT, format_nanos
 from tollkeeper.domain.periods import Period, period_of
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
@@ -52,13 +52,24 @@ SETTINGS: Final[Mapping[str, Any]] = {
     # `budget.limit` of a project that no monthly budget bounds; the field is a number whatever happens.
     "limit_without_budget_nanos": 0,
     "hit_rate_places": 2,
+    # Below 0 once the budget is overdrawn.
+    "negative_remaining": False,
+    # Of `models.<name>.cost`: `dollars` or `cents`.
+    "cost_unit": "dollars",
     # The name under which `models` has requests without a model; empty: they are left out.
     "unnamed_model": "",
+    "bad_parameter_status": 400,
     "foreign_project_status": 403,
+    "period_case_sensitive": True,
+    "unknown_parameters_ignored": True,
     # Key families that may not read usage.
     "refused_key_prefixes": ["pk_"],
     # A metered request of a project whose budget is used up.
     "budget_exhausted_status": 402,
+    # Whether `X-RateLimit-Remaining` may pass `X-RateLimit-Limit` while a burst is left.
+    "remaining_counts_burst": True,
+    # Whether an answer without a known key says that 0 of 0 calls are left, or nothing.
+    "rate_headers_without_key": True,
     # Whether metered answers say `x-credits-remaining`.
     "credits_remaining_header": True,
 }
@@ -150,6 +161,7 @@ profile = "regpilot"
 
 _RATE_LIMIT_S: Final = 60
 """What to wait for where the limit itself does not say: the vendor's limits are per minute."""
+_COST_UNITS: Final = {"dollars": NANOS_PER_UNIT, "cents": NANOS_PER_CENT}
 _WINDOW_NAMES: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 
@@ -181,18 +193,18 @@ class RegPilot:
             reply = Reply(405, {"error": "Method not allowed"}, [("Allow", ", ".join(allowed))])
         else:
             reply = Reply(404, {"error": "Not found"})
-        return _with_headers(reply, _keyless_headers(call.now), call.request_id)
+        return _with_headers(reply, _keyless_headers(call), call.request_id)
 
     def failed(self, call: Call, error: Exception) -> Reply:
         """Answer 503 when a store is away, else 500, neither with a word of why."""
         reply = _unavailable() if isinstance(error, Unavailable) else _internal_error(call.request_id)
-        return _with_headers(reply, _keyless_headers(call.now), call.request_id)
+        return _with_headers(reply, _keyless_headers(call), call.request_id)
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
         """Word the gate's no."""
         if metered is None:
-            return _with_headers(_refusal(denial, (), 402), _keyless_headers(call.now), call.request_id)
-        settings = {**SETTINGS, **metered.settings}
+            return _with_headers(_refusal(denial, (), 402), _keyless_headers(call), call.request_id)
+        settings = _with_defaults(metered.settings)
         reply = _refusal(denial, metered.standings, settings["budget_exhausted_status"])
         return _with_headers(reply, self.metered_headers(metered), metered.request_id, request_id_given=True)
 
@@ -202,14 +214,15 @@ class RegPilot:
 
         `x-credits-charged`, the token counts and the cache status are known only to the API itself, in the end.
         """
-        headers = _rate_headers(metered.standings, metered.route, metered.now)
+        settings = _with_defaults(metered.settings)
+        headers = _rate_headers(metered.standings, metered.route, metered.now, settings)
         left_nanos = [
             standing.remaining
             for standing in metered.standings
             if standing.kind in ("budget", "credit") and standing.unit == "nanos"
             if standing.remaining is not None
         ]
-        if left_nanos and {**SETTINGS, **metered.settings}["credits_remaining_header"]:
+        if left_nanos and settings["credits_remaining_header"]:
             headers.append(("x-credits-remaining", format_nanos(min(left_nanos), places_min=0)))
         return [*headers, ("x-request-id", metered.request_id)]
 
@@ -224,17 +237,17 @@ def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, 
     """Let a good key through to *answer*, counted against its rate limits whatever the answer is."""
     secret = PROFILE.credential(call.headers)
     if not secret:
-        return _with_headers(_missing_key(), _keyless_headers(call.now), call.request_id)
+        return _with_headers(_missing_key(), _keyless_headers(call), call.request_id)
     if secret.startswith(tuple(desk.settings["refused_key_prefixes"])):
-        return _with_headers(_forbidden(), _keyless_headers(call.now), call.request_id)
+        return _with_headers(_forbidden(), _keyless_headers(call), call.request_id)
     key = desk.find_key(secret)
     state = "unknown" if key is None else key.state_at(to_us(call.now))
     if key is None or state != "active":
         reply = _revoked_key() if state == "revoked" else _bad_key()
-        return _with_headers(reply, _keyless_headers(call.now), call.request_id)
+        return _with_headers(reply, _keyless_headers(call), call.request_id)
     entitlement = desk.entitlement(key)
     if entitlement is None or not entitlement.account.active:
-        return _with_headers(_forbidden(), _keyless_headers(call.now), call.request_id)
+        return _with_headers(_forbidden(), _keyless_headers(call), call.request_id)
     denial = desk.pass_limits(key, route)
     if denial is not None:
         standings = desk.standings(key)
@@ -246,43 +259,53 @@ def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, 
             # Here, and not in `failed`, since only here the key's rate headers are known.
             reply = _unavailable()
         standings = desk.standings(key)
-    return _with_headers(reply, _rate_headers(standings, route, call.now), call.request_id)
+    return _with_headers(reply, _rate_headers(standings, route, call.now, desk.settings), call.request_id)
 
 
 def _usage(call: Call, desk: Desk, key: StoredKey) -> Reply:
-    project = call.first("projectId")
+    settings = desk.settings
+    bad_status = settings["bad_parameter_status"]
+    project, period = call.first("projectId"), call.first("period")
     if not project:
-        return Reply(400, {"error": "projectId is required", "code": "MISSING_PROJECT_ID"})
-    period = call.first("period")
+        return Reply(bad_status, {"error": "projectId is required", "code": "MISSING_PROJECT_ID"})
     if period is None:
         period = PERIOD_DEFAULT
-    elif period not in PERIODS:
+    elif not settings["period_case_sensitive"]:
+        period = period.lower()
+    if period not in PERIODS:
         error = "Invalid period. Must be: day, week, or month"
-        return Reply(400, {"error": error, "code": "INVALID_PERIOD"})
+        return Reply(bad_status, {"error": error, "code": "INVALID_PERIOD"})
+    if not settings["unknown_parameters_ignored"] and not {"projectId", "period"}.issuperset(call.query):
+        error = "Unknown parameter. Must be: projectId or period"
+        return Reply(bad_status, {"error": error, "code": "UNKNOWN_PARAMETER"})
     if project != key.entry.project:
-        return _forbidden(desk.settings["foreign_project_status"])
+        return _forbidden(settings["foreign_project_status"])
     window = _window(call.now, period, desk)
     budget = _budget(desk, key, project, call.now, window)
     rows, totals = _by_model(desk, key, project, window)
     hits, misses = totals["cache_hits"], totals["cache_misses"]
+    remaining_nanos = budget.limit_nanos - budget.used_nanos
+    if not settings["negative_remaining"]:
+        remaining_nanos = max(0, remaining_nanos)
+    cost_unit_nanos = _COST_UNITS[settings["cost_unit"]]
     body = {
         "budget": {
             "limit": _dollars(budget.limit_nanos),
             "used": _dollars(budget.used_nanos),
-            "remaining": _dollars(max(0, budget.limit_nanos - budget.used_nanos)),
+            "remaining": _dollars(remaining_nanos),
         },
         "cache": {
             "hits": hits,
             "misses": misses,
-            "hitRate": _percentage(hits, hits + misses, desk.settings["hit_rate_places"]),
+            "hitRate": _percentage(hits, hits + misses, settings["hit_rate_places"]),
         },
         "models": {
             model: {
                 "requests": row["requests"],
                 "tokens": row["tokens"],
-                "cost": _dollars(row["cost_nanos"]),
+                "cost": _quotient(row["cost_nanos"], cost_unit_nanos),
             }
-            for model, row in _named(rows, desk.settings["unnamed_model"])
+            for model, row in _named(rows, settings["unnamed_model"])
         },
         "period": {"start": _iso(window.start_at), "end": _iso(window.end_at)},
     }
@@ -499,7 +522,9 @@ def _with_headers(
     return reply._replace(headers=[*reply.headers, *headers, *own])
 
 
-def _rate_headers(standings: Sequence[Standing], route: Route, now: datetime) -> list[tuple[str, str]]:
+def _rate_headers(
+    standings: Sequence[Standing], route: Route, now: datetime, settings: Mapping[str, Any]
+) -> list[tuple[str, str]]:
     """
     Return the three rate headers; none for a key without a limit.
 
@@ -518,14 +543,22 @@ def _rate_headers(standings: Sequence[Standing], route: Route, now: datetime) ->
     if not limits:
         return []
     tightest = min(limits, key=lambda standing: standing.remaining or 0)
-    return _header_values(
-        limits[0].per_window or 0, tightest.remaining or 0, _reset_s(tightest.resets_at, now)
-    )
+    limit, remaining = limits[0].per_window or 0, tightest.remaining or 0
+    if not settings["remaining_counts_burst"]:
+        remaining = min(limit, remaining)
+    return _header_values(limit, remaining, _reset_s(tightest.resets_at, now))
 
 
-def _keyless_headers(now: datetime) -> list[tuple[str, str]]:
+def _keyless_headers(call: Call) -> list[tuple[str, str]]:
     """Return the rate headers of an answer to nobody that we know: limits are per key, so it has none [C]."""
-    return _header_values(0, 0, (_unix_s(now) // _RATE_LIMIT_S + 1) * _RATE_LIMIT_S)
+    if not _with_defaults(call.settings)["rate_headers_without_key"]:
+        return []
+    return _header_values(0, 0, (_unix_s(call.now) // _RATE_LIMIT_S + 1) * _RATE_LIMIT_S)
+
+
+def _with_defaults(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    # Whoever calls a profile without its desk may leave them out.
+    return {**SETTINGS, **settings}
 
 
 def _header_values(limit: int, remaining: int, reset_s: int) -> list[tuple[str, str]]:

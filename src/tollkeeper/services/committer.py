@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 QUEUE_MAX: Final = 200_000
 """Works that may wait; beyond it the gate refuses, so that memory stays bounded when the disk is stuck."""
 GROUP_MAX: Final = 4_000
+LINGER_WORKS: Final = 8
+LINGER_S: Final = 0.002
+"""After a group of so many works the next one gathers for so long: a commit has a fixed price, and under load
+more callers share it. A lone caller never waits."""
 RETRY_S: Final = (0.05, 0.2, 0.5, 1.0)
 CLOSE_S: Final = 30.0
 """How long closing tries to commit what is queued."""
@@ -354,6 +358,7 @@ class Committer:
         self._close_by = math.inf
         self._unsaved: dict[tuple[str, str], WindowState] = {}
         self._kept: list[Work] = []
+        self._last_size = 0
         self._failures = 0
         self.scopes_version = 0
         """Changes on the commit thread only, between two groups."""
@@ -428,8 +433,11 @@ class Committer:
         with self._arrived:
             while not self._queue and not self._closing:
                 self._arrived.wait()
+            if self._last_size >= LINGER_WORKS and not self._closing:
+                self._arrived.wait(LINGER_S)
             if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
                 works, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
+                self._last_size = len(works)
                 return works
             works, self._queue = self._queue, []
         if not works:

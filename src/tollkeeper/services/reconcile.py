@@ -12,6 +12,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.errors import Unavailable
 from tollkeeper.ports import Ledger, UsageStore
 from tollkeeper.services.committer import Committer, Look
 from tollkeeper.services.directory import Directory
@@ -85,10 +86,15 @@ class Reconcile:
             progress: Called with each account before it is compared.
 
         Raises:
-            Unavailable: A store cannot be read, or does not take what is pending.
+            Unavailable: A store cannot be read.
         """
         differences: list[Difference] = []
         store_differences: list[str] = []
+        try:
+            self._relay.deliver_up_to(self._committer.outbox_seq)
+        except Unavailable:
+            # Then events cannot be compared with anything.
+            return Verdict(False, [], ["the outbox could not be delivered to the usage store"], 0, 0)
         store_differences += [
             f"outbox row {seq}: its {record_count} records cannot be read and are set aside: {reason}"
             for seq, record_count, reason in self._ledger.set_asides()

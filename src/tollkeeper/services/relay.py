@@ -33,6 +33,16 @@ GATHER_S: Final = 1.0
 """How long committed records gather before they are relayed unasked: few large inserts cost least."""
 RETRY_S: Final = (0.2, 1.0, 5.0)
 
+_UNREADABLE: Final = (
+    msgspec.MsgspecError,
+    pa.ArrowException,
+    ValueError,
+    TypeError,
+    OverflowError,
+    OSError,
+)
+"""What a damaged payload raises, whoever finds it."""
+
 log = logging.getLogger("tollkeeper.relay")
 decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
 
@@ -109,7 +119,7 @@ class Relay:
             if found is None:
                 return 0
             batch, rows = found
-            tables = [table for seq, entry in rows if (table := self.read(seq, entry)) is not None]
+            tables = self._tables(rows)
             if tables:
                 # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
                 self._store.append(concat(tables), f"{self._ledger.installation_id}-{batch}")
@@ -121,6 +131,23 @@ class Relay:
             self.failure = None
             self._moved.notify_all()
         return len(rows)
+
+    def _tables(self, rows: list[tuple[int, OutboxEntry]]) -> list[pa.Table]:
+        """Return the records of a batch: those of all small rows as one table, since each table has its price."""
+        small = [entry for _, entry in rows if entry.format == "rows"]
+        try:
+            records = [record for entry in small for record in decode_rows(entry.payload)]
+            joined = [table_of(records)] if records else []
+            for table in joined:
+                table.validate(full=True)
+            whole = len(records) == sum(entry.record_count for entry in small)
+        except _UNREADABLE:
+            whole = False
+        if not whole:
+            # One of them is damaged: find it.
+            return [table for seq, entry in rows if (table := self.read(seq, entry)) is not None]
+        large = [(seq, entry) for seq, entry in rows if entry.format != "rows"]
+        return joined + [table for seq, entry in large if (table := self.read(seq, entry)) is not None]
 
     def read(self, seq: int, entry: OutboxEntry) -> pa.Table | None:
         """Return the records of an outbox row; when it cannot be read, set it aside and return None."""
@@ -194,7 +221,7 @@ def table_of_entry(entry: OutboxEntry) -> pa.Table:
     try:
         table = table_of(decode_rows(entry.payload)) if entry.format == "rows" else from_ipc(entry.payload)
         table.validate(full=True)
-    except (msgspec.MsgspecError, pa.ArrowException, ValueError, TypeError, OverflowError, OSError) as exc:
+    except _UNREADABLE as exc:
         raise Unreadable(f"{type(exc).__name__}: {exc}") from exc
     if not table.schema.equals(SCHEMA) or table.num_rows != entry.record_count:
         raise Unreadable(f"{table.num_rows} records of another schema or number than {entry.record_count}")

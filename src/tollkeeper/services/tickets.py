@@ -18,12 +18,12 @@ class Ticket:
     same id may wait on it too, from anywhere.
     """
 
-    __slots__ = ("_done", "_future", "_loop", "ended", "error", "result")
+    __slots__ = ("_done", "_loop", "_waiting", "ended", "error", "result")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Make a ticket for a task of *loop* (`await ticket.committed()`), or for a thread (`wait`)."""
         self._loop = loop
-        self._future: asyncio.Future[None] | None = None if loop is None else loop.create_future()
+        self._waiting: list[asyncio.Future[None]] = []
         self._done: threading.Event | None = threading.Event() if loop is None else None
         self.ended = False
         self.result: Any = None
@@ -39,9 +39,13 @@ class Ticket:
     async def committed(self) -> Any:
         """Return the result once it is committed; raise what made it fail."""
         if not self.ended:
-            if self._future is not None and self._loop is asyncio.get_running_loop():
-                # Shielded: a caller that is cancelled (its client went away) must not stop the others.
-                await asyncio.shield(self._future)
+            loop = self._loop
+            if loop is not None and loop is asyncio.get_running_loop():
+                # One future for each who waits: a caller that is cancelled must not stop the others. It is
+                # resolved on this loop, so not before it stands in the list.
+                future = loop.create_future()
+                self._waiting.append(future)
+                await future
             else:
                 await asyncio.to_thread(self.wait)
         return self._outcome()
@@ -64,8 +68,9 @@ class Ticket:
         return self.result
 
     def _resolve(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
 
 
 def finish(tickets: Iterable[Ticket]) -> None:

@@ -1,8 +1,9 @@
 """
 Statements compiled once: SQLAlchemy writes the SQL, the driver runs it.
 
-A group commit runs the same few statements thousands of times a second. Compiling each once and handing
-rows straight to the driver takes a third of the time of `Connection.execute` with a list of dicts.
+A group commit runs the same few statements hundreds of times a second. Compiled once and handed to the
+driver's own cursor they take a fifth of the time of `Connection.execute` with a list of dicts. Errors are
+those of SQLAlchemy all the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ class Prepared:
     def __init__(self, engine: sa.Engine, statement: Any, names: Sequence[str]) -> None:
         compiled = statement.compile(dialect=engine.dialect, column_keys=list(names))
         self._sql = str(compiled)
+        self._dialect = engine.dialect
+        self._driver_error: type[Exception] = engine.dialect.loaded_dbapi.Error
         self._names = tuple(names)
         order = compiled.positiontup
         # None: parameters by name; []: by position, in the order of *names* already.
@@ -35,7 +38,23 @@ class Prepared:
 
     def scalar(self, tx: sa.Connection, row: tuple[Any, ...]) -> int:
         """Execute the statement for one row and return the one integer that it answers with."""
-        return int(tx.exec_driver_sql(self._sql, self._parameters(row)).scalar_one())
+        cursor = self._cursor(tx)
+        try:
+            cursor.execute(self._sql, self._parameters(row))
+            return int(cursor.fetchone()[0])
+        except self._driver_error as exc:
+            raise self._as_ours(exc) from exc
+        finally:
+            cursor.close()
+
+    @staticmethod
+    def _cursor(tx: sa.Connection) -> Any:
+        return tx.connection.cursor()
+
+    def _as_ours(self, exc: Exception) -> BaseException:
+        return sa.exc.DBAPIError.instance(
+            self._sql, None, exc, self._driver_error, hide_parameters=True, dialect=self._dialect
+        )
 
     def _parameters(self, row: tuple[Any, ...]) -> Any:
         if self._order is None:

@@ -1,0 +1,87 @@
+"""Session tokens of our own login: the provider's dashboard asks for one when somebody signed in there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from litestar import Response, post
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import RawBody
+
+from tollkeeper.domain.events import Name
+from tollkeeper.domain.instants import US_PER_S, from_us, to_text
+from tollkeeper.http.routes.calls import (
+    BODY_BYTES_MAX,
+    OPERATOR,
+    PREFIX,
+    AnyRequest,
+    Endpoint,
+    Sent,
+    answer,
+    endpoint,
+    installation_of,
+    json_answer,
+    json_object,
+    no_such_account,
+    params_of,
+)
+from tollkeeper.http.routes.fields import fields_of
+from tollkeeper.services.sessions import OWN_TTL_S
+
+TTL_S_MAX: Final = 30 * 86_400
+Named = Annotated[Name, msgspec.Meta(min_length=1)]
+
+
+class SessionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who signed in, and for how long: a user of an account, as the provider's own login knows them."""
+
+    account: Named
+    user: Named
+    """Limits per dashboard user count by it."""
+    ttl_s: Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)] = OWN_TTL_S
+
+
+class SessionAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A session token. It cannot be taken back: give it a short life."""
+
+    token: str
+    """Goes to the profiles' endpoints as `Authorization: Bearer <token>`."""
+    expires_at: str
+
+
+def handlers() -> list[HTTPRouteHandler]:
+    """Return the handler that issues session tokens."""
+    return [issue_session]
+
+
+@post(
+    f"{PREFIX}/sessions",
+    sync_to_thread=True,
+    request_max_body_size=BODY_BYTES_MAX,
+    opt=endpoint(
+        Endpoint(
+            "Issue a session token",
+            "sessions",
+            OPERATOR,
+            {201: json_answer(SessionAnswer, "The token, shown now and never again.")},
+            description="For a user who signed in to the provider's dashboard. Profiles that take session "
+            "tokens take it beside those of the other login that the settings name.",
+            body=Sent(
+                {"application/json": SessionRequest}, {"account": "acme", "user": "ada", "ttl_s": 3600}
+            ),
+            problems=(404, 413, 415),
+        )
+    ),
+)
+def issue_session(request: AnyRequest, body: RawBody) -> Response[bytes]:
+    """Issue a session token."""
+    params_of(request)
+    installation = installation_of(request)
+    asked = fields_of(json_object(request, body), SessionRequest)
+    if installation.directory.account(asked.account) is None:
+        raise no_such_account()
+    token = installation.sessions.issue(asked.account, asked.user, asked.ttl_s)
+    # In whole seconds, as the token has it.
+    expires_at_us = (installation.clock.now_us() // US_PER_S + asked.ttl_s) * US_PER_S
+    return answer(SessionAnswer(token=token, expires_at=to_text(from_us(expires_at_us))), status=201)
