@@ -23,16 +23,17 @@ from hypothesis import strategies as st
 
 from tests.conftest import Install
 from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
-from tollkeeper.http.app import build_app
+from tollkeeper.http.app import App, build_app
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.regpilot import KEY_HEADERS, PROFILE
 from tollkeeper.services.declaration import apply_declaration, parse_declaration, render_changes
-from tollkeeper.testing import Faulty, ManualClock, set_up, unique
+from tollkeeper.testing import Faulty, ManualClock, installation, set_up, unique
 
 DOLLAR = 1_000_000_000
 RATE_HEADERS = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]
@@ -161,13 +162,14 @@ def vendor(server: Server, base: str) -> Vendor:
 class Local:
     """An installation in this process, by a clock that the test moves."""
 
-    def __init__(self, site: Installation, base: str) -> None:
+    def __init__(self, site: Installation, base: str, app: App | None = None) -> None:
         self.site = site
         self.base = base
-        # Before the application, which reads the operator keys when it is built.
-        ensure_operator_key(site, OPERATOR_KEY)
-        self.app = build_app(site)
-        set_up(site, *parse_declaration(PROFILE.catalog))
+        if app is None:
+            # Before the application, which reads the operator keys when it is built.
+            ensure_operator_key(site, OPERATOR_KEY)
+            set_up(site, *parse_declaration(PROFILE.catalog))
+        self.app = app or build_app(site)
 
     def call(self, method: str, path: str, *, app: Any = None, **options: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
@@ -211,11 +213,28 @@ class Local:
         assert answer.json().get("accepted") == 1, answer.text
 
 
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore) -> Iterator[Local]:
+    """One for all tests that leave the clock alone."""
+    directory = tmp_path_factory.mktemp("local")
+    options = {"root_profile": "regpilot", "profiles": "regpilot"}
+    with installation(directory, clock=ManualClock(), store=usage_store, **options) as site:
+        made = Local(site, "")
+        yield made
+        made.app.close()
+
+
 @pytest.fixture
-def local(install: Install, base: str) -> Iterator[Local]:
-    local = Local(install(root_profile="regpilot", profiles="regpilot"), base)
-    yield local
-    local.app.close()
+def local(gate: Local, base: str) -> Local:
+    return Local(gate.site, base, gate.app)
+
+
+@pytest.fixture
+def timed(install: Install, base: str) -> Iterator[Local]:
+    """One by the clock of the test."""
+    made = Local(install(root_profile="regpilot", profiles="regpilot"), base)
+    yield made
+    made.app.close()
 
 
 def rate(headers: Mapping[str, str]) -> tuple[int, int, int]:
@@ -440,41 +459,41 @@ def test_case_12_the_burst_of_the_free_plan_ends_in_429(vendor: Vendor) -> None:
     assert rate(found.headers)[:2] == (10, 0)
 
 
-def test_case_12_by_the_clock(local: Local, clock: ManualClock) -> None:
+def test_case_12_by_the_clock(timed: Local, clock: ManualClock) -> None:
     """Exactly 20 at once, then one every 6 seconds; bad requests count as well."""
-    customer = local.customer(plan="regpilot-free")
+    customer = timed.customer(plan="regpilot-free")
     for left in reversed(range(20)):
-        found = local.get(customer, period="year" if left % 2 else "day")
+        found = timed.get(customer, period="year" if left % 2 else "day")
         assert found.status_code == (400 if left % 2 else 200)
         assert rate(found.headers)[:2] == (10, left)
     refused = {"error": "Rate limit exceeded", "retry_after": 6, "limit": 10, "window": "1 minute"}
-    found = local.get(customer)
+    found = timed.get(customer)
     is_json(found, 429, refused)
     assert found.headers["retry-after"] == "6"
     assert rate(found.headers) == (10, 0, int(clock.now().timestamp()) + 120)
     clock.advance(seconds=5)
-    assert local.get(customer, "/api/health").json() == {**refused, "retry_after": 1}
+    assert timed.get(customer, "/api/health").json() == {**refused, "retry_after": 1}
     clock.advance(seconds=1)
-    assert local.get(customer).status_code == 200
-    assert local.get(customer).status_code == 429
+    assert timed.get(customer).status_code == 200
+    assert timed.get(customer).status_code == 429
 
 
-def test_case_12_the_day_of_a_plan_has_its_own_wording(local: Local, clock: ManualClock) -> None:
+def test_case_12_the_day_of_a_plan_has_its_own_wording(timed: Local, clock: ManualClock) -> None:
     limits = [
         Limit(name="rpm", amount=10, algorithm="permits", burst=20),
         Limit(name="rpd", amount=3, window="1d"),
     ]
-    customer = local.customer(Plan(slug="tiny", limits=limits), plan="tiny")
+    customer = timed.customer(Plan(slug="tiny", limits=limits), plan="tiny")
     midnight_s = int(datetime(2026, 3, 19, tzinfo=UTC).timestamp())
     for left in (2, 1, 0):
-        assert rate(local.get(customer).headers) == (10, left, midnight_s)
-    found = local.get(customer)
+        assert rate(timed.get(customer).headers) == (10, left, midnight_s)
+    found = timed.get(customer)
     half_a_day_s = 43_200
     body = {"error": "Rate limit exceeded", "retry_after": half_a_day_s, "limit": 3, "window": "1 day"}
     is_json(found, 429, body)
     assert found.headers["retry-after"] == str(half_a_day_s)
     clock.set(datetime(2026, 3, 19, tzinfo=UTC))
-    assert local.get(customer).status_code == 200
+    assert timed.get(customer).status_code == 200
 
 
 def test_case_13_asking_changes_nothing(vendor: Vendor) -> None:
@@ -582,17 +601,17 @@ def test_keys_of_any_length_are_taken(vendor: Vendor) -> None:
 
 
 def test_an_expired_key_is_inactive_and_an_inactive_account_forbidden(
-    local: Local, clock: ManualClock
+    timed: Local, clock: ManualClock
 ) -> None:
-    customer = local.customer(expires_at=clock.now() + timedelta(seconds=1))
-    assert local.get(customer).status_code == 200
+    customer = timed.customer(expires_at=clock.now() + timedelta(seconds=1))
+    assert timed.get(customer).status_code == 200
     clock.advance(seconds=1)
-    is_json(local.get(customer), 401, BAD_KEY)
-    is_json(local.authorize(customer), 401, BAD_KEY)
-    other = local.customer()
-    set_up(local.site, Account(id=other.account, name="Acme", active=False))
-    is_json(local.get(other), 403, FORBIDDEN)
-    is_json(local.authorize(other), 403, FORBIDDEN)
+    is_json(timed.get(customer), 401, BAD_KEY)
+    is_json(timed.authorize(customer), 401, BAD_KEY)
+    other = timed.customer()
+    set_up(timed.site, Account(id=other.account, name="Acme", active=False))
+    is_json(timed.get(other), 403, FORBIDDEN)
+    is_json(timed.authorize(other), 403, FORBIDDEN)
 
 
 def test_other_paths_and_methods_are_refused_in_the_envelope(vendor: Vendor) -> None:
@@ -618,11 +637,12 @@ def test_root_and_prefix_answer_alike(server: Server) -> None:
             assert shown[0] == shown[1]
 
 
-def test_a_usage_store_that_is_away_is_503(local: Local) -> None:
+def test_a_usage_store_that_is_away_is_503(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate headers are there all the same, and the next answer is whole again."""
     customer = local.customer(plan="regpilot-free")
     reports: Any = local.site.reports
-    reports._store = faulty = Faulty(reports._store, "report")
+    faulty = Faulty(reports._store, "report")
+    monkeypatch.setattr(reports, "_store", faulty)
     faulty.refuse()
     found = local.get(customer)
     is_json(found, 503, UNAVAILABLE)
@@ -699,13 +719,13 @@ def test_the_budget_of_a_plan_is_per_project(local: Local) -> None:
     assert local.get(customer).json()["budget"] == {"limit": 7, "used": 3, "remaining": 4}
 
 
-def test_a_new_month_starts_the_budget_anew(local: Local, clock: ManualClock) -> None:
-    customer = local.customer(limit=2 * DOLLAR)
+def test_a_new_month_starts_the_budget_anew(timed: Local, clock: ManualClock) -> None:
+    customer = timed.customer(limit=2 * DOLLAR)
     clock.set(datetime(2026, 3, 31, 23, 59, 59, 999_999, tzinfo=UTC))
-    local.record(customer, clock.now(), model="m", cost_nanos=2 * DOLLAR)
-    assert local.get(customer).json()["budget"] == {"limit": 2, "used": 2, "remaining": 0}
+    timed.record(customer, clock.now(), model="m", cost_nanos=2 * DOLLAR)
+    assert timed.get(customer).json()["budget"] == {"limit": 2, "used": 2, "remaining": 0}
     clock.advance(us=1)
-    found = local.get(customer).json()
+    found = timed.get(customer).json()
     assert found["budget"] == {"limit": 2, "used": 0, "remaining": 2}
     assert found["models"] == {}
     assert found["period"] == {"start": "2026-04-01T00:00:00.000Z", "end": "2026-05-01T00:00:00.000Z"}
@@ -785,13 +805,6 @@ async def gateway(scope: Any, receive: Any, send: Any) -> None:
 def chat(local: Local, headers: Mapping[str, str], path: str = "/api/ai/chat") -> httpx.Response:
     app = Tollkeeper(local.site).middleware(gateway, profile="regpilot")
     return local.call("POST", path, app=app, headers=dict(headers))
-
-
-@pytest.fixture
-def gate(install: Install) -> Iterator[Local]:
-    local = Local(install(root_profile="regpilot", profiles="regpilot"), "")
-    yield local
-    local.app.close()
 
 
 @pytest.mark.parametrize("name", KEY_HEADERS)
@@ -888,9 +901,9 @@ def test_a_route_that_is_not_the_gateways_is_403(gate: Local) -> None:
     is_json(chat(gate, {"X-API-Key": customer.secret}, "/api/other"), 403, FORBIDDEN)
 
 
-def test_the_gate_that_cannot_book_is_503(gate: Local) -> None:
+def test_the_gate_that_cannot_book_is_503(gate: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     customer = gate.customer(plan="regpilot-free")
-    gate.site.gate.refusing = "The ledger cannot be written."
+    monkeypatch.setattr(gate.site.gate, "refusing", "The ledger cannot be written.")
     for found in both(gate, customer):
         is_json(found, 503, UNAVAILABLE)
 

@@ -99,8 +99,12 @@ def test_an_event_that_is_in_no_counter_is_found(charged: Installation, account:
     assert sorted(expected for _, expected, _ in found(charged, account)) == [67, 67]
 
 
-def test_a_budget_that_is_not_in_force_is_found(charged: Installation, account: str) -> None:
+def test_a_budget_that_is_not_in_force_is_found(
+    charged: Installation, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would let everything pass and count nothing."""
+    # The installation would mend it, some time after its start.
+    monkeypatch.setattr(charged, "_is_due", lambda account_id: False)
     with charged.engine.begin() as tx:
         tx.execute(sa.delete(scopes))
     verdict = charged.reconcile.verify()

@@ -286,7 +286,7 @@ class Shoal:
         return [
             *headers,
             *_rate_headers(metered.standings, route.bucket),
-            *([] if budget is None else _month_headers(budget)),
+            *_month_headers(budget),
             _id(metered.request_id),
         ]
 
@@ -306,23 +306,22 @@ def answer_usage(call: Call, desk: Desk) -> Reply:
         return _invalid_key(call)
     denial = desk.pass_limits(key, USAGE)
     standings = desk.standings(key)
-    counts = _counts(desk, key, call)
     budget = _budget_of(entitlement, standings, call.settings)
-    if budget is None:
-        budget = Budget(_switch(call, "limit_without_budget"), counts.credits_this_month)
     headers = [
         ("X-Plan-Tier", _tier(entitlement, call.settings)),
         *_packaging(USAGE, _switch(call, "usage_policy")),
         *_rate_headers(standings, USAGE.bucket),
-        *_month_headers(budget),
         _id(call.request_id),
     ]
     if denial is not None:
         refusal = _refusal(call, denial)
-        return refusal._replace(headers=[*headers, *refusal.headers])
+        return refusal._replace(headers=[*headers, *_month_headers(budget), *refusal.headers])
+    counts = _counts(desk, key, call)
+    if budget is None:
+        budget = Budget(_switch(call, "limit_without_budget"), counts.credits_this_month)
     if _switch(call, "usage_calls_count"):
         desk.record(key, USAGE, 200)
-    return Reply(200, _usage_body(counts, budget), headers)
+    return Reply(200, _usage_body(counts, budget), [*headers, *_month_headers(budget)])
 
 
 PROFILE: Final = Shoal()
@@ -506,7 +505,10 @@ def _rate_headers(standings: Sequence[Standing], bucket: str | None) -> Headers:
     return [("X-RateLimit-Limit", str(allowed)), ("X-RateLimit-Remaining", str(remaining))]
 
 
-def _month_headers(budget: Budget) -> Headers:
+def _month_headers(budget: Budget | None) -> Headers:
+    """Return the month's credits; nothing where no budget counts them."""
+    if budget is None:
+        return []
     return [
         ("X-Monthly-Limit", str(budget.limit)),
         ("X-Monthly-Used", str(budget.used)),
