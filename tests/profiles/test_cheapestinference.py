@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import InvariantBroken, Unavailable
 from tollkeeper.gate.gate import Outcome, Usage
-from tollkeeper.http.app import build_app
+from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Call
 from tollkeeper.profiles.cheapestinference import PROFILE, dollars
@@ -521,7 +522,7 @@ def test_case_12_one_key_is_its_item_of_the_list(at: Reached, shop: Shop) -> Non
     foreign, _ = stranger.key(subscription=stranger.subscribe())
     native, _ = shop.key(profile="native")
     manager, _ = shop.key(role="management", profile="native")
-    for bad in (foreign, gone, native, manager, "not-a-uuid", "%00", "..%2f", "a" * 500):
+    for bad in (foreign, gone, native, manager, "not-a-uuid", "%00", "%2e%2e", "a" * 500):
         answer = at.ask(f"/api/usage/{bad}", asker)
         assert (answer.status_code, answer.text) == (404, '{"success":false,"error":"Key not found"}'), bad
 
@@ -770,33 +771,35 @@ class Site(NamedTuple):
     """An installation in process, asked at the root or under the prefix."""
 
     installation: Installation
+    app: App
     prefix: str
 
     def ask(self, path: str, credential: str | None = None, method: str = "GET") -> httpx.Response:
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
-        app = build_app(self.installation)
 
         async def call() -> httpx.Response:
-            transport = httpx.ASGITransport(app)
+            transport = httpx.ASGITransport(self.app)  # type: ignore[arg-type]
             async with httpx.AsyncClient(transport=transport, base_url="http://toll") as client:
                 return await client.request(method, self.prefix + path, headers=headers)
 
-        try:
-            return asyncio.run(call())
-        finally:
-            app.close()
+        return asyncio.run(call())
 
 
 Open = Callable[..., Site]
 
 
 @pytest.fixture(params=["root", "prefix"])
-def opened(request: pytest.FixtureRequest, install: Install) -> Open:
-    def opened(**options: Any) -> Site:
-        root = {"root_profile": NAME} if request.param == "root" else {"profiles": NAME}
-        return Site(install(**root, **options), "" if request.param == "root" else f"/{NAME}")
+def opened(request: pytest.FixtureRequest, install: Install) -> Iterator[Open]:
+    with ExitStack() as stack:
 
-    return opened
+        def opened(**options: Any) -> Site:
+            root = {"root_profile": NAME} if request.param == "root" else {"profiles": NAME}
+            site = install(**root, **options)
+            app = build_app(site)
+            stack.callback(app.close)
+            return Site(site, app, "" if request.param == "root" else f"/{NAME}")
+
+        yield opened
 
 
 def standing(account: str, *, period: str = "30d", limit: int | None = 10 * DOLLAR) -> list[Entry]:
@@ -961,6 +964,56 @@ def test_an_ended_subscription_is_shown_for_a_day_then_its_keys_are_off(
     answer = site.ask("/v1/usage", secret)
     assert (answer.status_code, answer.json()) == (403, DEACTIVATED)
     assert site.ask(f"/api/usage/{account}-k", asker).json()["isActive"] is False
+
+
+def test_the_open_points_are_switches(opened: Open, account: str) -> None:
+    switches = {
+        "deleted_key_status": 401,
+        "list_cache_s": 0,
+        "count_refused": True,
+        "keys_envelope": True,
+        "billing_envelope": True,
+        "uncapped_duration": "1h",
+        "expired_grace_s": 0,
+    }
+    site = opened(profile_settings=json.dumps({NAME: switches}))
+    entries = standing(account)
+    uncapped = Key(id=f"{account}-u", account=account, plan="cheapestinference-pro", profile=NAME)
+    gone = Key(id=f"{account}-g", account=account, profile=NAME)
+    secrets = set_up(site.installation, *entries, uncapped, gone)
+    asker = secrets[f"{account}-m"]
+    site.installation.manage.set_key_state(account, f"{account}-g", "deleted")
+    answer = site.ask("/v1/usage", secrets[f"{account}-g"])
+    assert (answer.status_code, answer.json()) == (401, UNKNOWN_KEY)
+    assert site.ask("/v1/usage", secrets[f"{account}-u"]).json()["budget"] == {
+        "spent": 0.0,
+        "limit": None,
+        "duration": "1h",
+        "resets_at": "2026-03-18T13:00:00.000Z",
+    }
+    over = pay(site.installation, secrets[f"{account}-k"], 11 * DOLLAR)
+    assert over is not None
+    assert over.reason == "budget_exhausted"
+    check_headers(site.ask("/api/usage", asker))
+    for path in ("/api/keys", "/api/billing/status", "/api/billing/credits"):
+        assert list(site.ask(path, asker).json()) == ["success", "data"]
+
+
+def test_nobody_of_an_inactive_account_may_ask(opened: Open, account: str) -> None:
+    site = opened()
+    secrets = set_up(site.installation, *standing(account))
+    site.installation.manage.put(Account(id=account, name="Test", active=False))
+    answer = site.ask("/v1/usage", secrets[f"{account}-k"])
+    assert (answer.status_code, answer.json()) == (403, DEACTIVATED)
+    assert site.ask("/api/usage", secrets[f"{account}-m"]).status_code == 401
+
+
+def test_a_rotated_key_keeps_its_spend(opened: Open, account: str) -> None:
+    site = opened()
+    secrets = set_up(site.installation, *standing(account))
+    pay(site.installation, secrets[f"{account}-k"], DOLLAR)
+    issued = site.installation.manage.rotate_key(account, f"{account}-k", 60)
+    assert site.ask("/v1/usage", issued.secret).json()["budget"]["spent"] == 1.0
 
 
 def test_reading_usage_is_not_usage(opened: Open, account: str) -> None:

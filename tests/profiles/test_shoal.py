@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import Install
 from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Entry, Key, Plan, PlanBudget, Subscription
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
@@ -30,7 +31,7 @@ from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.shoal import PROFILE
 from tollkeeper.services.declaration import parse_declaration, render_changes
-from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
+from tollkeeper.testing import NOON, Faulty, ManualClock, installation, set_up, unique
 
 MALFORMED: Final = {"error": "Authorization header missing or malformed"}
 NO_KEY: Final = {"error": "API key missing"}
@@ -198,9 +199,34 @@ def make_local(install: Install, base: str) -> Iterator[Callable[..., Local]]:
         local.app.close()
 
 
+@pytest.fixture(scope="module")
+def shared_clock() -> ManualClock:
+    return ManualClock()
+
+
 @pytest.fixture
-def local(make_local: Callable[..., Local]) -> Local:
-    return make_local()
+def clock(shared_clock: ManualClock) -> ManualClock:
+    shared_clock.set(NOON)
+    return shared_clock
+
+
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore, shared_clock: ManualClock
+) -> Iterator[Local]:
+    """One installation as it is by default. Tests keep apart by account."""
+    directory = tmp_path_factory.mktemp("shoal-local")
+    options = {"root_profile": "shoal", "profiles": "shoal"}
+    with installation(directory, clock=shared_clock, store=usage_store, **options) as site:
+        local = Local(site, "")
+        yield local
+        local.app.close()
+
+
+@pytest.fixture
+def local(shared: Local, base: str, clock: ManualClock) -> Local:
+    shared.base = base
+    return shared
 
 
 Found = requests.Response | httpx.Response
@@ -666,7 +692,7 @@ def test_too_many_metered_calls_are_429(local: Local, clock: ManualClock) -> Non
 
 
 def test_a_store_that_is_away_is_503_and_an_error_500(
-    local: Local, monkeypatch: pytest.MonkeyPatch, usage_store: Any
+    local: Local, monkeypatch: pytest.MonkeyPatch, usage_store: ClickHouseUsageStore
 ) -> None:
     customer = local.customer()
     reports: Any = local.site.reports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -376,7 +377,8 @@ def test_an_event_made_in_python_is_checked_too() -> None:
         {**GOOD, "method": object()},
         Event(id=object(), time="x"),  # type: ignore[arg-type]
     ],
-    ids=lambda value: ascii(value)[-30:],
+    # Without addresses: every process that shares the tests must name them alike.
+    ids=lambda value: re.sub("0x[0-9a-f]+", "", ascii(value))[-30:],
 )
 def test_a_value_that_is_no_event_is_rejected_alone(value: Any) -> None:
     decoded = decode_events([GOOD, value, GOOD], now_us=NOW_US)

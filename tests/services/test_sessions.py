@@ -286,8 +286,10 @@ def test_nobody_is_known_until_the_jwks_was_read(
 @pytest.mark.parametrize(
     "document",
     [b"", b"<html>", b"[]", b"7", b"null", b"{}", b'{"keys": {}}', b'{"keys": []}', b'{"keys": [7, null]}',
-     b'{"keys": [{"kty": "RSA", "kid": "rsa-1"}]}', b'{"keys": [{"kty": ["RSA"]}]}',
-     b'{"keys": [{"kty": "RSA", "kid": "rsa-1", "n": 5, "e": []}]}', b'{"keys": [{"kty": "EC", "crv": 7}]}', b"\xff\xfe", b"[" * 100_000],
+     b'{"keys": [{"kty": "RSA", "kid": "rsa-1"}]}', 
+     b'{"keys": [{"kty": ["RSA"]}]}',
+     b'{"keys": [{"kty": "RSA", "kid": "rsa-1", "n": 5, "e": []}]}', b'{"keys": [{"kty": "EC", "crv": 7}]}',
+     b"\xff\xfe", b"[" * 100_000],
     ids=lambda document: repr(document[:24]),
 )  # fmt: skip
 def test_a_jwks_that_is_none_makes_no_error(
