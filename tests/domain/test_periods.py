@@ -106,7 +106,9 @@ def test_a_day_has_as_many_hours_as_its_clock_shows(at, hours):
 
 
 @given(
-    st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)).filter(lambda at: at.day >= 29),
+    st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)).map(
+        lambda at: at.replace(month=(1, 3, 5, 7, 8, 10, 12)[at.month % 7], day=29 + at.day % 3)
+    ),
     st.integers(-120, 600),
 )
 def test_an_anniversary_on_a_day_that_a_month_lacks_is_its_last_day(anchor, months):

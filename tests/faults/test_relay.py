@@ -163,7 +163,7 @@ def test_gate_and_meter_go_on_while_the_store_takes_nothing(
     install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outbox grows, answers say that they are not complete, and afterwards all arrives, once."""
-    monkeypatch.setattr(report, "FLUSH_S", 0.05)
+    monkeypatch.setattr(report, "FLUSH_S", 1.0)
     store: Any = Faulty(usage_store, "append")
     store.refuse(10_000)
     site = install(store=store)

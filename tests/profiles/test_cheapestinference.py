@@ -920,10 +920,10 @@ def test_case_11_the_twelve_hours_begin_with_the_first_call_and_survive_a_restar
 ) -> None:
     site = opened()
     asker = set_up(site.installation, *standing(account))[f"{account}-m"]
+    # Windows of the clock begin at noon and midnight, this one five seconds later.
     clock.advance(seconds=5)
     for _ in range(6):
         assert site.ask("/api/usage", asker).status_code == 200
-        # Over midnight, where windows of the clock would begin anew.
         clock.advance(seconds=7000)
     site.installation.close()
     site = opened()
@@ -994,6 +994,8 @@ def test_the_open_points_are_switches(opened: Open, account: str) -> None:
     over = pay(site.installation, secrets[f"{account}-k"], 11 * DOLLAR)
     assert over is not None
     assert over.reason == "budget_exhausted"
+    item = site.ask(f"/api/usage/{account}-k", asker).json()
+    assert item["usage"]["last1h"] == {**ZEROS, "requests": 1}
     check_headers(site.ask("/api/usage", asker))
     for path in ("/api/keys", "/api/billing/status", "/api/billing/credits"):
         assert list(site.ask(path, asker).json()) == ["success", "data"]
@@ -1112,6 +1114,13 @@ def test_metered_calls_are_refused_in_the_vendors_words(
     answers = [through_middleware(site, secrets[f"{account}-c"]) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 402]
     assert desk.balance_nanos(account) == DOLLAR
+
+
+def test_the_status_of_used_up_credit_is_a_switch(install: Install, account: str) -> None:
+    site = install(profile_settings=json.dumps({NAME: {"credit_exhausted_status": 429}}))
+    credit = Key(id=f"{account}-c", account=account, type="credit", profile=NAME)
+    secrets = set_up(site, *standing(account), credit)
+    assert through_middleware(site, secrets[f"{account}-c"]).status_code == 429
 
 
 def test_authorize_refuses_in_the_vendors_words(server: Server, shop: Shop) -> None:

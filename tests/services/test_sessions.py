@@ -286,7 +286,7 @@ def test_nobody_is_known_until_the_jwks_was_read(
 @pytest.mark.parametrize(
     "document",
     [b"", b"<html>", b"[]", b"7", b"null", b"{}", b'{"keys": {}}', b'{"keys": []}', b'{"keys": [7, null]}',
-     b'{"keys": [{"kty": "RSA", "kid": "rsa-1"}]}', 
+     b'{"keys": [{"kty": "RSA", "kid": "rsa-1"}]}',
      b'{"keys": [{"kty": ["RSA"]}]}',
      b'{"keys": [{"kty": "RSA", "kid": "rsa-1", "n": 5, "e": []}]}', b'{"keys": [{"kty": "EC", "crv": 7}]}',
      b"\xff\xfe", b"[" * 100_000],

@@ -164,7 +164,7 @@ def idle_alert(
     if last_used_at is None:
         message = f"Key {name} was never used in the {idle.days} days since it was made"
     else:
-        message = f"Key {name} was last used {idle.days} days ago"
+        message = f"Key {name} was last used {_span(idle)} ago"
     return Alert("key_idle", "low", message, "Revoke it if nothing needs it")
 
 

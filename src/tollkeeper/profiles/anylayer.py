@@ -196,7 +196,7 @@ def usage(call: Call, desk: Desk, caller: StoredKey) -> Reply:
     totals = series.totals
     if totals["requests"] <= 0 and desk.settings["no_data_status"] == 404:
         return error(call, 404, "NO_USAGE_DATA", "No usage data found")
-    by_error = scope.groups(("error_type", "status"))
+    by_error = scope.groups(("error_type", "status")) if question.breakdown or totals["errors"] else []
     limits = rate_limits(scope)
     body: dict[str, Any] = {
         "success": True,
@@ -595,10 +595,12 @@ def _alerts(
                 alerts.expiry_alert(_name(key), key.entry.expires_at, now=now, thresholds=thresholds)
                 for key in active
             ]
+        rows = scope.report(from_us=0, group_by=("key",), measures=("last_at",), limit=PAGE_SIZE_MAX).rows
+        last_at = {row["key"]: row["last_at"] for row in rows}
         return [
             alerts.idle_alert(
                 _name(key),
-                None if key.last_used_at_us is None else from_us(key.last_used_at_us),
+                _last_used(key, last_at.get(key.entry.id)),
                 from_us(key.created_at_us),
                 now=now,
                 thresholds=thresholds,
@@ -608,6 +610,13 @@ def _alerts(
 
     found = [alert for kind in desk.settings["alerts"] for alert in of_kind(kind)]
     return [alert for alert in found if alert is not None]
+
+
+def _last_used(key: StoredKey, last_at: str | None) -> datetime | None:
+    """Return when a key was last used, whether our gate saw it or a report (*last_at*, RFC 3339) told."""
+    times = [] if key.last_used_at_us is None else [from_us(key.last_used_at_us)]
+    times += [] if last_at is None else [datetime.fromisoformat(last_at)]
+    return max(times, default=None)
 
 
 def _leading_status(by_error: Sequence[Grouped]) -> int | None:
@@ -769,9 +778,8 @@ class _KeyCounts:
 
     def last_at(self, key: StoredKey) -> str | None:
         last = self._rows["all"].get(key.entry.id, {}).get("last_at")
-        times = [] if key.last_used_at_us is None else [from_us(key.last_used_at_us)]
-        times += [] if last is None else [datetime.fromisoformat(last)]
-        return timestamp(max(times)) if times else None
+        used_at = _last_used(key, last)
+        return None if used_at is None else timestamp(used_at)
 
     def members(self, key: StoredKey) -> dict[str, Any]:
         row = self._rows["all"].get(key.entry.id, {})

@@ -507,13 +507,13 @@ def _account_of(caller: StoredKey | Session) -> str:
 def _pass_reads(call: Call, desk: Desk, caller: StoredKey | Session) -> list[tuple[str, str]]:
     """Count a read of *caller*; return its headers."""
     if isinstance(caller, StoredKey):
-        standing = _standing_of(desk.standings(caller), _USAGE.bucket)
+        denial = desk.pass_limits(caller, _USAGE)
+        standings = desk.standings(caller)
+        if denial is not None:
+            raise _Stopped(_too_fast(call, denial, _standing_of(standings, _USAGE.bucket, denial.limit)))
+        standing = _standing_of(standings, _USAGE.bucket)
         if standing is not None:
-            denial = desk.pass_limits(caller, _USAGE)
-            standings = desk.standings(caller)
-            if denial is not None:
-                raise _Stopped(_too_fast(call, denial, _standing_of(standings, _USAGE.bucket, denial.limit)))
-            return _rate_headers(_standing_of(standings, _USAGE.bucket), call.now)
+            return _rate_headers(standing, call.now)
         owner = "key:" + caller.entry.id
     else:
         owner = "user:" + caller.user_id
