@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Most memory that the embedded usage store may take; 0: its own default."""
     root_profile: str = ""
     """The profile whose paths are served at the root, as its vendor serves them; empty: none."""
-    profiles: str = ""
+    profiles: str = "anylayer,cheapestinference,regpilot,regsn,shoal"
     """The profiles that are served under `/<profile>`, separated by commas."""
     profile_settings: str = "{}"
     """JSON: profile → its own switches, e.g. `{"shoal": {"invalid_key_status": 403}}`."""

@@ -964,6 +964,8 @@ def test_the_middleware_speaks_the_dialect(local: Local, metered: Any, clock: Ma
     is_problem(call("POST", "/v1/scans", foreign), "authentication_invalid", "/v1/scans")
     set_up(local.site, Budget(id="pool", account=customer.account, amount=20 * CENT))
     is_problem(call("POST", "/v1/scans"), "budget_exhausted", "/v1/scans")
+    # A refusal is answered before it is committed.
+    commit_all(local.site)
     clock.advance(seconds=1)
     body = local.usage(customer.secret, group_by="endpoint")
     assert [(each["key"], each["cost_cents"]) for each in body["buckets"][:2]] == [

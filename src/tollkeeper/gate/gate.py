@@ -393,9 +393,7 @@ class Gate:
                 counter.take(1, now_us)
         return None
 
-    def spend(
-        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
-    ) -> Denial | None:
+    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | None:
         """
         Count one against a rate limit that belongs to no key; return why it is refused, or None.
 
