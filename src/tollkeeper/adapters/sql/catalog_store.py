@@ -7,6 +7,7 @@ one transaction writes the catalog at a time.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple
@@ -63,11 +64,13 @@ class _Mapping(NamedTuple):
 class _SqlCatalog(Catalog):
     """The calls of `Catalog`, over connections that a subclass gives out."""
 
+    @abstractmethod
     def _reading(self) -> AbstractContextManager[sa.Connection]:
-        raise NotImplementedError
+        """Give out a connection to read with."""
 
+    @abstractmethod
     def _writing(self) -> AbstractContextManager[sa.Connection]:
-        raise NotImplementedError
+        """Give out a connection to write with; what was written is kept when the block ends."""
 
     def get(self, kind: str, entry_id: str, account: str | None = None) -> Entry | None:
         mapping = _MAPPINGS[kind]
