@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, scopes
-from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Route
+from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.gate.gate import Outcome
@@ -189,3 +189,19 @@ def test_it_is_exact_with_traffic_going_on(site: Installation, account: str) -> 
         for thread in threads:
             thread.join()
     assert failures == []
+
+
+def test_an_answer_contains_what_was_settled_or_refused_just_before(site: Installation, account: str) -> None:
+    """Also what nobody waited for: a settlement in process, and the refusal after it."""
+    secret = set_up(
+        site,
+        Account(id=account, name="A"),
+        Key(id=f"{account}.k", account=account, limits=[Limit(name="one", amount=5)]),
+        Route(id="r", method="POST", path="/r", price_nanos=7),
+    )[f"{account}.k"]
+    asked = UsageQuery(account_id=account, from_us=0, to_us=2**52, measures=("requests", "denied"))
+    for turn in range(1, 9):
+        admission = site.holds.admit(secret, "POST", "/r")
+        if not isinstance(admission, Denial):
+            site.holds.settle(admission, Outcome())
+        assert site.reports.usage(asked).totals == {"requests": turn, "denied": max(0, turn - 5)}

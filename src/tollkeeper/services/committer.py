@@ -404,6 +404,12 @@ class Committer:
     def queued(self) -> int:
         return len(self._queue)
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was submitted is committed."""
+        with self._arrived:
+            return not self._queue and not self._under_way
+
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Commit what is queued and end the thread; what the ledger does not take is logged as lost."""
         with self._arrived:
@@ -418,7 +424,6 @@ class Committer:
 
     def _run(self) -> None:
         while works := self._next_works():
-            self._under_way = len(works)
             try:
                 self._commit(works)
             except Exception as exc:
@@ -437,7 +442,7 @@ class Committer:
                 self._arrived.wait(LINGER_S)
             if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
                 works, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
-                self._last_size = len(works)
+                self._last_size = self._under_way = len(works)
                 return works
             works, self._queue = self._queue, []
         if not works:

@@ -11,9 +11,12 @@ from typing import Final
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.errors import Unavailable
 from tollkeeper.ports import UsageStore
+from tollkeeper.services.committer import Committer, Look
 from tollkeeper.services.pending import Pending
 from tollkeeper.services.relay import Relay
+from tollkeeper.services.tickets import Ticket
 
 FLUSH_S: Final = 5.0
 
@@ -21,10 +24,13 @@ FLUSH_S: Final = 5.0
 class Reports:
     """Blocking: callers on an event loop use a thread. Any thread may call."""
 
-    def __init__(self, store: UsageStore, relay: Relay, pending: Pending, clock: Clock) -> None:
+    def __init__(
+        self, store: UsageStore, relay: Relay, pending: Pending, committer: Committer, clock: Clock
+    ) -> None:
         self._store = store
         self._relay = relay
         self._pending = pending
+        self._committer = committer
         self._clock = clock
 
     def usage(self, query: UsageQuery) -> UsageReport:
@@ -47,4 +53,12 @@ class Reports:
 
     def fresh(self, account_id: str | None) -> bool:
         """Have the store take what is pending of an account (None: of all); return whether it did in time."""
+        if not self._committer.idle:
+            # Requests that were answered without waiting for their commit, refusals among them.
+            ticket = Ticket()
+            try:
+                self._committer.submit(Look(lambda: None, ticket))
+                ticket.wait(FLUSH_S)
+            except Unavailable:
+                return False
         return self._relay.flush(self._pending.newest_seq(account_id), FLUSH_S)
