@@ -219,10 +219,11 @@ class SlidingWindow(RateCounter):
     At most `allowed` in any span as long as the window.
 
     Counts in sixtieths of the window and lets a sixtieth go only when all of it has left the span, so it
-    never overshoots; a denial may outlast the exact instant by one sixtieth.
+    never overshoots; a denial may outlast the exact instant by one sixtieth. While the clock is behind the
+    latest instant that it showed, it stands still there.
     """
 
-    __slots__ = ("_slots", "slot_us", "used")
+    __slots__ = ("_slots", "latest_us", "slot_us", "used")
 
     def __init__(
         self,
@@ -238,9 +239,14 @@ class SlidingWindow(RateCounter):
         # Also those that count nothing yet: a hold by estimate may settle there.
         self._slots: deque[list[int]] = deque([start, used] for start, used in sorted(stored.items()))
         self.used = sum(used for _, used in self._slots)
+        self.latest_us = max(stored, default=now_us)
         self.fits(0, now_us)
 
     def fits(self, amount: int, now_us: int) -> bool:
+        if now_us < self.latest_us:
+            now_us = self.latest_us
+        else:
+            self.latest_us = now_us
         slots = self._slots
         oldest = now_us - self.width_us - self.slot_us
         while slots and slots[0][0] <= oldest:
@@ -249,6 +255,7 @@ class SlidingWindow(RateCounter):
 
     def take(self, amount: int, now_us: int) -> int:
         slots = self._slots
+        now_us = max(now_us, self.latest_us)
         start = now_us - now_us % self.slot_us
         if slots and slots[-1][0] >= start:
             slots[-1][1] += amount
