@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ def serve_app(app: Any, port: int) -> None:
         print("ready", flush=True)
         await serving
 
-    uvloop.run(main())
+    with contextlib.suppress(KeyboardInterrupt):  # How the bench stops it.
+        uvloop.run(main())
 
 
 def main() -> None:
