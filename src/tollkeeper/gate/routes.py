@@ -59,7 +59,7 @@ class RouteTable:
 
 
 def _specificity(route: Route) -> tuple[object, ...]:
-    # A route of one profile before one for all; fewer placeholders first; longer paths first; then by id.
+    # A route of one profile before one for all; fewer variable segments first; longer paths first; then by id.
     return (
         route.profile is None,
         route.path.endswith("*"),
