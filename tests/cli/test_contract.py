@@ -14,9 +14,9 @@ from typing import Any, Final
 import pytest
 
 from tests.cli.commands import COMMAND, answer_of, environment, free_port, tollkeeper
+from tests.traces import DATA, needs_traces
 from tollkeeper.cli.app import run
 
-SHARED: Final = Path(__file__).parents[2] / ".." / "shared" / "data"
 OPERATOR_KEY: Final = "ok_0123456789abcdefghijklmnopqrstuv"
 
 DECLARATION: Final = """
@@ -147,11 +147,11 @@ def test_usage_is_exact_beyond_what_javascript_can_count(data: Path, ingested: d
     assert answer["as_of"].endswith("Z")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real-access-log: ../shared is not there")
+@needs_traces
 def test_a_real_access_log_gives_its_known_totals(data: Path, ingested: dict[str, Any]) -> None:
     """There is one account, so it need not be named. Then the same is served, and asked over HTTP."""
-    known = json.loads((SHARED / "expected_totals.json").read_text())["files"]["apache_access.log.gz"]
-    log = SHARED / "apache_access.log.gz"
+    known = json.loads((DATA / "expected_totals.json").read_text())["files"]["apache_access.log.gz"]
+    log = DATA / "apache_access.log.gz"
     done = tollkeeper(
         "ingest", log, "--data", data, "--format", "combined", "--client-field", "host", "--json"
     )
@@ -180,7 +180,7 @@ def test_a_real_access_log_gives_its_known_totals(data: Path, ingested: dict[str
 def _check_asked_over_http(url: str, known: dict[str, Any]) -> None:
     """The remote form of usage, ingest and verify, with the key from the environment."""
     server = ("--url", url, "--key", OPERATOR_KEY)
-    log = SHARED / "apache_access.log.gz"
+    log = DATA / "apache_access.log.gz"
     grouped = (
         "--account",
         "acme",

@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import floor
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.traces import DATA, needs_traces
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price
 from tollkeeper.domain.events import TOKENS_MAX
 from tollkeeper.domain.pricing import ModelPrice, Tier, cost_nanos, price_of_entry, select_price
-
-TRACES = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 rates = st.integers(0, PRICE_NANOS_MAX)
 token_counts = st.integers(0, TOKENS_MAX) | st.integers(0, 5)
@@ -125,13 +123,13 @@ class TestEntry:
 
 
 def _azure(name: str) -> Iterator[tuple[str, int, int]]:
-    with gzip.open(TRACES / f"azure_llm_{name}.csv.gz", "rt", newline="") as lines:
+    with gzip.open(DATA / f"azure_llm_{name}.csv.gz", "rt", newline="") as lines:
         for row in csv.DictReader(lines):
             yield f"azure-{name}", int(row["ContextTokens"]), int(row["GeneratedTokens"])
 
 
 def _jsonl(name: str, model_field: str) -> Iterator[tuple[str, int, int]]:
-    with gzip.open(TRACES / f"{name}.jsonl.gz", "rt") as lines:
+    with gzip.open(DATA / f"{name}.jsonl.gz", "rt") as lines:
         for line in lines:
             row = json.loads(line)
             yield row[model_field], row["input_tokens"], row["output_tokens"]
@@ -145,7 +143,7 @@ SOURCES = {
 }
 
 
-@pytest.mark.skipif(not TRACES.is_dir(), reason="../shared is absent: no real traces to price")
+@needs_traces
 @pytest.mark.parametrize("name", SOURCES)
 def test_real_traces_cost_what_was_computed_elsewhere(name):
     """
@@ -153,7 +151,7 @@ def test_real_traces_cost_what_was_computed_elsewhere(name):
     thousand nanos per million tokens. All these prices are whole thousands of picos, so each record is
     a whole number of nanos, nothing is rounded, and the sum of our records times 1000 is the expected sum.
     """
-    expected = json.loads((TRACES / "expected_totals.json").read_text())
+    expected = json.loads((DATA / "expected_totals.json").read_text())
     prices = {}
     for model, (prompt_picos, completion_picos) in expected["prices_pico_usd_per_token"].items():
         assert prompt_picos % 1000 == completion_picos % 1000 == 0

@@ -168,6 +168,7 @@ class Worker:
 
     def amendments(self, chance: random.Random, name: str) -> None:
         if not self.amendable:
+            # Nothing to amend yet. A pause of the load, not a wait for a result: the journal is what is checked.
             time.sleep(0.001)
             return
         event = chance.choice(batch_of(chance.choice(self.amendable)))["id"]
@@ -199,6 +200,7 @@ class Worker:
             say("try", "grant", id=grant.id, amount=grant.amount_nanos)
             self.toll.manage.put(grant)
             say("ack", "grant", id=grant.id, amount=grant.amount_nanos)
+        # Budgets change some times a second, as no provider does more often; nothing is checked by time.
         time.sleep(0.05)
 
 

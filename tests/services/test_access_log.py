@@ -5,19 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.traces import DATA, needs_traces
 from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.instants import from_us
 from tollkeeper.services.access_log import LINE_BYTES_MAX, AccessLog, ClientField
 from tollkeeper.services.decode import EVENT_SCHEMA, Decoded
 
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 NOW_US = parse_time_us("2026-03-01T00:00:00Z")
 LINE = (
     '203.0.113.9 - ann [17/May/2015:10:05:03 +0000] "GET /a/b?q=1 HTTP/1.1" 200 1234 '
@@ -57,14 +56,12 @@ def with_request(request: str) -> str:
 
 # --- The real log -------------------------------------------------------------------------------------------
 
-real_log = pytest.mark.skipif(not SHARED.is_dir(), reason="real-access-log: ../shared is not there")
 
-
-@real_log
+@needs_traces
 def test_a_real_log_gives_its_known_figures() -> None:
     """Counts and bytes by status, method, day and hour, and distinct paths and hosts, to the last one."""
-    expected = json.loads((SHARED / "expected_totals.json").read_text())["files"]["apache_access.log.gz"]
-    body = gzip.decompress((SHARED / "apache_access.log.gz").read_bytes())
+    expected = json.loads((DATA / "expected_totals.json").read_text())["files"]["apache_access.log.gz"]
+    body = gzip.decompress((DATA / "apache_access.log.gz").read_bytes())
     decoded = checked(
         AccessLog(format="combined", account="a", client_field="host").decode(body, now_us=NOW_US)
     )

@@ -10,7 +10,6 @@ import warnings
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import floor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.traces import DATA, needs_traces
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price
 from tollkeeper.domain.events import TOKENS_MAX
 from tollkeeper.domain.instants import from_us, to_us
@@ -26,7 +26,6 @@ from tollkeeper.services import price_book
 from tollkeeper.services.price_book import PriceBook
 from tollkeeper.services.pricing_columns import price_columns
 
-TRACES = Path(__file__).resolve().parents[3] / "shared" / "data"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOON_US = to_us(NOON)
 BUILT_IN = PriceBook([])
@@ -312,13 +311,13 @@ class TestColumns:
         assert 0 < int(priced.known.sum()) < len(cases)
         _check_row_by_row(cases, priced, book)
 
-    @pytest.mark.skipif(not TRACES.is_dir(), reason="../shared is absent: no real traces to price")
+    @needs_traces
     @pytest.mark.parametrize(
         ("name", "model_field"), [("llm_spans", "request_model"), ("llm_turns", "model_id")]
     )
     def test_real_traces_cost_what_was_computed_elsewhere(self, name, model_field):
         """Picos per token are thousands of nanos per million: see the twin of this test in the domain."""
-        expected = json.loads((TRACES / "expected_totals.json").read_text())
+        expected = json.loads((DATA / "expected_totals.json").read_text())
         book = BUILT_IN.replace(
             [
                 Price(
@@ -330,7 +329,7 @@ class TestColumns:
                 for index, (model, picos) in enumerate(expected["prices_pico_usd_per_token"].items())
             ]
         )
-        with gzip.open(TRACES / f"{name}.jsonl.gz", "rt") as lines:
+        with gzip.open(DATA / f"{name}.jsonl.gz", "rt") as lines:
             traced = [json.loads(line) for line in lines]
         cases = [
             (row[model_field], "acme", NOON_US, row["input_tokens"], 0, row["output_tokens"], 0)
