@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
+EVENTS ?= 10000000
 
-.PHONY: setup demo test check lint types torture bench clean
+.PHONY: soak setup demo test check lint types torture bench bench-peers scale clean
 
 setup: $(READY)
 
@@ -30,10 +32,26 @@ types: $(READY)
 	$(BIN)/mypy
 
 torture: $(READY)
-	TORTURE_ROUNDS=50 $(BIN)/python -m pytest tests/end_to_end/test_kill.py tests/faults
+	$(BIN)/tollkeeper prove --rounds 50
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+# What cannot be installed is named in the report; the rest is measured all the same.
+$(PEERS): $(READY) bench/peers/constraints.txt
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--constraint bench/peers/constraints.txt --editable '.[peers]' && touch $(PEERS)
+
+bench-peers: $(PEERS)
+	$(BIN)/python -m bench peers
+
+scale: $(PEERS)
+	$(BIN)/python -m bench scale --events $(EVENTS)
+
+# SECONDS of load; exit code 1 when memory, handles, the outbox or latency drift beyond what bench/soak.py states.
+soak: SECONDS ?= 120
+soak: $(READY)
+	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

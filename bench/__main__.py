@@ -10,11 +10,17 @@ import msgspec
 
 from bench.table import Figure, show
 
-WORKLOADS = ("admit", "middleware", "authorize", "ingest", "usage", "start")
+REPORTS = ("peers", "scale")
+"""These take arguments of their own and write a page under docs/: `python -m bench scale --events 1000000`."""
+
+WORKLOADS = ("admit", "middleware", "authorize", "ingest", "usage", "profiles", "start")
 ONE = "--one"
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in REPORTS:
+        importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
+        return
     if sys.argv[1:2] == [ONE]:
         figures = importlib.import_module(f"bench.{sys.argv[2]}").run()
         sys.stdout.buffer.write(msgspec.json.encode(figures))
@@ -22,7 +28,7 @@ def main() -> None:
     found: list[Figure] = []
     for name in sys.argv[1:] or WORKLOADS:
         if name not in WORKLOADS:
-            sys.exit(f"unknown workload {name!r}: one of {', '.join(WORKLOADS)}")
+            sys.exit(f"unknown workload {name!r}: one of {', '.join(WORKLOADS + REPORTS)}")
         print(f"… {name}", file=sys.stderr, flush=True)
         # A process has one chDB engine, and each workload its own data.
         child = subprocess.run([sys.executable, "-m", "bench", ONE, name], stdout=subprocess.PIPE, check=True)

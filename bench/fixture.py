@@ -13,6 +13,7 @@ from tollkeeper import Tollkeeper
 
 OPERATOR_KEY = "ok_0123456789abcdefghijABCDEFGHIJ42"
 KEYS = 50
+BATCH = 100_000
 
 DECLARATION = """
 [[plans]]
@@ -81,6 +82,18 @@ def events(count: int, *, start_ms: int, seed: int = 7, span_ms: int = 1) -> byt
             f'"tokens":{{"prompt":{rng.randrange(20, 4000)},"completion":{rng.randrange(1, 600)}}}}}'
         )
     return "\n".join(lines).encode()
+
+
+def fill(toll: Tollkeeper, done: int, size: int, *, start_ms: int, span_ms: int) -> int:
+    """Book events, one every *span_ms* from *start_ms* on, until there are *size* where *done* are; return *size*."""
+    from tollkeeper.services.decode import decode_ndjson
+
+    for begun in range(done, size, BATCH):
+        body = events(min(BATCH, size - begun), start_ms=start_ms + begun * span_ms, span_ms=span_ms)
+        decoded = decode_ndjson(body, now_us=toll.installation.clock.now_us() + 10**15)
+        result = toll.installation.ingest.take(decoded)
+        assert result.accepted == min(BATCH, size - begun), result.rejections[:2]
+    return size
 
 
 def _utc(seconds: int) -> str:

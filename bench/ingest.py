@@ -47,6 +47,7 @@ def run() -> list[Figure]:
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
             headers = {"Authorization": f"Bearer {OPERATOR_KEY}", "Content-Type": "application/x-ndjson"}
             times = []
+            cpu_s = server.cpu_s()
             for body in bodies:
                 started = time.perf_counter()
                 connection.request("POST", "/tk/v1/events", body, headers)
@@ -54,7 +55,6 @@ def run() -> list[Figure]:
                 times.append(time.perf_counter() - started)
                 assert answer["accepted"] == BATCH, answer
             one_by_one = BATCH / statistics.median(times[2:])
-            retry = _again(connection, bodies[0], headers)
             # Sustained: until the usage store has everything.
             started = time.perf_counter()
             connection.request("GET", "/tk/v1/usage?account=acme&measures=requests", headers=headers)
@@ -62,15 +62,19 @@ def run() -> list[Figure]:
             drained = time.perf_counter() - started
             assert total == BATCH * BATCHES
             sustained = BATCH * BATCHES / (sum(times) + drained)
-            memory = server.memory_mb()
+            per_cpu_s = BATCH * BATCHES / (server.cpu_s() - cpu_s)
+            memory, anonymous = server.memory_mb(), server.memory_mb("RssAnon")
+            retry = statistics.median(_again(connection, body, headers) for body in bodies[:5])
     share = one_by_one / base
     return [
         Figure("ingest", "events/s, one caller", one_by_one, "/s", base, "chDB JSONEachRow", "≥ 250,000 /s",
                one_by_one >= 250_000),
         Figure("ingest", "share of chDB's own insert", share * 100, "%", target="≥ 40 %", reached=share >= 0.4),
         Figure("ingest", "events/s until queryable", sustained, "/s", base, "chDB JSONEachRow"),
-        Figure("ingest", "retry of a whole batch", retry, "/s"),
+        Figure("ingest", "events until queryable, per second of CPU", per_cpu_s, "/s"),
+        Figure("ingest", "retry of a whole batch", retry, "/s", target="≥ 200,000 /s", reached=retry >= 200_000),
         Figure("memory", "loaded", memory, "MB", target="≤ 600 MB", reached=memory <= 600),
+        Figure("memory", "loaded, without mapped files", anonymous, "MB"),
     ]  # fmt: skip
 
 

@@ -38,8 +38,8 @@ def median_of(run: Callable[[], float], times: int) -> float:
     return statistics.median(run() for _ in range(times))
 
 
-def show(figures: Sequence[Figure]) -> None:
-    """Print all figures as one table, with the machine named."""
+def machine() -> str:
+    """Name the machine in a few words."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -48,9 +48,12 @@ def show(figures: Sequence[Figure]) -> None:
         ),
         "?",
     )
-    table = Table(
-        title=f"{os.cpu_count()} cores of {cpu}, {platform.system()}, Python {platform.python_version()}"
-    )
+    return f"{os.cpu_count()} cores of {cpu}, {platform.system()}, Python {platform.python_version()}"
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """Print all figures as one table, with the machine named."""
+    table = Table(title=machine())
     for name in ("workload", "what", "ours", "baseline", "ratio", "target", ""):
         table.add_column(name, justify="right" if name in ("ours", "baseline", "ratio") else "left")
     for f in figures:

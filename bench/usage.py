@@ -9,12 +9,10 @@ from typing import Any
 
 import clickhouse_connect
 
-from bench.fixture import directory, events, set_up
+from bench.fixture import directory, fill, set_up
 from bench.table import Figure
 from tollkeeper import Tollkeeper, UsageQuery
-from tollkeeper.services.decode import decode_ndjson
 
-BATCH = 100_000
 START_MS = 1_780_000_000_000
 SPAN_MS = 60
 """One event every 60 ms: 10 M events cover a week."""
@@ -39,12 +37,7 @@ def run(sizes: tuple[int, ...] = (1_000_000, 10_000_000)) -> list[Figure]:
         done = 0
         first: dict[str, float] = {}
         for size in sizes:
-            while done < size:
-                body = events(BATCH, start_ms=START_MS + done * SPAN_MS, span_ms=SPAN_MS)
-                decoded = decode_ndjson(body, now_us=toll.installation.clock.now_us() + 10**15)
-                result = toll.installation.ingest.take(decoded)
-                assert result.accepted == BATCH, result.rejections[:2]
-                done += BATCH
+            done = fill(toll, done, size, start_ms=START_MS, span_ms=SPAN_MS)
             client = clickhouse_connect.get_client(dsn=f"chdb://{path}/usage")
             for name, measures, sql in QUESTIONS:
                 figures += _ask(toll, client, name, measures, sql, size, first)

@@ -31,6 +31,7 @@ LAYERS: Final = {
     "http": 8,
     "asgi": 8,
     "demo": 9,
+    "prove": 9,
     "cli": 9,
     "__main__": 10,
     "__init__": 10,

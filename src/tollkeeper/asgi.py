@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
-from tollkeeper.http.metered import Dialects
+from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
 from tollkeeper.http.profiles import send_reply
-from tollkeeper.profiles import NAMES
+from tollkeeper.profiles import names
 from tollkeeper.services.tickets import Ticket
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Metering:
     What the app may tell about its request: `scope["state"]["tollkeeper"]`.
 
     Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
-    count at all.
+    count at all. A dialect that tells in its headers what a request used tells what is set when the response
+    starts.
     """
 
     __slots__ = ("admission", "cache", "error_type", "estimated", "tags", "usage", "void")
@@ -89,7 +90,7 @@ class Middleware:
         name = toll.installation.settings.root_profile if profile is None else profile
         self._dialect = Dialects(toll.installation).of(name)
         if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(f"{name!r} is no profile: one of {', '.join(NAMES)}", field="profile")
+            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._exempt:
@@ -102,7 +103,7 @@ class Middleware:
             if isinstance(found, Denial):
                 await _refuse(send, found)
                 return
-            await self._run(found, scope, receive, send, ())
+            await self._run(Metering(found), scope, receive, send, None)
             return
         request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
         headers = {
@@ -110,29 +111,25 @@ class Middleware:
         }
         secret = dialect.credential(headers)
         found = self._holds.admit(secret, scope["method"], scope["path"], expected)
-        if not isinstance(found, Denial) and found.permit.profile != dialect.profile.name:
-            # A key is good for its own profile only.
+        if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
             self._holds.void(found)
-            found = Denial("key_unknown", "The api key is not known here.")
+            found = objection
         if isinstance(found, Denial):
             reply = dialect.refused(secret, scope["method"], scope["path"], headers, found, request_id)
             await send_reply(send, reply)
             return
-        extra = [
-            (name.lower().encode(), value.encode("latin-1"))
-            for name, value in dialect.headers(found, request_id)
-        ]
-        await self._run(found, scope, receive, send, extra)
+        metering = Metering(found)
+        metering.tags.update(dialect.tags(headers))
+        await self._run(metering, scope, receive, send, (dialect, dialect.headers(found, request_id)))
 
     async def _run(
         self,
-        admission: Admission,
+        metering: Metering,
         scope: Scope,
         receive: Receive,
         send: Send,
-        extra_headers: Sequence[tuple[bytes, bytes]],
+        worded: tuple[Dialect, Headers] | None,
     ) -> None:
-        metering = Metering(admission)
         state = scope.get("state")
         if state is None:
             state = scope["state"] = {}
@@ -147,8 +144,12 @@ class Middleware:
             kind = message["type"]
             if kind == "http.response.start":
                 status = message["status"]
-                if extra_headers:
-                    message["headers"] = [*message.get("headers", ()), *extra_headers]
+                if worded is not None:
+                    dialect, extra = worded
+                    if not metering.void:
+                        outcome = _outcome(metering, status, started_ns, bytes_out)
+                        extra = dialect.headers_at_start(extra, metering.admission, outcome)
+                    message["headers"] = [*message.get("headers", ()), *encoded(extra)]
             elif kind == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):
@@ -178,18 +179,21 @@ class Middleware:
         if metering.void:
             self._holds.void(metering.admission)
             return False
-        outcome = Outcome(
-            status,
-            metering.usage,
-            metering.error_type,
-            (time.perf_counter_ns() - started_ns) // 1000,
-            bytes_out,
-            metering.cache,  # type: ignore[arg-type]
-            metering.tags,
-            metering.estimated,
-        )
-        self._holds.settle(metering.admission, outcome, ticket)
+        self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), ticket)
         return True
+
+
+def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:
+    return Outcome(
+        status,
+        metering.usage,
+        metering.error_type,
+        (time.perf_counter_ns() - started_ns) // 1000,
+        bytes_out,
+        metering.cache,  # type: ignore[arg-type]
+        metering.tags,
+        metering.estimated,
+    )
 
 
 def _api_key(scope: Scope) -> str:

@@ -8,7 +8,6 @@ face inside somebody's process.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import secrets
@@ -18,18 +17,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
+import msgspec
+
 from tollkeeper.adapters.opening import OpeningUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
 from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
 from tollkeeper.clock import Clock, SystemClock
+from tollkeeper.domain.bookings import PendingRow
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
-from tollkeeper.errors import BadParameter, DataDirectoryInUse, Unavailable
+from tollkeeper.errors import DataDirectoryInUse, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ports import UsageStore
+from tollkeeper.profiles import switches
 from tollkeeper.profiles.base import Profile
 from tollkeeper.services.amend import Amend
 from tollkeeper.services.committer import Committer, PostGrants
@@ -38,9 +41,9 @@ from tollkeeper.services.directory import Directory
 from tollkeeper.services.holds import Holds
 from tollkeeper.services.ingest import Ingest
 from tollkeeper.services.manage import Change, Manage
-from tollkeeper.services.pending import Pending, key_of
+from tollkeeper.services.pending import Pending, decode_keys, key_of
 from tollkeeper.services.reconcile import Reconcile
-from tollkeeper.services.relay import Relay
+from tollkeeper.services.relay import Relay, keys_of, read_back
 from tollkeeper.services.report import Reports
 from tollkeeper.services.scopes import ScopeKeeper
 from tollkeeper.services.sessions import Sessions
@@ -63,6 +66,7 @@ class Installation:
     Everything that one process runs. Close it to commit what is queued.
 
     Raises:
+        BadParameter: `profile_settings` names no profile, or no setting of it, or a value it cannot have.
         DataDirectoryInUse: Another process has the data directory.
         Unavailable: A store cannot be opened or written.
     """
@@ -82,6 +86,7 @@ class Installation:
 
     def _open(self, store: UsageStore | None) -> None:
         settings = self.settings
+        self._switches = switches(settings.profile_settings)
         self._opened.callback(_lock(Path(settings.data_dir)).close)
         engine = open_engine(settings.ledger)
         self._opened.callback(engine.dispose)
@@ -99,7 +104,7 @@ class Installation:
             self.clock,
             GateSettings(settings.unknown_route, settings.unknown_price, settings.hold_s),
         )
-        self.pending = Pending()
+        self.pending = Pending(read_back(self.ledger), self.clock.now_us)
         self.committer = Committer(self.ledger, self.gate, self.pending, self.clock)
         self.relay = Relay(self.ledger, self.store, self.pending)
         self.committer.on_commit = self.relay.notify
@@ -158,16 +163,9 @@ class Installation:
 
     def desk(self, profile: Profile) -> ProfileDesk:
         """Return what *profile* asks, with the switches that this deployment sets."""
-        given = json.loads(self.settings.profile_settings).get(profile.name, {})
-        unknown = sorted(set(given) - set(profile.settings))
-        if unknown:
-            raise BadParameter(
-                f"profile {profile.name} has no switch {unknown[0]!r}: it has {', '.join(profile.settings)}",
-                field="profile_settings",
-            )
         return ProfileDesk(
             profile.name,
-            {**profile.settings, **given},
+            self._switches.get(profile.name, profile.settings),
             catalog=self.catalog,
             directory=self.directory,
             gate=self.gate,
@@ -190,24 +188,17 @@ class Installation:
 
     def _take_up(self) -> None:
         """Take up where the last process ended: what it had committed but not relayed, and open holds."""
-        records = 0
-        for seq, entry in self.ledger.pending():
-            table = self.relay.read(seq, entry)
-            if table is None:
-                continue
-            accounts = table.column("account_id").to_pylist()
-            ids = table.column("id").to_pylist()
-            amendments = table.column("amendment_id").to_pylist()
-            # As in the usage store's index: an amendment's id is taken too.
-            keys = [
-                key_of(account, amendment or id_)
-                for account, id_, amendment in zip(accounts, ids, amendments, strict=True)
-            ]
-            self.pending.add(keys, table)
-            corrections = [key for key, amendment in zip(keys, amendments, strict=True) if amendment]
-            self.pending.add(corrections, None)
-            self.pending.committed(seq, keys, set(accounts), entry.record_count)
-            records += entry.record_count
+        after_seq = 0
+        while rows := self.ledger.pending(after_seq):
+            self.pending.restored(
+                (row.seq, keys, row.record_count, row.committed_at_us)
+                for row in rows
+                if (keys := self._keys(row)) is not None
+            )
+            after_seq = rows[-1].seq
+        # Committed by an earlier process, and due in the usage store before anything is compared with it.
+        self.committer.outbox_seq = after_seq
+        records = self.pending.record_count
         self.pending.hold(key_of(hold.account_id, hold.hold_id) for hold in self.ledger.open_holds())
         restored = self.holds.restore()
         unposted = self.ledger.unposted_grants()
@@ -220,6 +211,15 @@ class Installation:
                 "tollkeeper.restored",
                 extra={"records": records, "holds": restored, "grants": len(unposted)},
             )
+
+    def _keys(self, row: PendingRow) -> list[str] | None:
+        """Return the ids that an outbox row takes, or None when it was set aside."""
+        try:
+            return decode_keys(row.keys)
+        except msgspec.MsgspecError:
+            # Damaged, or written before rows said their ids: the records say them too.
+            table = self.relay.read(row.seq, self.ledger.entries([row.seq])[row.seq])
+            return None if table is None else keys_of(table)
 
     # -- changes of the catalog -----------------------------------------------------------------------
 

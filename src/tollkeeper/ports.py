@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from tollkeeper.domain.bookings import Committed, Group, OutboxEntry, StoredHold
+from tollkeeper.domain.bookings import Committed, Group, OutboxEntry, PendingRow, SetAside, StoredHold
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
@@ -54,10 +54,10 @@ class UsageStore(Protocol):
         lost answer, however late, changes nothing.
         """
 
-    def known_ids(self, keys: pa.Table) -> set[tuple[str, str]]:
+    def known_ids(self, keys: pa.Table) -> pa.Table:
         """
         Return which of the `(account_id, id)` pairs in *keys* (two string columns of these names) are the
-        id of a stored event or of an amendment.
+        id of a stored event or of an amendment; in no order, and one of several revisions several times.
 
         Called by the committer for each batch whose ids are the caller's.
         """
@@ -67,6 +67,14 @@ class UsageStore(Protocol):
         Return the current record (highest revision, `sign` 1) of each `(account_id, id)` that has one.
 
         A voided event has a current record with `sign` -1: its last. Unknown ids are absent.
+        """
+
+    def record_columns(self, keys: pa.Table) -> pa.Table:
+        """
+        Return what `records` does, for many: a table of `columns.SCHEMA`, in no order.
+
+        Args:
+            keys: Two string columns, `account_id` and `id`.
         """
 
     def owners(self, id_: str) -> list[str]:
@@ -286,8 +294,15 @@ class Ledger(Protocol):
     def charged_accounts(self) -> list[str]:
         """Return the accounts that have counters."""
 
-    def pending(self) -> list[tuple[int, OutboxEntry]]:
-        """Return all outbox rows that are to be relayed, with their numbers, oldest first. Called at start."""
+    def pending(self, after_seq: int = 0, rows_max: int = ...) -> list[PendingRow]:
+        """
+        Return the first outbox rows after *after_seq* that are to be relayed, at most *rows_max*, oldest first.
+
+        Called at start until it returns nothing.
+        """
+
+    def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
+        """Return those outbox rows that are still there, by number: relayed ones are not."""
 
     def next_batch(
         self, records_max: int, *, seq_max: int | None = None
@@ -305,8 +320,8 @@ class Ledger(Protocol):
     def set_aside(self, seq: int, reason: str) -> None:
         """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
 
-    def set_asides(self) -> list[tuple[int, int, str]]:
-        """Return what was set aside, oldest first: row number, how many records it had, reason."""
+    def set_asides(self) -> list[SetAside]:
+        """Return what was set aside, oldest first."""
 
     def purge(self, now_us: int) -> int:
         """Delete windows and ended holds that mean nothing any more; return how many rows."""

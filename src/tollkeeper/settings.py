@@ -38,8 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Most memory that the embedded usage store may take; 0: its own default."""
     root_profile: str = ""
     """The profile whose paths are served at the root, as its vendor serves them; empty: none."""
-    profiles: str = "anylayer,cheapestinference,regpilot,regsn,shoal"
-    """The profiles that are served under `/<profile>`, separated by commas."""
+    profiles: str = "all"
+    """The profiles that are served under `/<profile>`, separated by commas; `all` that are installed."""
     profile_settings: str = "{}"
     """JSON: profile → its own switches, e.g. `{"shoal": {"invalid_key_status": 403}}`."""
     session_jwks: str = ""
@@ -50,6 +50,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The `aud` that tokens of the other login must have."""
     session_account_claim: str = "account"
     """The claim of the other login's tokens that names the account."""
+    client_address_header: str = ""
+    """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property

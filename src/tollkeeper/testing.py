@@ -88,6 +88,11 @@ class Faulty:
         self._lock = threading.Lock()
         self._refusals = 0
         self._losses = 0
+        self._repeats = 0
+        self._delays = 0
+        self.delayed = threading.Event()
+        """Set when a call waits, by `delay`."""
+        self._go_on = threading.Event()
 
     def refuse(self, times: int = 1) -> None:
         """Fail the next *times* calls before anything is done."""
@@ -99,16 +104,40 @@ class Faulty:
         with self._lock:
             self._losses = times
 
+    def repeat(self, times: int = 1) -> None:
+        """Do the next *times* calls twice, as a network may: the second answer is given."""
+        with self._lock:
+            self._repeats = times
+
+    def delay(self, times: int = 1) -> None:
+        """Let the next *times* calls wait until `go_on`, while later ones pass them."""
+        self.delayed.clear()
+        self._go_on.clear()
+        with self._lock:
+            self._delays = times
+
+    def go_on(self) -> None:
+        """Let the delayed calls go on."""
+        self._go_on.set()
+
     def __getattr__(self, name: str) -> Any:
         return self._call if name == self._method else getattr(self.target, name)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
-            refused = self._refusals > 0
+            refused, repeated, delayed = self._refusals > 0, self._repeats > 0, self._delays > 0
             self._refusals -= refused
+            self._repeats -= repeated
+            self._delays -= delayed
         if refused:
             raise Unavailable("refused by the test")
-        answer = getattr(self.target, self._method)(*args, **kwargs)
+        if delayed:
+            self.delayed.set()
+            self._go_on.wait()
+        call = getattr(self.target, self._method)
+        if repeated:
+            call(*args, **kwargs)
+        answer = call(*args, **kwargs)
         with self._lock:
             self.calls += 1
             lost = self._losses > 0

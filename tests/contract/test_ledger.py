@@ -14,7 +14,16 @@ from tests.engines import SHARED_ENGINES, empty_tables, fresh_engine
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.metadata import metadata
-from tollkeeper.domain.bookings import EndedHold, Group, HoldBody, OutboxEntry, StoredHold, WindowState
+from tollkeeper.domain.bookings import (
+    EndedHold,
+    Group,
+    HoldBody,
+    OutboxEntry,
+    PendingRow,
+    SetAside,
+    StoredHold,
+    WindowState,
+)
 from tollkeeper.domain.catalog import Account, Grant
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, fingerprint_of
 from tollkeeper.domain.instants import to_us
@@ -104,7 +113,7 @@ def test_a_group_is_written_whole(ledger: SqlLedger) -> None:
             opened=[hold()],
             charges={at: 5, ("acme", "budget:b2", 0): 0},
             windows=[WindowState("acme", "limit:rpm", {60: 1, 120: 2}, NOW_US + 60)],
-            outbox=[rows(3), OutboxEntry("arrow", b"\x00\xff", 2)],
+            outbox=[rows(3), OutboxEntry("arrow", b"\x00\xff", 2, b"\x92\x00")],
             scopes=[(scope(), NOW_US)],
         )
     )
@@ -115,7 +124,16 @@ def test_a_group_is_written_whole(ledger: SqlLedger) -> None:
     assert ledger.slots("acme", "limit:rpm") == {60: 1, 120: 2}
     assert ledger.open_holds() == [hold()]
     assert ledger.scopes("acme") == {"budget:b1": (fingerprint_of(scope()), NOW_US)}
-    assert ledger.pending() == [(first, rows(3)), (second, OutboxEntry("arrow", b"\x00\xff", 2))]
+    assert ledger.pending() == [
+        PendingRow(first, 3, b"", NOW_US),
+        PendingRow(second, 2, b"\x92\x00", NOW_US),
+    ]
+    assert ledger.pending(first) == ledger.pending()[1:]
+    assert ledger.pending(rows_max=1) == ledger.pending()[:1]
+    assert ledger.entries([first, second, 99]) == {
+        first: rows(3),
+        second: OutboxEntry("arrow", b"\x00\xff", 2, b"\x92\x00"),
+    }
     assert ledger.charged_accounts() == ["acme"]
 
 
@@ -195,7 +213,7 @@ def test_a_commit_whose_answer_was_lost_is_found_out(
     monkeypatch.setattr(engine.dialect, "do_commit", lose_the_answer)
     committed = ledger.commit(Group(now_us=NOW_US, charges={("acme", "c", 0): 5}, outbox=[rows()]))
     assert ledger.counter("acme", "c", 0) == (5, committed.commit_seq)
-    assert [seq for seq, _ in ledger.pending()] == committed.outbox_seqs
+    assert [row.seq for row in ledger.pending()] == committed.outbox_seqs
 
 
 def test_a_commit_that_failed_left_nothing(
@@ -463,7 +481,7 @@ def test_a_batch_stops_at_the_row_asked_for(ledger: SqlLedger) -> None:
     assert [seq for seq, _ in first[1]] == [a, b]
     ledger.delivered(first[0])
     assert ledger.next_batch(10, seq_max=b) is None
-    assert [seq for seq, _ in ledger.pending()] == [c]
+    assert [row.seq for row in ledger.pending()] == [c]
 
 
 def test_a_row_that_is_set_aside_holds_up_no_other(ledger: SqlLedger) -> None:
@@ -479,7 +497,7 @@ def test_a_row_that_is_set_aside_holds_up_no_other(ledger: SqlLedger) -> None:
     ledger.delivered(begun[0])
     assert ledger.next_batch(10) is None
     assert ledger.pending() == []
-    assert ledger.set_asides() == [(b, 2, "cannot be read")]
+    assert ledger.set_asides() == [SetAside(b, 2, "cannot be read", b"")]
 
 
 # -- a database that is away ----------------------------------------------------------------------------
@@ -510,6 +528,7 @@ def test_a_database_that_is_away_is_unavailable(
             lambda: ledger.posting_sums("acme"),
             ledger.charged_accounts,
             ledger.pending,
+            lambda: ledger.entries([1]),
             lambda: ledger.next_batch(10),
             lambda: ledger.delivered(1),
             lambda: ledger.set_aside(1, "why"),

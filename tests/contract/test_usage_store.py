@@ -350,7 +350,7 @@ def test_an_append_may_touch_hundreds_of_months(store: ClickHouseUsageStore, acc
 
 def test_an_empty_append_is_no_append(store: ClickHouseUsageStore) -> None:
     store.append(SCHEMA.empty_table(), "empty")
-    assert store.known_ids(SCHEMA.empty_table()) == set()
+    assert store.known_ids(SCHEMA.empty_table()).num_rows == 0
     assert store.records([]) == {}
 
 
@@ -365,7 +365,9 @@ def test_known_ids_are_those_of_events_and_amendments(store: ClickHouseUsageStor
     ids = [kept.id, changed.id, gone.id, "am_1", "void_1", "never", *HOSTILE]
     pairs = [(owner, id_) for owner in (account, f"{account}-other", *HOSTILE) for id_ in ids]
     keys = pa.table({"account_id": [owner for owner, _ in pairs], "id": [id_ for _, id_ in pairs]})
-    assert store.known_ids(keys) == {(account, id_) for id_ in ids[:5]}
+    known = store.known_ids(keys).to_pylist()
+    assert {pair["id"] for pair in known} == set(ids[:5])
+    assert {pair["account_id"] for pair in known} == {account}
 
 
 @pytest.mark.parametrize("count", [50, 5_000])
@@ -374,9 +376,26 @@ def test_ids_are_looked_up_in_any_number(store: ClickHouseUsageStore, account: s
     rows = [record(account) for _ in range(count)]
     store.append(table_of(rows[: count // 2]), f"{account}-1")
     keys = pa.concat_tables([table_of(rows[:3]), table_of(rows[3:])]).select(["account_id", "id"])
-    assert store.known_ids(keys) == {(account, row.id) for row in rows[: count // 2]}
+    known = store.known_ids(keys).to_pylist()
+    assert sorted(pair["id"] for pair in known) == sorted(row.id for row in rows[: count // 2])
     ids = [(row.account_id, row.id) for row in rows]
     assert store.records(ids) == {(account, row.id): row for row in rows[: count // 2]}
+    found = records_of(store.record_columns(keys.combine_chunks()))
+    assert sorted(found) == sorted(rows[: count // 2])
+
+
+def test_the_greatest_id_and_its_neighbours_are_told_apart(store: ClickHouseUsageStore, account: str) -> None:
+    """Ids that are greater than all that are stored are new without a look: the greatest itself is not."""
+    greatest, amendment = f"\U0010ffff{account}", f"\U0010ffff{account}~"
+    row = record(account, id=greatest)
+    for number, (rows, newest) in enumerate([([row], greatest), (amended(row, amendment), amendment)]):
+        store.append(table_of(rows), f"{account}-{number}")
+        ids = [newest[:-1], newest, f"{newest}~"]
+        known = [
+            store.known_ids(pa.table({"account_id": [account], "id": [id_]})).num_rows > 0 for id_ in ids
+        ]
+        # The first is an id too when it is the event whose amendment is the second.
+        assert known == [ids[0] == greatest, True, False]
 
 
 def test_records_are_the_last_revision(store: ClickHouseUsageStore, account: str) -> None:

@@ -18,6 +18,7 @@ COMMANDS: Final = (
     "usage",
     "verify",
     "rebuild",
+    "prove",
     "accounts",
     "keys",
     "keys issue",
@@ -31,7 +32,7 @@ HEAD: Final = """# The command line
 Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. `projects`, `subscriptions`,
 `budgets`, `routes` and `prices` have the same commands as `accounts`.
 
-Exit codes: 0 done; 1 failed, or `verify` found a difference; 2 a wrong command line; 130 interrupted.
+Exit codes: 0 done; 1 failed, or `verify` or `prove` found something; 2 a wrong command line; 130 interrupted.
 Answers go to standard output, errors (`error: …`) and progress to standard error. `--json` and
 `--format json|csv` are for programs.
 """

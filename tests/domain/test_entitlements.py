@@ -39,8 +39,8 @@ def test_limits_count_per_key_project_or_account():
     plan = Plan(slug="pro", limits=LIMITS)
     assert counter_ids(resolved(key(project="web"), plan=plan)) == [
         "limit:key:k1:rpm",
-        "limit:project:web:tpm",
-        "limit:account:all",
+        "limit:project:web:plan:pro/tpm",
+        "limit:account:plan:pro/all",
     ]
 
 
@@ -96,6 +96,17 @@ PLANNED = Plan(
         for per in ("subscription", "key", "project", "account")
     ],
 )
+
+
+def test_limits_of_two_plans_are_two_limits():
+    """An account may have keys on both: what one plan allows must not count against the other, by its name."""
+    limit = Limit(name="rpm", amount=1, window="1m", per="account")
+    pro, max_ = (
+        counter_ids(resolved(key(), plan=Plan(slug=slug, limits=[limit]))) for slug in ("pro", "max")
+    )
+    assert pro != max_
+    own = counter_ids(resolved(key(limits=[limit]), plan=Plan(slug="pro", limits=[limit])))
+    assert own not in (pro, max_)
 
 
 def planned_ids(project, line, subscription):

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 from tollkeeper.domain import keys
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.instants import to_us
+from tollkeeper.profiles import load, names
 
-PREFIXES = [*keys.PREFIX_BY_PROFILE.values(), keys.OPERATOR_PREFIX, keys.MANAGEMENT_PREFIX]
+PREFIXES = [
+    *(load(name).key_prefix for name in names()),
+    keys.NATIVE_PREFIX,
+    keys.OPERATOR_PREFIX,
+    keys.MANAGEMENT_PREFIX,
+]
 EXPIRES_AT = datetime(2026, 1, 31, tzinfo=UTC)
 
 

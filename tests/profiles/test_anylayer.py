@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import httpx
 import msgspec
 import pytest
-import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tests.end_to_end.server import OPERATOR_KEY, Server
+from tests.profiles import places
+from tests.profiles.places import OPERATOR, Answer, Client, Remote
 from tollkeeper.domain.catalog import Account, Budget, Key
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import Unavailable
-from tollkeeper.http.app import App, build_app
+from tollkeeper.http.app import App
 from tollkeeper.http.profiles import ProfileSite
-from tollkeeper.http.server import ensure_operator_key
-from tollkeeper.installation import Installation
 from tollkeeper.profiles.anylayer import PROFILE, ROUTE, TIMEFRAMES, description, error_type
 from tollkeeper.profiles.base import Call
-from tollkeeper.services.declaration import parse_declaration
-from tollkeeper.testing import ManualClock, installation, set_up, unique
+from tollkeeper.testing import ManualClock, set_up, unique
 
 NOON = datetime(2026, 3, 18, 12, 0, tzinfo=UTC)
 USAGE = "/v1/developer/usage"
@@ -181,15 +177,8 @@ class Customer(NamedTuple):
     secret: str
 
 
-Answer = requests.Response | httpx.Response
-
-
-class Vendor:
+class Vendor(Remote):
     """AnyLayer as the running server speaks it, at one of its two places."""
-
-    def __init__(self, server: Server, base: str) -> None:
-        self.server = server
-        self.base = base
 
     def call(
         self,
@@ -200,9 +189,7 @@ class Vendor:
         **options: Any,
     ) -> Answer:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        return requests.request(
-            method, self.server.url + self.base + path, headers=headers, params=params, timeout=60, **options
-        )
+        return self.ask(method, path, headers=headers, params=params, **options)
 
     def usage(self, customer: Customer, **params: Any) -> Any:
         """Return the body of a good answer."""
@@ -219,42 +206,20 @@ class Vendor:
 
     def record(self, customer: Customer, *events: Mapping[str, Any]) -> None:
         """Book events of now, by the customer's key."""
-        now = datetime.now(UTC).isoformat()
-        sent = [
-            {"id": unique("event"), "time": now, "key_id": customer.key_id, "status": 200, **event}
-            for event in events
-        ]
-        answer = self.server.post("/tk/v1/events", sent)
-        assert answer["accepted"] == len(events), answer
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = ("--root-profile", "anylayer", "--profiles", "anylayer")
-    with running_server(tmp_path_factory.mktemp("anylayer"), *options) as server:
-        for entry in parse_declaration(PROFILE.catalog):
-            server.put(f"/tk/v1/{entry.kind}/{entry.entry_id}", msgspec.to_builtins(entry))
-        yield server
-
-
-@pytest.fixture(params=["", "/anylayer"], ids=["root", "prefix"])
-def base(request: pytest.FixtureRequest) -> str:
-    return cast("str", request.param)
+        self.book(customer.key_id, *({"status": 200, **event} for event in events))
 
 
 @pytest.fixture
-def vendor(server: Server, base: str) -> Vendor:
-    return Vendor(server, base)
+def vendor(server: Server, base: str, client: Client) -> Vendor:
+    return Vendor(server, base, client)
 
 
-class Local:
-    """An installation in this process, by a clock that the test moves."""
+class Local(places.Local):
+    """The application in this process."""
 
-    def __init__(self, site: Installation, clock: ManualClock, app: App, base: str) -> None:
-        self.site = site
+    def __init__(self, app: App, clock: ManualClock, base: str) -> None:
+        super().__init__(app, base)
         self.clock = clock
-        self.app = app
-        self.base = base
 
     def call(
         self,
@@ -265,18 +230,7 @@ class Local:
         **options: Any,
     ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        return self.ask(self.app, method, self.base + path, headers, params=params, **options)
-
-    def ask(self, app: Any, method: str, path: str, headers: Any, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://toll") as client:
-                return await client.request(method, path, headers=headers, **options)
-
-        return asyncio.run(ask())
-
-    def operate(self, path: str, body: Any) -> httpx.Response:
-        return self.ask(self.app, "POST", path, {"Authorization": f"Bearer {OPERATOR_KEY}"}, json=body)
+        return self.request(method, self.base + path, headers=headers, params=params, **options)
 
     def customer(self, *, plan: str | None = "anylayer-starter", account: str = "", **key: Any) -> Customer:
         name, key_id = account or unique("acct"), unique("key")
@@ -285,12 +239,7 @@ class Local:
         return Customer(name, key_id, secrets[key_id])
 
     def record(self, customer: Customer, at: datetime, count: int = 1, **event: Any) -> None:
-        sent = [
-            {"id": unique("event"), "time": at.isoformat(), "key_id": customer.key_id, "status": 200, **event}
-            for _ in range(count)
-        ]
-        answer = self.operate("/tk/v1/events", sent)
-        assert answer.json().get("accepted") == count, answer.text
+        self.book(customer.key_id, at, *[{"status": 200, **event}] * count)
 
     def usage(self, customer: Customer, **params: Any) -> Any:
         found = self.call("GET", USAGE, customer.secret, params)
@@ -298,25 +247,10 @@ class Local:
         return found.json()
 
 
-@pytest.fixture(scope="module")
-def opened(
-    tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore
-) -> Iterator[tuple[Installation, ManualClock, App]]:
-    options = {"root_profile": "anylayer", "profiles": "anylayer"}
-    clock = ManualClock(NOON)
-    with installation(tmp_path_factory.mktemp("local"), clock=clock, store=usage_store, **options) as site:
-        ensure_operator_key(site, OPERATOR_KEY)
-        set_up(site, *parse_declaration(PROFILE.catalog))
-        app = build_app(site)
-        yield site, clock, app
-        app.close()
-
-
 @pytest.fixture
-def local(opened: tuple[Installation, ManualClock, App], base: str) -> Local:
-    site, clock, app = opened
-    clock.set(NOON)
-    return Local(site, clock, app, base)
+def local(shared_app: App, shared_clock: ManualClock, base: str) -> Local:
+    shared_clock.set(NOON)
+    return Local(shared_app, shared_clock, base)
 
 
 def is_error(found: Answer, status: int, code: str, message: str, *more: str) -> None:
@@ -674,11 +608,10 @@ def test_case_12_no_or_a_wrong_bearer_is_401(vendor: Vendor) -> None:
     ):  # fmt: skip
         found = vendor.call("GET", USAGE, secret, {"timeframe": "bad"})
         is_error(found, 401, "UNAUTHORIZED", "Invalid or missing API key")
-    url = vendor.server.url + vendor.base + USAGE
     for value in (customer.secret, f"Basic {customer.secret}", "Bearer", f"Bearer x {customer.secret}"):
-        found = requests.get(url, headers={"Authorization": value}, timeout=60)
+        found = vendor.ask("GET", USAGE, headers={"Authorization": value})
         is_error(found, 401, "UNAUTHORIZED", "Invalid or missing API key")
-    found = requests.get(url, headers={"X-API-Key": customer.secret}, timeout=60)
+    found = vendor.ask("GET", USAGE, headers={"X-API-Key": customer.secret})
     is_error(found, 401, "UNAUTHORIZED", "Invalid or missing API key")
 
 
@@ -870,7 +803,7 @@ def test_metered_traffic_speaks_the_dialect(local: Local) -> None:
 
     metered = Tollkeeper(local.site).middleware(app, profile="anylayer")
     bearer = {"Authorization": f"Bearer {customer.secret}"}
-    found = local.ask(metered, "GET", "/v1/score/alice", bearer)
+    found = local.request("GET", "/v1/score/alice", app=metered, headers=bearer)
     reset = str(int(NOON.timestamp()) + 60)
     assert (found.status_code, [found.headers[name] for name in RATE_HEADERS]) == (200, ["60", "59", reset])
     body = {"key": customer.secret, "method": "GET", "path": "/v1/score/bob", "profile": "anylayer"}
@@ -879,14 +812,14 @@ def test_metered_traffic_speaks_the_dialect(local: Local) -> None:
     for _ in range(58):
         local.call("GET", USAGE, customer.secret, {"limit": "0"})
     for refused in (
-        local.ask(metered, "GET", "/v1/score/x", bearer),
+        local.request("GET", "/v1/score/x", app=metered, headers=bearer),
         local.operate("/tk/v1/authorize", body),
     ):
         is_error(refused, 429, "RATE_LIMIT_EXCEEDED", "Too many requests. Please try again later.")
         assert [refused.headers[name] for name in [*RATE_HEADERS, "retry-after"]] == ["60", "0", reset, "60"]
-    unknown = local.ask(metered, "GET", "/v1/score/x", {"Authorization": "Bearer zk_prod_x"})
+    unknown = local.request("GET", "/v1/score/x", app=metered, headers={"Authorization": "Bearer zk_prod_x"})
     is_error(unknown, 401, "UNAUTHORIZED", "Invalid or missing API key")
-    nowhere = local.ask(metered, "GET", "/elsewhere", bearer)
+    nowhere = local.request("GET", "/elsewhere", app=metered, headers=bearer)
     is_error(nowhere, 404, "NOT_FOUND", "Resource not found")
     local.clock.advance(seconds=60)
     errors = local.usage(customer, timeframe="1h")["errors"]
@@ -991,11 +924,11 @@ def test_whatever_was_recorded_the_answer_fits_and_agrees(
     body = msgspec.json.decode(answer.content, type=UsageBody, strict=True)
     query = (
         f"/tk/v1/usage?account={customer.account}&from=2026-03-11T12:00:00Z&to=2026-03-18T12:00:01Z"
-        "&measures=requests,errors,latency_ms_avg,latency_ms_max,bytes_out,peak_requests_per_hour"
+        "&measures=requests,failed,latency_ms_avg,latency_ms_max,bytes_out,peak_requests_per_hour"
     )
-    native = local.ask(local.app, "GET", query, {"Authorization": f"Bearer {OPERATOR_KEY}"}).json()["totals"]
+    native = local.request("GET", query, headers=OPERATOR).json()["totals"]
     usage = body.usage
-    assert (usage.totalRequests, usage.failedRequests) == (native["requests"], native["errors"])
+    assert (usage.totalRequests, usage.failedRequests) == (native["requests"], native["failed"])
     assert usage.averageLatency == round(native["latency_ms_avg"] or 0, 2)
     assert usage.peakLatency == (native["latency_ms_max"] or 0)
     assert usage.dataTransferred == native["bytes_out"]

@@ -12,7 +12,7 @@ from tollkeeper.domain.money import NANOS_PER_CENT, NANOS_PER_UNIT
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.http.profiles import ProfileSite
 from tollkeeper.installation import Installation
-from tollkeeper.profiles import NAMES, load
+from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call
 from tollkeeper.services.decode import decode_events
 from tollkeeper.testing import set_up
@@ -24,7 +24,7 @@ COUNT = 40
 def secrets(site: Installation, account: str) -> dict[str, str]:
     """One account with a key per profile, and the same 40 events of this hour for each."""
     project = f"{account}.p"
-    keys = [Key(id=f"{account}.{name}", account=account, project=project, profile=name) for name in NAMES]
+    keys = [Key(id=f"{account}.{name}", account=account, project=project, profile=name) for name in names()]
     manager = Key(id=f"{account}.mk", account=account, role="management")
     made = set_up(site, Account(id=account, name="A"), Project(id=project, account=account), *keys, manager)
     events = [

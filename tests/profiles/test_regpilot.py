@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -22,18 +21,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Install
-from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project
+from tests.end_to_end.server import OPERATOR_KEY, Server
+from tests.profiles import places
+from tests.profiles.conftest import OpenApp
+from tests.profiles.places import NODE, Answer, Client, Remote, needs_node
+from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project, Route
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
-from tollkeeper.http.app import App, build_app
-from tollkeeper.http.server import ensure_operator_key
-from tollkeeper.installation import Installation
+from tollkeeper.gate.gate import Usage
+from tollkeeper.http.app import App
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.regpilot import KEY_HEADERS, PROFILE
 from tollkeeper.services.declaration import apply_declaration, parse_declaration, render_changes
-from tollkeeper.testing import Faulty, ManualClock, installation, set_up, unique
+from tollkeeper.testing import Faulty, ManualClock, set_up, unique
 
 DOLLAR = 1_000_000_000
 RATE_HEADERS = ["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]
@@ -98,17 +98,13 @@ class Customer(NamedTuple):
     secret: str
 
 
-class Vendor:
+class Vendor(Remote):
     """RegPilot as the running server speaks it, at one of its two places."""
-
-    def __init__(self, server: Server, base: str) -> None:
-        self.server = server
-        self.url = server.url + base
 
     def get(
         self, path: str = "/api/usage", headers: Mapping[str, str] | None = None, **params: str
     ) -> requests.Response:
-        return requests.get(self.url + path, headers=dict(headers or {}), params=params, timeout=60)
+        return self.ask("GET", path, headers=dict(headers or {}), params=params)
 
     def usage(self, customer: Customer, **params: str) -> Any:
         """Return the body of a good answer."""
@@ -131,60 +127,23 @@ class Vendor:
 
     def record(self, customer: Customer, *events: Mapping[str, Any]) -> None:
         """Book events of now, by the customer's key."""
-        now = datetime.now(UTC).isoformat()
-        sent = [{"id": unique("event"), "time": now, "key_id": customer.key_id, **event} for event in events]
-        answer = self.server.post("/tk/v1/events", sent)
-        assert answer["accepted"] == len(events), answer
+        self.book(customer.key_id, *events)
 
     def set_state(self, customer: Customer, state: str) -> None:
         self.server.post(f"/tk/v1/keys/{customer.key_id}/state?account={customer.account}", {"state": state})
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = ("--root-profile", "regpilot", "--profiles", "regpilot")
-    with running_server(tmp_path_factory.mktemp("regpilot"), *options) as server:
-        for entry in parse_declaration(PROFILE.catalog):
-            server.put(f"/tk/v1/{entry.kind}/{entry.entry_id}", msgspec.to_builtins(entry))
-        yield server
-
-
-@pytest.fixture(params=["", "/regpilot"], ids=["root", "prefix"])
-def base(request: pytest.FixtureRequest) -> str:
-    return cast("str", request.param)
-
-
 @pytest.fixture
-def vendor(server: Server, base: str) -> Vendor:
-    return Vendor(server, base)
+def vendor(server: Server, base: str, client: Client) -> Vendor:
+    return Vendor(server, base, client)
 
 
-class Local:
-    """An installation in this process, by a clock that the test moves."""
-
-    def __init__(self, site: Installation, base: str, app: App | None = None) -> None:
-        self.site = site
-        self.base = base
-        if app is None:
-            # Before the application, which reads the operator keys when it is built.
-            ensure_operator_key(site, OPERATOR_KEY)
-            set_up(site, *parse_declaration(PROFILE.catalog))
-        self.app = app or build_app(site)
-
-    def call(self, method: str, path: str, *, app: Any = None, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app if app is None else app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://toll") as client:
-                return await client.request(method, path, **options)
-
-        return asyncio.run(ask())
+class Local(places.Local):
+    """The application in this process."""
 
     def get(self, customer: Customer, path: str = "/api/usage", **params: str) -> httpx.Response:
         params = {"projectId": customer.project, **params} if path == "/api/usage" else params
-        return self.call("GET", self.base + path, headers={"X-API-Key": customer.secret}, params=params)
-
-    def operate(self, path: str, body: Any) -> httpx.Response:
-        return self.call("POST", path, json=body, headers={"Authorization": f"Bearer {OPERATOR_KEY}"})
+        return self.request("GET", self.base + path, headers={"X-API-Key": customer.secret}, params=params)
 
     def authorize(self, customer: Customer, **fields: Any) -> httpx.Response:
         body = {"key": customer.secret, "path": "/api/ai/complete", "profile": "regpilot", **fields}
@@ -208,33 +167,24 @@ class Local:
         return Customer(account, "web", key_id, secret)
 
     def record(self, customer: Customer, at: datetime, **event: Any) -> None:
-        sent = {"id": unique("event"), "time": at.isoformat(), "key_id": customer.key_id, **event}
-        answer = self.operate("/tk/v1/events", [sent])
-        assert answer.json().get("accepted") == 1, answer.text
+        self.book(customer.key_id, at, event)
 
 
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore) -> Iterator[Local]:
+@pytest.fixture
+def gate(shared_app: App) -> Local:
     """One for all tests that leave the clock alone."""
-    directory = tmp_path_factory.mktemp("local")
-    options = {"root_profile": "regpilot", "profiles": "regpilot"}
-    with installation(directory, clock=ManualClock(), store=usage_store, **options) as site:
-        made = Local(site, "")
-        yield made
-        made.app.close()
+    return Local(shared_app)
 
 
 @pytest.fixture
-def local(gate: Local, base: str) -> Local:
-    return Local(gate.site, base, gate.app)
+def local(shared_app: App, base: str) -> Local:
+    return Local(shared_app, base)
 
 
 @pytest.fixture
-def timed(install: Install, base: str) -> Iterator[Local]:
+def timed(open_app: OpenApp, base: str) -> Local:
     """One by the clock of the test."""
-    made = Local(install(root_profile="regpilot", profiles="regpilot"), base)
-    yield made
-    made.app.close()
+    return Local(open_app(), base)
 
 
 def rate(headers: Mapping[str, str]) -> tuple[int, int, int]:
@@ -242,7 +192,7 @@ def rate(headers: Mapping[str, str]) -> tuple[int, int, int]:
     return limit, remaining, reset
 
 
-def is_json(found: requests.Response | httpx.Response, status: int, body: Any) -> None:
+def is_json(found: Answer, status: int, body: Any) -> None:
     """Check status, type and the whole body with its member order."""
     assert found.status_code == status, found.text
     assert found.headers["content-type"] == "application/json"
@@ -541,20 +491,22 @@ FETCH_CLIENT = """
   console.log(`Cache Hit Rate: ${usage.cache.hitRate}%`);
 })();
 """
-CLIENTS = {"requests": [sys.executable, "-c", PYTHON_CLIENT]}
-if node := shutil.which("node"):
-    CLIENTS["fetch"] = [node, "-e", FETCH_CLIENT]
+CLIENTS = {
+    "python": [sys.executable, "-c", PYTHON_CLIENT],
+    "javascript": [NODE or "node", "-e", FETCH_CLIENT],
+}
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-def test_the_samples_of_the_vendor_run_with_another_host(vendor: Vendor, client: str) -> None:
+@pytest.mark.parametrize("sample", ["python", pytest.param("javascript", marks=needs_node)])
+def test_the_samples_of_the_vendor_run_with_another_host(server: Server, base: str, sample: str) -> None:
+    vendor = Vendor(server, base)
     customer = vendor.customer()
     vendor.record(
         customer,
         *[{"model": "m", "cost_nanos": 142_500_000_000, "cache": c} for c in ("hit", "miss", "miss")],
     )
     environment = {"HOST": vendor.url, "PROJECT": "web", "REGPILOT_API_KEY": customer.secret}
-    ran = subprocess.run(CLIENTS[client], env=environment, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(CLIENTS[sample], env=environment, capture_output=True, text=True, timeout=60)
     assert ran.stdout == "Budget: $427.5 / $1000\nCache Hit Rate: 33.33%\n", ran.stderr
 
 
@@ -617,7 +569,7 @@ def test_an_expired_key_is_inactive_and_an_inactive_account_forbidden(
 def test_other_paths_and_methods_are_refused_in_the_envelope(vendor: Vendor) -> None:
     is_json(vendor.get("/api/unknown"), 404, {"error": "Not found"})
     is_json(vendor.get("/api/usage/"), 404, {"error": "Not found"})
-    found = requests.post(vendor.url + "/api/usage", data="{", timeout=60)
+    found = vendor.ask("POST", "/api/usage", data="{")
     is_json(found, 405, {"error": "Method not allowed"})
     assert found.headers["allow"] == "GET"
 
@@ -804,7 +756,7 @@ async def gateway(scope: Any, receive: Any, send: Any) -> None:
 
 def chat(local: Local, headers: Mapping[str, str], path: str = "/api/ai/chat") -> httpx.Response:
     app = Tollkeeper(local.site).middleware(gateway, profile="regpilot")
-    return local.call("POST", path, app=app, headers=dict(headers))
+    return local.request("POST", path, app=app, headers=dict(headers))
 
 
 @pytest.mark.parametrize("name", KEY_HEADERS)
@@ -908,12 +860,166 @@ def test_the_gate_that_cannot_book_is_503(gate: Local, monkeypatch: pytest.Monke
         is_json(found, 503, UNAVAILABLE)
 
 
+# -- what one call used ----------------------------------------------------------------------------------------
+
+CHARGED = [
+    "x-regpilot-model",
+    "x-credits-charged",
+    "x-credits-remaining",
+    "x-regpilot-prompt-tokens",
+    "x-regpilot-completion-tokens",
+    "x-cache-status",
+]
+
+
+def model_call(
+    local: Local, customer: Customer, headers: Mapping[str, str] = {}, **stated: Any
+) -> httpx.Response:
+    """Call a gateway that states *stated* of its request before it begins its answer."""
+
+    async def model(scope: Any, receive: Any, send: Any) -> None:
+        for name, value in stated.items():
+            setattr(scope["state"]["tollkeeper"], name, value)
+        await gateway(scope, receive, send)
+
+    app = Tollkeeper(local.site).middleware(
+        model, profile="regpilot", expect=lambda scope: Usage(cost_nanos=10 * DOLLAR)
+    )
+    shown = {"X-API-Key": customer.secret, **headers}
+    return local.request("POST", "/api/ai/chat", app=app, headers=shown)
+
+
+def told(found: httpx.Response) -> dict[str, str]:
+    return {name: found.headers[name] for name in CHARGED if name in found.headers}
+
+
+def only_event(local: Local, customer: Customer, group: str) -> Any:
+    """Return the one row of an account's usage, grouped."""
+    native = f"/tk/v1/usage?account={customer.account}&group_by={group}&measures=requests,cost_nanos,tokens"
+    (row,) = local.request("GET", native, headers=places.OPERATOR).json()["rows"]
+    return row
+
+
+def test_a_metered_answer_tells_what_the_call_used(gate: Local) -> None:
+    """All of it is known when the answer begins: the hold of 10 dollars gives way to the charge."""
+    customer = gate.customer(plan="regpilot-free")
+    used = Usage(30, 12, 7, 5, "openai/gpt-4o-mini", DOLLAR // 80)
+    found = model_call(gate, customer, usage=used, cache="miss")
+    assert told(found) == {
+        "x-regpilot-model": "openai/gpt-4o-mini",
+        "x-credits-charged": "0.0125",
+        "x-credits-remaining": "999.9875",
+        "x-regpilot-prompt-tokens": "42",
+        "x-regpilot-completion-tokens": "12",
+        "x-cache-status": "MISS",
+    }
+    names = [name for name, _ in found.headers.multi_items()]
+    assert len(names) == len(set(names))
+    assert rate(found.headers)[:2] == (10, 19)
+    row = only_event(gate, customer, "model")
+    assert (row["model"], row["cost_nanos"], row["tokens"]) == ("openai/gpt-4o-mini", str(DOLLAR // 80), 54)
+
+
+def test_a_cache_hit_charges_nothing(gate: Local) -> None:
+    customer = gate.customer()
+    found = told(model_call(gate, customer, usage=Usage(100, model="m"), cache="hit"))
+    assert (found["x-credits-charged"], found["x-credits-remaining"]) == ("0", "1000")
+    assert (found["x-cache-status"], found["x-regpilot-prompt-tokens"]) == ("HIT", "100")
+    assert gate.get(customer).json()["budget"]["used"] == 0
+
+
+def test_an_answer_that_streams_tells_what_is_known_when_it_begins(gate: Local) -> None:
+    """Its tokens come later: what is left is then that of the hold."""
+    customer = gate.customer()
+    found = told(model_call(gate, customer, usage=Usage(model="m"), cache="miss"))
+    assert found == {"x-regpilot-model": "m", "x-credits-remaining": "990", "x-cache-status": "MISS"}
+    assert told(model_call(gate, customer)) == {"x-credits-remaining": "990"}
+    assert told(model_call(gate, customer, void=True)) == {"x-credits-remaining": "990"}
+
+
+def test_a_call_without_a_known_price_has_no_charge_yet(gate: Local) -> None:
+    customer = gate.customer()
+    found = told(model_call(gate, customer, usage=Usage(5, model=unique("model"))))
+    assert "x-credits-charged" not in found
+    assert found["x-regpilot-prompt-tokens"] == "5"
+
+
+@pytest.mark.parametrize("model", ["modèle", "a\r\nx-evil: 1", "名"])
+def test_a_model_of_any_name_is_a_safe_header(gate: Local, model: str) -> None:
+    found = model_call(gate, gate.customer(), usage=Usage(model=model))
+    assert found.headers["x-regpilot-model"] == quote(model, safe=" :")
+    assert "x-evil" not in found.headers
+
+
+def test_settle_tells_what_the_call_used_in_headers_and_body(gate: Local) -> None:
+    """A repeat tells the same, and a hold that ended in another dialect, or in none, tells nothing."""
+    customer = gate.customer(plan="regpilot-free")
+    held = gate.authorize(customer, cost_nanos=10 * DOLLAR)
+    assert held.headers["x-credits-remaining"] == "990"
+    body = {
+        "hold_id": held.json()["hold_id"],
+        "cost_nanos": DOLLAR // 4,
+        "model": "openai/gpt-4o",
+        "tokens": {"prompt": 3, "completion": 2, "reasoning": 1},
+        "cache": "miss",
+    }
+    for replayed in (False, True):
+        settled = gate.operate("/tk/v1/settle", body)
+        assert (settled.status_code, settled.json()["replayed"]) == (200, replayed)
+        assert settled.json()["headers"] == told(settled)
+        assert told(settled) == {
+            "x-regpilot-model": "openai/gpt-4o",
+            "x-credits-charged": "0.25",
+            "x-credits-remaining": "999.75",
+            "x-regpilot-prompt-tokens": "3",
+            "x-regpilot-completion-tokens": "3",
+            "x-cache-status": "MISS",
+        }
+    for profile in ("cheapestinference", "native"):
+        other = gate.customer(profile=profile)
+        set_up(gate.site, Route(id="any", method="*", path="/any"))
+        request = {"key": other.secret, "path": "/any", "method": "POST"}
+        held = gate.operate("/tk/v1/authorize", request)
+        assert held.status_code == 200, held.text
+        settled = gate.operate("/tk/v1/settle", {"hold_id": held.json()["hold_id"], "model": "m"})
+        assert settled.json()["headers"] == told(settled) == {}
+
+
+def test_user_and_feature_of_a_metered_call_are_tags_of_its_event(gate: Local) -> None:
+    customer = gate.customer()
+    named = {"X-RegPilot-User-ID": " ann ", "X-RegPilot-Feature": "f" * 300}
+    model_call(gate, customer, named)
+    assert only_event(gate, customer, "tag:user_id")["tag:user_id"] == "ann"
+    assert only_event(gate, customer, "tag:feature")["tag:feature"] == "f" * 256
+    other = gate.customer()
+    model_call(gate, other, {"X-RegPilot-Feature": ""})
+    assert only_event(gate, other, "tag:feature")["tag:feature"] == ""
+
+
+def test_tags_of_authorize_are_tags_of_the_event(gate: Local) -> None:
+    customer = gate.customer()
+    held = gate.authorize(customer, tags={"user_id": "ann", "feature": "search"})
+    assert gate.operate("/tk/v1/settle", {"hold_id": held.json()["hold_id"]}).status_code == 200
+    for name, value in (("user_id", "ann"), ("feature", "search")):
+        assert only_event(gate, customer, f"tag:{name}")[f"tag:{name}"] == value
+
+
+def test_project_keys_make_no_metered_request(gate: Local) -> None:
+    """Known or not, by the middleware and by authorize; nothing is held, counted or charged."""
+    secret = "pk_" + unique("").replace("-", "") + "0123456789abcdefghij"
+    customer = gate.customer(sha256=hash_secret(secret), plan="regpilot-free")._replace(secret=secret)
+    for shown in (customer, customer._replace(secret="pk_unknown")):
+        for found in both(gate, shown):
+            is_json(found, 403, FORBIDDEN)
+            assert rate(found.headers)[:2] == (0, 0)
+        for path in ("/api/usage", "/api/health"):
+            is_json(gate.get(shown, path), 403, FORBIDDEN)
+    stored = gate.site.directory.key(customer.key_id)
+    assert stored is not None
+    assert {standing.used for standing in gate.site.desk(PROFILE).standings(stored)} == {0}
+
+
 # -- switches, catalog -----------------------------------------------------------------------------------------
-
-
-def switched(install: Install, **switches: Any) -> Local:
-    options = {"root_profile": "regpilot", "profile_settings": json.dumps({"regpilot": switches})}
-    return Local(install(**options), "")
 
 
 def _unnamed(local: Local) -> None:
@@ -955,6 +1061,14 @@ def _families(local: Local) -> None:
     secret = "pk_" + "p" * 32
     customer = local.customer(sha256=hash_secret(secret))
     assert local.get(customer._replace(secret=secret)).status_code == 200
+    assert chat(local, {"X-API-Key": secret}).status_code == 200
+
+
+def _tags(local: Local) -> None:
+    customer = local.customer()
+    model_call(local, customer, {"X-Team": "blue", "X-RegPilot-Feature": "search"})
+    assert only_event(local, customer, "tag:team")["tag:team"] == "blue"
+    assert only_event(local, customer, "tag:feature")["tag:feature"] == ""
 
 
 def _parameters(local: Local) -> None:
@@ -977,7 +1091,7 @@ def _headers(local: Local) -> None:
     customer = local.customer(plan="regpilot-free")
     assert rate(local.get(customer).headers)[:2] == (10, 10)
     assert rate(chat(local, {"X-API-Key": customer.secret}).headers)[:2] == (10, 10)
-    for found in (local.call("GET", "/api/usage"), local.call("GET", "/api/nothing"), chat(local, {})):
+    for found in (local.request("GET", "/api/usage"), local.request("GET", "/api/nothing"), chat(local, {})):
         assert not [name for name in RATE_HEADERS if name in found.headers]
 
 
@@ -1007,14 +1121,13 @@ def _headers(local: Local) -> None:
         ),
         ({"limit_without_budget_nanos": 9 * DOLLAR, "hit_rate_places": 1}, _bounds),
         ({"refused_key_prefixes": []}, _families),
+        ({"tags_by_header": {"x-team": "team"}}, _tags),
     ],
 )
 def test_every_switch_switches(
-    install: Install, switches: dict[str, Any], holds: Callable[[Local], None]
+    open_app: OpenApp, switches: dict[str, Any], holds: Callable[[Local], None]
 ) -> None:
-    local = switched(install, **switches)
-    holds(local)
-    local.app.close()
+    holds(Local(open_app(**switches)))
 
 
 def test_the_catalog_applies_and_applies_again(install: Install) -> None:

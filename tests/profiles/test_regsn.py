@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
-import shutil
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple, cast
@@ -22,14 +20,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Install
-from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
+from tests.end_to_end.server import OPERATOR_KEY, Server
+from tests.profiles import places
+from tests.profiles.conftest import OpenApp
+from tests.profiles.places import NODE, Answer, Client, Remote, application, needs_node
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Plan
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.money import NANOS_PER_CENT, cents_half_up
 from tollkeeper.embedded import Tollkeeper
-from tollkeeper.http.app import build_app
-from tollkeeper.http.server import ensure_operator_key
-from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.regsn import PROFILE, parse_instant
 from tollkeeper.services.declaration import apply_declaration, parse_declaration
@@ -79,19 +77,15 @@ class Customer(NamedTuple):
     secret: str
 
 
-class Vendor:
+class Vendor(Remote):
     """RegSn as the running server speaks it, at one of its two places."""
-
-    def __init__(self, server: Server, base: str) -> None:
-        self.server = server
-        self.url = server.url + base
 
     def send(
         self, method: str, path: str, credential: str | None = None, **options: Any
     ) -> requests.Response:
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
         headers |= options.pop("headers", {})
-        return requests.request(method, self.url + path, headers=headers, timeout=60, **options)
+        return self.ask(method, path, headers=headers, **options)
 
     def usage(self, credential: str, **params: str) -> Any:
         """Return the body of a good answer, whose shape is checked."""
@@ -119,63 +113,25 @@ class Vendor:
 
     def record(self, customer: Customer, *events: Mapping[str, Any]) -> list[str]:
         """Book events by the customer's key; return their ids."""
-        now = datetime.now(UTC).isoformat()
-        sent = [
-            {"id": unique("event"), "time": now, "key_id": customer.key_id, "cost_nanos": 0, **event}
-            for event in events
-        ]
-        sent = [{name: value for name, value in event.items() if value is not None} for event in sent]
-        answer = self.server.post("/tk/v1/events", sent)
-        assert answer["accepted"] == len(events), answer
-        return [event["id"] for event in sent]
+        return self.book(customer.key_id, *({"cost_nanos": 0, **event} for event in events))
 
     def authorize(self, secret: str, path: str, method: str = "POST", **fields: Any) -> requests.Response:
         """Send a request of the provider's API through the gate, as a proxy of theirs would."""
         body = {"key": secret, "method": method, "path": path, "profile": "regsn", **fields}
-        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-        return requests.post(f"{self.server.url}/tk/v1/authorize", json=body, headers=headers, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = ("--root-profile", "regsn", "--profiles", "regsn")
-    with running_server(tmp_path_factory.mktemp("regsn"), *options) as server:
-        for entry in parse_declaration(PROFILE.catalog):
-            server.put(f"/tk/v1/{entry.kind}/{entry.entry_id}", msgspec.to_builtins(entry))
-        yield server
-
-
-@pytest.fixture(params=["", "/regsn"], ids=["root", "prefix"])
-def base(request: pytest.FixtureRequest) -> str:
-    return cast("str", request.param)
+        return self.operate("/tk/v1/authorize", body)
 
 
 @pytest.fixture
-def vendor(server: Server, base: str) -> Vendor:
-    return Vendor(server, base)
+def vendor(server: Server, base: str, client: Client) -> Vendor:
+    return Vendor(server, base, client)
 
 
-class Local:
-    """An installation in this process, by a clock that the test moves."""
-
-    def __init__(self, site: Installation, base: str) -> None:
-        self.site = site
-        self.base = base
-        ensure_operator_key(site, OPERATOR_KEY)
-        self.app = build_app(site)
-        set_up(site, *parse_declaration(PROFILE.catalog))
-
-    def call(self, method: str, path: str, *, app: Any = None, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app if app is None else app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://toll") as client:
-                return await client.request(method, path, **options)
-
-        return asyncio.run(ask())
+class Local(places.Local):
+    """The application in this process."""
 
     def send(self, method: str, path: str, credential: str | None = None, **options: Any) -> httpx.Response:
         headers = {} if credential is None else {"Authorization": f"Bearer {credential}"}
-        return self.call(method, self.base + path, headers=headers, **options)
+        return self.request(method, self.base + path, headers=headers, **options)
 
     def usage(self, credential: str, **params: str) -> Any:
         found = self.send("GET", "/v1/usage", credential, params=params)
@@ -184,13 +140,11 @@ class Local:
 
     def authorize(self, customer: Customer, path: str, method: str = "POST", **fields: Any) -> httpx.Response:
         body = {"key": customer.secret, "method": method, "path": path, **fields}
-        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-        return self.call("POST", "/tk/v1/authorize", json=body, headers=headers)
+        return self.operate("/tk/v1/authorize", body)
 
     def settle(self, admitted: httpx.Response, **fields: Any) -> None:
         body = {"hold_id": admitted.json()["hold_id"], **fields}
-        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-        assert self.call("POST", "/tk/v1/settle", json=body, headers=headers).status_code == 200
+        assert self.operate("/tk/v1/settle", body).status_code == 200
 
     def customer(
         self, *entries: Entry, plan: str | None = "regsn", budget_nanos: int | None = None, **key: Any
@@ -206,14 +160,7 @@ class Local:
         return Customer(account, key_id, set_up(self.site, *made).get(key_id, ""))
 
     def record(self, customer: Customer, *events: Mapping[str, Any]) -> None:
-        at = self.site.clock.now().isoformat()
-        sent = [
-            {"id": unique("event"), "time": at, "key_id": customer.key_id, "cost_nanos": 0, **event}
-            for event in events
-        ]
-        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-        answer = self.call("POST", "/tk/v1/events", json=sent, headers=headers)
-        assert answer.json().get("accepted") == len(sent), answer.text
+        self.book(customer.key_id, self.site.clock.now(), *({"cost_nanos": 0, **event} for event in events))
 
     def session(self, account: str, user: str = "ada", ttl_s: int = 3600) -> str:
         return self.site.sessions.issue(account, user, ttl_s)
@@ -223,28 +170,15 @@ LocalWith = Callable[..., Local]
 
 
 @pytest.fixture
-def local_with(install: Install, base: str) -> Iterator[LocalWith]:
+def local_with(open_app: OpenApp, base: str) -> LocalWith:
     """Makes the installation of the test, with switches of the profile."""
-    made: list[Local] = []
-
-    def local(**switches: Any) -> Local:
-        site = install(
-            root_profile="regsn", profiles="regsn", profile_settings=json.dumps({"regsn": switches})
-        )
-        made.append(Local(site, base))
-        return made[-1]
-
-    yield local
-    for each in made:
-        each.app.close()
+    return lambda **switches: Local(open_app(**switches), base)
 
 
 @pytest.fixture
 def local(local_with: LocalWith) -> Local:
     return local_with()
 
-
-Answer = requests.Response | httpx.Response
 
 PROBLEMS: Final = {
     "invalid_request": ("invalid_request", "Invalid request", 400),
@@ -915,15 +849,15 @@ def test_the_limit_of_a_user_survives_a_restart(install: Install, base: str) -> 
         "profiles": "regsn",
         "profile_settings": '{"regsn": {"reads_per_minute": 2}}',
     }
-    local = Local(install(**options), base)
-    session = local.session(local.customer().account)
-    for _ in range(2):
-        assert local.send("GET", "/v1/usage", session).status_code == 200
-    local.app.close()
-    local.site.close()
-    again = Local(install(**options), base)
-    assert again.send("GET", "/v1/usage", session).status_code == 429
-    again.app.close()
+    site = install(**options)
+    with application(site, PROFILE) as app:
+        local = Local(app, base)
+        session = local.session(local.customer().account)
+        for _ in range(2):
+            assert local.send("GET", "/v1/usage", session).status_code == 200
+    site.close()
+    with application(install(**options), PROFILE) as app:
+        assert Local(app, base).send("GET", "/v1/usage", session).status_code == 429
 
 
 # -- metered traffic -------------------------------------------------------------------------------------------
@@ -947,7 +881,7 @@ def test_the_middleware_speaks_the_dialect(local: Local, metered: Any, clock: Ma
 
     def call(method: str, path: str, secret: str | None = customer.secret) -> httpx.Response:
         headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
-        return local.call(method, path, app=metered, headers=headers)
+        return local.request(method, path, app=metered, headers=headers)
 
     done = call("POST", "/v1/scans?mode=sync")
     assert (done.status_code, done.text, rate(done)) == (200, "done", (6, 5, 3600))
@@ -1195,8 +1129,9 @@ def test_the_csv_of_the_python_sample(vendor: Vendor) -> None:
     assert found.headers["content-type"] == JSON
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_javascript_sample(vendor: Vendor) -> None:
+@needs_node
+def test_the_javascript_sample(server: Server, base: str) -> None:
+    vendor = Vendor(server, base)
     customer = vendor.customer()
     vendor.record(customer, {**EXPORT, "time": "2026-04-15T10:00:00Z", "cost_nanos": 9 * CENT})
     url = f"{vendor.url}/v1/usage?group_by=day&from=2026-04-15T00:00:00Z&to=2026-04-16"
@@ -1208,7 +1143,7 @@ def test_the_javascript_sample(vendor: Vendor) -> None:
         const rows = data.buckets.map(b => Object.values(b).join(','))
         console.log(JSON.stringify([answer.status, data.totals.total_cost_cents, [header, ...rows].join('\\n')]))
     """
-    run = ["node", "--input-type=module", "-e", script, url, customer.secret]
+    run = [str(NODE), "--input-type=module", "-e", script, url, customer.secret]
     status, cents, text = json.loads(subprocess.run(run, capture_output=True, check=True, timeout=60).stdout)
     header = "key,request_count,scan_count,export_count,cost_cents"
     assert (status, cents, text) == (200, 9, header + "\n2026-04-15,1,0,1,9")

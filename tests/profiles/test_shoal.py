@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import httpx
 import msgspec
@@ -19,19 +17,19 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Install
-from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
+from tests.end_to_end.server import OPERATOR_KEY, Server
+from tests.profiles import places
+from tests.profiles.conftest import OpenApp
+from tests.profiles.places import NODE, OPERATOR, Answer, Client, Remote, needs_node
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Entry, Key, Plan, PlanBudget, Subscription
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
-from tollkeeper.http.app import build_app
-from tollkeeper.http.server import ensure_operator_key
-from tollkeeper.installation import Installation
+from tollkeeper.http.app import App
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.shoal import PROFILE
 from tollkeeper.services.declaration import parse_declaration, render_changes
-from tollkeeper.testing import NOON, Faulty, ManualClock, installation, set_up, unique
+from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 MALFORMED: Final = {"error": "Authorization header missing or malformed"}
 NO_KEY: Final = {"error": "API key missing"}
@@ -73,15 +71,11 @@ class Customer(NamedTuple):
         return {"Authorization": f"Bearer {self.secret}"}
 
 
-class Vendor:
+class Vendor(Remote):
     """Shoal as the running server speaks it, at one of its two places."""
 
-    def __init__(self, server: Server, base: str) -> None:
-        self.server = server
-        self.url = server.url + base
-
     def get(self, headers: Mapping[str, str] | None = None, path: str = "/v1/usage") -> requests.Response:
-        return requests.get(self.url + path, headers=dict(headers or {}), timeout=60)
+        return self.ask("GET", path, headers=dict(headers or {}))
 
     def usage(self, customer: Customer) -> DataPart:
         found = self.get(customer.headers)
@@ -97,67 +91,27 @@ class Vendor:
 
     def record(self, customer: Customer, *events: Mapping[str, Any]) -> None:
         """Book events of now, by the customer's key."""
-        now = datetime.now(UTC).isoformat()
-        sent = [{"id": unique("event"), "time": now, "key_id": customer.key_id, **event} for event in events]
-        answer = self.server.post("/tk/v1/events", sent)
-        assert answer["accepted"] == len(events), answer
-
-    def operate(self, path: str, body: Any) -> requests.Response:
-        headers = {"Authorization": f"Bearer {OPERATOR_KEY}"}
-        return requests.post(self.server.url + path, json=body, headers=headers, timeout=60)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = ("--root-profile", "shoal", "--profiles", "shoal")
-    with running_server(tmp_path_factory.mktemp("shoal"), *options) as server:
-        for entry in parse_declaration(PROFILE.catalog):
-            server.put(f"/tk/v1/{entry.kind}/{entry.entry_id}", msgspec.to_builtins(entry))
-        yield server
-
-
-@pytest.fixture(params=["", "/shoal"], ids=["root", "prefix"])
-def base(request: pytest.FixtureRequest) -> str:
-    return cast("str", request.param)
+        self.book(customer.key_id, *events)
 
 
 @pytest.fixture
-def vendor(server: Server, base: str) -> Vendor:
-    return Vendor(server, base)
+def vendor(server: Server, base: str, client: Client) -> Vendor:
+    return Vendor(server, base, client)
 
 
-class Local:
-    """An installation in this process, by a clock that the test moves."""
-
-    def __init__(self, site: Installation, base: str) -> None:
-        self.site = site
-        self.base = base
-        ensure_operator_key(site, OPERATOR_KEY)
-        self.app = build_app(site)
-        set_up(site, *parse_declaration(PROFILE.catalog))
-
-    def call(self, method: str, path: str, *, app: Any = None, **options: Any) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app if app is None else app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://toll") as client:
-                return await client.request(method, path, **options)
-
-        return asyncio.run(ask())
+class Local(places.Local):
+    """The application in this process."""
 
     def get(self, customer: Customer) -> httpx.Response:
-        return self.call("GET", self.base + "/v1/usage", headers=customer.headers)
+        return self.request("GET", self.base + "/v1/usage", headers=customer.headers)
 
     def usage(self, customer: Customer) -> DataPart:
         found = self.get(customer)
         assert found.status_code == 200, found.text
         return msgspec.json.decode(found.content, type=UsageBody).data
 
-    def operate(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self.call(method, path, headers={"Authorization": f"Bearer {OPERATOR_KEY}"}, **options)
-
     def authorize(self, customer: Customer, path: str = "/v1/search", method: str = "GET") -> httpx.Response:
-        body = {"key": customer.secret, "method": method, "path": path}
-        return self.operate("POST", "/tk/v1/authorize", json=body)
+        return self.operate("/tk/v1/authorize", {"key": customer.secret, "method": method, "path": path})
 
     def customer(
         self, *entries: Entry, plan: str | None = "shoal-starter", active: bool = True, **key: Any
@@ -172,36 +126,16 @@ class Local:
         return Customer(account, key_id, made.get(key_id, ""))
 
     def record(self, customer: Customer, *times: str, **event: Any) -> None:
-        sent = [
-            {"id": unique("event"), "time": time, "key_id": customer.key_id, **event}
-            for time in times or (NOON.isoformat(),)
-        ]
-        answer = self.operate("POST", "/tk/v1/events", json=sent)
-        assert answer.json().get("accepted") == len(sent), answer.text
+        self.book(customer.key_id, NOON, *({"time": time, **event} for time in times or (NOON.isoformat(),)))
 
     def middleware(self, app: Any, **options: Any) -> Any:
         return Tollkeeper(self.site).middleware(app, profile="shoal", **options)
 
 
 @pytest.fixture
-def make_local(install: Install, base: str) -> Iterator[Callable[..., Local]]:
+def make_local(open_app: OpenApp, base: str) -> Callable[..., Local]:
     """Open an installation with switches of the profile."""
-    opened: list[Local] = []
-
-    def make(**switches: Any) -> Local:
-        text = json.dumps({"shoal": switches})
-        site = install(unique("data"), root_profile="shoal", profiles="shoal", profile_settings=text)
-        opened.append(Local(site, base))
-        return opened[-1]
-
-    yield make
-    for local in opened:
-        local.app.close()
-
-
-@pytest.fixture(scope="module")
-def shared_clock() -> ManualClock:
-    return ManualClock()
+    return lambda **switches: Local(open_app(**switches), base)
 
 
 @pytest.fixture
@@ -210,29 +144,12 @@ def clock(shared_clock: ManualClock) -> ManualClock:
     return shared_clock
 
 
-@pytest.fixture(scope="module")
-def shared(
-    tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore, shared_clock: ManualClock
-) -> Iterator[Local]:
-    """One installation as it is by default. Tests keep apart by account."""
-    directory = tmp_path_factory.mktemp("shoal-local")
-    options = {"root_profile": "shoal", "profiles": "shoal"}
-    with installation(directory, clock=shared_clock, store=usage_store, **options) as site:
-        local = Local(site, "")
-        yield local
-        local.app.close()
-
-
 @pytest.fixture
-def local(shared: Local, base: str, clock: ManualClock) -> Local:
-    shared.base = base
-    return shared
+def local(shared_app: App, base: str, clock: ManualClock) -> Local:
+    return Local(shared_app, base)
 
 
-Found = requests.Response | httpx.Response
-
-
-def is_json(found: Found, status: int, body: Any) -> None:
+def is_json(found: Answer, status: int, body: Any) -> None:
     """Check status, type and the whole body with its member order."""
     assert found.status_code == status, found.text
     assert found.headers["content-type"] == "application/json"
@@ -240,7 +157,7 @@ def is_json(found: Found, status: int, body: Any) -> None:
     assert found.headers["x-request-id"].startswith("req_")
 
 
-def worded(found: Found) -> dict[str, str]:
+def worded(found: Answer) -> dict[str, str]:
     """Return the headers that the dialect words, but for the request's id."""
     headers = {name.lower(): value for name, value in found.headers.items() if name.lower() not in OURS}
     assert headers.pop("x-request-id")
@@ -409,8 +326,8 @@ def test_case_9_an_unknown_key(vendor: Vendor, make_local: Callable[..., Local])
     local = make_local(invalid_key_status=403)
     is_json(local.get(unknown), 403, BAD_KEY)
     # What is no unknown key is not touched by the switch, and metered traffic has it too.
-    is_json(local.call("GET", local.base + "/v1/usage"), 401, MALFORMED)
-    answer = local.call("GET", "/v1/search", app=local.middleware(echo), headers=unknown.headers)
+    is_json(local.request("GET", local.base + "/v1/usage"), 401, MALFORMED)
+    answer = local.request("GET", "/v1/search", app=local.middleware(echo), headers=unknown.headers)
     is_json(answer, 403, BAD_KEY)
     assert worded(answer) == {"x-endpoint-policy": "search"}
 
@@ -477,7 +394,7 @@ def test_case_14_an_unknown_path_is_named_as_the_vendor_has_it(vendor: Vendor) -
         found = vendor.get(path=path)
         is_json(found, 404, {"error": "Not Found", "path": path, "method": "GET"})
         assert worded(found) == {}
-    asked = requests.delete(vendor.url + "/v1/invalid/route?a=b", timeout=60)
+    asked = vendor.ask("DELETE", "/v1/invalid/route?a=b")
     is_json(asked, 404, {"error": "Not Found", "path": "/v1/invalid/route", "method": "DELETE"})
 
 
@@ -491,7 +408,7 @@ def test_case_15_every_answer_has_an_id_of_its_own(vendor: Vendor) -> None:
         vendor.get({"Authorization": "Bearer "}),
         vendor.get({"Authorization": "Bearer shoal_unknown"}),
         vendor.get(path="/v1/nope"),
-        requests.post(vendor.url + "/v1/usage", timeout=60),
+        vendor.ask("POST", "/v1/usage"),
         vendor.operate("/tk/v1/authorize", authorize | {"path": "/v1/search"}),
         vendor.operate("/tk/v1/authorize", authorize | {"path": "/v1/radar/all"}),
         vendor.operate("/tk/v1/authorize", authorize | {"path": "/v1/nope"}),
@@ -533,7 +450,7 @@ def test_parameters_are_ignored(vendor: Vendor) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_another_method_is_answered_like_an_unknown_path(vendor: Vendor, method: str) -> None:
-    found = requests.request(method, vendor.url + "/v1/usage", data=b"\x00{", timeout=60)
+    found = vendor.ask(method, "/v1/usage", data=b"\x00{")
     is_json(found, 405, {"error": "Not Found", "path": "/v1/usage", "method": method})
     assert worded(found) == {"allow": "GET", "x-endpoint-policy": "usage"}
 
@@ -556,17 +473,19 @@ FETCH_CLIENT: Final = """
   console.log(answer.status, data.thisMonth, data.budget.remaining, answer.headers.get("X-Api-Surface"));
 })();
 """
-CLIENTS: Final = {"requests": [sys.executable, "-c", REQUESTS_CLIENT]}
-if node := shutil.which("node"):
-    CLIENTS["fetch"] = [node, "-e", FETCH_CLIENT]
+CLIENTS: Final = {
+    "python": [sys.executable, "-c", REQUESTS_CLIENT],
+    "javascript": [NODE or "node", "-e", FETCH_CLIENT],
+}
 
 
-@pytest.mark.parametrize("client", CLIENTS)
-def test_a_client_runs_with_another_host(vendor: Vendor, client: str) -> None:
+@pytest.mark.parametrize("sample", ["python", pytest.param("javascript", marks=needs_node)])
+def test_a_client_runs_with_another_host(server: Server, base: str, sample: str) -> None:
+    vendor = Vendor(server, base)
     customer = vendor.customer()
     vendor.record(customer, {"credits": 420}, {})
     environment = {"HOST": vendor.url, "SHOAL_KEY": customer.secret}
-    ran = subprocess.run(CLIENTS[client], env=environment, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(CLIENTS[sample], env=environment, capture_output=True, text=True, timeout=60)
     assert ran.stdout == "200 2 580 usage\n", ran.stderr
 
 
@@ -633,7 +552,7 @@ def test_the_middleware_speaks_the_dialect(local: Local, clock: ManualClock) -> 
     customer = local.customer()
 
     def ask(path: str, headers: Mapping[str, str] = customer.headers) -> httpx.Response:
-        return local.call("GET", path, app=app, headers=headers)
+        return local.request("GET", path, app=app, headers=headers)
 
     found = ask("/v1/search?q=whale")
     assert (found.status_code, found.text) == (200, "ok")
@@ -670,7 +589,7 @@ def test_spent_credits_are_429_until_the_next_month(local: Local) -> None:
     local.record(customer, credits=1000)
     until = datetime(2026, 4, 1, tzinfo=UTC) - NOON
     left_s = int(until.total_seconds())
-    found = local.call("GET", "/v1/search", app=local.middleware(echo), headers=customer.headers)
+    found = local.request("GET", "/v1/search", app=local.middleware(echo), headers=customer.headers)
     is_json(found, 429, {"error": "Monthly credit limit exceeded", "retryAfter": left_s})
     expected = SEARCH_HEADERS | key_headers(left=100, limit=1000, used=1000)
     assert worded(found) == expected | {"retry-after": str(left_s)}
@@ -701,7 +620,7 @@ def test_a_store_that_is_away_is_503_and_an_error_500(
     faulty.refuse()
     found = local.get(customer)
     is_json(found, 503, UNAVAILABLE)
-    assert worded(found) == {"x-endpoint-policy": "usage"}
+    assert worded(found) == USAGE_HEADERS | key_headers(left=99, limit=1000, used=0)
     assert local.get(customer).status_code == 200
 
     def fail(*_: object) -> None:
@@ -839,7 +758,7 @@ def test_the_answer_agrees_with_the_native_one(local: Local, clock: ManualClock)
                 "group_by": "status,denied_reason",
                 "measures": "requests,credits",
             }
-            rows = local.operate("GET", "/tk/v1/usage", params=params).json()["rows"]
+            rows = local.request("GET", "/tk/v1/usage", params=params, headers=OPERATOR).json()["rows"]
             counted = [r for r in rows if r["status"] != 429 and r["denied_reason"] != "budget_exhausted"]
             return sum(r["requests"] for r in counted), sum(r["credits"] for r in rows)
 

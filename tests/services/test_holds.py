@@ -18,7 +18,7 @@ from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.services.holds import Settled
 from tollkeeper.services.tickets import Ticket
-from tollkeeper.testing import Faulty, commit_all, faulty_ledger, lost_commits, set_up, verify
+from tollkeeper.testing import Faulty, commit_all, faulty_ledger, lost_commits, set_up, unique, verify
 
 PRICE = 10
 BUDGET = 1_000
@@ -194,6 +194,25 @@ def test_the_name_of_an_open_hold_serves_no_other_request(api, change):
     with pytest.raises(IdempotencyConflict):
         api.authorize("one", **{"usage": Usage(cost_nanos=40), **change})
     assert api.used() == 40
+
+
+def test_a_retried_settle_finds_its_event_on_its_way_to_the_store(api, monkeypatch):
+    """Without its account it is looked for in the store, then among the pending: it may move in between."""
+    site = api.site
+    owners = site.store.owners
+
+    def delivered_meanwhile(id_):
+        found = owners(id_)
+        site.relay.deliver_up_to(site.committer.outbox_seq)
+        return found
+
+    monkeypatch.setattr(site.store, "owners", delivered_meanwhile)
+    hold_id = unique("hold")
+    api.authorize(hold_id)
+    with site.relay.exclusive():
+        api.settle(hold_id)
+        settled, ticket = site.holds.settle_hold(hold_id, Outcome(), Ticket())
+    assert (settled.replayed, ticket) == (True, None)
 
 
 def test_a_retried_settle_gets_the_first_answer_and_counts_once(api):

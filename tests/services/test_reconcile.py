@@ -19,7 +19,7 @@ from tollkeeper.gate.gate import Outcome
 from tollkeeper.installation import Installation
 from tollkeeper.services.decode import decode_events
 from tollkeeper.services.tickets import Ticket
-from tollkeeper.testing import set_up
+from tollkeeper.testing import Faulty, set_up
 
 
 @pytest.fixture
@@ -53,6 +53,22 @@ def found(site: Installation, account: str) -> list[tuple[str, int, int]]:
 def change(site: Installation, table: sa.Table, **values: Any) -> None:
     with site.engine.begin() as tx:
         tx.execute(sa.update(table).values(**values))
+
+
+def test_what_an_earlier_process_left_is_delivered_before_it_is_compared(
+    install: Callable[..., Installation], usage_store: Any, account: str
+) -> None:
+    """A verify right after a crash finds nothing, whether or not the relay was there before it."""
+    store = Faulty(usage_store, "append")
+    killed = install(store=store)
+    set_up(killed, Account(id=account, name="A"), Budget(id="b", account=account, amount=9, period="day"))
+    store.refuse(1_000)
+    events = [{"id": "e", "time": "2026-03-18T11:00:00Z", "account": account, "cost_nanos": 5}]
+    assert killed.ingest.take(decode_events(events, now_us=killed.clock.now_us())).accepted == 1
+    killed.close()
+    restarted = install()
+    assert restarted.committer.outbox_seq == killed.committer.outbox_seq > 0
+    assert found(restarted, account) == []
 
 
 def test_what_was_booked_is_in_agreement(charged: Installation, account: str) -> None:

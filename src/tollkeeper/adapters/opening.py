@@ -74,8 +74,11 @@ class OpeningUsageStore:
     def append(self, records: pa.Table, token: str) -> None:
         self._store.append(records, token)
 
-    def known_ids(self, keys: pa.Table) -> set[tuple[str, str]]:
+    def known_ids(self, keys: pa.Table) -> pa.Table:
         return self._store.known_ids(keys)
+
+    def record_columns(self, keys: pa.Table) -> pa.Table:
+        return self._store.record_columns(keys)
 
     def records(self, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:
         return self._store.records(ids)

@@ -16,6 +16,7 @@ from tollkeeper.cli.entries import ENTRY_GROUPS
 from tollkeeper.cli.failures import FAILED, MISUSED, Failure
 from tollkeeper.cli.ingest import ingest
 from tollkeeper.cli.output import plain
+from tollkeeper.cli.prove import prove
 from tollkeeper.cli.serve import serve
 from tollkeeper.cli.usage import usage
 from tollkeeper.errors import TollkeeperError
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # It prints local variables, among them secrets.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, demo, apply, ingest, usage, verify, rebuild):
+for _command in (serve, demo, apply, ingest, usage, verify, rebuild, prove):
     app.command()(_command)
 for _group in ENTRY_GROUPS:
     app.add_typer(_group, rich_help_panel=_MANAGE)

@@ -72,6 +72,10 @@ def serve(
         str | None,
         _setting("session-account-claim", "The claim that names the account; account unless given."),
     ] = None,
+    client_address_header: Annotated[
+        str | None,
+        _setting("client-address-header", "The header in which your proxy tells the client's address."),
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
         _setting("log-level", "What is logged to stderr; info unless given."),
@@ -102,6 +106,7 @@ def serve(
             "session_issuer": session_issuer,
             "session_audience": session_audience,
             "session_account_claim": session_account_claim,
+            "client_address_header": client_address_header,
             "log_level": log_level,
         }
     )

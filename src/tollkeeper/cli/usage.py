@@ -156,6 +156,7 @@ def report_json(query: UsageQuery, report: UsageReport) -> dict[str, Any]:
         "to": to_text(from_us(query.to_us)),
         "as_of": to_text(from_us(report.as_of_us)),
         "complete": report.complete,
+        "behind_s": report.behind_s,
     }
 
 
@@ -187,7 +188,10 @@ def print_report(
             "the total is over all: --offset and --limit show others"
         )
     if not answer["complete"]:
-        print(f"not complete: events acknowledged before {answer['as_of']} are still on their way")
+        print(
+            f"not complete: events acknowledged before {answer['as_of']} are still on their way, "
+            f"the oldest for {answer['behind_s']:,} s"
+        )
 
 
 def _params(given: Mapping[str, str | int | None], filters: Sequence[str]) -> Pairs:

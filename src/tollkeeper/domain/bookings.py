@@ -60,6 +60,26 @@ class OutboxEntry(NamedTuple):
     format: OutboxFormat
     payload: bytes
     record_count: int
+    keys: bytes = b""
+    """MessagePack of the list of ids that the records take, each with its account (see `services.pending`)."""
+
+
+class PendingRow(NamedTuple):
+    """An outbox row that is to be relayed, without its records."""
+
+    seq: int
+    record_count: int
+    keys: bytes
+    committed_at_us: int
+
+
+class SetAside(NamedTuple):
+    """An outbox row that cannot be relayed, and why."""
+
+    seq: int
+    record_count: int
+    reason: str
+    keys: bytes
 
 
 class WindowState(NamedTuple):

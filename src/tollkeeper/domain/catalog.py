@@ -77,7 +77,7 @@ class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def check(self) -> None:
         super().check()
-        _check_zone(self.time_zone)
+        check_zone(self.time_zone)
 
 
 class Project(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -393,7 +393,8 @@ def _check_aware(value: datetime | None, field: str) -> None:
         raise Invalid(field, f"{field} is before the year 1 or after the year 9999 in UTC") from None
 
 
-def _check_zone(name: str, path: str = "") -> None:
+def check_zone(name: str, path: str = "") -> None:
+    """Raise `Invalid` unless *name* is a time zone; *path* begins the field's."""
     try:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
@@ -407,7 +408,7 @@ def _check_span(period: str, time_zone: str, week_start: str, path: str) -> None
         periods.check_period(period)
     except ValueError as exc:
         raise Invalid(f"{path}period", str(exc)) from None
-    _check_zone(time_zone, path)
+    check_zone(time_zone, path)
     if week_start not in periods.WEEKDAYS:
         raise Invalid(f"{path}week_start", f"week_start is one of {', '.join(periods.WEEKDAYS)}")
 

@@ -105,7 +105,7 @@ def resolve(
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=tuple(LimitScope(_limit_counter(limit, key, line[0]), limit) for limit in limits),
+        limits=tuple(LimitScope(_limit_counter(limit, key, line[0], plan), limit) for limit in limits),
         budgets=budget_scopes(
             account.id, key.project, line, subscription=subscription, plan=plan, budgets=budgets
         ),
@@ -201,9 +201,10 @@ def fingerprint_of(scope: BudgetScope) -> str:
     return "|".join(parts)
 
 
-def _limit_counter(limit: Limit, key: Key, line_id: str) -> str:
-    if limit.per == "account":
-        return f"limit:account:{limit.name}"
-    if limit.per == "project" and key.project is not None:
-        return f"limit:project:{key.project}:{limit.name}"
+def _limit_counter(limit: Limit, key: Key, line_id: str, plan: Plan | None) -> str:
+    if limit.per == "account" or (limit.per == "project" and key.project is not None):
+        # Of its plan: another plan's limit of this name is another limit, however many keys share either.
+        owner = limit.per if limit.per == "account" else f"project:{key.project}"
+        source = f"plan:{plan.slug}/" if plan is not None and key.limits is None else ""
+        return f"limit:{owner}:{source}{limit.name}"
     return f"limit:key:{line_id}:{limit.name}"

@@ -167,15 +167,21 @@ def latency_us(latency_ms: float) -> int:
     return round(latency_ms * 1000)
 
 
+NOT_OF_BODY: Final = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
+"""What we say of an event, and not its sender."""
+PRICE_OF_BODY: Final = frozenset({"cost_nanos", "cost_state", "credits"})
+"""What we say unless the sender does."""
+
+
 def same_body(stored: Record, given: Record) -> bool:
     """
     Tell whether *given*, a record just made from a caller's event, reports what *stored* reported.
 
     When we received it and what a price list says by now are ours, not the caller's: they do not count.
     """
-    ours = {"received_at_us", "revision", "sign", "amendment_id", "price_version"}
+    ours = NOT_OF_BODY
     if "given" not in (stored.cost_state, given.cost_state):
-        ours |= {"cost_nanos", "cost_state", "credits"}
+        ours |= PRICE_OF_BODY
     elif stored.cost_state == given.cost_state:
         ours |= {"credits"} if stored.credits and not given.credits else set()
     return all(getattr(stored, name) == getattr(given, name) for name in RECORD_FIELDS if name not in ours)

@@ -21,14 +21,8 @@ BASE62: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 SECRET_CHARS: Final = 32
 """32 base62 characters carry 190 bits."""
 
-PREFIX_BY_PROFILE: Final = {
-    "native": "tk_",
-    "regpilot": "sk_",
-    "shoal": "shoal_",
-    "regsn": "regsn_live_",
-    "anylayer": "zk_prod_",
-    "cheapestinference": "sk_live_",
-}
+NATIVE_PREFIX: Final = "tk_"
+"""Of a consumption key without a dialect; the others begin as their profile says."""
 OPERATOR_PREFIX: Final = "ok_"
 MANAGEMENT_PREFIX: Final = "mk_"
 

@@ -19,6 +19,7 @@ class Standing(NamedTuple):
         window_s: Length of a rate limit's window in seconds; None for others.
         per_window: What a rate limit allows per window; for a token bucket what it gains.
         bucket: Rate bucket of routes that it counts; None for all.
+        starts_at: Start of the fixed window or the budget's period; None without one.
         resets_at: End of the window or period; None without one.
     """
 
@@ -30,6 +31,7 @@ class Standing(NamedTuple):
     window_s: int | None = None
     per_window: int | None = None
     bucket: str | None = None
+    starts_at: datetime | None = None
     resets_at: datetime | None = None
 
     @property

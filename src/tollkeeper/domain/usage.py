@@ -32,6 +32,7 @@ DIMENSIONS: Final = (
 MEASURES: Final = (
     "requests",
     "errors",
+    "failed",
     "denied",
     "prompt_tokens",
     "cached_prompt_tokens",
@@ -58,9 +59,9 @@ MEASURES: Final = (
     "last_at",
 )
 """
-What can be asked for. `errors` are events with status ≥ 400 or an error type; `denied` those that our gate
-refused; `tokens` all four classes; `estimated_cost_nanos` the part of `cost_nanos` that is still an estimate;
-`unpriced` events whose cost is not known yet; `kinds` a map from kind to count;
+What can be asked for. `errors` are events with status ≥ 400 or an error type; `failed` those with status ≥ 400;
+`denied` those that our gate refused; `tokens` all four classes; `estimated_cost_nanos` the part of `cost_nanos`
+that is still an estimate; `unpriced` events whose cost is not known yet; `kinds` a map from kind to count;
 latencies are ms, null without any; percentiles are off by at most 1 % (see `rollups`); peaks are the busiest
 single UTC minute or hour; `first_at` and `last_at` bound the times of the events (RFC 3339, null without any).
 """
@@ -108,7 +109,10 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
         totals: The measures over the whole answer, not only this page. Sums equal the sum over all rows.
         row_count: Rows before paging.
         as_of_us: The answer contains every event that was acknowledged before this instant …
-        complete: … unless this is False: then some are still on their way to the usage store.
+        complete: … unless this is False: then some are still on their way to the usage store, or cannot be
+            read any more.
+        behind_s: How long ago the oldest of those on their way was acknowledged, in seconds, rounded up; of
+            any account. 0 when there is none.
     """
 
     rows: list[dict[str, Any]]
@@ -116,3 +120,4 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     row_count: int
     as_of_us: int
     complete: bool
+    behind_s: int = 0

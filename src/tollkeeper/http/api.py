@@ -22,6 +22,7 @@ from tollkeeper import errors
 from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.bodies import too_large
 from tollkeeper.http.denials import PROBLEM_BASE
+from tollkeeper.http.paths import segment_text
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
 from tollkeeper.http.routes import catalog, events, health, keys, openapi, sessions, standing, upkeep, usage
 from tollkeeper.http.routes.calls import (
@@ -80,7 +81,7 @@ async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
 
 def _problem_answer(request: AnyRequest, exc: Exception) -> Response[bytes]:
     state = request.scope.get("state") or {}
-    instance, request_id = str(request.scope["path"]), str(state.get("request_id", ""))
+    instance, request_id = segment_text(request.scope["path"]), str(state.get("request_id", ""))
     if isinstance(exc, HTTPException):
         problem = _problem_of_litestar(request, exc, instance, request_id)
     else:

@@ -8,18 +8,21 @@ failing to authenticate, and turns errors into problem documents.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.errors import TollkeeperError, Unauthenticated
+from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import Authenticator, Principal
-from tollkeeper.http.bodies import ClientGone, check_length, read_body
+from tollkeeper.http.bodies import ClientGone, check_length, header, read_body
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
+from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
-from tollkeeper.http.profiles import Profiles
+from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
@@ -31,8 +34,11 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
 
 PREFIX: Final = "/tk/v1"
-OWN_PATHS: Final = ("/tk/", "/healthz", "/readyz", "/metrics")
+PROBES: Final = ("/healthz", "/readyz")
+OWN_PATHS: Final = ("/tk/", *PROBES, "/metrics")
 """Served by the product whatever the root profile is."""
+_ADDRESS_CHARS_MAX: Final = 45
+"""Of an IPv6 address in text: what is remembered of a failing caller has a bound."""
 _encode: Final = msgspec.json.Encoder().encode
 _BLOCKED: Final = (
     b'{"type":"https://tollkeeper.dev/problems/too_many_failures","title":"Too many failures","status":429,'
@@ -56,6 +62,7 @@ class App:
         self._api = api(self.authenticator)
         self._profiles = Profiles(installation)
         self._random = random.Random()
+        self._address_header = installation.settings.client_address_header.lower().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,12 +72,13 @@ class App:
         if found is not None and scope["method"] == "POST":
             await self._serve_hot(found[0], found[1], scope, receive, send)
             return
-        if not scope["path"].startswith(OWN_PATHS):
-            vendor = self._profiles.find(scope["path"])
+        path = routed_path(scope)
+        if not path.startswith(OWN_PATHS):
+            vendor = self._profiles.find(path)
             if vendor is not None:
-                await self._profiles.serve(*vendor, scope, receive, send, self._request_id())
+                await self._serve_profile(*vendor, scope, receive, send)
                 return
-        await self._serve_api(scope, receive, send)
+        await self._serve_api(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
 
     async def _serve_hot(
         self, handler: Hot, bytes_max: int, scope: Scope, receive: Receive, send: Send
@@ -111,6 +119,30 @@ class App:
         )
         await send({"type": "http.response.body", "body": answer})
 
+    async def _serve_profile(
+        self, site: ProfileSite, path: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        request_id = self._request_id()
+        address = self._address(scope)
+        throttle = self.authenticator.throttle
+        if throttle.blocked(address):
+            await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
+            return
+        if len(scope["query_string"]) > QUERY_BYTES_MAX:
+            exc = BadInput(f"The query has more than {QUERY_BYTES_MAX} bytes: ask for less.")
+            problem = to_problem(exc, instance=path, request_id=request_id)
+            await _send(send, problem.status, [], _encode(problem.body), request_id, problem=True)
+            return
+        # Some dialects refuse a bad key with another status.
+        refusals = (401, site.desk.settings.get("invalid_key_status"))
+
+        async def send_and_count(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in refusals:
+                throttle.failed(address)
+            await send(message)
+
+        await self._profiles.serve(site, path, scope, receive, send_and_count, request_id)
+
     async def _serve_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._request_id()
         state = scope.get("state")
@@ -124,8 +156,9 @@ class App:
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
             await _send(send, problem.status, [], _encode(problem.body), request_id, problem=True)
             return
-        address = _address(scope)
-        if self.authenticator.throttle.blocked(address):
+        address = self._address(scope)
+        # Who asks whether the process lives shows no credential, and must not be told by another's failures.
+        if scope["path"] not in PROBES and self.authenticator.throttle.blocked(address):
             await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
             return
 
@@ -140,7 +173,7 @@ class App:
 
     def _principal(self, scope: Scope) -> Principal | None:
         """Return whom a hot call stands for; None when its address is blocked."""
-        address = _address(scope)
+        address = self._address(scope)
         if self.authenticator.throttle.blocked(address):
             return None
         try:
@@ -148,6 +181,16 @@ class App:
         except Unauthenticated:
             self.authenticator.throttle.failed(address)
             raise
+
+    def _address(self, scope: Scope) -> str:
+        """Return whom failed authentications count against."""
+        client = scope.get("client")
+        address = str(client[0]) if client else ""
+        if self._address_header:
+            # Through a proxy all come from its address. What it added itself is the last of a list.
+            told = header(scope["headers"], self._address_header).rpartition(b",")[2].strip()
+            address = told.decode("latin-1")[:_ADDRESS_CHARS_MAX] or address
+        return _network(address)
 
     def _request_id(self) -> str:
         return f"req_{self._random.getrandbits(80):020x}"
@@ -167,9 +210,16 @@ def build_app(installation: Installation) -> App:
     )
 
 
-def _address(scope: Scope) -> str:
-    client = scope.get("client")
-    return str(client[0]) if client else ""
+@lru_cache(maxsize=4096)
+def _network(address: str) -> str:
+    """Return what counts as one peer: an IPv4 address, or the /64 of an IPv6 one, which is a customer's least."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or found.packed[:8].hex())
 
 
 async def _send(

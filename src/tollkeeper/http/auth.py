@@ -36,7 +36,11 @@ OPERATOR: Final = Principal("operator", None, None)
 
 
 class Throttle:
-    """Counts failed authentications per address and minute; forgets all when it grows beyond its bound."""
+    """
+    Counts failed authentications per address and minute.
+
+    It remembers `_REMEMBERED_MAX` addresses of a minute at most; those that come after them go uncounted.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -12,6 +12,10 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = Iterable[tuple[bytes, bytes]]
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
+_LENGTH_DIGITS_MAX: Final = 18
+_PIECE_BYTES: Final = 64 * 1024
+GZIP_MEMBERS_MAX: Final = 10_000
+"""A body of empty members costs time for nothing; a member per 6 KB of the largest body is plenty."""
 
 
 class ClientGone(Exception):
@@ -51,7 +55,8 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes:
 def check_length(headers: Headers, bytes_max: int) -> None:
     """Raise `BodyTooLarge` when the stated length is over *bytes_max*, before anything is read."""
     length = header(headers, b"content-length")
-    if length.isdigit() and int(length) > bytes_max:
+    # By length first: Python does not read a number of thousands of digits.
+    if length.isdigit() and (len(length) > _LENGTH_DIGITS_MAX or int(length) > bytes_max):
         raise too_large(bytes_max)
 
 
@@ -70,22 +75,31 @@ def decompressed(body: bytes, headers: Headers, bytes_max: int) -> bytes:
     if encoding != b"gzip":
         raise UnsupportedMediaType("content-encoding is gzip, or none.")
     pieces = []
-    size = 0
-    rest = body
+    size = members = 0
+    engine = None
     try:
-        # Concatenated members are one body (RFC 1952, section 2.2).
-        while rest:
-            engine = zlib.decompressobj(_GZIP_WINDOW)
-            piece = engine.decompress(rest, bytes_max - size + 1)
-            size += len(piece)
-            if size > bytes_max:
-                raise too_large(bytes_max)
-            pieces.append(piece)
-            if not engine.eof:
-                raise Malformed("the gzip body ends too early")
-            rest = engine.unused_data
+        # In pieces: the engine copies what follows the end of a member.
+        for start in range(0, len(body), _PIECE_BYTES):
+            rest = body[start : start + _PIECE_BYTES]
+            while rest:
+                if engine is None:
+                    # Concatenated members are one body (RFC 1952, section 2.2).
+                    engine = zlib.decompressobj(_GZIP_WINDOW)
+                    members += 1
+                    if members > GZIP_MEMBERS_MAX:
+                        raise Malformed(f"the gzip body has more than {GZIP_MEMBERS_MAX} members")
+                piece = engine.decompress(rest, bytes_max - size + 1)
+                size += len(piece)
+                if size > bytes_max:
+                    raise too_large(bytes_max)
+                pieces.append(piece)
+                rest = engine.unconsumed_tail
+                if engine.eof:
+                    rest, engine = engine.unused_data, None
     except zlib.error:
         raise Malformed("the body is not gzip, though content-encoding says so") from None
+    if engine is not None:
+        raise Malformed("the gzip body ends too early")
     return b"".join(pieces)
 
 

@@ -21,7 +21,7 @@ from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers
-from tollkeeper.http.metered import Dialects
+from tollkeeper.http.metered import Dialects, encoded
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
@@ -84,9 +84,14 @@ class HotEndpoints:
         )
         if dialect is None:
             return 200, [_JSON], _encode(_authorize_answer(admission, {}))
+        if (objection := dialect.objection(admission, request.key)) is not None:
+            ticket = Ticket(asyncio.get_running_loop())
+            _, voided = self._holds.void_hold(admission.id, ticket, account_id=admission.account_id)
+            if voided is not None:
+                await voided.committed()
+            return self._refusal(request, objection)
         worded = dialect.headers(admission, "req_" + admission.id.replace("-", ""))
-        encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in worded]
-        return 200, [_JSON, *encoded], _encode(_authorize_answer(admission, dict(worded)))
+        return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
 
     def _refusal(self, request: AuthorizeRequest, denial: Denial) -> Answer:
         """Word a refusal as the key's profile does, or the one that the request names."""
@@ -98,8 +103,7 @@ class HotEndpoints:
         )
         reply = dialect.refused(request.key, request.method, request.path, {}, denial, request_id)
         headers = [(b"content-type", reply.media_type.encode())]
-        headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
-        return reply.status, headers, _encode(reply.body)
+        return reply.status, headers + encoded(reply.headers), _encode(reply.body)
 
     def _authorize(
         self, request: AuthorizeRequest, expected: Usage, ticket: Ticket
@@ -140,7 +144,8 @@ class HotEndpoints:
             )
         if commit is not None:
             await commit.committed()
-        return 200, [_JSON], _encode(_settle_answer(settled))
+        worded = self._dialects.settled_headers(settled.record)
+        return 200, [_JSON, *encoded(worded)], _encode(_settle_answer(settled, dict(worded)))
 
     async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
         _operator_only(principal)
@@ -233,7 +238,7 @@ def _authorize_answer(admission: Admission, headers: dict[str, str]) -> Authoriz
     )
 
 
-def _settle_answer(settled: Settled) -> SettleAnswer:
+def _settle_answer(settled: Settled, headers: dict[str, str]) -> SettleAnswer:
     record = settled.record
     return SettleAnswer(
         hold_id=record.id,
@@ -244,4 +249,5 @@ def _settle_answer(settled: Settled) -> SettleAnswer:
         credits=record.credits,
         beyond_hold_nanos=str(settled.beyond_hold_nanos),
         replayed=settled.replayed,
+        headers=headers,
     )

@@ -11,14 +11,24 @@ from typing import Final
 
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
-from tollkeeper.gate.gate import Admission, Permit
+from tollkeeper.gate.gate import Admission, Outcome, Permit
 from tollkeeper.installation import Installation
-from tollkeeper.profiles import NAMES, load
-from tollkeeper.profiles.base import Call, Metered, Profile, Reply
+from tollkeeper.profiles import load, names
+from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
 from tollkeeper.services.desk import standings_of
 
 _UNKNOWN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
+_FOREIGN: Final = Denial("key_unknown", "The api key is not known here.")
+_BARRED: Final = Denial("layer_not_allowed", "Keys of this family may not make metered requests.")
+
+Headers = Sequence[tuple[str, str]]
+
+
+def encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return *headers* as ASGI has them."""
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
 
 
 class Dialect:
@@ -27,25 +37,79 @@ class Dialect:
     def __init__(self, installation: Installation, name: str) -> None:
         self._installation = installation
         self.profile: Profile = load(name)
+        self._more = self.profile if isinstance(self.profile, MeteredProfile) else None
         self._settings = installation.desk(self.profile).settings
 
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key that a request's headers (lower-case names) carry."""
         return self.profile.credential(headers)
 
-    def headers(self, admission: Admission, request_id: str) -> Sequence[tuple[str, str]]:
+    def objection(self, admission: Admission, secret: str) -> Denial | None:
+        """Return why the dialect refuses what the gate admitted: void it then. A key is good in its own only."""
+        if self._bars(secret):
+            return _BARRED
+        return None if admission.permit.profile == self.profile.name else _FOREIGN
+
+    def tags(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the tags that a request's headers (lower-case names) give its event."""
+        return {} if self._more is None else self._more.tags(headers, self._settings)
+
+    def headers(self, admission: Admission, request_id: str) -> Headers:
         """Return the headers of an admitted request's answer."""
         metered = self._metered(admission.permit, admission.route, request_id)
         return () if metered is None else self.profile.metered_headers(metered)
+
+    def headers_at_start(self, worded: Headers, admission: Admission, outcome: Outcome) -> Headers:
+        """
+        Return *worded*, the headers of an admitted request, with what it is known to have used.
+
+        Args:
+            outcome: As stated when the answer begins. Of one that has still to come, nothing is told.
+        """
+        if self._more is None:
+            return worded
+        metered = self._metered(admission.permit, admission.route, "")
+        if metered is None:
+            return worded
+        usage = outcome.usage
+        complete = usage.cost_nanos is not None or usage.tokens > 0 or outcome.cache == "hit"
+        record = self._installation.gate.record_of(admission, outcome, self._installation.clock.now_us())
+        # The hold is still counted at its estimate.
+        beyond_nanos = record.cost_nanos - admission.amounts.nanos
+        standings = [
+            standing._replace(used=standing.used + beyond_nanos)
+            if standing.unit == "nanos" and standing.kind in ("budget", "credit")
+            else standing
+            for standing in metered.standings
+        ]
+        used = self._more.settled_headers(metered._replace(standings=standings), Used(record, complete))
+        replaced = {name for name, _ in used}
+        return [*(header for header in worded if header[0] not in replaced), *used]
+
+    def settled_headers(self, record: Record) -> Headers:
+        """Return the headers that tell what a settled request used."""
+        key = None if self._more is None else self._installation.directory.key(record.key_id)
+        entitlement = None if key is None else self._installation.directory.entitlement_of(key)
+        if self._more is None or entitlement is None:
+            return ()
+        route = self._installation.directory.route_table().match(
+            record.method, record.route, self.profile.name
+        )
+        permit = self._installation.gate.permit_of(entitlement)
+        metered = self._metered(permit, route or _UNKNOWN_ROUTE, "")
+        return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 
     def refused(
         self, secret: str, method: str, path: str, headers: Mapping[str, str], denial: Denial, request_id: str
     ) -> Reply:
         """Return the refusal of a request, headers included."""
         installation = self._installation
-        if denial.reason != "unavailable" and self._is_foreign(secret):
-            denial = Denial("key_unknown", "The api key is not known here.")
-        permit = installation.gate.permit(secret)
+        if denial.reason != "unavailable":
+            if self._bars(secret):
+                denial = _BARRED
+            elif self._is_foreign(secret):
+                denial = _FOREIGN
+        permit = None if denial is _BARRED else installation.gate.permit(secret)
         metered = None
         matched = installation.directory.route_table().match(method, path, self.profile.name)
         if isinstance(permit, Permit) and permit.profile == self.profile.name:
@@ -57,6 +121,9 @@ class Dialect:
         now = installation.clock.now()
         call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)
         return self.profile.refused(call, denial, metered)
+
+    def _bars(self, secret: str) -> bool:
+        return self._more is not None and self._more.bars(secret, self._settings)
 
     def _is_foreign(self, secret: str) -> bool:
         """Whether this is the key of another profile: in whatever state, it is unknown in this one."""
@@ -82,11 +149,17 @@ class Dialects:
 
     def of(self, name: str) -> Dialect | None:
         """Return the dialect of a profile; None for the native one."""
-        if name not in NAMES:
+        if name not in names():
             return None
         if name not in self._dialects:
             self._dialects[name] = Dialect(self._installation, name)
         return self._dialects[name]
+
+    def settled_headers(self, record: Record) -> Headers:
+        """Return the headers that tell what a settled request used, as the dialect of its key words them."""
+        key = self._installation.directory.key(record.key_id)
+        dialect = None if key is None or key.entry.profile == "native" else self.of(key.entry.profile)
+        return () if dialect is None else dialect.settled_headers(record)
 
     def of_secret(self, secret: str) -> Dialect | None:
         """Return the dialect of the key of *secret*, in whatever state it is; None for native or unknown."""

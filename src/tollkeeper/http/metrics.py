@@ -144,6 +144,18 @@ METRICS: Final = (
         _one(lambda s: s.installation.pending.record_count),
     ),
     Metric(
+        "tollkeeper_outbox_age_seconds",
+        "gauge",
+        "How long ago the oldest of these records was committed.",
+        _one(lambda s: s.installation.pending.behind_s()),
+    ),
+    Metric(
+        "tollkeeper_outbox_set_aside_records",
+        "gauge",
+        "Committed records that cannot be read any more, so that no usage answer contains them: see verify.",
+        _one(lambda s: s.installation.relay.set_aside_records),
+    ),
+    Metric(
         "tollkeeper_relay_delivered_records_total",
         "counter",
         "Records delivered to the usage store since start.",

@@ -12,18 +12,22 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 import msgspec
 
 from tollkeeper.errors import BadParameter, TollkeeperError
 from tollkeeper.http.bodies import ClientGone, read_body
+from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
-from tollkeeper.profiles import NAMES, load
+from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Desk, Endpoint, Profile, Reply
 
+ALL: Final = "all"
+"""The value of the setting `profiles` that stands for every one that is installed."""
 BODY_BYTES_MAX: Final = 64 * 1024
-QUERY_CHARS_MAX: Final = 8_192
+QUERY_BYTES_MAX: Final = 8_192
+"""The dispatcher refuses a longer one: cut off, it would be another question."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -42,13 +46,14 @@ class ProfileSite:
         self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in profile.endpoints]
 
     def answer(self, call: Call) -> Reply:
-        """Return the reply to *call*, whatever happens. Blocking."""
+        """Return the reply to *call*, whose path is a `paths.routed_path`, whatever happens. Blocking."""
         call = call._replace(settings=self.desk.settings)
         try:
             found, params, allowed = self._find(call)
+            call = call._replace(path=segment_text(call.path), params=params)
             if found is None:
-                return self.profile.not_found(call, allowed)
-            return found.handle(call._replace(params=params), self.desk)
+                return self.profile.not_found(call, allowed, self.desk)
+            return found.handle(call, self.desk)
         except Exception as exc:
             if not isinstance(exc, TollkeeperError):
                 log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
@@ -61,7 +66,7 @@ class ProfileSite:
             if match is None:
                 continue
             if endpoint.method == call.method:
-                return endpoint, match.groupdict(), ()
+                return endpoint, {name: segment_text(text) for name, text in match.groupdict().items()}, ()
             allowed.append(endpoint.method)
         return None, {}, allowed
 
@@ -71,21 +76,22 @@ class Profiles:
 
     def __init__(self, installation: Installation) -> None:
         settings = installation.settings
-        names = [name.strip() for name in settings.profiles.split(",") if name.strip()]
         root = settings.root_profile
-        for name in [*names, *([root] if root else [])]:
-            if name not in NAMES:
-                raise BadParameter(f"{name!r} is no profile: one of {', '.join(NAMES)}", field="profiles")
+        served = (
+            [name.strip() for name in settings.profiles.split(",")] if settings.profiles != ALL else names()
+        )
         self._installation = installation
-        self.sites = {name: self._site(name) for name in dict.fromkeys([*names, *([root] if root else [])])}
+        self.sites = {name: self._site(name) for name in dict.fromkeys([*served, root]) if name}
         self.root = self.sites.get(root)
 
     def _site(self, name: str) -> ProfileSite:
+        if name not in names():
+            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profiles")
         profile = load(name)
         return ProfileSite(profile, self._installation.desk(profile))
 
     def find(self, path: str) -> tuple[ProfileSite, str] | None:
-        """Return the profile that serves *path* and the vendor's path; None when none does."""
+        """Return the profile that serves *path*, a `paths.routed_path`, and the vendor's; None without one."""
         head, slash, rest = path[1:].partition("/")
         site = self.sites.get(head)
         if site is not None:
@@ -106,10 +112,10 @@ class Profiles:
         except TollkeeperError:
             # Longer than anything that a dialect takes: let the profile find that it cannot read it.
             body = b"\x00"
-        query = scope["query_string"][:QUERY_CHARS_MAX].decode("latin-1")
+        query = scope["query_string"].decode("latin-1")
         call = Call(
             method=scope["method"],
-            path=unquote(path),
+            path=path,
             query=parse_qs(query, keep_blank_values=True, errors="replace"),
             headers=headers,
             body=body,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +19,8 @@ from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 
 OPERATOR_KEY_CHARS_MIN: Final = 20
+_MALLOC: Final = ((-8, 2), (-3, 1 << 20), (-1, 4 << 20))
+"""mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes."""
 
 log = logging.getLogger("tollkeeper.server")
 
@@ -70,6 +74,7 @@ def serve(
     _check_port(host, port)
     app = build_app(installation)
     _calm_collector()
+    _return_memory()
     try:
         _runner()(_serve(app, host, port, ready, until))
     finally:
@@ -87,6 +92,21 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 1_000)
+
+
+def _return_memory() -> None:
+    """
+    Have the memory of large batches go back to the system when they are done.
+
+    Arrow's own allocator keeps what it had, and so does the C library, in an arena for each thread.
+    """
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for setting, value in _MALLOC:
+            mallopt(setting, value)
 
 
 def _runner() -> Callable[..., None]:

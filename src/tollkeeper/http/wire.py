@@ -105,6 +105,8 @@ class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What was booked beyond the hold; it may have overdrawn a budget or balance."""
     replayed: bool
     """Whether this answers a repeat."""
+    headers: dict[str, str]
+    """What to add to your answer, in place of `authorize`'s of the same name; empty for most profiles."""
 
 
 class VoidRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

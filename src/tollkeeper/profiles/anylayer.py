@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from tollkeeper.domain import alerts
 from tollkeeper.domain.catalog import Key, Limit, Route
@@ -20,10 +20,20 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.domain.periods import duration_s
+from tollkeeper.domain.periods import WEEKDAYS, duration_s
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import GRANULARITIES, PAGE_SIZE_MAX, Granularity, UsageQuery, UsageReport
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Metered, Reply
+from tollkeeper.errors import TollkeeperError, Unavailable
+from tollkeeper.profiles.base import (
+    Call,
+    Desk,
+    Endpoint,
+    ErrorStatus,
+    Metered,
+    Places,
+    Reply,
+    Weekday,
+)
 
 TIMEFRAMES: Final[dict[str, timedelta | None]] = {
     "1h": timedelta(hours=1),
@@ -36,8 +46,10 @@ TIMEFRAMES: Final[dict[str, timedelta | None]] = {
 }
 """Rolling, ending now. None: since the first recorded request."""
 
-SORTS: Final = {"requests": "requests", "errors": "errors", "latency": "latency_ms_avg", "timestamp": ""}
-"""Value of `sort` → the measure; `timestamp` is the bucket of a series and the last request of a group."""
+SORTS: Final = ("requests", "errors", "latency", "timestamp")
+"""Values of `sort`; `timestamp` is the bucket of a series and the last request of a group."""
+FAILURES: Final = {"status": "failed", "status_or_type": "errors"}
+"""Value of the setting `failure` → the measure."""
 
 ORDERS: Final = ("desc", "asc")
 PAGE_DEFAULT: Final = 100
@@ -104,6 +116,17 @@ DESCRIPTIONS: Final = {
 SETTINGS: Final[Mapping[str, Any]] = {
     # The answer to a window without a recorded request: 404, or 200 with zeros.
     "no_data_status": 404,
+    # Of a bad parameter or member of a body, and whether its answer lists the values that are `supported`.
+    "bad_parameter_status": 400,
+    "supported_listed": True,
+    # Of a call that a store cannot answer; 500: as any other failure.
+    "unavailable_status": 500,
+    # Whose usage a call without `keyId` shows: that of the "account", or of the calling "key".
+    "scope_without_key_id": "account",
+    # What failed: by "status" (≥ 400) alone, or what was reported with an error type too ("status_or_type").
+    "failure": "status",
+    # First day of a week's bucket, and of the week in the list of keys.
+    "week_start": "monday",
     # Where the consumption of the running minute, hour and day comes from: the counters of the rate limits
     # ("counters"; developer calls count too), or the recorded requests ("recorded").
     "rate_limit_usage": "counters",
@@ -124,6 +147,34 @@ SETTINGS: Final[Mapping[str, Any]] = {
     # What the short form `rateLimit: 1000` sets, and the window of `burstLimit`.
     "rate_limit_number": "requestsPerMinute",
     "burst_window": "1s",
+}
+
+
+def _check_thresholds(given: Mapping[str, Any]) -> None:
+    """Raise ValueError unless *given* are thresholds of `domain.alerts`, whole numbers."""
+    for name, value in given.items():
+        if name not in alerts.Thresholds._fields or type(value) is not int or value < 0:
+            raise ValueError(f"whole numbers under {', '.join(alerts.Thresholds._fields)}")
+
+
+SETTING_TYPES: Final[Mapping[str, Any]] = {
+    "no_data_status": Literal[404, 200],
+    "bad_parameter_status": ErrorStatus,
+    "unavailable_status": ErrorStatus,
+    "scope_without_key_id": Literal["account", "key"],
+    "failure": Literal["status", "status_or_type"],
+    "week_start": Weekday,
+    "rate_limit_usage": Literal["counters", "recorded"],
+    "alerts": list[alerts.Kind],
+    "alert_thresholds": _check_thresholds,
+    "latency_unknown": int | float | None,
+    "latency_places": Places,
+    "quota_status": ErrorStatus,
+    "create_status": Literal[201, 200],
+    "default_permissions": list[Literal["read", "write", "admin"]],
+    "key_management": Literal["admin", "any"],
+    "rate_limit_number": Literal["requestsPerMinute", "requestsPerHour", "requestsPerDay"],
+    "burst_window": duration_s,
 }
 
 
@@ -176,12 +227,14 @@ def usage(call: Call, desk: Desk, caller: StoredKey) -> Reply:
         target = desk.key(question.key_id)
         if target is None or target.entry.account != caller.entry.account or target.entry.state == "deleted":
             return error(call, 404, "NO_USAGE_DATA", "No usage data found")
+    elif desk.settings["scope_without_key_id"] == "key":
+        target = caller
     scope = _Scope(call, desk, caller, target, question)
     series = scope.report(
         granularity=question.granularity,
         measures=(
             "requests",
-            "errors",
+            scope.failed,
             "latency_ms_avg",
             "latency_ms_max",
             "bytes_out",
@@ -189,14 +242,14 @@ def usage(call: Call, desk: Desk, caller: StoredKey) -> Reply:
             "peak_requests_per_hour",
             "first_at",
         ),
-        sort=_sort(question, "time"),
+        sort=scope.sort("time"),
         limit=question.limit,
         offset=question.offset,
     )
     totals = series.totals
     if totals["requests"] <= 0 and desk.settings["no_data_status"] == 404:
         return error(call, 404, "NO_USAGE_DATA", "No usage data found")
-    by_error = scope.groups(("error_type", "status")) if question.breakdown or totals["errors"] else []
+    by_error = scope.groups(("error_type", "status")) if question.breakdown or totals[scope.failed] else []
     limits = rate_limits(scope)
     body: dict[str, Any] = {
         "success": True,
@@ -265,6 +318,8 @@ class _Scope:
         self.target = target
         self.question = question
         self.account = caller.entry.account
+        self.failed = FAILURES[desk.settings["failure"]]
+        """The measure that counts what failed."""
         # An event of this very microsecond belongs to the window that ends now.
         self.to_us = to_us(call.now) + 1
         self.span = TIMEFRAMES[question.timeframe]
@@ -277,7 +332,12 @@ class _Scope:
 
     def report(self, **asked: Any) -> UsageReport:
         """Return the usage report of the scope; *asked* as in `UsageQuery`."""
-        given: dict[str, Any] = {"from_us": self.from_us, "to_us": self.to_us, **asked}
+        given: dict[str, Any] = {
+            "from_us": self.from_us,
+            "to_us": self.to_us,
+            "week_start": self.desk.settings["week_start"],
+            **asked,
+        }
         filters = {} if self.target is None else {"key": (self.target.entry.id,)}
         return self.desk.usage(UsageQuery(account_id=self.account, filters=filters, **given))
 
@@ -285,21 +345,27 @@ class _Scope:
         """Return the groups in the order that was asked; the name of several dimensions is a tuple."""
         rows = self.report(
             group_by=group_by,
-            measures=("requests", "errors", "latency_ms_avg", "bytes_out", "last_at"),
-            sort=_sort(self.question, "last_at"),
+            measures=("requests", self.failed, "latency_ms_avg", "bytes_out", "last_at"),
+            sort=self.sort("last_at"),
             limit=PAGE_SIZE_MAX,
         ).rows
         return [
             Grouped(
                 row[group_by[0]] if len(group_by) == 1 else tuple(row[name] for name in group_by),
                 row["requests"],
-                row["errors"],
+                row[self.failed],
                 row["latency_ms_avg"],
                 row["bytes_out"],
                 row["last_at"] or "",
             )
             for row in rows
         ]
+
+    def sort(self, timestamp_column: str) -> tuple[str, ...]:
+        """Return the order that was asked; *timestamp_column* is what `timestamp` stands for."""
+        columns = {"requests": "requests", "errors": self.failed, "latency": "latency_ms_avg"}
+        column = columns.get(self.question.sort, timestamp_column)
+        return (f"-{column}" if self.question.descending else column,)
 
     def milliseconds(self, value: float | None) -> float:
         if value is None:
@@ -314,7 +380,7 @@ class _Scope:
 
 
 def _statistics(scope: _Scope, totals: Mapping[str, Any]) -> dict[str, Any]:
-    requests, errors = totals["requests"], totals["errors"]
+    requests, errors = totals["requests"], totals[scope.failed]
     start_us = scope.from_us
     if scope.span is None:
         first = totals["first_at"]
@@ -343,8 +409,8 @@ def _point(scope: _Scope, row: Mapping[str, Any]) -> dict[str, Any]:
         {
             "timestamp": row["time"],
             "requests": row["requests"],
-            "successfulRequests": row["requests"] - row["errors"],
-            "failedRequests": row["errors"],
+            "successfulRequests": row["requests"] - row[scope.failed],
+            "failedRequests": row[scope.failed],
             "averageLatency": scope.milliseconds(row["latency_ms_avg"]),
             "peakLatency": scope.milliseconds(row["latency_ms_max"]),
             "dataTransferred": row["bytes_out"],
@@ -392,7 +458,7 @@ def _group(scope: _Scope, group: Grouped) -> dict[str, Any]:
 def _errors(
     scope: _Scope, endpoints: Sequence[Grouped], by_error: Sequence[Grouped], totals: Mapping[str, Any]
 ) -> dict[str, Any]:
-    total, question = totals["errors"], scope.question
+    total, question = totals[scope.failed], scope.question
     failed = [group for group in by_error if group.errors > 0]
     # Of errors, the number of requests is the number of errors.
     by_count = question._replace(sort="errors") if question.sort == "requests" else question
@@ -568,7 +634,7 @@ def _alerts(
             return [
                 alerts.error_rate_alert(
                     totals["requests"],
-                    totals["errors"],
+                    totals[scope.failed],
                     leading_status=_leading_status(by_error),
                     thresholds=thresholds,
                 )
@@ -583,6 +649,7 @@ def _alerts(
                     standing.name,
                     standing.used,
                     standing.allowed,
+                    start_at=standing.starts_at,
                     end_at=standing.resets_at,
                     now=now,
                     thresholds=thresholds,
@@ -755,7 +822,8 @@ class _KeyCounts:
     def __init__(self, call: Call, desk: Desk, account: str) -> None:
         now = call.now.astimezone(UTC)
         day = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        starts = {"day": day, "week": day - timedelta(days=day.weekday()), "month": day.replace(day=1)}
+        days = (day.weekday() - WEEKDAYS.index(desk.settings["week_start"])) % 7
+        starts = {"day": day, "week": day - timedelta(days=days), "month": day.replace(day=1)}
         self._now = now
         to = to_us(now) + 1
 
@@ -852,7 +920,7 @@ def _manages(key: StoredKey, desk: Desk) -> bool:
 def _object(body: bytes) -> dict[str, Any]:
     try:
         found = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _invalid("body") from None
     if not isinstance(found, dict):
         raise _invalid("body")
@@ -1011,11 +1079,6 @@ def _invalid(name: str, supported: Sequence[str] | None = None) -> BadInput:
     return BadInput("INVALID_PARAMETER", f"Invalid parameter: {name}", supported)
 
 
-def _sort(question: Question, timestamp_column: str) -> tuple[str, ...]:
-    column = SORTS[question.sort] or timestamp_column
-    return (f"-{column}" if question.descending else column,)
-
-
 def _pagination(total: int, limit: int, offset: int, returned: int) -> dict[str, Any]:
     return {"total": total, "limit": limit, "offset": offset, "hasMore": offset + returned < total}
 
@@ -1125,7 +1188,12 @@ def _with_key(handle: Callable[[Call, Desk, StoredKey], Reply]) -> Callable[[Cal
         try:
             reply = handle(call, desk, key)
         except BadInput as exc:
-            reply = error(call, 400, exc.code, exc.message, supported=exc.supported)
+            supported = exc.supported if desk.settings["supported_listed"] else None
+            status = desk.settings["bad_parameter_status"]
+            reply = error(call, status, exc.code, exc.message, supported=supported)
+        except TollkeeperError as exc:
+            # Here, and not in `failed` alone, since only here the key's headers are known.
+            reply = PROFILE.failed(call, exc)
         return reply._replace(headers=[*headers, *reply.headers])
 
     return handled
@@ -1186,7 +1254,9 @@ class AnyLayer:
     """The dialect."""
 
     name = "anylayer"
+    key_prefix = "zk_prod_"
     settings = SETTINGS
+    setting_types = SETTING_TYPES
     catalog = CATALOG
     refusals_count = True
     endpoints: Sequence[Endpoint] = tuple(
@@ -1205,16 +1275,23 @@ class AnyLayer:
         scheme, _, secret = headers.get("authorization", "").strip().partition(" ")
         return secret.strip() if scheme.lower() == "bearer" else ""
 
-    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+        """Answer 404 or 405; a good key is limited here as everywhere, and told where it stands."""
+        reply = error(call, 404, "NOT_FOUND", "Resource not found")
         if allowed:
-            return error(
+            reply = error(
                 call, 405, "METHOD_NOT_ALLOWED", "Method not allowed", headers=[("Allow", ", ".join(allowed))]
             )
-        return error(call, 404, "NOT_FOUND", "Resource not found")
+        known = _with_key(lambda call, desk, key: reply)(call, desk)
+        # Whoever is not known is not told that a path exists only for others.
+        return reply if known.status in (401, 403) else known
 
     def failed(self, call: Call, error_: Exception) -> Reply:
-        # The vendor documents one failure, whatever it was.
-        return error(call, 500, "INTERNAL_ERROR", "Internal server error")
+        """Answer the one failure that the vendor documents, whatever it was."""
+        status = 500
+        if isinstance(error_, Unavailable):
+            status = int(call.settings.get("unavailable_status", SETTINGS["unavailable_status"]))
+        return error(call, status, "INTERNAL_ERROR", "Internal server error")
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
         headers = [] if metered is None else rate_headers(metered.standings, denial.limit)

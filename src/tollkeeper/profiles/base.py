@@ -8,16 +8,41 @@ limits: the gate does, and the profile words the outcome.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    Protocol,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
+
+import msgspec
 
 from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.errors import BadParameter
+
+NATIVE: Final = "native"
+"""The profile of keys that speak no vendor's dialect."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+"""A whole number that every JSON reader holds: what a setting with a number as its default may be."""
+ErrorStatus = Annotated[int, msgspec.Meta(ge=400, le=599)]
+Places = Annotated[int, msgspec.Meta(ge=0, le=9)]
+"""Decimals of a number in an answer."""
+Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 
 
 class Call(NamedTuple):
@@ -80,7 +105,11 @@ class Desk(Protocol):
         """Return the management key (`mk_…`) of *secret* in whatever state, or None."""
 
     def session(self, token: str) -> Session | None:
-        """Return who *token* (our own login's, or a JWT of the configured issuer) stands for, or None."""
+        """
+        Return who *token* (our own login's, or a JWT of the configured issuer) stands for.
+
+        None for a bad token, and for one of an account that is unknown or not active.
+        """
 
     def entitlement(self, key: StoredKey) -> Entitlement | None:
         """Return plan, subscription, limits and budgets of a key; None without its account."""
@@ -103,6 +132,9 @@ class Desk(Protocol):
 
     def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
         """Book a call made under a session as a free event of its account, without a key."""
+
+    def line(self, key: StoredKey) -> Sequence[str]:
+        """Return the ids of the keys that rotations made of one another, *key* among them."""
 
     def standings(self, key: StoredKey) -> list[Standing]:
         """Return where each limit, budget and balance of an active key stands: limits, budgets, credit."""
@@ -160,12 +192,36 @@ class Metered(NamedTuple):
     """Of the key: its plan, limits and budgets."""
 
 
+class Used(NamedTuple):
+    """
+    What a metered request used, for its headers.
+
+    Attributes:
+        record: As it is booked; before the request has ended, as it would be if it ended now.
+        complete: Whether tokens and cost are known. An answer that streams begins before they are.
+    """
+
+    record: Record
+    complete: bool
+
+
 class Profile(Protocol):
     """One dialect. Instances are stateless and shared."""
 
     name: str
+    key_prefix: str
+    """What the secrets of its keys begin with."""
+
     settings: Mapping[str, Any]
     """Every point that the vendor leaves open: name → our default."""
+
+    setting_types: Mapping[str, Any]
+    """
+    What a setting may be, where that is not any value of its default's type: name → a type as
+    `msgspec.convert` takes it, or a function that raises ValueError with what is allowed. A whole number is
+    at least 0 unless it says otherwise.
+    """
+
     endpoints: Sequence[Endpoint]
     catalog: str
     """A declarative file (TOML) with the vendor's plans and the routes of its API, to start from."""
@@ -176,7 +232,7 @@ class Profile(Protocol):
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key of a metered request (lower-case header names), or `""`."""
 
-    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
         """Answer a path that the dialect does not have, or a method that it has not there (*allowed*)."""
 
     def failed(self, call: Call, error: Exception) -> Reply:
@@ -187,3 +243,86 @@ class Profile(Protocol):
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
         """Return the headers of a metered request's answer."""
+
+
+@runtime_checkable
+class MeteredProfile(Protocol):
+    """
+    What a gateway's dialect may add to `Profile` on metered traffic; a profile without it adds nothing.
+
+    *settings* are the profile's own switches, as `Desk.settings`.
+    """
+
+    def bars(self, secret: str, settings: Mapping[str, Any]) -> bool:
+        """Tell whether keys of this family may make no metered request at all, known or not."""
+
+    def tags(self, headers: Mapping[str, str], settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return the tags that a request's headers (lower-case names) give its event."""
+
+    def settled_headers(self, metered: Metered, used: Used) -> Sequence[tuple[str, str]]:
+        """
+        Return the headers that tell what a request used; each replaces the one of `metered_headers`.
+
+        *metered* has the standings as they are once the request has ended with *used*.
+        """
+
+
+def settings_of(profile: Profile, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    Return the settings of *profile*: those that are *given*, its defaults for the others.
+
+    Raises:
+        BadParameter: A setting is unknown, or its value is not one that it may have.
+    """
+    for name, value in given.items():
+        if name not in profile.settings:
+            raise BadParameter(
+                f"profile {profile.name} has no setting {name!r}: it has {', '.join(profile.settings)}",
+                field="profile_settings",
+            )
+        fault = setting_fault(profile, name, value)
+        if fault is not None:
+            raise BadParameter(
+                f"setting {name} of profile {profile.name} cannot be {value!r}: {fault}",
+                field="profile_settings",
+            )
+    return {**profile.settings, **given}
+
+
+def setting_fault(profile: Profile, name: str, value: Any) -> str | None:
+    """Return why the setting *name* cannot be *value*, with what it may be; None when it can."""
+    kind = _type_of(profile.settings[name])
+    check = profile.setting_types.get(name, kind)
+    try:
+        if inspect.isfunction(check):
+            msgspec.convert(value, kind)
+            check(value)
+        else:
+            msgspec.convert(value, check)
+    except msgspec.ValidationError as exc:
+        choices = _choices(check)
+        if choices:
+            return f"one of {', '.join(map(repr, choices))}"
+        return str(exc).replace("`", "").partition(" - at ")[0]
+    except ValueError as exc:
+        return str(exc)
+    return None
+
+
+def lacks(profile: object) -> list[str]:
+    """Return what *profile* would have to have besides, to be a `Profile`."""
+    members = [
+        *Profile.__annotations__,
+        *(name for name, of in vars(Profile).items() if inspect.isfunction(of)),
+    ]
+    return [name for name in members if not name.startswith("_") and not hasattr(profile, name)]
+
+
+def _type_of(default: Any) -> Any:
+    return Count if type(default) is int else type(default)
+
+
+def _choices(kind: Any) -> list[Any]:
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [choice for part in get_args(kind) for choice in _choices(part)]

@@ -8,10 +8,13 @@ numbers in the usage answers, as text in the billing ones.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
 
 from tollkeeper.domain.catalog import ID_PATTERN, Key, Limit, Plan, Route, Subscription
 from tollkeeper.domain.decisions import Denial
@@ -19,10 +22,10 @@ from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.money import NANOS_PER_UNIT, format_nanos
-from tollkeeper.domain.periods import duration_s, period_of
+from tollkeeper.domain.periods import check_period, duration_s, period_of
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import BadInput, Conflict, NotFound, Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Metered, Reply
+from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply
 
 NAME: Final = "cheapestinference"
 
@@ -55,6 +58,16 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "expired_grace_s": 86_400,
     # "first_call": the 12 hours begin with the first call after the last 12; "sliding": any 12 hours.
     "list_limit_window": "first_call",
+    # Who shares the 12 calls: all who sign in to the account, or each "credential" has its own.
+    "list_limit_per": "account",
+    # "newest" or "oldest" key first.
+    "list_order": "newest",
+    # Of GET /api/plans: by "price", or by "slug".
+    "plans_order": "price",
+    # What `budget` of /v1/usage shows: the "pool" of the subscription, or what the "key" alone spent of it.
+    "budget_shows": "pool",
+    # Whether calls of /v1/usage are requests in the windows of their key.
+    "usage_calls_count": False,
     # Calls of GET /api/usage/{keyId} per minute and account.
     "single_key_per_minute": 60,
     # Whether GET /api/usage/{keyId} wraps its item in success and data, as the list does.
@@ -73,6 +86,19 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "credit_rpm": 60,
     # Of metered calls when the account's credit is used up.
     "credit_exhausted_status": 402,
+}
+
+SETTING_TYPES: Final[Mapping[str, Any]] = {
+    "deleted_key_status": Literal[404, 401],
+    "list_limit_window": Literal["first_call", "sliding"],
+    "list_limit_per": Literal["account", "credential"],
+    "list_order": Literal["newest", "oldest"],
+    "plans_order": Literal["price", "slug"],
+    "budget_shows": Literal["pool", "key"],
+    "single_key_per_minute": Annotated[int, msgspec.Meta(ge=1, le=10**9)],
+    "uncapped_duration": check_period,
+    "credit_rpm": Annotated[int, msgspec.Meta(ge=1, le=10**9)],
+    "credit_exhausted_status": ErrorStatus,
 }
 
 CATALOG: Final = """
@@ -153,7 +179,7 @@ def _v1_usage(call: Call, desk: Desk) -> Reply:
     rpm, tpm = _per_minute(entitlement)
     credit = key.entry.type == "credit"
     status, expires_at = _plan_status(entitlement.subscription, call.now)
-    return Reply(
+    reply = Reply(
         200,
         {
             "budget": _budget(call, desk, key, entitlement),
@@ -171,6 +197,9 @@ def _v1_usage(call: Call, desk: Desk) -> Reply:
             },
         },
     )
+    if desk.settings["usage_calls_count"]:
+        desk.record(key, V1_USAGE, reply.status)
+    return reply
 
 
 def _consumption_key(call: Call, desk: Desk) -> tuple[StoredKey, Entitlement]:
@@ -196,7 +225,7 @@ def _budget(call: Call, desk: Desk, key: StoredKey, entitlement: Entitlement) ->
     account_id = key.entry.account
     if key.entry.type == "credit":
         # A credit key has no period: what it spent in all.
-        spent_nanos = _spent_nanos(desk, account_id, {"key": _line(desk, key)}, 0, _hour_after(call.now))
+        spent_nanos = _spent_nanos(desk, account_id, {"key": tuple(desk.line(key))}, 0, _hour_after(call.now))
         return _budget_of(spent_nanos, None, None, None)
     subscription = entitlement.subscription
     scope = _pool(entitlement)
@@ -212,6 +241,8 @@ def _budget(call: Call, desk: Desk, key: StoredKey, entitlement: Entitlement) ->
         start_us, end_us = scope.span_us(to_us(call.now))
         filters = _members(desk, key, scope)
         amount = scope.amount
+    if desk.settings["budget_shows"] == "key":
+        filters = {"key": tuple(desk.line(key))}
     to = min(end_us, _hour_after(call.now))
     spent_nanos = _spent_nanos(desk, account_id, filters, start_us, to)
     resets_at = None if duration == "total" else timestamp(from_us(end_us))
@@ -239,7 +270,7 @@ def _pool(entitlement: Entitlement) -> BudgetScope | None:
 def _members(desk: Desk, key: StoredKey, scope: BudgetScope) -> dict[str, tuple[str, ...]]:
     """Return the filter of the events that *scope*, a budget of *key*, counts."""
     if scope.key_id is not None:
-        return {"key": _line(desk, key)}
+        return {"key": tuple(desk.line(key))}
     if scope.subscription_id is not None:
         return {"key": _subscribed(desk, key, scope)}
     filters: dict[str, tuple[str, ...]] = {}
@@ -259,7 +290,7 @@ def _subscribed(desk: Desk, key: StoredKey, scope: BudgetScope | None) -> tuple[
     """Return the ids of the keys, deleted ones too, that share the subscription's pool with *key*."""
     entry = key.entry
     if entry.subscription is None:
-        return _line(desk, key)
+        return tuple(desk.line(key))
     return tuple(
         other.entry.id
         for other in desk.keys(entry.account)
@@ -267,12 +298,6 @@ def _subscribed(desk: Desk, key: StoredKey, scope: BudgetScope | None) -> tuple[
         # A key on a plan of its own is in that plan's pool.
         and (scope is None or other.entry.plan == entry.plan)
     )
-
-
-def _line(desk: Desk, key: StoredKey) -> tuple[str, ...]:
-    """Return the ids of *key* and of those that rotations made of it, or it of."""
-    keys = desk.keys(key.entry.account)
-    return tuple(other.entry.id for other in keys if other.lineage_id == key.lineage_id)
 
 
 def _spent_nanos(
@@ -289,17 +314,26 @@ def _spent_nanos(
 
 def _api_usage(call: Call, desk: Desk) -> Reply:
     account_id = _dashboard_account(call, desk)
+    counter = NAME + ".usage"
+    if desk.settings["list_limit_per"] == "credential":
+        counter += ":" + hashlib.sha256(_bearer(call.headers).encode()).hexdigest()[:32]
     denial = (
-        desk.spend(account_id, NAME + ".usage", LIST_LIMIT, from_first=True)
+        desk.spend(account_id, counter, LIST_LIMIT, from_first=True)
         if desk.settings["list_limit_window"] == "first_call"
-        else desk.spend(account_id, NAME + ".usage", _sliding(LIST_LIMIT))
+        else desk.spend(account_id, counter, _sliding(LIST_LIMIT))
     )
     if denial is not None:
         return _api_limited(denial)
-    keys = [key for key in desk.keys(account_id) if key.entry.state != "deleted"]
+    keys = _listed(desk, account_id)
     cache_s = int(desk.settings["list_cache_s"])
     headers = [("Cache-Control", f"private, max-age={cache_s}")] if cache_s else []
     return Reply(200, {"success": True, "data": _items(call, desk, account_id, keys, ())}, headers)
+
+
+def _listed(desk: Desk, account_id: str) -> list[StoredKey]:
+    """Return the keys that a list shows, in its order."""
+    keys = [key for key in desk.keys(account_id) if key.entry.state != "deleted"]
+    return keys if desk.settings["list_order"] == "newest" else keys[::-1]
 
 
 def _api_usage_of_key(call: Call, desk: Desk) -> Reply:
@@ -384,7 +418,8 @@ def _window(row: Mapping[str, int], *, refused: bool = False) -> dict[str, int]:
 def _plans(call: Call, desk: Desk) -> Reply:
     sold = [plan for plan in desk.plans() if plan.sellable and plan.metadata.get("profile", NAME) == NAME]
     offers = []
-    for plan in sorted(sold, key=lambda plan: (plan.price_nanos, plan.slug)):
+    by_price = desk.settings["plans_order"] == "price"
+    for plan in sorted(sold, key=lambda plan: (plan.price_nanos if by_price else 0, plan.slug)):
         rpm, tpm = _amount_per_minute(plan.limits, "requests"), _amount_per_minute(plan.limits, "tokens")
         # A plan without either is another dialect's: this one sells both.
         if rpm is not None and tpm is not None:
@@ -402,7 +437,7 @@ def _plans(call: Call, desk: Desk) -> Reply:
 def _list_keys(call: Call, desk: Desk) -> Reply:
     account_id = _dashboard_account(call, desk)
     plans = _Plans(desk, account_id)
-    keys = [key for key in desk.keys(account_id) if key.entry.state != "deleted"]
+    keys = _listed(desk, account_id)
     items = [_key_item(call, desk, plans, key) for key in keys]
     return Reply(200, _wrapped(items, desk.settings["keys_envelope"]))
 
@@ -760,7 +795,9 @@ class CheapestInference:
     """The dialect; see the module."""
 
     name: str = NAME
+    key_prefix: str = "sk_live_"
     settings: Mapping[str, Any] = SETTINGS
+    setting_types: Mapping[str, Any] = SETTING_TYPES
     catalog: str = CATALOG
     refusals_count: bool = False
 
@@ -785,7 +822,7 @@ class CheapestInference:
     def credential(self, headers: Mapping[str, str]) -> str:
         return _bearer(headers)
 
-    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
         status, message, code = 404, "Not found", "route_not_found"
         headers = []
         if allowed:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import quote
 
-from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.catalog import Route, check_zone
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.events import TEXT_CHARS_MAX
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.money import NANOS_PER_CENT, NANOS_PER_UNIT, format_nanos
@@ -21,7 +23,17 @@ from tollkeeper.domain.periods import Period, period_of
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Metered, Reply
+from tollkeeper.profiles.base import (
+    Call,
+    Desk,
+    Endpoint,
+    ErrorStatus,
+    Metered,
+    Places,
+    Reply,
+    Used,
+    Weekday,
+)
 
 KEY_HEADERS: Final = (
     "x-api-key",
@@ -62,7 +74,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "foreign_project_status": 403,
     "period_case_sensitive": True,
     "unknown_parameters_ignored": True,
-    # Key families that may not read usage.
+    # Key families that may do nothing here: neither read usage nor make metered requests.
     "refused_key_prefixes": ["pk_"],
     # A metered request of a project whose budget is used up.
     "budget_exhausted_status": 402,
@@ -72,6 +84,20 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "rate_headers_without_key": True,
     # Whether metered answers say `x-credits-remaining`.
     "credits_remaining_header": True,
+    # Headers of metered requests that attribute its cost: lower-case name → tag of the event.
+    "tags_by_header": {"x-regpilot-user-id": "user_id", "x-regpilot-feature": "feature"},
+}
+
+SETTING_TYPES: Final[Mapping[str, Any]] = {
+    "time_zone": check_zone,
+    "week_start": Weekday,
+    "hit_rate_places": Places,
+    "cost_unit": Literal["dollars", "cents"],
+    "bad_parameter_status": ErrorStatus,
+    "foreign_project_status": ErrorStatus,
+    "refused_key_prefixes": list[str],
+    "budget_exhausted_status": ErrorStatus,
+    "tags_by_header": dict[str, str],
 }
 
 CATALOG: Final = """\
@@ -162,6 +188,8 @@ profile = "regpilot"
 _RATE_LIMIT_S: Final = 60
 """What to wait for where the limit itself does not say: the vendor's limits are per minute."""
 _COST_UNITS: Final = {"dollars": NANOS_PER_UNIT, "cents": NANOS_PER_CENT}
+_HEADER_SAFE: Final = " !#$&'()*+,/:;=?@[]%"
+"""What stays as it is in a header, beside letters and digits; other characters are percent-encoded."""
 _WINDOW_NAMES: Final = ((86_400, "day"), (3_600, "hour"), (60, "minute"), (1, "second"))
 
 
@@ -169,7 +197,9 @@ class RegPilot:
     """The dialect; see `profiles.base.Profile`."""
 
     name = "regpilot"
+    key_prefix = "sk_"
     settings = SETTINGS
+    setting_types = SETTING_TYPES
     catalog = CATALOG
     refusals_count = False
 
@@ -187,7 +217,7 @@ class RegPilot:
                 return _without_scheme(text) if name.endswith("authorization") else text
         return ""
 
-    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
         """Answer what the vendor does not document: 404, or 405 with `Allow` [C]."""
         if allowed:
             reply = Reply(405, {"error": "Method not allowed"}, [("Allow", ", ".join(allowed))])
@@ -209,22 +239,44 @@ class RegPilot:
         return _with_headers(reply, self.metered_headers(metered), metered.request_id, request_id_given=True)
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
-        """
-        Return the rate headers, what is left of the budget, and the request's id.
-
-        `x-credits-charged`, the token counts and the cache status are known only to the API itself, in the end.
-        """
+        """Return the rate headers, what is left of the budget, and the request's id."""
         settings = _with_defaults(metered.settings)
         headers = _rate_headers(metered.standings, metered.route, metered.now, settings)
-        left_nanos = [
-            standing.remaining
-            for standing in metered.standings
-            if standing.kind in ("budget", "credit") and standing.unit == "nanos"
-            if standing.remaining is not None
-        ]
-        if left_nanos and settings["credits_remaining_header"]:
-            headers.append(("x-credits-remaining", format_nanos(min(left_nanos), places_min=0)))
-        return [*headers, ("x-request-id", metered.request_id)]
+        return [*headers, *_credits_remaining(metered, settings), ("x-request-id", metered.request_id)]
+
+    def bars(self, secret: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the key is of a family that makes no metered request."""
+        return secret.startswith(tuple(settings["refused_key_prefixes"]))
+
+    def tags(self, headers: Mapping[str, str], settings: Mapping[str, Any]) -> Mapping[str, str]:
+        """Return whom and what a request's cost is attributed to, as far as its headers say."""
+        return {
+            tag: text[:TEXT_CHARS_MAX]
+            for name, tag in settings["tags_by_header"].items()
+            if (text := headers.get(name, "").strip())
+        }
+
+    def settled_headers(self, metered: Metered, used: Used) -> Sequence[tuple[str, str]]:
+        """
+        Return model, charge, what is left, tokens and cache status of one request.
+
+        Credits are dollars. The charge is left out while no price is known.
+        """
+        record = used.record
+        headers = []
+        if record.model:
+            headers.append(("x-regpilot-model", quote(record.model, safe=_HEADER_SAFE)))
+        if used.complete:
+            if record.cost_state != "unpriced":
+                headers.append(("x-credits-charged", format_nanos(record.cost_nanos, places_min=0)))
+            headers += _credits_remaining(metered, _with_defaults(metered.settings))
+            prompt = record.prompt_tokens + record.cached_prompt_tokens
+            completion = record.completion_tokens + record.reasoning_tokens
+            headers.append(("x-regpilot-prompt-tokens", str(prompt)))
+            headers.append(("x-regpilot-completion-tokens", str(completion)))
+        if record.cache in ("hit", "miss"):
+            headers.append(("x-cache-status", record.cache.upper()))
+        return headers
 
 
 PROFILE: Final = RegPilot()
@@ -238,7 +290,7 @@ def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, 
     secret = PROFILE.credential(call.headers)
     if not secret:
         return _with_headers(_missing_key(), _keyless_headers(call), call.request_id)
-    if secret.startswith(tuple(desk.settings["refused_key_prefixes"])):
+    if PROFILE.bars(secret, desk.settings):
         return _with_headers(_forbidden(), _keyless_headers(call), call.request_id)
     key = desk.find_key(secret)
     state = "unknown" if key is None else key.state_at(to_us(call.now))
@@ -547,6 +599,18 @@ def _rate_headers(
     if not settings["remaining_counts_burst"]:
         remaining = min(limit, remaining)
     return _header_values(limit, remaining, _reset_s(tightest.resets_at, now))
+
+
+def _credits_remaining(metered: Metered, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    left_nanos = [
+        standing.remaining
+        for standing in metered.standings
+        if standing.kind in ("budget", "credit") and standing.unit == "nanos"
+        if standing.remaining is not None
+    ]
+    if not left_nanos or not settings["credits_remaining_header"]:
+        return []
+    return [("x-credits-remaining", format_nanos(min(left_nanos), places_min=0))]
 
 
 def _keyless_headers(call: Call) -> list[tuple[str, str]]:

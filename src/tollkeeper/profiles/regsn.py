@@ -13,19 +13,19 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from tollkeeper.domain.catalog import Key, Limit, Route
+from tollkeeper.domain.catalog import Key, Limit, Route, check_zone
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
-from tollkeeper.domain.keys import PREFIX_BY_PROFILE, SECRET_CHARS, StoredKey
+from tollkeeper.domain.keys import SECRET_CHARS, StoredKey
 from tollkeeper.domain.money import cents_half_up
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Metered, Reply
+from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply
 
 NAME: Final = "regsn"
 PROBLEM_BASE: Final = "https://api.regsn.app/problems/"
@@ -37,26 +37,41 @@ RANGE_DAYS_DEFAULT: Final = 30
 NAME_CHARS_MAX: Final = 256
 
 SETTINGS: Final[Mapping[str, Any]] = {
+    # Where the `type` of a problem begins.
     "problem_base": PROBLEM_BASE,
+    # Of a bad `from`, `to`, `group_by`, or member of a body.
     "invalid_parameter_status": 422,
+    # Of a call that a store cannot answer; 500: as any other failure.
     "unavailable_status": 503,
+    # Of the days of `group_by=day`.
+    "time_zone": "UTC",
+    # Longest range in days; 0: any.
     "range_days_max": 0,
+    # Whether a call to the usage endpoint is a request of the account.
     "usage_calls_counted": True,
+    # Whether refused requests are in `request_count`, and refused scans and exports in theirs.
     "refused_requests_counted": True,
     "refused_scans_counted": False,
+    # Whether the total sums the rounded buckets, instead of being rounded once itself.
     "total_is_sum_of_buckets": False,
+    # Reads per minute of a user, and of a key whose plan has no limit on reads.
     "reads_per_minute": 60,
+    # Calls to the key endpoints per minute of a user.
     "key_mgmt_per_minute": 10,
+    # Of an api key at the key endpoints, which take a session only.
+    "session_only_status": 403,
     "revoked_keys_listed": True,
 }
-"""
-Where the `type` of a problem begins; status of a bad parameter, and of a call that a store cannot answer (500:
-as any other failure); longest range in days (0: any); whether a call to the usage endpoint is a request of
-the account; whether refused requests are in `request_count`, and refused scans and exports in theirs; whether
-the total sums the rounded buckets, instead of being rounded once itself; reads per minute of a user, and of a
-key whose plan has no limit on reads; calls to the key endpoints per minute of a user; whether revoked keys are
-listed.
-"""
+
+SETTING_TYPES: Final[Mapping[str, Any]] = {
+    "invalid_parameter_status": ErrorStatus,
+    "unavailable_status": ErrorStatus,
+    "time_zone": check_zone,
+    "range_days_max": Annotated[int, msgspec.Meta(ge=0, le=3_000_000)],
+    "reads_per_minute": Annotated[int, msgspec.Meta(ge=1, le=10**9)],
+    "key_mgmt_per_minute": Annotated[int, msgspec.Meta(ge=1, le=10**9)],
+    "session_only_status": ErrorStatus,
+}
 
 CATALOG: Final = """\
 # RegSn: one plan with its rate buckets, and the routes of the API. What a scan or export costs is yours to
@@ -158,7 +173,7 @@ bucket = "reads"
 free = true
 """
 
-_KEY_PREFIX: Final = PREFIX_BY_PROFILE[NAME]
+_KEY_PREFIX: Final = "regsn_live_"
 _KEY: Final = re.compile(rf"{_KEY_PREFIX}[A-Za-z0-9]{{{SECRET_CHARS}}}\Z")
 _USAGE: Final = Route(
     id="regsn-usage", method="GET", path="/v1/usage", event_kind="read", bucket="reads", free=True
@@ -233,7 +248,9 @@ class RegSn:
     """The dialect."""
 
     name = NAME
+    key_prefix = _KEY_PREFIX
     settings = SETTINGS
+    setting_types = SETTING_TYPES
     catalog = CATALOG
     refusals_count = True
 
@@ -248,8 +265,13 @@ class RegSn:
     def credential(self, headers: Mapping[str, str]) -> str:
         return _bearer(headers)
 
-    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
-        return _problem(call, _NOT_FOUND, f"There is no {call.method} {call.path[:256]}.")
+    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+        """Answer 404, which no bucket counts; a good credential is told where its reads stand."""
+        try:
+            headers = _reads_left(call, desk, _caller(call, desk))
+        except _Stopped:
+            headers = []
+        return _problem(call, _NOT_FOUND, f"There is no {call.method} {call.path[:256]}.", headers=headers)
 
     def failed(self, call: Call, error: Exception) -> Reply:
         if isinstance(error, Unavailable) and call.settings["unavailable_status"] != _INTERNAL.status:
@@ -285,7 +307,12 @@ def _usage(call: Call, desk: Desk) -> Reply:
     except _Invalid as exc:
         reply = _invalid(call, exc, headers)
     else:
-        body = _report(desk, _account_of(caller), asked)
+        try:
+            body = _report(desk, _account_of(caller), asked)
+        except Unavailable as exc:
+            # Here, and not in `failed` alone, since only here the caller's headers are known.
+            reply = PROFILE.failed(call, exc)
+            return reply._replace(headers=[*headers, *reply.headers])
         reply = _answer(call, 200, body, headers)
     if desk.settings["usage_calls_counted"]:
         # After the answer is made: a call does not see itself.
@@ -340,6 +367,7 @@ def _rows(desk: Desk, account_id: str, asked: _Asked) -> Iterable[dict[str, Any]
                 from_us=start_us,
                 to_us=end_us,
                 granularity="day" if asked.axis == "day" else None,
+                time_zone=desk.settings["time_zone"],
                 group_by=("kind",) if asked.axis == "day" else (asked.axis, "kind"),
                 measures=("requests", "denied", "cost_nanos"),
                 limit=PAGE_SIZE_MAX,
@@ -514,31 +542,52 @@ def _pass_reads(call: Call, desk: Desk, caller: StoredKey | Session) -> list[tup
         standing = _standing_of(standings, _USAGE.bucket)
         if standing is not None:
             return _rate_headers(standing, call.now)
-        owner = "key:" + caller.entry.id
-    else:
-        owner = "user:" + caller.user_id
     return _pass_per_minute(
-        call, desk, _account_of(caller), "reads", owner, desk.settings["reads_per_minute"]
+        call, desk, _account_of(caller), "reads", _owner(caller), desk.settings["reads_per_minute"]
     )
+
+
+def _reads_left(call: Call, desk: Desk, caller: StoredKey | Session) -> list[tuple[str, str]]:
+    """Return the headers of *caller*'s reads without counting one."""
+    standing = None
+    if isinstance(caller, StoredKey):
+        standing = _standing_of(desk.standings(caller), _USAGE.bucket)
+    if standing is None:
+        limit = _per_minute("reads", desk.settings["reads_per_minute"])
+        standing = desk.standing_of(_account_of(caller), _counter_of("reads", _owner(caller)), limit)
+    return _rate_headers(standing, call.now)
+
+
+def _owner(caller: StoredKey | Session) -> str:
+    """Return whose calls a bucket counts that no plan has: rotating a key frees it of nothing."""
+    return "user:" + caller.user_id if isinstance(caller, Session) else "key:" + caller.lineage_id
+
+
+def _per_minute(bucket: str, amount: int) -> Limit:
+    return Limit(name=bucket, amount=amount, window="1m", bucket=bucket)
+
+
+def _counter_of(bucket: str, owner: str) -> str:
+    # Hashed, since the name of a user may be of any length and script.
+    return f"{NAME}:{bucket}:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
 
 
 def _key_manager(call: Call, desk: Desk) -> tuple[Session, list[tuple[str, str]]]:
     """Return the session of a call to the key endpoints, and its headers."""
     caller = _caller(call, desk)
     if not isinstance(caller, Session):
-        raise _Stopped(_problem(call, _FORBIDDEN, "Keys are managed with a dashboard session, not a key."))
+        problem = _FORBIDDEN._replace(status=desk.settings["session_only_status"])
+        detail = "Keys are managed with a dashboard session, not a key."
+        raise _Stopped(_problem(call, problem, detail, headers=_reads_left(call, desk, caller)))
     amount = desk.settings["key_mgmt_per_minute"]
-    owner = "user:" + caller.user_id
-    return caller, _pass_per_minute(call, desk, caller.account_id, "key_mgmt", owner, amount)
+    return caller, _pass_per_minute(call, desk, caller.account_id, "key_mgmt", _owner(caller), amount)
 
 
 def _pass_per_minute(
     call: Call, desk: Desk, account_id: str, bucket: str, owner: str, amount: int
 ) -> list[tuple[str, str]]:
     """Count a call of *owner* in a bucket that no plan has; return its headers."""
-    limit = Limit(name=bucket, amount=amount, window="1m", bucket=bucket)
-    # Hashed, since the name of a user may be of any length and script.
-    name = f"{NAME}:{bucket}:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
+    limit, name = _per_minute(bucket, amount), _counter_of(bucket, owner)
     denial = desk.spend(account_id, name, limit)
     standing = desk.standing_of(account_id, name, limit)
     if denial is not None:

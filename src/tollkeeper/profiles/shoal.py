@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from tollkeeper.domain.catalog import Route
+import msgspec
+
+from tollkeeper.domain.catalog import Route, check_zone
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
@@ -20,7 +22,7 @@ from tollkeeper.domain.periods import period_of
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Metered, Reply
+from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, Weekday
 
 SETTINGS: Final[Mapping[str, Any]] = {
     # For `Invalid API key`: the vendor's pages say 401 and 403.
@@ -46,6 +48,14 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "unavailable_status": 503,
 }
 
+SETTING_TYPES: Final[Mapping[str, Any]] = {
+    "invalid_key_status": Literal[401, 403],
+    "time_zone": check_zone,
+    "week_start": Weekday,
+    "exhausted_status": ErrorStatus,
+    "unavailable_status": ErrorStatus,
+}
+
 USAGE_PATH: Final = "/v1/usage"
 USAGE: Final = Route(
     id="shoal-usage",
@@ -59,6 +69,8 @@ USAGE: Final = Route(
     profile="shoal",
 )
 """The usage endpoint as its own calls are limited and booked."""
+ELSEWHERE: Final = Route(id="shoal-elsewhere", method="*", path="/*", free=True, profile="shoal")
+"""What the dialect does not have, likewise: a key's limits and counters know no path."""
 
 _TOO_FAST: Final = frozenset({"rate_limited", "too_many_concurrent"})
 _SPENT: Final = frozenset({"budget_exhausted", "credit_exhausted"})
@@ -239,7 +251,9 @@ class Shoal:
     """The dialect; see `profiles.base.Profile`."""
 
     name = "shoal"
+    key_prefix = "shoal_"
     settings = SETTINGS
+    setting_types = SETTING_TYPES
     catalog = CATALOG
     refusals_count = False
 
@@ -250,19 +264,40 @@ class Shoal:
         """Return the key of `Authorization: Bearer <key>`, or `""`."""
         return _bearer(headers) or ""
 
-    def not_found(self, call: Call, allowed: Sequence[str]) -> Reply:
-        """Answer 404, or 405 in the same shape, with the path and method that were asked."""
-        if allowed:
-            return Reply(
-                405, _not_found(call), [("Allow", ", ".join(allowed)), *_policy(call), _id(call.request_id)]
-            )
-        return Reply(404, _not_found(call), [_id(call.request_id)])
+    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+        """
+        Answer 404, or 405 in the same shape, with the path and method that were asked.
+
+        A good key is limited, counted and told where it stands here too.
+        """
+        status, own = (405, [("Allow", ", ".join(allowed))]) if allowed else (404, [])
+        reply = Reply(status, _not_found(call), own)
+        caller = _caller(desk, self.credential(call.headers), call.now)
+        if caller is None:
+            return reply._replace(headers=[*own, *_policy(call), _id(call.request_id)])
+        key, entitlement = caller
+        denial = desk.pass_limits(key, ELSEWHERE)
+        standings = desk.standings(key)
+        if denial is not None:
+            reply = _refusal(call, denial)
+        else:
+            desk.record(key, msgspec.structs.replace(ELSEWHERE, method=call.method[:16]), status)
+        return reply._replace(
+            headers=[
+                ("X-Plan-Tier", _tier(entitlement, call.settings)),
+                *_policy(call),
+                *_rate_headers(standings, None),
+                *_month_headers(_budget_of(entitlement, standings, call.settings)),
+                _id(call.request_id),
+                *reply.headers,
+            ]
+        )
 
     def failed(self, call: Call, error: Exception) -> Reply:
         """Answer 500, or 503 while a store is away."""
         headers = [*_policy(call), _id(call.request_id)]
         if isinstance(error, Unavailable):
-            return Reply(_switch(call, "unavailable_status"), {"error": "Service Unavailable"}, headers)
+            return _unavailable(call)._replace(headers=headers)
         return Reply(500, {"error": "Internal Server Error"}, headers)
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
@@ -300,10 +335,10 @@ def answer_usage(call: Call, desk: Desk) -> Reply:
     secret = _bearer(call.headers)
     if not secret:
         return _without_key(call)
-    key = desk.find_key(secret)
-    entitlement = None if key is None else desk.entitlement(key)
-    if key is None or entitlement is None or not _is_good(key, entitlement, call.now):
+    caller = _caller(desk, secret, call.now)
+    if caller is None:
         return _invalid_key(call)
+    key, entitlement = caller
     denial = desk.pass_limits(key, USAGE)
     standings = desk.standings(key)
     budget = _budget_of(entitlement, standings, call.settings)
@@ -316,7 +351,11 @@ def answer_usage(call: Call, desk: Desk) -> Reply:
     if denial is not None:
         refusal = _refusal(call, denial)
         return refusal._replace(headers=[*headers, *_month_headers(budget), *refusal.headers])
-    counts = _counts(desk, key, call)
+    try:
+        counts = _counts(desk, key, call)
+    except Unavailable:
+        # Here, and not in `failed`, since only here the key's headers are known.
+        return _unavailable(call)._replace(headers=[*headers, *_month_headers(budget)])
     if budget is None:
         budget = Budget(_switch(call, "limit_without_budget"), counts.credits_this_month)
     if _switch(call, "usage_calls_count"):
@@ -336,14 +375,20 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
-def _is_good(key: StoredKey, entitlement: Entitlement, now: datetime) -> bool:
+def _caller(desk: Desk, secret: str, now: datetime) -> tuple[StoredKey, Entitlement] | None:
+    """Return the key of *secret* and what it permits, if it is good now."""
+    key = desk.find_key(secret)
+    entitlement = None if key is None else desk.entitlement(key)
+    if key is None or entitlement is None:
+        return None
     subscription = entitlement.subscription
     ends_at = None if subscription is None else subscription.expires_at
-    return (
+    good = (
         key.state_at(to_us(now)) == "active"
         and entitlement.account.active
         and (ends_at is None or now < ends_at)
     )
+    return (key, entitlement) if good else None
 
 
 def _without_key(call: Call) -> Reply:
@@ -390,7 +435,7 @@ def _daily(
             granularity="day",
             time_zone=zone,
             group_by=("status", "denied_reason"),
-            filters={"key": (key.entry.id,)},
+            filters={"key": tuple(desk.line(key))},
             measures=("requests", "credits"),
             limit=PAGE_SIZE_MAX,
         )
@@ -461,8 +506,12 @@ def _refusal(call: Call, denial: Denial) -> Reply:
     if denial.reason == "route_unknown":
         return Reply(404, _not_found(call))
     if denial.reason == "unavailable":
-        return Reply(_switch(call, "unavailable_status"), {"error": "Service Unavailable"})
+        return _unavailable(call)
     return Reply(500, {"error": "Internal Server Error"})
+
+
+def _unavailable(call: Call) -> Reply:
+    return Reply(_switch(call, "unavailable_status"), {"error": "Service Unavailable"})
 
 
 def _later(status: int, error: str, retry_after_s: int) -> Reply:

@@ -229,7 +229,8 @@ class Amend:
 
     def _is_known(self, account_id: str, id_: str) -> bool:
         pair = pa.table({"account_id": [account_id], "id": [id_]})
-        return bool(self._store.known_ids(pair))
+        known: int = self._store.known_ids(pair).num_rows
+        return known > 0
 
     def _book(self, rows: Sequence[Record], keys: list[str]) -> None:
         table = table_of(rows)

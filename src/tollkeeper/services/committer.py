@@ -49,8 +49,8 @@ QUEUE_MAX: Final = 200_000
 GROUP_MAX: Final = 4_000
 LINGER_WORKS: Final = 8
 LINGER_S: Final = 0.002
-"""After a group of so many works the next one gathers for so long: a commit has a fixed price, and under load
-more callers share it. A lone caller never waits."""
+"""After a group of so many works the next one gathers for so long, or until it is as large: a commit has a fixed
+price, and under load more callers share it. A lone caller never waits."""
 RETRY_S: Final = (0.05, 0.2, 0.5, 1.0)
 CLOSE_S: Final = 30.0
 """How long closing tries to commit what is queued."""
@@ -234,7 +234,16 @@ class Batch(Work):
         corrections: The rows are corrections; *keys* are the corrections' ids.
     """
 
-    __slots__ = ("accounts", "charges", "corrections", "keys", "payload", "scopes_version", "table")
+    __slots__ = (
+        "accounts",
+        "charges",
+        "corrections",
+        "encoded_keys",
+        "keys",
+        "payload",
+        "scopes_version",
+        "table",
+    )
 
     def __init__(
         self,
@@ -252,6 +261,8 @@ class Batch(Work):
         self.table = table
         self.payload = payload
         self.keys = keys
+        # Here, on the thread of the caller, since all others wait for that of the commit.
+        self.encoded_keys = encode_rows(keys)
         self.accounts = accounts
         self.charges = charges
         self.scopes_version = scopes_version
@@ -397,7 +408,7 @@ class Committer:
                 if not work.kept:
                     raise Unavailable("Too much waits to be committed. Try again shortly.")
             self._queue.append(work)
-            if len(self._queue) == 1:
+            if len(self._queue) in (1, self._last_size):
                 self._arrived.notify()
 
     @property
@@ -438,7 +449,7 @@ class Committer:
         with self._arrived:
             while not self._queue and not self._closing:
                 self._arrived.wait()
-            if self._last_size >= LINGER_WORKS and not self._closing:
+            if LINGER_WORKS <= self._last_size > len(self._queue) and not self._closing:
                 self._arrived.wait(LINGER_S)
             if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
                 works, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
@@ -522,9 +533,11 @@ class Committer:
         group = draft.group
         if draft.rows:
             self._pending.add(draft.row_keys, draft.rows)
-            group.outbox.append(OutboxEntry("rows", encode_rows(draft.rows), len(draft.rows)))
+            keys = encode_rows(draft.row_keys)
+            group.outbox.append(OutboxEntry("rows", encode_rows(draft.rows), len(draft.rows), keys))
         for batch in draft.batches:
-            group.outbox.append(OutboxEntry("arrow", batch.payload, batch.table.num_rows))
+            entry = OutboxEntry("arrow", batch.payload, batch.table.num_rows, batch.encoded_keys)
+            group.outbox.append(entry)
         for window in self._gate.dirty_windows():
             self._unsaved[window[:2]] = WindowState(*window)
         group.windows = list(self._unsaved.values())

@@ -34,7 +34,9 @@ def parse_declaration(text: str) -> list[Entry]:
     except tomllib.TOMLDecodeError as exc:
         raise Malformed(f"the file is not TOML: {exc}") from None
     except RecursionError:
-        raise Malformed("the file is nested too deeply: an entry needs no more than two levels") from None
+        raise _too_deep() from None
+    except ValueError:  # Python's own bound on the digits that it reads, which tomllib lets out.
+        raise Malformed("the file has a number of thousands of digits: no entry has one") from None
     for name, table in tables.items():
         if name not in KINDS:
             near = get_close_matches(name, KINDS, n=1)
@@ -47,7 +49,11 @@ def parse_declaration(text: str) -> list[Entry]:
     for kind in KINDS:
         for index, raw in enumerate(tables.get(kind, ())):
             path = f"{kind}[{index}]"
-            for where in _floats(raw, path):
+            try:
+                where = next(_floats(raw, path), None)
+            except RecursionError:
+                raise _too_deep() from None
+            if where is not None:
                 raise BadParameter(
                     f"{where}: a number with a fraction or exponent: write a whole number", field=where
                 )
@@ -74,6 +80,10 @@ def render_changes(changes: Sequence[Change]) -> list[str]:
         fields = f": {', '.join(change.fields)}" if change.fields else ""
         lines.append(f"{_SIGNS[change.action]} {change.kind} {change.id}{fields}")
     return lines
+
+
+def _too_deep() -> Malformed:
+    return Malformed("the file is nested too deeply: an entry needs no more than two levels")
 
 
 def _identity(entry: Entry) -> tuple[str, ...]:

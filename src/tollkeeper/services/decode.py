@@ -456,35 +456,20 @@ CHARS_MAX: Final[dict[str, int]] = {
     name: _TYPES[name].max_length for name in _TEXT_COLUMNS if name != "cache"
 }
 TAG_VALUE_CHARS_MAX: Final[int] = _TYPES["tags"].value_type.max_length
+_EVENT_FIELDS: Final = frozenset(_TYPES) | {f"tokens.{name}" for name in _TOKEN_CLASSES}
 _CACHE_VALUES: Final[tuple[str, ...]] = tuple(_TYPES["cache"].values)
-
-
-class _Tagged(msgspec.Struct):
-    """An event, for a look at its tags only."""
-
-    tags: Any = None
-
-
-_TAGGED: Final = msgspec.json.Decoder(_Tagged)
 
 
 def _decode_fast(lines: _Lines, now_us: int) -> _Part | None:
     """Decode *lines* with Arrow; None if that cannot be done, or not with certainty."""
     if not lines.are_objects or not _is_utf8(lines.body):
         return None
-    tag_names = _sample_tag_names(lines)
-    if tag_names is None:
+    table = _read(lines)
+    if table is None or len(table) != len(lines):
         return None
     try:
-        table = pa_json.read_json(
-            pa.BufferReader(lines.body),
-            read_options=pa_json.ReadOptions(block_size=BLOCK_BYTES),
-            parse_options=_parse_options(tag_names),
-        )
         times = _times_us(table.column("time"))
     except pa.ArrowException:
-        return None
-    if len(table) != len(lines):
         return None
     plain, sound = _checked(table, times, now_us)
     if sound.all():
@@ -516,58 +501,103 @@ def _is_utf8(body: bytes) -> bool:
     return True
 
 
-def _sample_tag_names(lines: _Lines) -> tuple[str, ...] | None:
+_seen_fields: set[str] = set()
+"""Fields that batches had and their samples did not; a token class is `tokens.<class>`."""
+
+
+def _sample(lines: _Lines) -> tuple[frozenset[str], tuple[str, ...]] | None:
     """
-    Return the tag names that some of the lines have, sorted; None if those do not make columns.
+    Return the fields and, sorted, the tag names that some of the lines have; None if these make no columns.
 
     Arrow is told the names, rather than left to find them: it makes a column of every name that it finds, so
     that a batch of 50,000 events with a name each would ask for 50,000 columns of 50,000 rows. It then fails
-    on a tag that the sample does not have, and the exact way takes over.
+    on a name that the sample does not have.
     """
-    names: set[str] = set()
+    fields: set[str] = set()
+    tag_names: set[str] = set()
     places = np.unique(np.linspace(0, len(lines) - 1, _SAMPLE_LINES).astype(np.int64))
     for line in lines.pick(places):
         try:
-            tags = _TAGGED.decode(line).tags
+            event = _ANY.decode(line)
         except _UNREADABLE:
             return None
+        fields.update(event)
+        tokens, tags = event.get("tokens"), event.get("tags")
+        if isinstance(tokens, dict):
+            fields.update(f"tokens.{name}" for name in tokens)
         if isinstance(tags, dict):
-            names.update(tags)
+            tag_names.update(tags)
     shortest, longest = _TYPES["tags"].key_type.min_length, _TYPES["tags"].key_type.max_length
-    if len(names) > TAG_NAMES_MAX or not all(shortest <= len(name) <= longest for name in names):
+    if len(tag_names) > TAG_NAMES_MAX or not all(shortest <= len(name) <= longest for name in tag_names):
         return None
-    return tuple(sorted(names))
+    return frozenset(fields), tuple(sorted(tag_names))
 
 
 @lru_cache(maxsize=64)
-def _parse_options(tag_names: tuple[str, ...]) -> pa_json.ParseOptions:
-    """Return how Arrow is to read events: these columns, and an error for any other field."""
-    fields: list[tuple[str, pa.DataType]] = [("id", pa.string()), ("time", pa.string())]
-    fields += [(name, pa.string()) for name in _TEXT_COLUMNS]
-    fields += [(name, pa.int64()) for name in _PLAIN_INTS]
-    fields += [
+def _parse_options(names: frozenset[str] | None, tag_names: tuple[str, ...]) -> pa_json.ParseOptions:
+    """
+    Return how Arrow is to read events: these columns, and an error for any other field.
+
+    Args:
+        names: The fields to read, None for all; an event has half of them, which takes three quarters of the
+            time that all take.
+    """
+    classes = [name for name in _TOKEN_CLASSES if names is None or f"tokens.{name}" in names]
+    fields = [
+        *((name, pa.string()) for name in _TEXT_COLUMNS),
+        *((name, pa.int64()) for name in _PLAIN_INTS),
         ("latency_ms", pa.float64()),
-        ("tokens", pa.struct([(name, pa.int64()) for name in _TOKEN_CLASSES])),
+        ("tokens", pa.struct([(name, pa.int64()) for name in classes])),
         ("tags", pa.struct([(name, pa.string()) for name in tag_names])),
     ]
-    return pa_json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="error")
+    read = [(name, kind) for name, kind in fields if names is None or name in names]
+    schema = pa.schema([("id", pa.string()), ("time", pa.string()), *read])
+    return pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+
+
+def _read(lines: _Lines) -> pa.Table | None:
+    """Return *lines* as Arrow reads them; None if it cannot."""
+    sample = _sample(lines)
+    if sample is None:
+        return None
+    fields, tag_names = sample
+    for names in (_EVENT_FIELDS & (fields | _seen_fields), None):
+        try:
+            table = pa_json.read_json(
+                pa.BufferReader(lines.body),
+                read_options=pa_json.ReadOptions(block_size=BLOCK_BYTES),
+                parse_options=_parse_options(names, tag_names),
+            )
+        except pa.ArrowException:
+            continue
+        if names is None:
+            # So that the next batch of the kind is read once.
+            found = table.flatten()
+            _seen_fields.update(name for name in found.column_names if found[name].null_count < len(found))
+        return table
+    return None
 
 
 def _checked(table: pa.Table, times: pa.Array, now_us: int) -> tuple[pa.Table, Mask]:
     """Return *table* as columns of `_PLAIN_SCHEMA`, and which of its rows surely are acceptable events."""
     rows = len(table)
-    tokens = table.column("tokens").combine_chunks().flatten()
-    latencies, sound = _latencies_us(table.column("latency_ms"))
-    tags, tags_sound = _tags_of(table.column("tags").combine_chunks())
-    sound &= tags_sound
+    latencies, sound = _latencies_us(_column(table, "latency_ms", pa.float64()))
     columns = {
         "id": table.column("id"),
         "occurred_at_us": times,
         "latency_us": latencies,
-        "tags": tags,
-        **{name: table.column(name) for name in (*_TEXT_COLUMNS, *_PLAIN_INTS)},
-        **{f"{name}_tokens": column for name, column in zip(_TOKEN_CLASSES, tokens, strict=True)},
+        **{name: _column(table, name, pa.string()) for name in _TEXT_COLUMNS},
+        **{name: _column(table, name, pa.int64()) for name in _PLAIN_INTS},
+        **{f"{name}_tokens": pa.nulls(rows, pa.int64()) for name in _TOKEN_CLASSES},
+        "tags": pa.nulls(rows, _TAGS),
     }
+    if "tokens" in table.column_names:
+        tokens = table.column("tokens").combine_chunks()
+        for field, column in zip(tokens.type, tokens.flatten(), strict=True):
+            columns[f"{field.name}_tokens"] = column
+    if "tags" in table.column_names:
+        columns["tags"], tags_sound = _tags_of(table.column("tags").combine_chunks())
+        sound &= tags_sound
     sound &= _true(pc.greater_equal(times, TIME_MIN_US))
     sound &= _true(pc.less_equal(times, now_us + FUTURE_S_MAX * US_PER_S))
     sound &= _has_text(columns["id"]) & _fits(columns["id"], _TYPES["id"].max_length)
@@ -583,6 +613,11 @@ def _checked(table: pa.Table, times: pa.Array, now_us: int) -> tuple[pa.Table, M
             sound &= _within(columns[name], least, most)
     table = pa.table([columns[field.name] for field in _PLAIN_SCHEMA], schema=_PLAIN_SCHEMA)
     return table, sound
+
+
+def _column(table: pa.Table, name: str, kind: pa.DataType) -> Any:
+    """Return a column of *table*; nulls if no event of the batch has it."""
+    return table.column(name) if name in table.column_names else pa.nulls(len(table), kind)
 
 
 def _true(truths: Any) -> Mask:

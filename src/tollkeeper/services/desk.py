@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from tollkeeper.clock import Clock
@@ -68,9 +69,8 @@ class ProfileDesk:
 
     def session(self, token: str) -> Session | None:
         session = self._sessions.verify(token)
-        if session is None or self._directory.account(session.account_id) is None:
-            return None
-        return session
+        account = None if session is None else self._directory.account(session.account_id)
+        return session if account is not None and account.active else None
 
     def entitlement(self, key: StoredKey) -> Entitlement | None:
         return self._directory.entitlement_of(key)
@@ -90,6 +90,7 @@ class ProfileDesk:
 
     def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:
         used, resets_at_us = self._gate.spent(account_id, name, limit)
+        resets_at = None if resets_at_us is None else from_us(resets_at_us)
         return Standing(
             kind="limit",
             name=limit.name,
@@ -99,7 +100,8 @@ class ProfileDesk:
             window_s=duration_s(limit.window),
             per_window=limit.amount,
             bucket=limit.bucket,
-            resets_at=None if resets_at_us is None else from_us(resets_at_us),
+            starts_at=_window_start(limit, resets_at),
+            resets_at=resets_at,
         )
 
     def record(self, key: StoredKey, route: Route, status: int) -> None:
@@ -128,6 +130,9 @@ class ProfileDesk:
             )
         )
         ticket.wait()
+
+    def line(self, key: StoredKey) -> Sequence[str]:
+        return self._directory.line_of(key)
 
     def standings(self, key: StoredKey) -> list[Standing]:
         permit = self._permit(key)
@@ -182,9 +187,14 @@ def standings_of(gate: Gate, permit: Permit, now_us: int) -> list[Standing]:
     """Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit."""
     states = gate.state_of(permit, now_us)
     limits = [scope.limit for scope in permit.entitlement.limits]
+    budgets = permit.entitlement.budgets
     standings = []
     for index, state in enumerate(states):
         limit = limits[index] if index < len(limits) else None
+        resets_at = None if state.resets_at_us is None else from_us(state.resets_at_us)
+        starts_at = None if limit is None else _window_start(limit, resets_at)
+        if len(limits) <= index < len(limits) + len(budgets) and resets_at is not None:
+            starts_at = from_us(budgets[index - len(limits)].span_us(now_us)[0])
         kind = "budget"
         if limit is not None:
             kind = "concurrency" if limit.algorithm == "concurrency" else "limit"
@@ -200,7 +210,15 @@ def standings_of(gate: Gate, permit: Permit, now_us: int) -> list[Standing]:
                 window_s=duration_s(limit.window) if limit is not None and kind == "limit" else None,
                 per_window=limit.amount if limit is not None and kind == "limit" else None,
                 bucket=None if limit is None else limit.bucket,
-                resets_at=None if state.resets_at_us is None else from_us(state.resets_at_us),
+                starts_at=starts_at,
+                resets_at=resets_at,
             )
         )
     return standings
+
+
+def _window_start(limit: Limit, resets_at: datetime | None) -> datetime | None:
+    """Return when a fixed window began; the others have no start that all of their requests share."""
+    if resets_at is None or limit.algorithm != "fixed":
+        return None
+    return resets_at - timedelta(seconds=duration_s(limit.window))

@@ -14,8 +14,9 @@ from typing import Any, Final, TypeVar, cast, get_args
 import msgspec
 
 from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key
-from tollkeeper.domain.keys import PREFIX_BY_PROFILE
 from tollkeeper.errors import BadParameter
+from tollkeeper.profiles import names
+from tollkeeper.profiles.base import NATIVE
 
 E = TypeVar("E", bound=Entry)
 
@@ -51,9 +52,9 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
     except Invalid as exc:
         field = at_path(path, exc.field)
         raise BadParameter(f"{field}: {exc}", field=field) from None
-    if isinstance(entry, Key) and entry.profile not in PREFIX_BY_PROFILE:
+    if isinstance(entry, Key) and entry.profile not in (NATIVE, *names()):
         field = at_path(path, "profile")
-        raise BadParameter(f"{field}: profile is one of {', '.join(PREFIX_BY_PROFILE)}", field=field)
+        raise BadParameter(f"{field}: profile is one of {', '.join((NATIVE, *names()))}", field=field)
     return _in_utc(entry, path)
 
 

@@ -428,8 +428,10 @@ class Holds:
     def _owners(self, hold_id: str, account_id: str | None) -> Sequence[str]:
         if account_id is not None:
             return [account_id]
-        owners = self._ledger.hold_owners(hold_id) or self._store.owners(hold_id)
-        return _one_owner(owners or self._pending.owners(hold_id))
+        # While we look, what is delivered to the store stays pending: it is seen in one of the two.
+        with self._pending.looking_up():
+            owners = self._ledger.hold_owners(hold_id) or self._store.owners(hold_id)
+            return _one_owner(owners or self._pending.owners(hold_id))
 
     def _find(self, hold_id: str, account_id: str | None) -> tuple[Admission, Ticket] | None:
         if account_id is None:
@@ -441,9 +443,9 @@ class Holds:
 
     def _event(self, account_id: str, id_: str) -> Record | None:
         key = key_of(account_id, id_)
-        with self._pending.looking_up():
-            stored = self._store.records([(account_id, id_)]).get((account_id, id_))
-            return stored or self._pending.records([key]).get(key)
+        # In this order, since what is no longer pending is in the store.
+        found = self._pending.records([key]).get(key)
+        return found or self._store.records([(account_id, id_)]).get((account_id, id_))
 
     # -- expiry and restart ---------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from tollkeeper.columns import SCHEMA, records_of, to_ipc
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
-from tollkeeper.domain.events import same_body
+from tollkeeper.domain.events import NOT_OF_BODY, PRICE_OF_BODY, RECORD_FIELDS, same_body
 from tollkeeper.errors import Unavailable
 from tollkeeper.ports import UsageStore
 from tollkeeper.services.committer import Batch, Committer, Stale
@@ -318,59 +318,44 @@ class Ingest:
         if table.num_rows == 0:
             return table, 0, []
         keys = _keys(table)
-        known = self._store.known_ids(table.select(["account_id", "id"]))
-        unique = len(set(keys)) == len(keys)
-        if not known and unique and self._pending.disjoint(keys):
+        in_store = self._store.known_ids(table.select(["account_id", "id"]))
+        in_pending = not self._pending.disjoint(keys)
+        if not in_store.num_rows and not in_pending and len(set(keys)) == len(keys):
             return table, 0, []
-        known_keys = {SEPARATOR.join(pair) for pair in known}
-        fresh: list[int] = []
-        doubtful: list[int] = []
-        first_row: dict[str, int] = {}
-        for row, key in enumerate(keys):
-            if key in known_keys or key in first_row or not self._pending.disjoint((key,)):
-                doubtful.append(row)
-            else:
-                first_row[key] = row
-                fresh.append(row)
-        duplicates, conflicts = self._compare(resolved, keys, doubtful, first_row, known)
-        return table.take(pa.array(fresh, pa.int64())), duplicates, conflicts
-
-    def _compare(
-        self,
-        resolved: Resolved,
-        keys: list[str],
-        doubtful: list[int],
-        first_row: dict[str, int],
-        known: set[tuple[str, str]],
-    ) -> tuple[int, list[Rejection]]:
-        stored = {SEPARATOR.join(pair): record for pair, record in self._store.records(sorted(known)).items()}
-        stored.update(self._pending.records(keys[row] for row in doubtful))
-        given = records_of(resolved.table.take(pa.array(doubtful, pa.int64())))
-        in_batch = sorted({first_row[keys[row]] for row in doubtful if keys[row] in first_row})
-        stored.update(
-            zip(
-                (keys[row] for row in in_batch),
-                records_of(resolved.table.take(pa.array(in_batch, pa.int64()))),
-                strict=True,
+        column = pa.array(keys)
+        known = _true(pc.is_in(column, value_set=_key_column(in_store)))
+        if in_pending:
+            in_pending_keys = self._pending.known(keys)
+            known |= np.fromiter((key in in_pending_keys for key in keys), np.bool_, len(keys))
+        # Of an id that is new, the first row of the batch is the event, and the others are doubtful.
+        codes = column.dictionary_encode().indices.to_numpy()
+        first_row = np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))[codes]
+        fresh = ~known & (first_row == np.arange(len(keys)))
+        doubtful = np.flatnonzero(~fresh)
+        pending = SCHEMA.empty_table()
+        if in_pending:
+            pending = self._pending.record_columns(in_pending_keys)
+            # Asked for after the pending ones, since what is no longer pending is in the store.
+            in_store = table.filter(pa.array(known)).select(["account_id", "id"])
+        others = [
+            pending,
+            self._store.record_columns(in_store),
+            table.take(pa.array(np.unique(first_row[~fresh & ~known]))),
+        ]
+        repeats = _repeats(table.take(pa.array(doubtful)), pa.concat_tables(others))
+        if in_pending:
+            # What cannot be compared any more counted: a retry of it must not be sent under another id.
+            repeats |= np.array([self._pending.is_set_aside(keys[row]) for row in doubtful], np.bool_)
+        conflicts = [
+            Rejection(
+                int(resolved.indexes[row]),
+                "id",
+                "event_conflict",
+                "this id names another event, which counts: use a new id, or send a correction",
             )
-        )
-        duplicates = 0
-        conflicts = []
-        for row, record in zip(doubtful, given, strict=True):
-            other = stored.get(keys[row])
-            # An event that was corrected since is not what it was: its retry can only be taken as a repeat.
-            if other is not None and (other.revision or other.sign < 0 or same_body(other, record)):
-                duplicates += 1
-            else:
-                conflicts.append(
-                    Rejection(
-                        int(resolved.indexes[row]),
-                        "id",
-                        "event_conflict",
-                        "this id names another event, which counts: use a new id, or send a correction",
-                    )
-                )
-        return duplicates, conflicts
+            for row in doubtful[~repeats]
+        ]
+        return table.filter(pa.array(fresh)), int(repeats.sum()), conflicts
 
     # -- charges --------------------------------------------------------------------------------------
 
@@ -459,10 +444,86 @@ def _units(table: pa.Table) -> dict[str, Int64s]:
     }
 
 
-def _keys(table: pa.Table) -> list[str]:
+def _key_column(table: pa.Table) -> pa.ChunkedArray:
     accounts = pc.cast(table.column("account_id"), pa.string())
-    keys: list[str] = pc.binary_join_element_wise(accounts, table.column("id"), SEPARATOR).to_pylist()
+    joined: pa.ChunkedArray = pc.binary_join_element_wise(accounts, table.column("id"), SEPARATOR)
+    return joined
+
+
+def _keys(table: pa.Table) -> list[str]:
+    keys: list[str] = _key_column(table).to_pylist()
     return keys
+
+
+def _repeats(given: pa.Table, stored: pa.Table) -> Mask:
+    """
+    Return which records of *given* repeat the one of the same key in *stored*: the first, if it has several.
+
+    Compared column by column, which says who is surely the same; the few others are compared one by one.
+    """
+    place = pc.index_in(_key_column(given), value_set=_key_column(stored))
+    found = _true(place.is_valid())
+    if not found.any():
+        return found
+    given = given.filter(pa.array(found))
+    stored = stored.take(pc.drop_null(place)).combine_chunks()
+    # An event that was corrected since is not what it was: its retry can only be taken as a repeat.
+    same = (_ints(stored, "revision") > 0) | (_ints(stored, "sign") < 0) | _surely_same(given, stored)
+    unsure = np.flatnonzero(~same)
+    pairs = zip(
+        records_of(stored.take(pa.array(unsure))), records_of(given.take(pa.array(unsure))), strict=True
+    )
+    same[unsure] = [same_body(*pair) for pair in pairs]
+    found[found] = same
+    return found
+
+
+def _surely_same(given: pa.Table, stored: pa.Table) -> Mask:
+    """Return where `same_body` is true of two rows whose values are simply equal, or need not be."""
+    same = np.ones(given.num_rows, np.bool_)
+    priced = np.ones(given.num_rows, np.bool_)
+    for name in RECORD_FIELDS:
+        if name in NOT_OF_BODY:
+            continue
+        if name == "tags":
+            same &= _same_tags(_single(given.column(name)), _single(stored.column(name)))
+            continue
+        one, other = (_plain(table.column(name)) for table in (given, stored))
+        equal = _true(pc.equal(one, other)) | _true(pc.and_(pc.is_null(one), pc.is_null(other)))
+        if name in PRICE_OF_BODY:
+            priced &= equal
+        else:
+            same &= equal
+        if name == "cost_state":
+            ours = _true(pc.and_(pc.not_equal(one, "given"), pc.not_equal(other, "given")))
+    return same & (priced | ours)
+
+
+def _same_tags(given: pa.MapArray, stored: pa.MapArray) -> Mask:
+    """Return where two columns have the same tags in the same order."""
+    counts, stored_counts = (np.diff(tags.offsets.to_numpy(zero_copy_only=False)) for tags in (given, stored))
+    same: Mask = counts == stored_counts
+    if not same.all():
+        same &= counts == 0
+        return same
+    equal = [
+        _true(pc.equal(_plain(one), _plain(other)))
+        for one, other in ((given.keys, stored.keys), (given.items, stored.items))
+    ]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    same[rows[~(equal[0] & equal[1])]] = False
+    return same
+
+
+def _plain(column: Any) -> Any:
+    """Return text as text, whatever codes it has here."""
+    return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _true(truths: Any) -> Mask:
+    """Return where *truths* are true; null is not."""
+    mask: Mask = pc.fill_null(truths, False).to_numpy(zero_copy_only=False).astype(bool, copy=False)
+    return mask
 
 
 def _single(column: pa.ChunkedArray) -> Any:

@@ -32,7 +32,7 @@ from tollkeeper.domain.catalog import (
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.keys import (
     MANAGEMENT_PREFIX,
-    PREFIX_BY_PROFILE,
+    NATIVE_PREFIX,
     StoredKey,
     hash_secret,
     new_secret,
@@ -40,6 +40,8 @@ from tollkeeper.domain.keys import (
 )
 from tollkeeper.errors import BadParameter, Conflict, IdempotencyConflict, NotFound
 from tollkeeper.ports import Catalog, CatalogStore
+from tollkeeper.profiles import load
+from tollkeeper.profiles.base import NATIVE
 from tollkeeper.services.entries import at_path, check_kind, checked
 
 PAGE_SIZE_MAX: Final = 1000
@@ -363,8 +365,7 @@ class _Work:
                     f"{at_path(path, 'sha256')}: a new key brings its sha256: issue it to get a secret",
                     field=at_path(path, "sha256"),
                 )
-            prefix = MANAGEMENT_PREFIX if key.role == "management" else PREFIX_BY_PROFILE[key.profile]
-            secret = new_secret(prefix, self._choice)
+            secret = new_secret(_prefix_of(key), self._choice)
         self._add_key(key, secret, lineage_id=None)
 
     def rotate(self, stored: StoredKey, overlap_s: int) -> None:
@@ -375,8 +376,7 @@ class _Work:
         if stored.replaced_by is not None:
             raise Conflict(f"key {old.id} was rotated before, to {stored.replaced_by}: rotate that one")
         new = msgspec.structs.replace(old, id=str(uuid.uuid4()))
-        prefix = MANAGEMENT_PREFIX if new.role == "management" else PREFIX_BY_PROFILE[new.profile]
-        self._add_key(new, new_secret(prefix, self._choice), lineage_id=stored.lineage_id)
+        self._add_key(new, new_secret(_prefix_of(new), self._choice), lineage_id=stored.lineage_id)
         ends_at_us = self._now_us + overlap_s * 1_000_000
         if old.expires_at is not None:
             ends_at_us = min(ends_at_us, to_us(old.expires_at))
@@ -446,6 +446,20 @@ class _Work:
             f"{at_path(path, 'state')}: a key expires by its expires_at: set that, and leave state out",
             field=at_path(path, "state"),
         )
+
+
+def _prefix_of(key: Key) -> str:
+    """Return what the secret of a new key begins with."""
+    if key.role == "management":
+        return MANAGEMENT_PREFIX
+    if key.profile == NATIVE:
+        return NATIVE_PREFIX
+    try:
+        return load(key.profile).key_prefix
+    except KeyError:
+        raise Conflict(
+            f"the profile {key.profile} of key {key.id} is not installed: install it first"
+        ) from None
 
 
 def _check_immutable(old: Entry, new: Entry, path: str) -> None:

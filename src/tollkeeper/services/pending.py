@@ -4,21 +4,36 @@ The records that are committed but not yet in the usage store: which ids they ha
 An id is known when it is here or in the usage store. A look-up asks the store first and then this index;
 so that an id cannot slip through between the two, ids that were delivered stay here until every look-up
 that was under way has ended (`looking_up`).
+
+The newest are here whole. While the usage store is away the older ones are kept as 16 bytes each
+(`backlog.py`), and their records are read back from the outbox when somebody asks.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.instants import US_PER_S
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tollkeeper.services.backlog import Backlog
+
 SEPARATOR: Final = "\x00"
+WHOLE_IDS_MAX: Final = 100_000
+"""Ids that are here whole, with their records: about 1 kB each."""
+_ROWS_READ: Final = 20
+"""Outbox rows that are read back at a time: each has up to a batch of events."""
+
+decode_keys = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def key_of(account_id: str, id_: str) -> str:
@@ -31,10 +46,23 @@ class Pending:
     Ids of committed records that the usage store may not have yet, and of holds. Any thread may call.
 
     The id of an open hold is taken too: settling the hold makes the event of that id.
+
+    Args:
+        read: Returns the records of those outbox rows, by number, that are still there and can be read.
+        now_us: The time, in microseconds since the epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        read: Callable[[Sequence[int]], Iterable[pa.Table]] = lambda seqs: (),
+        now_us: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._lock = threading.Lock()
+        self._read = read
+        self._now_us = now_us
+        self._backlog: Backlog | None = None
+        self._set_aside: set[str] = set()
+        self._committed_at: deque[tuple[int, int]] = deque()
         self._places: dict[str, tuple[object, int]] = {}
         self._held: set[str] = set()
         self._keys_by_seq: dict[int, list[str]] = {}
@@ -48,7 +76,21 @@ class Pending:
 
     def disjoint(self, keys: Sequence[str]) -> bool:
         """Return whether none of *keys* is here."""
-        return self._places.keys().isdisjoint(keys) and self._held.isdisjoint(keys)
+        # In this order: an id is in the backlog before it is no longer here whole.
+        return (
+            self._places.keys().isdisjoint(keys)
+            and self._held.isdisjoint(keys)
+            and not (self._backlog and self._backlog.find(keys))
+            and self._set_aside.isdisjoint(keys)
+        )
+
+    def known(self, keys: Sequence[str]) -> set[str]:
+        """Return those of *keys* that are here."""
+        found = {key for key in keys if key in self._places or key in self._held or key in self._set_aside}
+        if self._backlog:
+            # Last, as in `disjoint`.
+            found.update(key for key, _ in self._backlog.find(keys))
+        return found
 
     def add(self, keys: Sequence[str], holder: object | None) -> None:
         """
@@ -80,26 +122,90 @@ class Pending:
         """Learn that *keys* lie in the outbox under *seq*."""
         with self._lock:
             self._keys_by_seq[seq] = keys
-            self.record_count += record_count
-            for account_id in accounts:
-                self._newest_seq_by_account[account_id] = seq
+            self._count(seq, accounts, record_count, self._now_us())
             if seq in self._delivered_early:
                 self._delivered_early.remove(seq)
                 self._retired.append((self._tick, seq))
                 self._forget_retired()
+            elif len(self._places) > WHOLE_IDS_MAX:
+                self._compact(WHOLE_IDS_MAX // 2)
+
+    def restored(self, rows: Iterable[tuple[int, list[str], int, int]]) -> None:
+        """
+        Learn at start of outbox rows that an earlier process left: number, ids, records, commit time each.
+
+        They come in the order of their numbers, before anything is committed.
+        """
+        with self._lock:
+            for seq, keys, record_count, committed_at_us in rows:
+                self._keys_by_seq[seq] = keys
+                accounts = {key.partition(SEPARATOR)[0] for key in keys}
+                self._count(seq, accounts, record_count, committed_at_us)
+            self._compact(0)
+
+    def set_aside(self, keys: Iterable[str]) -> None:
+        """Learn that the records of *keys* cannot be read: the ids stay taken, in no store that tells them."""
+        with self._lock:
+            self._set_aside.update(keys)
+
+    def is_set_aside(self, key: str) -> bool:
+        """Return whether *key* names an event that counts and can neither be read nor compared."""
+        return key in self._set_aside
+
+    def behind_s(self) -> int:
+        """Return the seconds, rounded up, since the oldest record that is here was committed; 0 without any."""
+        with self._lock:
+            if not self._committed_at:
+                return 0
+            return max(1, -(-(self._now_us() - self._committed_at[0][1]) // US_PER_S))
+
+    def _count(self, seq: int, accounts: Iterable[str], record_count: int, committed_at_us: int) -> None:
+        self.record_count += record_count
+        for account_id in accounts:
+            self._newest_seq_by_account[account_id] = seq
+        marks = self._committed_at
+        if self.record_count <= 0:
+            marks.clear()
+        elif not marks or committed_at_us >= marks[-1][1] + US_PER_S:
+            # One a second will do.
+            marks.append((seq, committed_at_us))
+
+    def _compact(self, whole_ids_max: int) -> None:
+        """Put the oldest rows into the backlog until no more than so many ids are here whole."""
+        if self._backlog is None:
+            from tollkeeper.services.backlog import Backlog
+
+            self._backlog = Backlog()
+        moved: list[tuple[int, list[str]]] = []
+        left = sum(map(len, self._keys_by_seq.values()))
+        for seq, keys in self._keys_by_seq.items():
+            if left <= whole_ids_max:
+                break
+            moved.append((seq, keys))
+            left -= len(keys)
+        self._backlog.add(moved)
+        for seq, keys in moved:
+            del self._keys_by_seq[seq]
+            for key in keys:
+                self._places.pop(key, None)
 
     def delivered(self, seqs: Mapping[int, int]) -> None:
         """Learn that the outbox rows *seqs* (seq → record count) are in the usage store."""
         with self._lock:
             self._tick += 1
             for seq, record_count in seqs.items():
-                if seq in self._keys_by_seq:
+                if seq in self._keys_by_seq or (self._backlog is not None and seq <= self._backlog.seq_max):
                     self._retired.append((self._tick, seq))
                 else:
                     # The relay was faster than the commit thread, which is about to call `committed`.
                     self._delivered_early.add(seq)
                 self._delivered_seq = max(self._delivered_seq, seq)
                 self.record_count -= record_count
+            marks = self._committed_at
+            while len(marks) > 1 and marks[1][0] <= self._delivered_seq + 1:
+                marks.popleft()
+            if self.record_count <= 0:
+                marks.clear()
             self._forget_retired()
 
     def newest_seq(self, account_id: str | None) -> int:
@@ -132,32 +238,68 @@ class Pending:
         """Return the records of those *keys* that are here as events."""
         from tollkeeper.columns import records_of
 
-        found: dict[str, Record] = {}
-        by_table: dict[int, tuple[pa.Table, list[str], list[int]]] = {}
+        wanted = set(keys)
+        found = {key_of(row.account_id, row.id): row for row in records_of(self.record_columns(wanted))}
+        return {key: record for key, record in found.items() if key in wanted}
+
+    def record_columns(self, keys: Iterable[str]) -> pa.Table:
+        """
+        Return the records of those *keys* that are here as events, as a table of `columns.SCHEMA`.
+
+        It may have others of the same ids too, of other accounts.
+        """
+        import pyarrow as pa
+
+        from tollkeeper.columns import table_of
+
+        rows: list[Record] = []
+        by_table: dict[int, tuple[pa.Table, list[int]]] = {}
+        left: list[str] = []
         with self._lock:
-            places = [(key, self._places[key]) for key in keys if key in self._places]
-        for key, (holder, index) in places:
-            if holder is None:
+            places = [(key, self._places.get(key)) for key in keys]
+        for key, place in places:
+            if place is None:
+                left.append(key)
                 continue
+            holder, index = place
             if isinstance(holder, list):
-                found[key] = holder[index]
-            else:
-                table, table_keys, rows = by_table.setdefault(id(holder), (holder, [], []))
-                table_keys.append(key)
-                rows.append(index)
-        for table, table_keys, rows in by_table.values():
-            found.update(zip(table_keys, records_of(table.take(rows)), strict=True))
-        return found
+                rows.append(holder[index])
+            elif holder is not None:
+                by_table.setdefault(id(holder), (holder, []))[1].append(index)
+        tables = [table_of(rows), *(table.take(indexes) for table, indexes in by_table.values())]
+        if self._backlog and left:
+            tables += self._read_back(self._backlog.find(left))
+        return pa.concat_tables(tables)
+
+    def _read_back(self, places: Sequence[tuple[str, int]]) -> Iterator[pa.Table]:
+        """Yield the events of ids that lie in outbox rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        ids = pa.array({key.partition(SEPARATOR)[2] for key, _ in places}, pa.string())
+        seqs = sorted({seq for _, seq in places})
+        for start in range(0, len(seqs), _ROWS_READ):
+            for table in self._read(seqs[start : start + _ROWS_READ]):
+                # A correction has the id of its event too.
+                is_event = pc.and_(pc.equal(table["revision"], 0), pc.greater(table["sign"], 0))
+                yield table.filter(pc.and_(is_event, pc.is_in(table["id"], ids)))
 
     def owners(self, id_: str) -> list[str]:
         """Return the accounts that have an event of this id here."""
         ending = SEPARATOR + id_
         with self._lock:
-            return [
+            owners = {
                 key[: -len(ending)]
                 for key, (holder, _) in self._places.items()
                 if holder is not None and key.endswith(ending)
-            ]
+            }
+            if not self._backlog:
+                return sorted(owners)
+            accounts = list(self._newest_seq_by_account)
+        found = self._backlog.find([key_of(account_id, id_) for account_id in accounts])
+        for table in self._read_back(found):
+            owners.update(table["account_id"].to_pylist())
+        return sorted(owners)
 
     def _forget_retired(self) -> None:
         oldest = min(self._look_ups, default=self._tick)
@@ -166,8 +308,12 @@ class Pending:
             if tick > oldest:
                 kept.append((tick, seq))
                 continue
-            for key in self._keys_by_seq.pop(seq, ()):
-                self._places.pop(key, None)
+            keys = self._keys_by_seq.pop(seq, None)
+            if keys is not None:
+                for key in keys:
+                    self._places.pop(key, None)
+            elif self._backlog is not None:
+                self._backlog.drop_through(seq)
         self._retired = kept
-        if not self._keys_by_seq:
+        if not self._keys_by_seq and not self._backlog:
             self._newest_seq_by_account.clear()

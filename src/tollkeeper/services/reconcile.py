@@ -97,7 +97,7 @@ class Reconcile:
             return Verdict(False, [], ["the outbox could not be delivered to the usage store"], 0, 0)
         store_differences += [
             f"outbox row {seq}: its {record_count} records cannot be read and are set aside: {reason}"
-            for seq, record_count, reason in self._ledger.set_asides()
+            for seq, record_count, reason, _ in self._ledger.set_asides()
         ]
         accounts = sorted({a.id for a in self._directory.accounts()} | set(self._ledger.charged_accounts()))
         counters = 0

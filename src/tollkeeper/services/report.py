@@ -42,6 +42,8 @@ class Reports:
         """
         as_of_us = self._clock.now_us()
         complete = self.fresh(query.account_id) and not self._relay.set_aside_records
+        # Before the question: what is delivered meanwhile makes the answer better than it says.
+        behind_s = 0 if complete else self._pending.behind_s()
         answer = self._store.report(query)
         return UsageReport(
             rows=answer.rows,
@@ -49,6 +51,7 @@ class Reports:
             row_count=answer.row_count,
             as_of_us=as_of_us,
             complete=complete,
+            behind_s=behind_s,
         )
 
     def fresh(self, account_id: str | None) -> bool:

@@ -103,7 +103,7 @@ class Sessions:
                 return None
             claims = self._decoded(token, key, self._algorithms, self._issuer, self._audience)
             return _session(claims, self._account_claim)
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):  # The last from JSON nested without end.
             return None
 
     def _decoded(

@@ -76,6 +76,7 @@ _NO_BINS: Final = "CAST(map() AS Map(UInt16, Int64))"
 _VALUES: Final[dict[str, _Value]] = {
     "requests": _Value("u.requests", "toInt64(e.sign)"),
     "errors": _counted("{0}.status >= 400 OR {0}.error_type <> ''"),
+    "failed": _counted("{0}.status >= 400"),
     "denied": _counted("{0}.denied_reason <> ''"),
     "prompt_tokens": _summed("prompt_tokens"),
     "cached_prompt_tokens": _summed("cached_prompt_tokens"),

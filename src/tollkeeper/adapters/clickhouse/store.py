@@ -23,11 +23,12 @@ from typing import Any, Final, NamedTuple
 
 import clickhouse_connect
 import pyarrow as pa
+import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from tollkeeper.adapters.clickhouse import queries
-from tollkeeper.columns import SCHEMA
+from tollkeeper.adapters.clickhouse import code_pages, queries
+from tollkeeper.columns import SCHEMA, records_of
 from tollkeeper.domain.events import RECORD_FIELDS, Record
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
@@ -43,6 +44,8 @@ _IN_PROCESS: Final = {
     "compile_expressions": 0,
     "compile_aggregate_expressions": 0,
 }
+_KEYS: Final = pa.schema([("account_id", pa.string()), ("id", pa.string())])
+_AS_CODES: Final = {"output_format_arrow_low_cardinality_as_dictionary": 1}
 _DIFFERENCES_MAX: Final = 1_000
 _EXPORT_ROWS: Final = 100_000
 _APPEND: Final = {
@@ -103,6 +106,8 @@ class ClickHouseUsageStore:
         self._closed = False
         self._appender = self._connect()
         self._lookups = self._connect()
+        self._newest_id: str | None = None
+        """No id of the store is greater; None: not known."""
 
     @classmethod
     def open(cls, url: str, *, memory_bytes_max: int | None = None) -> ClickHouseUsageStore:
@@ -130,6 +135,10 @@ class ClickHouseUsageStore:
             store = cls(url, options, settings)
             try:
                 _migrate(store._appender)
+                if url.startswith("chdb:"):
+                    # Only this process writes there, so that what it appends is all that can come to it.
+                    store._newest_id = store._greatest_id()
+                    code_pages.give_back()
             except BaseException:
                 store.close()
                 raise
@@ -140,35 +149,43 @@ class ClickHouseUsageStore:
         if records.num_rows == 0:
             return
         with _engine_errors(), self._append_lock:
+            if self._newest_id is not None:
+                # Before the insert, which may succeed without our hearing of it.
+                self._newest_id = max(self._newest_id, _newest_of(records))
             self._appender.insert_arrow(
                 "events", _stored_form(records), settings={**_APPEND, "insert_deduplication_token": token}
             )
 
-    def known_ids(self, keys: pa.Table) -> set[tuple[str, str]]:
+    def known_ids(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.known_ids`."""
-        if keys.num_rows == 0:
-            return set()
+        if keys.num_rows == 0 or self._are_newer(keys):
+            return _KEYS.empty_table()
         with _engine_errors(), self._looking_up(keys) as lookup:
-            return set(lookup.rows("SELECT account_id, id FROM event_ids WHERE (id, account_id) IN {pairs}"))
+            return lookup.table(
+                "SELECT account_id, id FROM event_ids WHERE (id, account_id) IN {pairs}"
+            ).cast(_KEYS)
 
     def records(self, ids: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Record]:
         """See `ports.UsageStore.records`."""
-        if not ids:
-            return {}
-        accounts, names = zip(*ids, strict=True)
-        keys = pa.table({"account_id": pa.array(accounts, pa.string()), "id": pa.array(names, pa.string())})
+        accounts, names = zip(*ids, strict=True) if ids else ((), ())
+        found = self.record_columns(
+            pa.table([pa.array(accounts, pa.string()), pa.array(names, pa.string())], schema=_KEYS)
+        )
+        return {(record.account_id, record.id): record for record in records_of(found)}
+
+    def record_columns(self, keys: pa.Table) -> pa.Table:
+        """See `ports.UsageStore.record_columns`."""
+        if keys.num_rows == 0:
+            return SCHEMA.empty_table()
         # The minutes of the index lead to the few granules of `events` that hold the records.
         sql = f"""
             SELECT {_RECORD_COLUMNS} FROM events
             WHERE (account_id, toStartOfMinute(occurred_at)) IN (
                     SELECT account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN {{pairs}}
                 )
-                AND (id, account_id) IN {{pairs}}
-            ORDER BY revision DESC, sign
-            LIMIT 1 BY account_id, id"""
+                AND (id, account_id) IN {{pairs}}"""
         with _engine_errors(), self._looking_up(keys) as lookup:
-            found = [Record(*row) for row in lookup.rows(sql)]
-        return {(record.account_id, record.id): record for record in found}
+            return _current(_booked_form(lookup.table(sql)))
 
     def owners(self, id_: str) -> list[str]:
         """See `ports.UsageStore.owners`."""
@@ -371,6 +388,15 @@ class ClickHouseUsageStore:
             yield _LookUp(client, "(SELECT id, account_id FROM lookup)", {})
             client.command("TRUNCATE TABLE lookup")
 
+    def _greatest_id(self) -> str:
+        rows = self._appender.query("SELECT id FROM event_ids ORDER BY id DESC LIMIT 1").result_rows
+        return rows[0][0] if rows else ""
+
+    def _are_newer(self, keys: pa.Table) -> bool:
+        """Return whether all ids of *keys* are greater than any of the store, as time-ordered ones are."""
+        newest = self._newest_id
+        return newest is not None and pc.min(keys.column("id")).as_py() > newest
+
     def _rollup_differences(self) -> list[str]:
         dimensions = ", ".join(_DIMENSIONS)
         columns = ", ".join([*_DIMENSIONS, *_SUMS, *_MAPS, *_EXTREMES])
@@ -444,9 +470,10 @@ class _LookUp(NamedTuple):
     pairs: str
     parameters: dict[str, Any]
 
-    def rows(self, sql: str) -> Sequence[tuple[Any, ...]]:
-        result = self.client.query(sql.replace("{pairs}", self.pairs), parameters=self.parameters)
-        return list(map(tuple, result.result_rows))
+    def table(self, sql: str) -> pa.Table:
+        return self.client.query_arrow(
+            sql.replace("{pairs}", self.pairs), parameters=self.parameters, settings=dict(_AS_CODES)
+        )
 
 
 _DIMENSIONS: Final = {
@@ -580,10 +607,33 @@ def _booked_form(rows: pa.Table) -> pa.Table:
     arrays = []
     for field in SCHEMA:
         column = rows.column(field.name).combine_chunks()
-        if pa.types.is_dictionary(field.type):
-            column = column.cast(pa.string()).dictionary_encode()
+        if pa.types.is_dictionary(column.type):
+            # The engine says few values with few bytes of code.
+            column = pa.DictionaryArray.from_arrays(column.indices.cast(pa.int32()), column.dictionary)
+        elif pa.types.is_dictionary(field.type):
+            column = column.dictionary_encode()
         arrays.append(column.cast(field.type))
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+def _newest_of(records: pa.Table) -> str:
+    """Return the greatest id that *records* bring; text compares alike here, in Arrow and in the engine."""
+    newest: str = max(pc.max(records.column(name)).as_py() for name in ("id", "amendment_id"))
+    return newest
+
+
+def _current(rows: pa.Table) -> pa.Table:
+    """Return the last revision of each event of *rows*: its row of sign -1 if it was voided."""
+    pairs = pc.binary_join_element_wise(rows.column("account_id").cast(pa.string()), rows.column("id"), "\0")
+    if pc.count_distinct(pairs).as_py() == rows.num_rows:
+        return rows
+    order = pc.sort_indices(
+        pa.table({"pair": pairs, "revision": rows.column("revision"), "sign": rows.column("sign")}),
+        [("pair", "ascending"), ("revision", "descending"), ("sign", "ascending")],
+    )
+    ends = pc.run_end_encode(pairs.take(order).combine_chunks()).run_ends
+    starts = [0, *ends.to_pylist()[:-1]]
+    return rows.take(order.take(pa.array(starts)))
 
 
 def _plain(table: pa.Table) -> pa.Table:

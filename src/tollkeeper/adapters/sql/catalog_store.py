@@ -221,11 +221,11 @@ class _SqlCatalog(Catalog):
         return found[0] if found else None
 
     def find_key(self, key_id: str) -> StoredKey | None:
-        found = self._keys(tables.keys.c.id == key_id)
+        found = self._keys(_equals(tables.keys.c.id, key_id))
         return found[0] if found else None
 
     def keys_of_account(self, account: str) -> Sequence[StoredKey]:
-        return self._keys(tables.keys.c.account_id == account)
+        return self._keys(_equals(tables.keys.c.account_id, account))
 
     def touch_keys(self, last_used_at_us: Mapping[str, int]) -> None:
         if not last_used_at_us:
@@ -330,15 +330,15 @@ def _our_errors() -> Iterator[None]:
 
 
 def _is(mapping: _Mapping, entry_id: str, account: str | None) -> sa.ColumnElement[bool]:
-    here: sa.ColumnElement[bool] = mapping.id == entry_id
+    here = _equals(mapping.id, entry_id)
     if account is None:
         return here
     if mapping.is_account_scoped:
-        return sa.and_(mapping.table.c.account_id == account, here)
+        return sa.and_(_equals(mapping.table.c.account_id, account), here)
     if mapping.account is not None:
-        return sa.and_(sa.or_(mapping.account.is_(None), mapping.account == account), here)
+        return sa.and_(sa.or_(mapping.account.is_(None), _equals(mapping.account, account)), here)
     if mapping.table is tables.accounts:
-        return sa.and_(mapping.id == account, here)
+        return sa.and_(_equals(mapping.id, account), here)
     return here
 
 
@@ -346,12 +346,17 @@ def _of_account(mapping: _Mapping, query: sa.Select[Any], account: str | None) -
     if account is None:
         return query
     if mapping.is_account_scoped:
-        return query.where(mapping.table.c.account_id == account)
+        return query.where(_equals(mapping.table.c.account_id, account))
     if mapping.account is not None:
-        return query.where(sa.or_(mapping.account.is_(None), mapping.account == account))
+        return query.where(sa.or_(mapping.account.is_(None), _equals(mapping.account, account)))
     if mapping.table is tables.accounts:
-        return query.where(mapping.id == account)
+        return query.where(_equals(mapping.id, account))
     return query
+
+
+def _equals(column: sa.Column[Any], text: str) -> sa.ColumnElement[bool]:
+    """Whether *column* is *text*. PostgreSQL refuses a question about a text with a NUL, which nothing has."""
+    return sa.false() if "\x00" in text else column == text
 
 
 def _order(mapping: _Mapping) -> tuple[sa.Column[Any], ...]:

@@ -31,8 +31,16 @@ from tollkeeper.adapters.sql.ledger_tables import (
     scopes,
     windows,
 )
-from tollkeeper.adapters.sql.prepared import Prepared
-from tollkeeper.domain.bookings import Committed, Group, HoldBody, OutboxEntry, StoredHold
+from tollkeeper.adapters.sql.prepared import Prepared, Row
+from tollkeeper.domain.bookings import (
+    Committed,
+    Group,
+    HoldBody,
+    OutboxEntry,
+    PendingRow,
+    SetAside,
+    StoredHold,
+)
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, fingerprint_of
 from tollkeeper.domain.instants import from_us
@@ -44,6 +52,9 @@ _HOUR_US: Final = 3_600_000_000
 _ENDED_HOLDS_KEPT_US: Final = 30 * 86_400_000_000
 """How long a voided or expired hold is remembered, so that a late settle is recognised."""
 _PURGE_BATCH: Final = 5_000
+PENDING_ROWS: Final = 20
+"""Outbox rows whose ids are read at a time: each has up to a batch of events."""
+_ENTRY: Final[Any] = (outbox.c.format, outbox.c.payload, outbox.c.record_count, outbox.c.id_keys)
 _IN_DOUBT_RETRY_S: Final = 0.5
 
 log = logging.getLogger("tollkeeper.ledger")
@@ -60,46 +71,59 @@ class SqlLedger:
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
-        of_hold = (
-            holds.c.account_id == sa.bindparam("of_account"),
-            holds.c.hold_id == sa.bindparam("of_hold"),
-        )
         self._next_commit = Prepared(
             engine,
-            sa.update(progress)
-            .values(commit_seq=progress.c.commit_seq + sa.literal_column("1"))
-            .returning(progress.c.commit_seq),
+            lambda rows: (
+                sa.update(progress)
+                .values(commit_seq=progress.c.commit_seq + sa.literal_column("1"))
+                .returning(progress.c.commit_seq)
+            ),
             (),
+            sizes=(1,),
         )
         self._open_hold = Prepared(
-            engine, sa.insert(holds), ("account_id", "hold_id", "state", "body", "created_at_us")
+            engine,
+            lambda rows: sa.insert(holds).values(rows),
+            ("account_id", "hold_id", "state", "body", "created_at_us"),
         )
-        self._forget_hold = Prepared(engine, sa.delete(holds).where(*of_hold), ("of_account", "of_hold"))
+        self._forget_hold = Prepared(
+            engine,
+            lambda rows: sa.delete(holds).where(sa.or_(*map(_of_hold, rows))),
+            ("account_id", "hold_id"),
+        )
         self._end_hold = Prepared(
             engine,
-            sa.update(holds)
-            .where(*of_hold)
-            .values(state=sa.bindparam("to_state"), ended_at_us=sa.bindparam("at_us")),
-            ("of_account", "of_hold", "to_state", "at_us"),
+            lambda rows: (
+                sa.update(holds)
+                .where(_of_hold(rows[0]))
+                .values(state=rows[0]["state"], ended_at_us=rows[0]["ended_at_us"])
+            ),
+            ("account_id", "hold_id", "state", "ended_at_us"),
+            sizes=(1,),
         )
         self._charge_counter = Prepared(
-            engine, self._adding(insert, counters, "used"), tuple(counters.columns.keys())
+            engine,
+            lambda rows: self._adding(insert(counters).values(rows), counters, "used"),
+            tuple(counters.columns.keys()),
         )
         self._charge_posting = Prepared(
-            engine, self._adding(insert, postings, "amount"), tuple(postings.columns.keys())
+            engine,
+            lambda rows: self._adding(insert(postings).values(rows), postings, "amount"),
+            tuple(postings.columns.keys()),
         )
         self._store_window = Prepared(
             engine,
-            self._replacing(insert, windows, ("used", "expires_at_us")),
+            lambda rows: self._replacing(insert(windows).values(rows), windows, ("used", "expires_at_us")),
             tuple(windows.columns.keys()),
         )
         self._put_out = Prepared(
             engine,
-            sa.insert(outbox).returning(outbox.c.seq),
-            ("format", "record_count", "payload"),
+            lambda rows: sa.insert(outbox).values(rows).returning(outbox.c.seq),
+            ("format", "record_count", "payload", "id_keys", "committed_at_us"),
+            sizes=(1,),
         )
-        self._store_pool = self._replacing(insert, pools, ("overdraft_nanos",))
-        self._store_scope = self._replacing(insert, scopes, ("fingerprint", "active_from_us"))
+        self._store_pool = self._replacing(insert(pools), pools, ("overdraft_nanos",))
+        self._store_scope = self._replacing(insert(scopes), scopes, ("fingerprint", "active_from_us"))
         with self._writing() as tx:
             tx.execute(
                 insert(progress)
@@ -178,7 +202,9 @@ class SqlLedger:
                 },
             )
         outbox_seqs = [
-            self._put_out.scalar(tx, (entry.format, entry.record_count, entry.payload))
+            self._put_out.scalar(
+                tx, (entry.format, entry.record_count, entry.payload, entry.keys, group.now_us)
+            )
             for entry in group.outbox
         ]
         return Committed(commit_seq, outbox_seqs, books)
@@ -370,14 +396,20 @@ class SqlLedger:
 
     # -- outbox ---------------------------------------------------------------------------------------
 
-    def pending(self) -> list[tuple[int, OutboxEntry]]:
+    def pending(self, after_seq: int = 0, rows_max: int = PENDING_ROWS) -> list[PendingRow]:
+        query = (
+            sa.select(outbox.c.seq, outbox.c.record_count, outbox.c.id_keys, outbox.c.committed_at_us)
+            .where(outbox.c.seq > after_seq, outbox.c.set_aside_reason.is_(None))
+            .order_by(outbox.c.seq)
+            .limit(rows_max)
+        )
         with self._reading() as tx:
-            rows = tx.execute(
-                sa.select(outbox.c.seq, outbox.c.format, outbox.c.payload, outbox.c.record_count)
-                .where(outbox.c.set_aside_reason.is_(None))
-                .order_by(outbox.c.seq)
-            )
-            return [(int(row.seq), OutboxEntry(row.format, row.payload, row.record_count)) for row in rows]
+            return [PendingRow(*map(_plain, row)) for row in tx.execute(query)]
+
+    def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
+        query = sa.select(outbox.c.seq, *_ENTRY).where(outbox.c.seq.in_(seqs))
+        with self._reading() as tx:
+            return {int(seq): _entry(row) for seq, *row in tx.execute(query)}
 
     def next_batch(
         self, records_max: int, *, seq_max: int | None = None
@@ -395,11 +427,9 @@ class SqlLedger:
                 ).scalar_one()
                 tx.execute(sa.update(outbox).where(outbox.c.seq.in_(chosen)).values(batch=batch))
             rows = tx.execute(
-                sa.select(outbox.c.seq, outbox.c.format, outbox.c.payload, outbox.c.record_count)
-                .where(outbox.c.batch == batch)
-                .order_by(outbox.c.seq)
+                sa.select(outbox.c.seq, *_ENTRY).where(outbox.c.batch == batch).order_by(outbox.c.seq)
             ).all()
-        return int(batch), [(int(r.seq), OutboxEntry(r.format, r.payload, r.record_count)) for r in rows]
+        return int(batch), [(int(seq), _entry(row)) for seq, *row in rows]
 
     def _choose(self, tx: sa.Connection, records_max: int, seq_max: int | None) -> list[int]:
         query = (
@@ -429,11 +459,11 @@ class SqlLedger:
                 sa.update(outbox).where(outbox.c.seq == seq).values(batch=None, set_aside_reason=reason)
             )
 
-    def set_asides(self) -> list[tuple[int, int, str]]:
-        query = sa.select(outbox.c.seq, outbox.c.record_count, outbox.c.set_aside_reason)
+    def set_asides(self) -> list[SetAside]:
+        query = sa.select(outbox.c.seq, outbox.c.record_count, outbox.c.set_aside_reason, outbox.c.id_keys)
         with self._reading() as tx:
             rows = tx.execute(query.where(outbox.c.set_aside_reason.is_not(None)).order_by(outbox.c.seq))
-            return [(int(seq), int(record_count), str(reason)) for seq, record_count, reason in rows]
+            return [SetAside(*map(_plain, row)) for row in rows]
 
     def purge(self, now_us: int) -> int:
         with self._writing() as tx:
@@ -476,20 +506,32 @@ class SqlLedger:
             yield tx
 
     @staticmethod
-    def _adding(insert: Any, table: sa.Table, column: str) -> Any:
-        statement = insert(table)
+    def _adding(statement: Any, table: sa.Table, column: str) -> Any:
         return statement.on_conflict_do_update(
             index_elements=list(table.primary_key.columns),
             set_={column: table.c[column] + statement.excluded[column]},
         )
 
     @staticmethod
-    def _replacing(insert: Any, table: sa.Table, columns: Sequence[str]) -> Any:
-        statement = insert(table)
+    def _replacing(statement: Any, table: sa.Table, columns: Sequence[str]) -> Any:
         return statement.on_conflict_do_update(
             index_elements=list(table.primary_key.columns),
             set_={column: statement.excluded[column] for column in columns},
         )
+
+
+def _entry(row: Sequence[Any]) -> OutboxEntry:
+    format_, payload, record_count, keys = row
+    return OutboxEntry(format_, bytes(payload), record_count, bytes(keys))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as of Python: a driver may answer bytes as something else."""
+    return bytes(value) if isinstance(value, memoryview | bytearray) else value
+
+
+def _of_hold(row: Row) -> sa.ColumnElement[bool]:
+    return sa.and_(holds.c.account_id == row["account_id"], holds.c.hold_id == row["hold_id"])
 
 
 @contextmanager

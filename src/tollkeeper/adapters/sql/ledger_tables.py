@@ -89,6 +89,9 @@ outbox = Table(
     # Why a row cannot be relayed; it is kept for whoever repairs it, and holds up no other.
     Column("set_aside_reason", Text),
     Column("payload", LargeBinary, nullable=False),
+    # Beside the payload, so that ids are known at start without it, and when it cannot be read.
+    Column("id_keys", LargeBinary, nullable=False),
+    Column("committed_at_us", BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )
 

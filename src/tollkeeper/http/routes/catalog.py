@@ -120,6 +120,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
                         },
                     ),
                 ),
+                problems=(404,),
             )
         ),
     )

@@ -17,7 +17,7 @@ import msgspec
 from tollkeeper.domain.catalog import Entry, Key
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.errors import BadParameter
+from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.services.manage import Change
 
 KEY_READ_ONLY: Final = (
@@ -79,11 +79,15 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         BadParameter: A number has a fraction or exponent: no entry has one, and money least of all.
+        Malformed: It is nested more deeply than can be read.
     """
-    plain = _converted(raw, kind, _taken)
-    if kind == "keys":
-        plain = {name: value for name, value in plain.items() if name not in KEY_READ_ONLY}
-    _check_whole(plain, "")
+    try:
+        plain = _converted(raw, kind, _taken)
+        if kind == "keys":
+            plain = {name: value for name, value in plain.items() if name not in KEY_READ_ONLY}
+        _check_whole(plain, "")
+    except RecursionError:
+        raise Malformed("The body is nested too deeply: an entry has no more than three levels.") from None
     return plain
 
 

@@ -11,6 +11,7 @@ from litestar.params import FromPath, RawBody
 
 from tollkeeper.domain.events import Event, Record, record_to_event
 from tollkeeper.errors import BadParameter, NotFound, Unavailable
+from tollkeeper.http.paths import segment_text
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     CUSTOMER,
@@ -101,6 +102,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
     """Tell an event as it stands."""
     params = params_of(request, "account")
     installation = installation_of(request)
+    event_id = segment_text(event_id)
     account = account_in_scope(principal_of(request), params.get("account"))
     account = _owner(installation, event_id, account)
     if not installation.reports.fresh(account):
@@ -135,7 +137,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
 def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Amend an event."""
     params = params_of(request, "account")
-    installation = installation_of(request)
+    installation, event_id = installation_of(request), segment_text(event_id)
     asked = fields_of(json_object(request, body), Amendment)
     stated = {
         name: value
@@ -172,7 +174,7 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
 def void_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Void an event."""
     params = params_of(request, "account")
-    installation = installation_of(request)
+    installation, event_id = installation_of(request), segment_text(event_id)
     asked = fields_of(json_object(request, body), VoidEventRequest)
     correction_id = asked.correction_id or installation.gate.new_id(installation.clock.now_us())
     account = _owner(installation, event_id, params.get("account"))

@@ -53,7 +53,7 @@ class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
     Usage, in rows per bucket and group, and its totals over all rows, not only this page.
 
     Money is text, in nanos. Every event that was acknowledged before `as_of` is in the answer; when
-    `complete` is false, some are still on their way.
+    `complete` is false, some are still on their way, the oldest for `behind_s` seconds.
     """
 
     rows: list[dict[str, Any]]
@@ -66,6 +66,7 @@ class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
     to: str
     as_of: str
     complete: bool
+    behind_s: int
 
 
 _QUERY: Final = (
@@ -120,6 +121,7 @@ _EXAMPLE: Final = {
     "to": "2026-02-01T00:00:00.000000Z",
     "as_of": "2026-01-31T09:30:00.125000Z",
     "complete": True,
+    "behind_s": 0,
 }
 
 
@@ -140,7 +142,7 @@ def handlers() -> list[HTTPRouteHandler]:
                 200: Sent(
                     {"application/json": UsageAnswer, "text/csv": {"type": "string"}},
                     _EXAMPLE,
-                    "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of` and `X-Complete` tell the rest.",
+                    "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of`, `X-Complete` and `X-Behind` tell the rest.",
                 )
             },
             description="The answer contains the request that was answered a millisecond ago. A management "
@@ -177,6 +179,7 @@ def usage(request: AnyRequest) -> Response[bytes] | Stream:
             to=to_text(from_us(query.to_us)),
             as_of=to_text(from_us(report.as_of_us)),
             complete=report.complete,
+            behind_s=report.behind_s,
         )
     )
 
@@ -223,6 +226,7 @@ def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
             "X-Next-Offset": "" if following is None else str(following),
             "X-As-Of": to_text(from_us(report.as_of_us)),
             "X-Complete": "true" if report.complete else "false",
+            "X-Behind": str(report.behind_s),
         },
     )
 

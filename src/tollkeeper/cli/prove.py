@@ -1,0 +1,68 @@
+"""`tollkeeper prove`: attack it and see."""
+
+from __future__ import annotations
+
+import random
+from typing import Annotated
+
+import typer
+
+from tollkeeper.cli import options
+from tollkeeper.cli.failures import FAILED, misused
+from tollkeeper.cli.output import stderr
+
+
+def prove(
+    rounds: Annotated[
+        int, typer.Option("--rounds", help="Each kills the server once or twice.", min=1, max=10_000)
+    ] = 5,
+    clients: Annotated[int, typer.Option("--clients", help="Client processes.", min=1, max=64)] = 4,
+    connections: Annotated[
+        int, typer.Option("--connections", help="Connections of each.", min=1, max=64)
+    ] = 4,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Repeats the plan of a run; any unless given.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DIR",
+            help="An empty directory to keep what is left in; a temporary one, removed, unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    shrink: Annotated[
+        int, typer.Option("--shrink", help="Seconds to look for a smaller run that fails too.", min=0)
+    ] = 60,
+    output: options.Format = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """
+    Attack a throw-away installation, and count overshoot, lost and double-counted. Exit code 1 unless all are 0.
+
+    Client processes send mixed traffic over HTTP and cut their own connections; the server is killed (-9) and
+    started again in every round. docs/prove.md says how to read the report.
+    """
+    from tollkeeper.prove.plan import Scale
+    from tollkeeper.prove.report import print_proof
+    from tollkeeper.prove.run import prove as attack
+    from tollkeeper.prove.run import shrink as shrunk
+
+    form = options.output_format(output, as_json)
+    if form == "csv":
+        raise misused("The report is a table or JSON: give --format table or json.")
+    console = stderr()
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    seed = random.SystemRandom().randrange(2**32) if seed is None else seed
+    say(f"seed {seed}")
+    proof = attack(Scale(rounds, clients, connections), seed, data=data, say=say)
+    if proof.findings and shrink:
+        proof = shrunk(proof, within_s=shrink, say=say)
+    print_proof(proof, as_json=form == "json")
+    if proof.findings:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,280 @@
+"""Runs the proof: rounds of traffic and kills on a throw-away installation, each checked, and all again at the end."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tollkeeper.cli.server_client import Server
+from tollkeeper.errors import Conflict, Unavailable
+from tollkeeper.prove.journal import Call, read_calls
+from tollkeeper.prove.look import look, verify
+from tollkeeper.prove.oracle import KINDS, Finding, check, history
+from tollkeeper.prove.plan import Round, Scale, plan_round
+from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess, environment
+
+DIRECTORY_PREFIX: Final = "tollkeeper-prove-"
+ROUND_S_MAX: Final = 300
+"""Longer than any client waits for one call."""
+CLIENT_END_S_MAX: Final = 10
+HISTORY_LINES_MAX: Final = 40
+
+
+class Proof(NamedTuple):
+    """What a run found. Findings are told once, each with the calls that show it."""
+
+    seed: int
+    scale: Scale
+    took_s: float
+    calls: int
+    tries: int
+    kills: int
+    verifies: int
+    findings: tuple[tuple[Finding, tuple[str, ...]], ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Findings by kind."""
+        return {kind: sum(finding.kind == kind for finding, _ in self.findings) for kind in KINDS}
+
+
+def prove(scale: Scale, seed: int, *, data: str | None, say: Callable[[str], None]) -> Proof:
+    """
+    Attack a new installation and return what was found.
+
+    Args:
+        data: An empty directory, or one that is not there yet, to keep what is left in; None uses a temporary
+            one and removes it.
+        say: Takes a line for each round.
+
+    Raises:
+        Conflict: *data* holds something.
+        Unavailable: The server cannot start, or a client got no answer.
+    """
+    with _directory(data) as directory:
+        run = Run(scale, seed, directory)
+        try:
+            for number in range(1, scale.rounds + 1):
+                say(run.round(number))
+            say(run.last_look())
+        finally:
+            run.close()
+        return run.proof()
+
+
+class Run:
+    """
+    One run. Whoever made it closes it, which ends every process that it started.
+
+    Attributes:
+        rounds: Of each round that is through: its plan, what its clients did, how often the server was killed.
+    """
+
+    def __init__(self, scale: Scale, seed: int, directory: Path) -> None:
+        self.server = ServerProcess(directory / "data", directory / "server.log")
+        self._scale = scale
+        self._seed = seed
+        self._directory = directory
+        self._began = time.monotonic()
+        self._client = Server(self.server.url, OPERATOR_KEY)
+        self._clients: list[subprocess.Popen[bytes]] = []
+        self.rounds: list[tuple[Round, list[Call], int]] = []
+        self._findings: dict[Finding, tuple[str, ...]] = {}
+        self._verifies = 0
+
+    def round(self, number: int) -> str:
+        """Run one round and check it; return a line that tells of it."""
+        plan = plan_round(self._seed, number, self._scale)
+        if number == 1:
+            self.server.start()
+        kills, known, began = self.server.kills, len(self._findings), time.monotonic()
+        self._client.call("POST", "/apply", body=plan.declaration.encode(), media_type="application/toml")
+        answered = self._traffic(plan)
+        kills = self.server.kills - kills
+        self.rounds.append((plan, read_calls(self._journals(number)), kills))
+        self.verify()
+        self.check(number)
+        found = list(self._findings)[known:]
+        took_s = time.monotonic() - began
+        return (
+            f"round {number} of {self._scale.rounds}: {answered:,} answers, {kills} kills, "
+            f"the first after {plan.kill_at:,} answers; {_told(found)}; {took_s:.1f} s"
+        )
+
+    def check(self, number: int) -> list[Finding]:
+        """Hold what the server says of a round against its journals; return what was not found before."""
+        plan, calls, kills = self.rounds[number - 1]
+        seen = look(self._client, OPERATOR_KEY, plan)
+        return self._note(check(plan, calls, seen, callers=self._scale.callers, kills=kills), calls)
+
+    def verify(self) -> list[Finding]:
+        """Have the server verify itself; return what was not found before."""
+        self._verifies += 1
+        return self._note([Finding("verify", difference) for difference in verify(self._client)], [])
+
+    def last_look(self) -> str:
+        """Stop the server as an operator would, start it again and check every round once more."""
+        self.server.stop()
+        self.server.start()
+        found = self.verify()
+        for number in range(1, len(self.rounds) + 1):
+            found += self.check(number)
+        return f"all rounds once more after a clean restart: {_told(found)}"
+
+    def proof(self) -> Proof:
+        """Return what was found so far."""
+        calls = [call for _, calls, _ in self.rounds for call in calls]
+        return Proof(
+            self._seed,
+            self._scale,
+            time.monotonic() - self._began,
+            len(calls),
+            sum(call.sent for call in calls),
+            self.server.kills,
+            self._verifies,
+            tuple(self._findings.items()),
+        )
+
+    def close(self) -> None:
+        """End every process of this run."""
+        for client in self._clients:
+            client.kill()
+            client.wait()
+        self._clients.clear()
+        self.server.kill()
+
+    def _note(self, found: list[Finding], calls: list[Call]) -> list[Finding]:
+        fresh = [finding for finding in dict.fromkeys(found) if finding not in self._findings]
+        for finding in fresh:
+            self._findings[finding] = tuple(history(calls, finding.ids)[:HISTORY_LINES_MAX])
+        return fresh
+
+    def _traffic(self, plan: Round) -> int:
+        """Run all clients of a round to their end, and kill the server on the way; return how many answers came."""
+        until = time.monotonic() + ROUND_S_MAX
+        reader, writer = os.pipe()
+        try:
+            self._start_clients(plan.number, writer)
+        finally:
+            os.close(writer)
+        answered, killed = 0, False
+        with open(reader, "rb", buffering=0) as answers:
+            while True:
+                ready, _, _ = select.select([answers], [], [], max(0.0, until - time.monotonic()))
+                if not ready:
+                    raise Unavailable(f"The clients of round {plan.number} do not end. Seed {self._seed}.")
+                piece = answers.read(65536)
+                answered += len(piece)
+                if not killed and (answered >= plan.kill_at or not piece):
+                    killed = True
+                    self._crash(plan)
+                if not piece:
+                    break
+        self._wait_for_clients(plan.number)
+        return answered
+
+    def _crash(self, plan: Round) -> None:
+        self.server.kill()
+        if plan.kill_start_s is not None:
+            # It is opening its stores, or taking up holds.
+            self.server.spawn()
+            time.sleep(plan.kill_start_s)
+            self.server.kill()
+        self.server.start()
+        self.verify()
+
+    def _start_clients(self, number: int, answers: int) -> None:
+        for client, journal in enumerate(self._journals(number)):
+            numbers = [self.server.port, self._seed, number, client, *self._scale]
+            with journal.with_suffix(".errors").open("wb") as errors:
+                self._clients.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "tollkeeper.prove.client", *map(str, numbers), str(journal)],
+                        stdin=subprocess.DEVNULL,
+                        stdout=answers,
+                        stderr=errors,
+                        env=environment({}),
+                        start_new_session=True,
+                    )
+                )
+
+    def _wait_for_clients(self, number: int) -> None:
+        for client, journal in zip(self._clients, self._journals(number), strict=True):
+            if client.wait(CLIENT_END_S_MAX):
+                errors = journal.with_suffix(".errors").read_text(errors="replace")[-1_000:].strip()
+                raise Unavailable(f"A client of round {number} failed (seed {self._seed}): {errors}")
+        self._clients.clear()
+
+    def _journals(self, number: int) -> list[Path]:
+        return [self._directory / f"journal-{number}-{client}" for client in range(self._scale.clients)]
+
+
+def shrink(proof: Proof, *, within_s: float, say: Callable[[str], None]) -> Proof:
+    """
+    Return the smallest run of the same seed that still finds something, of those tried *within_s* seconds.
+
+    Another interleaving may find nothing in a run that has the fault: *proof* itself is returned then.
+    """
+    until = time.monotonic() + within_s
+    smallest = proof
+    while time.monotonic() < until:
+        rounds, clients, connections = smallest.scale
+        smaller = [
+            Scale(max(1, rounds // 2), clients, connections),
+            Scale(rounds, max(1, clients // 2), connections),
+            Scale(rounds, clients, max(1, connections // 2)),
+        ]
+        for scale in smaller:
+            if scale == smallest.scale or time.monotonic() > until:
+                continue
+            again = prove(scale, proof.seed, data=None, say=lambda line: None)
+            say(f"smaller, {_size(scale)}: {_told([finding for finding, _ in again.findings])}")
+            if again.findings:
+                smallest = again
+                break
+        else:
+            break
+    return smallest
+
+
+def _size(scale: Scale) -> str:
+    return f"{scale.rounds} rounds of {scale.clients} clients with {scale.connections} connections"
+
+
+def _told(found: list[Finding]) -> str:
+    return ", ".join(f"{kind} {sum(f.kind == kind for f in found)}" for kind in KINDS)
+
+
+@contextmanager
+def _directory(data: str | None) -> Iterator[Path]:
+    # A stop by SIGTERM cleans up as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if data is not None:
+            path = Path(data)
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise Conflict(f"{data} is not empty: name another directory. The proof starts afresh.")
+            path.mkdir(parents=True, exist_ok=True)
+            yield path
+            return
+        path = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

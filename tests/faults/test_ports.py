@@ -1,0 +1,247 @@
+"""
+Every method of every port fails, before and after its work, is repeated, delayed and overtaken.
+
+Whatever fails, callers are told so by `Unavailable`; they ask again with the same ids; and in the end what was
+acknowledged is recorded once, and counter = ledger = sum of events.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+
+from tests.conftest import Install
+from tests.faults.test_backlog import asked, send
+from tests.faults.test_ledger_away import Customer, eventually
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
+from tollkeeper.adapters.sql.ledger import SqlLedger
+from tollkeeper.domain.catalog import Budget, Grant
+from tollkeeper.domain.events import Event
+from tollkeeper.errors import Unavailable
+from tollkeeper.gate.gate import Outcome, Usage
+from tollkeeper.installation import Installation
+from tollkeeper.ports import CatalogStore, Ledger, UsageStore
+from tollkeeper.services.tickets import Ticket
+from tollkeeper.testing import Faulty, commit_all, lost_commits, verify
+
+TRIES: Final = 20
+
+
+def methods(port: type, *but: str) -> list[str]:
+    names = {name for kind in port.__mro__ for name, value in vars(kind).items() if callable(value)}
+    return sorted(name for name in names if not name.startswith("_") and name not in but)
+
+
+LEDGER: Final = methods(Ledger, "close")
+CATALOG: Final = methods(CatalogStore, "close")
+USAGE: Final = methods(UsageStore, "close")
+
+
+def insisting(call: Callable[[], Any]) -> Any:
+    """Ask until there is an answer; nothing but `Unavailable` may come instead of one."""
+    told: list[str] = []
+    while len(told) < TRIES:
+        try:
+            return call()
+        except Unavailable as exc:
+            told.append(str(exc))
+    raise AssertionError(f"it never answered: {told}")
+
+
+class Day:
+    """Everything that a customer and a provider do; `expected` is what must be counted in the end."""
+
+    def __init__(self, site: Installation, account: str) -> None:
+        self.site = site
+        self.account = account
+        self.customer = Customer(site, account)
+
+    def steps(self) -> list[Callable[[], Any]]:
+        site, account = self.site, self.account
+        return [
+            lambda: send(site, account, "e1", "e2", "e3"),
+            self.request,
+            lambda: self.customer.authorize(f"h-{account}"),
+            lambda: self.settle(f"h-{account}"),
+            lambda: self.customer.authorize("v"),
+            lambda: self.void("v"),
+            lambda: self.settle(f"h-{account}", None),
+            lambda: site.amend.amend(
+                account, "e1", "fix-e1", Event(id="e1", time=site.clock.now(), cost_nanos=11)
+            ),
+            lambda: site.amend.void(account, "e2", "fix-e2"),
+            lambda: site.reports.usage(asked(account)),
+            lambda: site.manage.apply([Budget(id="late", account=account, amount=10**9, period="day")]),
+            lambda: site.manage.apply([Grant(id="paid", account=account, amount_nanos=50)]),
+            lambda: send(site, account, "e3", "e4"),
+            lambda: site.amend.price_unpriced(),
+            lambda: site.reconcile.rebuild(),
+            lambda: list(site.store.export(account, 0, 2**52)),
+            lambda: site.manage.list("budgets", account=account),
+            lambda: site.ledger.purge(site.clock.now_us()),
+            lambda: site.reconcile.verify(),
+        ]
+
+    def request(self) -> None:
+        admission = self.customer.admit()
+        ticket = Ticket()
+        self.site.holds.settle(admission, Outcome(usage=Usage(cost_nanos=5)), ticket)
+        try:
+            ticket.wait()
+        except Unavailable:
+            # The request is over: it is kept, and booked without being asked for again.
+            commit_all(self.site)
+
+    def settle(self, hold_id: str, account: str | None = "") -> None:
+        owner = self.account if account == "" else account
+        _, ticket = self.site.holds.settle_hold(
+            hold_id, Outcome(usage=Usage(cost_nanos=3)), Ticket(), account_id=owner
+        )
+        if ticket is not None:
+            ticket.wait()
+
+    def void(self, hold_id: str) -> None:
+        _, ticket = self.site.holds.void_hold(hold_id, Ticket(), account_id=self.account)
+        if ticket is not None:
+            ticket.wait()
+
+    def check(self) -> None:
+        """e1 (amended to 11), e3, e4, one request and one hold; e2 and v count nothing."""
+        site = self.site
+        eventually(lambda: "budget:late" in site.ledger.scopes(self.account))
+        eventually(lambda: not site.ledger.unposted_grants())
+        answer = insisting(lambda: site.reports.usage(asked(self.account)))
+        assert (answer.complete, answer.totals) == (True, {"requests": 5, "cost_nanos": 11 + 2 + 5 + 3})
+        verdict = verify(site)
+        assert verdict.ok, verdict
+        assert site.ledger.counter(self.account, "budget:b", 0)[0] == 21
+        assert self.customer.used() == 21
+        assert site.holds.open_count == 0
+        assert (site.pending.record_count, site.committer.lost_works) == (0, 0)
+        balance = site.ledger.book(self.account)[0].balance_nanos(site.clock.now())
+        assert balance == 1_000_000 + 50 - 8
+
+
+def live(day: Day, fault: Callable[[], None]) -> None:
+    """Go through the day, with a fault at hand before each step."""
+    for step in day.steps():
+        fault()
+        insisting(step)
+
+
+@pytest.fixture
+def opened(
+    install: Install, usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], tuple[Installation, Faulty]]:
+    """Open an installation one port of which is faulty in one method."""
+
+    def open_(port: str, method: str) -> tuple[Installation, Faulty]:
+        if port == "usage":
+            store = Faulty(usage_store, method)
+            return install(store=store), store
+        made: list[Faulty] = []
+        kind = {"ledger": SqlLedger, "catalog": SqlCatalogStore}[port]
+
+        def faulty(engine: Any) -> Faulty:
+            made.append(Faulty(kind(engine), method))
+            return made[0]
+
+        monkeypatch.setattr(f"tollkeeper.installation.{kind.__name__}", faulty)
+        return install(), made[0]
+
+    return open_
+
+
+PLACES: Final = [
+    *(("ledger", method) for method in LEDGER),
+    *(("catalog", method) for method in CATALOG),
+    *(("usage", method) for method in USAGE),
+]
+
+
+@pytest.mark.parametrize(("port", "method"), PLACES, ids=lambda value: value)
+def test_an_error_before_the_work_is_told_and_a_retry_does_it(
+    opened: Any, account: str, port: str, method: str
+) -> None:
+    """Once before every step; what runs by itself tries again by itself."""
+    site, faulty = opened(port, method)
+    day = Day(site, account)
+    live(day, lambda: faulty.refuse(1))
+    faulty.refuse(0)
+    day.check()
+
+
+# The ledger itself finds out what came of a commit, so its answer is lost below it; a key whose making was not
+# answered is there, its secret lost: the caller rotates it.
+LOSING: Final = [place for place in PLACES if place not in [("ledger", "commit"), ("catalog", "add_key")]]
+
+
+@pytest.mark.parametrize(("port", "method"), LOSING, ids=lambda value: value)
+def test_a_lost_answer_is_told_and_a_retry_does_nothing_twice(
+    opened: Any, account: str, port: str, method: str
+) -> None:
+    """The work is done and nobody knows; and then the network delivers it again."""
+    site, faulty = opened(port, method)
+    day = Day(site, account)
+
+    def fault() -> None:
+        faulty.lose_replies(1)
+        if (port, method) != ("catalog", "transaction"):
+            faulty.repeat(1)
+
+    live(day, fault)
+    faulty.lose_replies(0)
+    day.check()
+
+
+def test_lost_answers_to_commits_are_found_out(site: Installation, account: str) -> None:
+    """Under every step, by the number of the commit: nobody is told a failure that was none."""
+    day = Day(site, account)
+    for step in day.steps():
+        with lost_commits(site):
+            insisting(step)
+    day.check()
+
+
+@pytest.mark.parametrize("method", ["append", "known_ids", "record_columns", "report"])
+def test_a_slow_usage_store_is_overtaken(opened: Any, account: str, method: str) -> None:
+    """One call hangs for minutes; the gate goes on, others overtake it, and it counts once when it comes."""
+    site, faulty = opened("usage", method)
+    day = Day(site, account)
+    send(site, account, "e1", "e2")
+    site.reports.fresh(account)
+    faulty.delay(1)
+    if method == "append":
+        late = threading.Thread(target=lambda: send(site, account, "e3"))
+    elif method == "report":
+        late = threading.Thread(target=lambda: site.reports.usage(asked(account)))
+    else:
+        late = threading.Thread(target=lambda: send(site, account, "e1", "e3"))
+    late.start()
+    assert faulty.delayed.wait(30)
+    day.request()
+    if method != "append":
+        send(site, account, "e1", "e3")
+    faulty.go_on()
+    late.join(30)
+    assert not late.is_alive()
+    for step in day.steps()[2:]:
+        insisting(step)
+    day.check()
+
+
+def test_every_method_of_the_ports_is_here() -> None:
+    """A method that is added later must fail here too."""
+    assert {"commit", "next_batch", "entries"} <= set(LEDGER)
+    assert {"find_key_by_hash", "put", "transaction", "touch_keys"} <= set(CATALOG)
+    assert {"append", "known_ids", "report", "rebuild"} <= set(USAGE)
+    for port, made in (
+        (Ledger, SqlLedger),
+        (CatalogStore, SqlCatalogStore),
+        (UsageStore, ClickHouseUsageStore),
+    ):
+        assert all(callable(getattr(made, name)) for name in methods(port))

@@ -1,0 +1,1 @@
+"""What a stranger, or one customer beside another, may not do, see or cost."""
