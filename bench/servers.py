@@ -41,15 +41,15 @@ def main() -> None:
     if name == "hello":
         serve_app(hello, port)
         return
-    from tollkeeper import Tollkeeper
+    from tollkeeper import Tollkeeper, calm_collector
 
     with Tollkeeper.open(str(path)) as toll:
         (path / "secrets.json").write_text(json.dumps(set_up(toll)))
         toll.installation.store.ready() or toll.verify()
-        if name == "middleware":
-            serve_app(toll.middleware(hello), port)
-        elif name == "middleware-async":
-            serve_app(toll.middleware(hello, durable=False), port)
+        if name.startswith("middleware"):
+            if name.endswith("-calm"):
+                calm_collector()
+            serve_app(toll.middleware(hello, durable="async" not in name), port)
         else:
             from tollkeeper.http.server import ensure_operator_key, serve
 

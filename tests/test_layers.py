@@ -18,6 +18,7 @@ LAYERS: Final = {
     "version": 0,
     "domain": 1,
     "clock": 2,
+    "collector": 2,
     "ports": 2,
     "columns": 2,
     "gate": 3,

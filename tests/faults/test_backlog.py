@@ -57,7 +57,7 @@ def test_what_waits_long_is_known_by_its_ids_and_read_back_to_compare(
     for n in range(30):
         assert send(site, account, f"a{n}", f"b{n}").accepted == 2
     assert site.pending.record_count == 90
-    assert len(site.pending._places) <= 8
+    assert len(site.pending._seqs) <= 8
     for _ in range(2):
         assert send(site, account, *(f"a{n}" for n in range(31)))._asdict() == {
             "accepted": int(_ == 0),
@@ -69,7 +69,7 @@ def test_what_waits_long_is_known_by_its_ids_and_read_back_to_compare(
         if _ == 0:
             site.close()
             site = install(store=away)
-            assert (site.pending.record_count, len(site.pending._places)) == (91, 0)
+            assert (site.pending.record_count, len(site.pending._seqs)) == (91, 0)
     away.refuse(0)
     monkeypatch.setattr(report, "FLUSH_S", 30.0)
     answer = site.reports.usage(asked(account))
@@ -92,7 +92,7 @@ def test_a_settled_request_in_the_backlog_answers_its_retry(
     assert ticket is not None
     ticket.wait()
     send(site, account, *(f"e{n}" for n in range(20)))
-    assert len(site.pending._places) <= 8
+    assert len(site.pending._seqs) <= 8
     for owner in (account, None):
         settled, ticket = site.holds.settle_hold("h", outcome, customer_ticket(), account_id=owner)
         assert (settled.replayed, settled.record.status, ticket) == (True, 201, None)

@@ -87,7 +87,7 @@ def test_old_ids_are_known_as_well_as_new_ones(monkeypatch: pytest.MonkeyPatch, 
         else:
             here.add(taken, table_of(rows[seq]) if seq % 2 else rows[seq])
             here.committed(seq, taken, {row.account_id for row in rows[seq]}, len(taken))
-    assert len(here._places) <= 7
+    assert len(here._seqs) <= 7
     for delivered in range(41):
         live = {
             key_of(row.account_id, row.id): row for seq, r in rows.items() if seq > delivered for row in r
@@ -102,7 +102,7 @@ def test_old_ids_are_known_as_well_as_new_ones(monkeypatch: pytest.MonkeyPatch, 
             del outbox.rows[delivered + 1]
             here.delivered({delivered + 1: len(rows[delivered + 1])})
     assert here.disjoint([key_of(row.account_id, row.id) for r in rows.values() for row in r])
-    assert (here.newest_seq(None), len(here._places), here._keys_by_seq) == (0, 0, {})
+    assert (here.newest_seq(None), len(here._seqs), here._keys_by_seq) == (0, 0, {})
 
 
 def test_what_is_delivered_from_the_backlog_stays_while_somebody_looks_it_up(

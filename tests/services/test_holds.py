@@ -197,16 +197,15 @@ def test_the_name_of_an_open_hold_serves_no_other_request(api, change):
 
 
 def test_a_retried_settle_finds_its_event_on_its_way_to_the_store(api, monkeypatch):
-    """Without its account it is looked for in the store, then among the pending: it may move in between."""
+    """Without its account it is looked for among the pending, then in the store: it may move in between."""
     site = api.site
-    owners = site.store.owners
+    entries = site.ledger.entries
 
-    def delivered_meanwhile(id_):
-        found = owners(id_)
+    def delivered_meanwhile(seqs):
         site.relay.deliver_up_to(site.committer.outbox_seq)
-        return found
+        return entries(seqs)
 
-    monkeypatch.setattr(site.store, "owners", delivered_meanwhile)
+    monkeypatch.setattr(site.ledger, "entries", delivered_meanwhile)
     hold_id = unique("hold")
     api.authorize(hold_id)
     with site.relay.exclusive():

@@ -51,6 +51,9 @@ LINGER_WORKS: Final = 8
 LINGER_S: Final = 0.002
 """After a group of so many works the next one gathers for so long, or until it is as large: a commit has a fixed
 price, and under load more callers share it. A lone caller never waits."""
+UNAWAITED_S: Final = 0.01
+UNAWAITED_WORKS: Final = 1_000
+"""How long, and up to how many works, a group gathers under load while nobody waits for any of them."""
 RETRY_S: Final = (0.05, 0.2, 0.5, 1.0)
 CLOSE_S: Final = 30.0
 """How long closing tries to commit what is queued."""
@@ -370,6 +373,8 @@ class Committer:
         self._unsaved: dict[tuple[str, str], WindowState] = {}
         self._kept: list[Work] = []
         self._last_size = 0
+        self._enough = 0
+        self._awaited = True
         self._failures = 0
         self.scopes_version = 0
         """Changes on the commit thread only, between two groups."""
@@ -408,7 +413,8 @@ class Committer:
                 if not work.kept:
                     raise Unavailable("Too much waits to be committed. Try again shortly.")
             self._queue.append(work)
-            if len(self._queue) in (1, self._last_size):
+            if len(self._queue) in (1, self._enough) or (not self._awaited and work.ticket is not None):
+                self._awaited = True
                 self._arrived.notify()
 
     @property
@@ -449,8 +455,8 @@ class Committer:
         with self._arrived:
             while not self._queue and not self._closing:
                 self._arrived.wait()
-            if LINGER_WORKS <= self._last_size > len(self._queue) and not self._closing:
-                self._arrived.wait(LINGER_S)
+            if self._last_size >= LINGER_WORKS and not self._closing:
+                self._gather()
             if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
                 works, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
                 self._last_size = self._under_way = len(works)
@@ -463,6 +469,16 @@ class Committer:
         log.error("tollkeeper.committer.abandoned", extra={"lost": lost, "failed": len(works) - lost})
         self._fail(works, Unavailable("The ledger could not be written before Tollkeeper closed."))
         return []
+
+    def _gather(self) -> None:
+        """Wait a little for more works, so that they share a commit. The lock is held."""
+        self._awaited = any(work.ticket is not None for work in self._queue)
+        self._enough, wait_s = (
+            (self._last_size, LINGER_S) if self._awaited else (UNAWAITED_WORKS, UNAWAITED_S)
+        )
+        if len(self._queue) < self._enough:
+            self._arrived.wait(wait_s)
+        self._enough, self._awaited = 0, True
 
     def _end_round(self) -> None:
         """Put what is kept first in the queue, and after a failure give the ledger time."""

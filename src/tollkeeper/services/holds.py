@@ -428,10 +428,11 @@ class Holds:
     def _owners(self, hold_id: str, account_id: str | None) -> Sequence[str]:
         if account_id is not None:
             return [account_id]
-        # While we look, what is delivered to the store stays pending: it is seen in one of the two.
-        with self._pending.looking_up():
-            owners = self._ledger.hold_owners(hold_id) or self._store.owners(hold_id)
-            return _one_owner(owners or self._pending.owners(hold_id))
+        owners = self._ledger.hold_owners(hold_id)
+        if not owners:
+            # In this order, since what is no longer pending is in the store.
+            owners = sorted({*self._pending.owners(hold_id), *self._store.owners(hold_id)})
+        return _one_owner(owners)
 
     def _find(self, hold_id: str, account_id: str | None) -> tuple[Admission, Ticket] | None:
         if account_id is None:

@@ -5,8 +5,10 @@ An id is known when it is here or in the usage store. A look-up asks the store f
 so that an id cannot slip through between the two, ids that were delivered stay here until every look-up
 that was under way has ended (`looking_up`).
 
-The newest are here whole. While the usage store is away the older ones are kept as 16 bytes each
-(`backlog.py`), and their records are read back from the outbox when somebody asks.
+Of each, the id and the number of its outbox row are here; while the usage store is away the older ones are
+kept as 16 bytes (`backlog.py`). Who asks for their records has them read back from the outbox. Records that
+wait here would be walked again and again by Python's cyclic garbage collector, which took half of the time
+under load; texts and numbers are none of its business.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 SEPARATOR: Final = "\x00"
 WHOLE_IDS_MAX: Final = 100_000
-"""Ids that are here whole, with their records: about 1 kB each."""
+"""Ids that are here whole: some 200 bytes each."""
+_UNDER_WAY: Final = 0
+"""The outbox row, so far, of what is being committed."""
 _ROWS_READ: Final = 20
 """Outbox rows that are read back at a time: each has up to a batch of events."""
 
@@ -63,7 +67,8 @@ class Pending:
         self._backlog: Backlog | None = None
         self._set_aside: set[str] = set()
         self._committed_at: deque[tuple[int, int]] = deque()
-        self._places: dict[str, tuple[object, int]] = {}
+        self._seqs: dict[str, int] = {}
+        self._arriving: list[tuple[Sequence[str], pa.Table | Sequence[Record] | None]] = []
         self._held: set[str] = set()
         self._keys_by_seq: dict[int, list[str]] = {}
         self._newest_seq_by_account: dict[str, int] = {}
@@ -78,7 +83,7 @@ class Pending:
         """Return whether none of *keys* is here."""
         # In this order: an id is in the backlog before it is no longer here whole.
         return (
-            self._places.keys().isdisjoint(keys)
+            self._seqs.keys().isdisjoint(keys)
             and self._held.isdisjoint(keys)
             and not (self._backlog and self._backlog.find(keys))
             and self._set_aside.isdisjoint(keys)
@@ -86,21 +91,22 @@ class Pending:
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """Return those of *keys* that are here."""
-        found = {key for key in keys if key in self._places or key in self._held or key in self._set_aside}
+        found = {key for key in keys if key in self._seqs or key in self._held or key in self._set_aside}
         if self._backlog:
             # Last, as in `disjoint`.
             found.update(key for key, _ in self._backlog.find(keys))
         return found
 
-    def add(self, keys: Sequence[str], holder: object | None) -> None:
+    def add(self, keys: Sequence[str], records: pa.Table | Sequence[Record] | None) -> None:
         """
-        Take in ids that are about to be committed.
+        Take in ids that are about to be committed: `committed` or `drop` is next.
 
         Args:
-            holder: A table or list with the record of `keys[i]` in place i; None for ids of corrections.
+            records: That of `keys[i]` in place i; None for ids of corrections.
         """
         with self._lock:
-            self._places.update((key, (holder, index)) for index, key in enumerate(keys))
+            self._seqs.update(dict.fromkeys(keys, _UNDER_WAY))
+            self._arriving.append((keys, records))
 
     def hold(self, keys: Iterable[str]) -> None:
         """Take in the ids of open holds."""
@@ -112,22 +118,25 @@ class Pending:
         with self._lock:
             self._held.difference_update(keys)
 
-    def drop(self, keys: Iterable[str]) -> None:
+    def drop(self, keys: Sequence[str]) -> None:
         """Take ids back whose commit failed."""
         with self._lock:
+            self._arrived(keys)
             for key in keys:
-                self._places.pop(key, None)
+                self._seqs.pop(key, None)
 
     def committed(self, seq: int, keys: list[str], accounts: Iterable[str], record_count: int) -> None:
-        """Learn that *keys* lie in the outbox under *seq*."""
+        """Learn that *keys*, the list that was added, lie in the outbox under *seq*."""
         with self._lock:
+            self._arrived(keys)
+            self._seqs.update(dict.fromkeys(keys, seq))
             self._keys_by_seq[seq] = keys
             self._count(seq, accounts, record_count, self._now_us())
             if seq in self._delivered_early:
                 self._delivered_early.remove(seq)
                 self._retired.append((self._tick, seq))
                 self._forget_retired()
-            elif len(self._places) > WHOLE_IDS_MAX:
+            elif len(self._seqs) > WHOLE_IDS_MAX:
                 self._compact(WHOLE_IDS_MAX // 2)
 
     def restored(self, rows: Iterable[tuple[int, list[str], int, int]]) -> None:
@@ -159,6 +168,9 @@ class Pending:
                 return 0
             return max(1, -(-(self._now_us() - self._committed_at[0][1]) // US_PER_S))
 
+    def _arrived(self, keys: Sequence[str]) -> None:
+        self._arriving = [arriving for arriving in self._arriving if arriving[0] is not keys]
+
     def _count(self, seq: int, accounts: Iterable[str], record_count: int, committed_at_us: int) -> None:
         self.record_count += record_count
         for account_id in accounts:
@@ -187,7 +199,7 @@ class Pending:
         for seq, keys in moved:
             del self._keys_by_seq[seq]
             for key in keys:
-                self._places.pop(key, None)
+                self._seqs.pop(key, None)
 
     def delivered(self, seqs: Mapping[int, int]) -> None:
         """Learn that the outbox rows *seqs* (seq → record count) are in the usage store."""
@@ -253,23 +265,29 @@ class Pending:
         from tollkeeper.columns import table_of
 
         rows: list[Record] = []
-        by_table: dict[int, tuple[pa.Table, list[int]]] = {}
+        tables: list[pa.Table] = []
+        places: list[tuple[str, int]] = []
         left: list[str] = []
+        under_way: set[str] = set()
         with self._lock:
-            places = [(key, self._places.get(key)) for key in keys]
-        for key, place in places:
-            if place is None:
-                left.append(key)
-                continue
-            holder, index = place
-            if isinstance(holder, list):
-                rows.append(holder[index])
-            elif holder is not None:
-                by_table.setdefault(id(holder), (holder, []))[1].append(index)
-        tables = [table_of(rows), *(table.take(indexes) for table, indexes in by_table.values())]
+            for key in keys:
+                seq = self._seqs.get(key)
+                if seq is None:
+                    left.append(key)
+                elif seq == _UNDER_WAY:
+                    under_way.add(key)
+                else:
+                    places.append((key, seq))
+            arriving = self._arriving if under_way else []
+        for arriving_keys, records in arriving:
+            found = [index for index, key in enumerate(arriving_keys) if key in under_way]
+            if isinstance(records, Sequence):
+                rows.extend(records[index] for index in found)
+            elif records is not None:
+                tables.append(records.take(found))
         if self._backlog and left:
-            tables += self._read_back(self._backlog.find(left))
-        return pa.concat_tables(tables)
+            places += self._backlog.find(left)
+        return pa.concat_tables([table_of(rows), *tables, *self._read_back(places)])
 
     def _read_back(self, places: Sequence[tuple[str, int]]) -> Iterator[pa.Table]:
         """Yield the events of ids that lie in outbox rows."""
@@ -288,18 +306,10 @@ class Pending:
         """Return the accounts that have an event of this id here."""
         ending = SEPARATOR + id_
         with self._lock:
-            owners = {
-                key[: -len(ending)]
-                for key, (holder, _) in self._places.items()
-                if holder is not None and key.endswith(ending)
-            }
-            if not self._backlog:
-                return sorted(owners)
-            accounts = list(self._newest_seq_by_account)
-        found = self._backlog.find([key_of(account_id, id_) for account_id in accounts])
-        for table in self._read_back(found):
-            owners.update(table["account_id"].to_pylist())
-        return sorted(owners)
+            keys = {key for key in self._seqs if key.endswith(ending)}
+            if self._backlog:
+                keys.update(key_of(account_id, id_) for account_id in self._newest_seq_by_account)
+        return sorted(set(self.record_columns(keys)["account_id"].to_pylist())) if keys else []
 
     def _forget_retired(self) -> None:
         oldest = min(self._look_ups, default=self._tick)
@@ -311,7 +321,7 @@ class Pending:
             keys = self._keys_by_seq.pop(seq, None)
             if keys is not None:
                 for key in keys:
-                    self._places.pop(key, None)
+                    self._seqs.pop(key, None)
             elif self._backlog is not None:
                 self._backlog.drop_through(seq)
         self._retired = kept
