@@ -133,6 +133,7 @@ class Installation:
             self.catalog,
             self.clock,
             on_change=self._changed,
+            on_doubt=self._doubted,
             post_grant=self._post_grant,
             has_usage=self._has_usage,
         )
@@ -151,6 +152,7 @@ class Installation:
         self._due_accounts: set[str] = set()
         self._due_prices = True
         self._unchecked: list[str] = []
+        self._in_doubt = True
         self._take_up()
         self._opened.callback(self._save_last_used)
         self.committer.start()
@@ -242,6 +244,12 @@ class Installation:
             self.directory.reload_prices()
             self._price_unpriced()
 
+    def _doubted(self) -> None:
+        """A change of the catalog may have taken place: read it anew, and have upkeep bring it into force."""
+        self.directory.forget()
+        self.gate.forget()
+        self._in_doubt = True
+
     def _bring_into_force(self, accounts: Iterable[str]) -> None:
         """Make the budgets of *accounts* count as the catalog says; what fails is tried again by upkeep."""
         left = sorted(accounts)
@@ -324,8 +332,16 @@ class Installation:
         if self._grants_posted.ended and self._grants_posted.error is not None:
             self._grants_posted = Ticket()
             self.committer.submit(PostGrants(self.ledger.unposted_grants(), self._grants_posted))
-        if rounds == 1:
-            self._unchecked = [account.id for account in self.directory.accounts()]
+        if self._in_doubt:
+            # Lowered first, as it may be raised meanwhile.
+            self._in_doubt = False
+            try:
+                self.directory.reload_prices()
+                self._unchecked = [account.id for account in self.directory.accounts()]
+            except Unavailable:
+                self._in_doubt = True
+                raise
+            self._due_prices = True
         for _ in range(min(_CHECKS_A_ROUND, len(self._unchecked))):
             account_id = self._unchecked.pop()
             if self._is_due(account_id):

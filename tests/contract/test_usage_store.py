@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pytest
 
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, queries
 from tollkeeper.columns import SCHEMA, records_of, table_of
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import from_us, to_text, to_us
@@ -217,6 +218,8 @@ def measured(rows: Sequence[Record], name: str) -> Any:
         return len(rows)
     if name == "errors":
         return sum(row.status >= 400 or row.error_type != "" for row in rows)
+    if name == "failed":
+        return sum(row.status >= 400 for row in rows)
     if name == "denied":
         return sum(row.denied_reason != "" for row in rows)
     if name == "tokens":
@@ -314,7 +317,7 @@ def test_a_repeated_append_changes_nothing(store: ClickHouseUsageStore, account:
     assert store.differences() == []
 
 
-@pytest.mark.parametrize("view", ["usage_hourly_of_events", "event_ids_of_events"])
+@pytest.mark.parametrize("view", ["usage_rollups_of_events", "event_ids_of_events"])
 def test_a_repeat_completes_what_a_crash_left_half_way(
     store: ClickHouseUsageStore, account: str, view: str
 ) -> None:
@@ -559,6 +562,77 @@ def test_any_question(store: ClickHouseUsageStore, history: list[Record], seed: 
     check(store, history, query)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_days_and_hours_add_up(store: ClickHouseUsageStore, history: list[Record], seed: int) -> None:
+    """Spans of whole days, whole hours and neither, of few dimensions: each tier answers for its part."""
+    rng = random.Random(seed)
+    times = sorted(row.occurred_at_us for row in history)
+    start, end = sorted(rng.choice(times) for _ in range(2))
+    first_width, last_width = (rng.choice([1, queries.HOUR_US, queries.DAY_US]) for _ in range(2))
+    some = rng.choice([("project", "key"), ("model", "endpoint", "status", "kind"), DIMENSIONS])
+    query = ask(
+        rng.choice(["acct_oracle", None]),
+        from_us=start // first_width * first_width,
+        to_us=-(-end // last_width) * last_width,
+        granularity=rng.choice([None, None, "hour", "day", "month"]),
+        group_by=tuple(rng.sample(some, rng.choice([0, 1, 2]))),
+        filters={**BOTH, **dict.fromkeys(rng.sample(some, 1), ("", "key_1", "GET", "request", "404"))},
+        measures=tuple(rng.sample(MEASURES, 5)),
+        limit=50_000,
+    )
+    check(store, history, query)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tiers"),
+    [
+        ({}, {"kinds_day"}),
+        ({"group_by": ("model", "status"), "measures": ("kinds", "latency_ms_p95")}, {"kinds_day"}),
+        ({"group_by": ("key",), "filters": {"project": ("p",)}, "granularity": "month"}, {"keys_day"}),
+        ({"group_by": ("key",), "measures": ("errors", "cache_hits", "latency_ms_max")}, {"keys_day"}),
+        ({"group_by": ("key", "model")}, {"day"}),
+        ({"group_by": ("key",), "measures": ("kinds",)}, {"day"}),
+        ({"group_by": ("key", "model"), "measures": ("latency_ms_p95",)}, {"hour"}),
+        ({"granularity": "hour"}, {"kinds_hour"}),
+        ({"granularity": "day", "time_zone": "Europe/Berlin", "group_by": ("key",)}, {"keys_hour"}),
+        ({"granularity": "day", "time_zone": "Africa/Abidjan"}, {"kinds_day"}),
+        ({"measures": ("peak_requests_per_hour",)}, {"kinds_hour"}),
+        ({"measures": ("peak_requests_per_minute",)}, {"hour"}),
+        ({"from_us": FROM_US + queries.HOUR_US, "group_by": ("key",)}, {"keys_hour", "keys_day"}),
+        ({"to_us": TO_US - 7, "group_by": ("key",)}, {"keys_day"}),
+        ({"granularity": "minute"}, set()),
+        ({"granularity": "hour", "time_zone": "Asia/Kolkata"}, set()),
+        ({"group_by": ("tag:team",)}, set()),
+    ],
+)
+def test_a_question_reads_the_smallest_tier_that_can_tell(fields: dict[str, Any], tiers: set[str]) -> None:
+    """What an answer costs grows with its buckets, not with the events in them."""
+    sql = queries.report(ask("acct_oracle", **{"from_us": FROM_US, "to_us": TO_US, **fields})).sql
+    assert set(re.findall(r"tier = '(\w+)'", sql)) == tiers
+    assert ("FROM events" in sql) == (not tiers)
+
+
+@pytest.mark.parametrize("width_us", [queries.HOUR_US, queries.DAY_US])
+@pytest.mark.parametrize("last", ["kept", "amended", "voided"])
+def test_the_end_of_a_range_is_exact(
+    store: ClickHouseUsageStore, account: str, width_us: int, last: str
+) -> None:
+    """An hour or day is read whole only if nothing in it comes after the range, corrected or not."""
+    first = record(account, key_id="a", occurred_at_us=FROM_US + 5, latency_us=7)
+    second = record(account, key_id="b", occurred_at_us=FROM_US + width_us - 1, latency_us=9)
+    rows = [first, second]
+    if last == "amended":
+        rows += amended(second, cost_nanos=5, occurred_at_us=FROM_US + width_us // 2)
+    if last == "voided":
+        rows += voided(second)
+    store.append(table_of(rows), f"{account}-1")
+    ends = [FROM_US + 5, FROM_US + 6, FROM_US + width_us // 2 + 1, second.occurred_at_us]
+    for end_us, group_by in itertools.product([*ends, FROM_US + width_us], [(), ("key",), ("key", "model")]):
+        for start_us, measures in itertools.product((FROM_US, FROM_US + 6), (SUMS, MEASURES)):
+            query = ask(account, from_us=start_us, to_us=end_us, group_by=group_by, measures=measures)
+            check(store, rows, query)
+
+
 @pytest.mark.parametrize(
     "group_by", [("key",), ("model", "status"), ("tag:team",), ("account", "endpoint", "kind")]
 )
@@ -647,7 +721,8 @@ def test_histograms_are_those_of_the_python_twin(store: ClickHouseUsageStore, ac
     store.append(table_of([record(account, latency_us=latency) for latency in latencies]), f"{account}-1")
     # Minute granularity reads records, none reads rollups: both computations of the bin are held to Python's.
     (stored,) = store._rows(
-        "SELECT sumMap(latency_bins) FROM usage_hourly WHERE account_id = {a:String}", {"a": account}
+        "SELECT sumMap(latency_bins) FROM usage_rollups WHERE tier = 'hour' AND account_id = {a:String}",
+        {"a": account},
     )[0]
     assert stored == dict(Counter(map(latency_bin, latencies)))
     measures = tuple(name for name in MEASURES if name.startswith("latency_ms_"))
@@ -745,17 +820,19 @@ def test_differences_are_found_and_rebuilt(store: ClickHouseUsageStore, account:
     with store._reader() as client:
         settings = {"mutations_sync": 2}
         client.command(
-            "ALTER TABLE usage_hourly DELETE WHERE account_id = {a:String}", {"a": account}, settings=settings
+            "ALTER TABLE usage_rollups DELETE WHERE account_id = {a:String}",
+            {"a": account},
+            settings=settings,
         )
         client.command(
             "ALTER TABLE event_ids DELETE WHERE id = {id:String}", {"id": victim.id}, settings=settings
         )
     lines = store.differences()
-    assert any(line.startswith("usage_hourly") and account in line for line in lines)
+    assert any(line.startswith("usage_rollups") and account in line for line in lines)
     assert any(line.startswith("event_ids") and victim.id in line for line in lines)
     assert all(account in line for line in lines)
     written = store.rebuild()
-    assert set(written) == {"usage_hourly", "event_ids"}
+    assert set(written) == {"usage_rollups", "event_ids"}
     assert min(written.values()) > 0
     assert store.differences() == []
     assert store.report(query) == before
@@ -764,12 +841,30 @@ def test_differences_are_found_and_rebuilt(store: ClickHouseUsageStore, account:
     assert store.report(query) == before
 
 
+@pytest.mark.parametrize("tier", ["hour", "day", "keys_hour", "keys_day", "kinds_hour", "kinds_day"])
+def test_differences_see_a_tier_that_is_off(store: ClickHouseUsageStore, account: str, tier: str) -> None:
+    """A question reads one tier, so that each must be right by itself."""
+    store.append(table_of([record(account, status=500)]), f"{account}-1")
+    with store._reader() as client:
+        client.command(
+            "ALTER TABLE usage_rollups UPDATE errors = errors + 1"
+            " WHERE account_id = {a:String} AND tier = {tier:String}",
+            {"a": account, "tier": tier},
+            settings={"mutations_sync": 2},
+        )
+    (line,) = [line for line in store.differences() if account in line]
+    assert f"tier={tier}, " in line
+    assert line.endswith("errors +1")
+    store.rebuild()
+    assert store.differences() == []
+
+
 def test_differences_see_a_histogram_that_is_off(store: ClickHouseUsageStore, account: str) -> None:
     """Sums may agree while the bins do not."""
     store.append(table_of([record(account, latency_us=5)]), f"{account}-1")
     with store._reader() as client:
         client.command(
-            "ALTER TABLE usage_hourly UPDATE minutes = map(59, 1) WHERE account_id = {a:String}",
+            "ALTER TABLE usage_rollups UPDATE minutes = map(59, 1) WHERE account_id = {a:String}",
             {"a": account},
             settings={"mutations_sync": 2},
         )

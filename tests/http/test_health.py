@@ -74,7 +74,7 @@ def test_verify_finds_nothing_and_rebuild_changes_no_answer(api: Api, account: s
     query = f"/tk/v1/usage?account={account}&from=2026-01-01"
     before = api("GET", query).json()["totals"]
     rebuilt = api("POST", "/tk/v1/rebuild").json()
-    assert rebuilt["rows"]["usage_hourly"] >= 1
+    assert rebuilt["rows"]["usage_rollups"] >= 1
     assert api("GET", query).json()["totals"] == before
     verified = api("POST", "/tk/v1/verify").json()
     assert (verified["ok"], verified["differences"], verified["store_differences"]) == (True, [], [])

@@ -133,7 +133,7 @@ def test_rebuilding_changes_no_answer(charged: Installation, account: str) -> No
     """Rollups are a pure function of the events."""
     asked = UsageQuery(account_id=account, from_us=0, to_us=2**52, granularity="hour", group_by=("key",))
     before = charged.reports.usage(asked)
-    assert charged.reconcile.rebuild()["usage_hourly"] > 0
+    assert charged.reconcile.rebuild()["usage_rollups"] > 0
     after = charged.reports.usage(asked)
     assert (after.rows, after.totals) == (before.rows, before.totals)
     assert before.totals["cost_nanos"] == 60

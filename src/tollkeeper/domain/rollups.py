@@ -1,5 +1,6 @@
 """
-Rollups: usage summed into UTC hours, per every dimension. A rollup is a pure function of the event set.
+Rollups: usage summed into UTC hours and days, per every dimension or some of them. A rollup is a pure function
+of the event set.
 
 Latency percentiles come from a histogram with logarithmic bins, because its counts can be added and, for a
 correction, subtracted (a digest's cannot). With a growth of 2 % per bin and the bin's geometric middle as

@@ -19,8 +19,9 @@ from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 
 OPERATOR_KEY_CHARS_MIN: Final = 20
-_MALLOC: Final = ((-8, 2), (-3, 1 << 20), (-1, 4 << 20))
-"""mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes."""
+_MALLOC: Final = ((-8, 2), (-3, 32 << 20), (-1, 64 << 20))
+"""mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes. Smaller ones return memory sooner, and
+make every batch fault its pages in anew: half of the ingest speed."""
 
 log = logging.getLogger("tollkeeper.server")
 
@@ -74,26 +75,28 @@ def serve(
     _check_port(host, port)
     app = build_app(installation)
     calm_collector()
-    _return_memory()
+    _return_memory(installation)
     try:
         _runner()(_serve(app, host, port, ready, until))
     finally:
         app.close()
 
 
-def _return_memory() -> None:
+def _return_memory(installation: Installation) -> None:
     """
-    Have the memory of large batches go back to the system when they are done.
+    Have the memory of large batches go back to the system when they are delivered.
 
     Arrow's own allocator keeps what it had, and so does the C library, in an arena for each thread.
     """
     import pyarrow as pa
 
     pa.set_memory_pool(pa.system_memory_pool())
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for setting, value in _MALLOC:
-            mallopt(setting, value)
+    c_library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if c_library is None or not hasattr(c_library, "malloc_trim"):  # Another C library, such as musl.
+        return
+    for setting, value in _MALLOC:
+        c_library.mallopt(setting, value)
+    installation.relay.on_large_batch = lambda: c_library.malloc_trim(0)
 
 
 def _runner() -> Callable[..., None]:

@@ -387,6 +387,8 @@ class Committer:
         """Works that were lost without a caller who was told: closing gave up, or they cannot be stored."""
         self.on_commit: Callable[[], None] = lambda: None
         """Called on the commit thread after each group: tells the relay that there is work."""
+        self.before_telling: Callable[[set[str]], None] = lambda accounts: None
+        """Called on the commit thread with the accounts that have new events, before any caller is told."""
         self.on_last_used: Callable[[dict[str, int]], None] = lambda used: None
         self.before_scopes_change: Callable[[set[str]], None] = lambda accounts: None
         """
@@ -560,12 +562,14 @@ class Committer:
 
     def _learn(self, draft: Draft, committed: Committed) -> None:
         seqs = iter(committed.outbox_seqs)
+        changed = {record.account_id for record in draft.rows}
         if draft.rows:
-            seq = next(seqs)
-            accounts = {record.account_id for record in draft.rows}
-            self._pending.committed(seq, draft.row_keys, accounts, len(draft.rows))
+            self._pending.committed(next(seqs), draft.row_keys, changed, len(draft.rows))
         for batch in draft.batches:
             self._pending.committed(next(seqs), batch.keys, batch.accounts, batch.table.num_rows)
+            changed |= batch.accounts
+        if changed:
+            self.before_telling(changed)
         if draft.group.ended:
             self._pending.release(key_of(ended.account_id, ended.hold_id) for ended in draft.group.ended)
         self.outbox_seq = max(committed.outbox_seqs, default=self.outbox_seq)

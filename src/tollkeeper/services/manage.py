@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -38,7 +39,7 @@ from tollkeeper.domain.keys import (
     new_secret,
     shown_prefix,
 )
-from tollkeeper.errors import BadParameter, Conflict, IdempotencyConflict, NotFound
+from tollkeeper.errors import BadParameter, Conflict, IdempotencyConflict, NotFound, Unavailable
 from tollkeeper.ports import Catalog, CatalogStore
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import NATIVE
@@ -111,6 +112,8 @@ class Manage:
         post_grant: Posts a grant to its account's balance, once; returns whether this call did. Called after
             the commit, again at every repeat of the same grant, so that a crash in between loses none.
         has_usage: Whether an account has meter events; such an account cannot be deleted.
+        on_doubt: Called when a call failed for want of the store: it may have taken place all the same, and its
+            repeat finds nothing to change.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class Manage:
         on_change: Callable[[Sequence[Change]], None],
         post_grant: Callable[[Grant], bool],
         has_usage: Callable[[str], bool] | None = None,
+        on_doubt: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -129,6 +133,7 @@ class Manage:
         self._on_change = on_change
         self._post_grant = post_grant
         self._has_usage = has_usage
+        self._on_doubt = on_doubt
 
     def put(self, entry: Entry) -> Change:
         """
@@ -171,7 +176,7 @@ class Manage:
             Conflict: The id or the secret is taken.
         """
         key = checked(entry, "")
-        with self._store.transaction() as catalog:
+        with self._transaction() as catalog:
             work = _Work(catalog, self._clock.now_us(), self._choice, issue=True)
             work.create_key(key, "")
             work.check_references(key, "")
@@ -192,7 +197,7 @@ class Manage:
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise BadParameter(f"overlap_s is from 0 to {OVERLAP_S_MAX} seconds", field="overlap_s")
         now_us = self._clock.now_us()
-        with self._store.transaction() as catalog:
+        with self._transaction() as catalog:
             work = _Work(catalog, now_us, self._choice, issue=True)
             work.rotate(_stored_key(catalog, account, key_id), overlap_s)
         self._announce(work.changes)
@@ -210,7 +215,7 @@ class Manage:
         if state not in KEY_TRANSITIONS:
             raise BadParameter(f"state is one of {', '.join(KEY_TRANSITIONS)}", field="state")
         now_us = self._clock.now_us()
-        with self._store.transaction() as catalog:
+        with self._transaction() as catalog:
             stored = _stored_key(catalog, account, key_id)
             old, owner = stored.state_at(now_us), stored.entry.account
             if old == "expired" and state == "active":
@@ -276,7 +281,7 @@ class Manage:
         check_kind(kind)
         if kind == "keys":
             return self.set_key_state(account, entry_id, "deleted")
-        with self._store.transaction() as catalog:
+        with self._transaction() as catalog:
             entry = _found(catalog, kind, entry_id, account)
             if kind == "grants":
                 raise Conflict(f"grant {entry_id} is posted for good: balances never forget")
@@ -300,7 +305,7 @@ class Manage:
         order = list(KINDS)
         pairs = [(checked(entry, path), path) for entry, path in zip(entries, paths, strict=True)]
         pairs.sort(key=lambda pair: order.index(pair[0].kind))
-        with self._store.transaction(dry_run=dry_run) as catalog:
+        with self._transaction(dry_run=dry_run) as catalog:
             work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue)
             for entry, path in pairs:
                 work.put(entry, path)
@@ -318,6 +323,15 @@ class Manage:
                     work.changes[index] = _change(entry, "created")
                 self._announce([work.changes[index]])
         return Applied(work.changes, work.issued)
+
+    @contextmanager
+    def _transaction(self, *, dry_run: bool = False) -> Iterator[Catalog]:
+        try:
+            with self._store.transaction(dry_run=dry_run) as catalog:
+                yield catalog
+        except Unavailable:
+            self._on_doubt()
+            raise
 
     def _announce(self, changes: Sequence[Change]) -> None:
         told = [change for change in changes if change.action != "unchanged"]

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -33,6 +33,7 @@ BATCH_RECORDS_MAX: Final = 60_000
 time, and 400 MB more."""
 SMALL_RECORDS: Final = 20_000
 """Records of small rows that become one table: a table has its price, and a record as an object takes 1 kB."""
+LARGE_RECORDS: Final = 20_000
 GATHER_S: Final = 1.0
 """How long committed records gather before they are relayed unasked: few large inserts cost least."""
 RETRY_S: Final = (0.2, 1.0, 5.0)
@@ -49,6 +50,14 @@ _UNREADABLE: Final = (
 
 log = logging.getLogger("tollkeeper.relay")
 decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
+
+
+class _Inserted(NamedTuple):
+    """A batch that the usage store has: its outbox rows by number, with their records, and those it told."""
+
+    batch: int
+    record_counts: dict[int, int]
+    record_count: int
 
 
 class Relay:
@@ -72,6 +81,9 @@ class Relay:
         """Why the last delivery failed, or None when it did not."""
         for row in ledger.set_asides():
             self._know_set_aside(row.record_count, row.keys)
+        self._inserted: _Inserted | None = None
+        self.on_large_batch: Callable[[], None] = lambda: None
+        """Called on the relay's thread when a batch of `LARGE_RECORDS` or more was delivered."""
         self._thread = threading.Thread(target=self._run, name="tollkeeper-relay", daemon=True)
 
     def start(self) -> None:
@@ -124,22 +136,31 @@ class Relay:
             if self.failure is not None and not self._store.ready():
                 # To read the batch again for a store that takes nothing would cost the gate its time.
                 raise Unavailable("the usage store does not answer")
-            found = self._ledger.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
-            if found is None:
-                return 0
-            batch, rows = found
-            tables = self._tables(rows)
-            if tables:
-                # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
-                self._store.append(concat(tables), f"{self._ledger.installation_id}-{batch}")
-            self._ledger.delivered(batch)
-            self._pending.delivered({seq: entry.record_count for seq, entry in rows})
+            if self._inserted is None:
+                found = self._ledger.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
+                if found is None:
+                    return 0
+                batch, rows = found
+                tables = self._tables(rows)
+                if tables:
+                    # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
+                    self._store.append(concat(tables), f"{self._ledger.installation_id}-{batch}")
+                counts = {seq: entry.record_count for seq, entry in rows}
+                self._inserted = _Inserted(batch, counts, sum(table.num_rows for table in tables))
+                del rows, tables
+            # Remembered until the ledger says so: it may have let go of the rows and its answer be lost.
+            inserted = self._inserted
+            self._ledger.delivered(inserted.batch)
+            self._inserted = None
+            self._pending.delivered(inserted.record_counts)
         with self._moved:
-            self.delivered_seq = max(self.delivered_seq, rows[-1][0])
-            self.delivered_records += sum(table.num_rows for table in tables)
+            self.delivered_seq = max(self.delivered_seq, *inserted.record_counts)
+            self.delivered_records += inserted.record_count
             self.failure = None
             self._moved.notify_all()
-        return len(rows)
+        if inserted.record_count >= LARGE_RECORDS:
+            self.on_large_batch()
+        return len(inserted.record_counts)
 
     def _tables(self, rows: list[tuple[int, OutboxEntry]]) -> list[pa.Table]:
         """Return the records of a batch: those of many small rows as one table."""

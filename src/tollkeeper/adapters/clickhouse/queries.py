@@ -3,10 +3,14 @@ The SQL of the usage report: one statement answers rows, totals and the row coun
 
 A report reads up to three sources, united before one aggregation:
 
-* `usage_hourly` for the whole UTC hours of the range;
+* `usage_rollups` for the whole UTC days and hours of the range, each in the smallest tier that can tell;
 * `events` for the ragged ends of the range, or for all of it when the question is finer than an hour;
 * `events` again for maxima, minima: these cannot be subtracted, so that for hours with corrections they are
   taken from the records that still stand.
+
+Most questions end now, and few maxima are corrected. So a statement first assumes that nothing is stored after
+the range, whose last day or hour it then reads whole, and that no record of it was taken back. It reads along
+what tells whether that holds, and answers `unsure` if not: then its exact form is asked.
 
 Statements are put together from the fragments of this module only. What a caller says arrives as a
 server-side parameter (`{name:Type}`), so that no value is ever read as SQL.
@@ -19,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from math import gcd
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -31,8 +36,9 @@ from tollkeeper.errors import BadParameter
 from tollkeeper.ports import UsageAnswer
 
 HOUR_US: Final = 3_600_000_000
+DAY_US: Final = 24 * HOUR_US
 AT_MAX_US: Final = 4_102_444_800_000_000
-"""2100-01-01: later ends of a range are read as this, since an hour of `usage_hourly` ends in 2106."""
+"""2100-01-01: later ends of a range are read as this, since an hour of `usage_rollups` ends in 2106."""
 
 _YEAR_MIN: Final = from_us(TIME_MIN_US).year
 
@@ -42,7 +48,29 @@ _NEVER_US: Final = 2**63 - 1
 """What `min` starts from: `first_at_us` of a rollup row without a record of sign 1."""
 
 LATENCY_BIN: Final = "toUInt16(if({0} <= 0, 0, 1 + floor(log({0}) / 0.01980262729617973)))"
-"""domain/rollups.py `latency_bin`; usage_hourly has the same formula. The divisor is the double ln 1.02."""
+"""domain/rollups.py `latency_bin`; the view of `usage_rollups` has the same. The divisor is the double ln 1.02."""
+
+
+class _Tier(NamedTuple):
+    """One of the sums of all records in `usage_rollups`: the dimensions and histograms that it can tell."""
+
+    name: str
+    width_us: int
+    tells: frozenset[str]
+
+
+_OF_KEYS: Final = frozenset({"account", "project", "key", "latency_bins"})
+_OF_KINDS: Final = frozenset(DIMENSIONS) - _OF_KEYS | {"account", "latency_bins"}
+_TIERS: Final = (
+    # The smallest first: keys grow with the callers, kinds of requests do not.
+    _Tier("kinds_day", DAY_US, _OF_KINDS),
+    _Tier("keys_day", DAY_US, _OF_KEYS),
+    _Tier("day", DAY_US, frozenset(DIMENSIONS)),
+    _Tier("kinds_hour", HOUR_US, _OF_KINDS),
+    _Tier("keys_hour", HOUR_US, _OF_KEYS),
+    _Tier("hour", HOUR_US, frozenset({*DIMENSIONS, "latency_bins", "minutes"})),
+)
+"""As the view of `usage_rollups` fills them."""
 
 
 class Statement(NamedTuple):
@@ -53,10 +81,10 @@ class Statement(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """A summand: its expression per row of `usage_hourly` (u) and of `events` (e), how rows merge, and what
+    """A summand: its expression per row of `usage_rollups` (u) and of `events` (e), how rows merge, and what
     leaves a merge as it is."""
 
-    hourly: str
+    rollup: str
     event: str
     merge: str = "sum"
     nothing: str = "toInt64(0)"
@@ -66,18 +94,16 @@ def _summed(name: str) -> _Value:
     return _Value(f"u.{name}", f"e.sign * e.{name}")
 
 
-def _counted(condition: str) -> _Value:
-    return _Value(
-        f"if({condition.format('u')}, u.requests, 0)", f"if({condition.format('e')}, toInt64(e.sign), 0)"
-    )
+def _counted(name: str, condition: str) -> _Value:
+    return _Value(f"u.{name}", f"if({condition}, toInt64(e.sign), 0)")
 
 
 _NO_BINS: Final = "CAST(map() AS Map(UInt16, Int64))"
 _VALUES: Final[dict[str, _Value]] = {
     "requests": _Value("u.requests", "toInt64(e.sign)"),
-    "errors": _counted("{0}.status >= 400 OR {0}.error_type <> ''"),
-    "failed": _counted("{0}.status >= 400"),
-    "denied": _counted("{0}.denied_reason <> ''"),
+    "errors": _counted("errors", "e.status >= 400 OR e.error_type <> ''"),
+    "failed": _counted("failed", "e.status >= 400"),
+    "denied": _counted("denied", "e.denied_reason <> ''"),
     "prompt_tokens": _summed("prompt_tokens"),
     "cached_prompt_tokens": _summed("cached_prompt_tokens"),
     "completion_tokens": _summed("completion_tokens"),
@@ -91,11 +117,11 @@ _VALUES: Final[dict[str, _Value]] = {
         "u.estimated_cost_nanos", "if(e.cost_state = 'estimated', e.sign * e.cost_nanos, 0)"
     ),
     "credits": _summed("credits"),
-    "unpriced": _Value("u.unpriced", "if(e.cost_state = 'unpriced', toInt64(e.sign), 0)"),
-    "cache_hits": _counted("{0}.cache = 'hit'"),
-    "cache_misses": _counted("{0}.cache = 'miss'"),
+    "unpriced": _counted("unpriced", "e.cost_state = 'unpriced'"),
+    "cache_hits": _counted("cache_hits", "e.cache = 'hit'"),
+    "cache_misses": _counted("cache_misses", "e.cache = 'miss'"),
     "bytes_out": _summed("bytes_out"),
-    "latency_count": _Value("u.latency_count", "if(isNull(e.latency_us), 0, toInt64(e.sign))"),
+    "latency_count": _counted("latency_count", "e.latency_us IS NOT NULL"),
     "latency_sum_us": _Value("u.latency_sum_us", "e.sign * ifNull(e.latency_us, 0)"),
     "latency_bins": _Value(
         "u.latency_bins",
@@ -121,6 +147,7 @@ _VALUES: Final[dict[str, _Value]] = {
         "u.first_at_us", "toUnixTimestamp64Micro(e.occurred_at)", "min", f"toInt64({_NEVER_US})"
     ),
     "last_at_us": _Value("u.last_at_us", "toUnixTimestamp64Micro(e.occurred_at)", "max", "toInt64(0)"),
+    "corrections": _Value("u.corrections", "toInt64(e.sign = -1)"),
 }
 _EXTREMES: Final = frozenset({"latency_max_us", "first_at_us", "last_at_us"})
 """The values that cannot be subtracted."""
@@ -219,35 +246,24 @@ _BUCKETS: Final = {
 }
 
 
-def report(query: UsageQuery, *, corrected: bool = True) -> Statement:
+def report(query: UsageQuery, *, assuming: bool = True) -> Statement:
     """
     Return the statement that answers *query*; `answer_of` reads its result.
 
     Args:
         query: What is asked.
-        corrected: Whether records of the range may have been corrected: False saves the look at records that
-            maxima and minima need then. `corrections` is the statement that tells.
+        assuming: Whether to assume that nothing comes after the range and no maximum was taken back, which is
+            faster. If `is_unsure` says of the result that this does not hold, ask again with False.
 
     Raises:
         BadParameter: A dimension, measure, granularity, sort column, time zone or weekday is unknown.
     """
-    return _Report(query, corrected).statement()
+    return _Report(query, assuming).statement()
 
 
-def corrections(query: UsageQuery) -> Statement | None:
-    """Return a statement with a row if hours of the range hold corrections, None if *query* need not know."""
-    needs = {name for measure in query.measures if measure in _MEASURES for name in _MEASURES[measure].needs}
-    if _EXTREMES.isdisjoint(needs):
-        return None
-    parameters: dict[str, Any] = {
-        "first_hour": max(0, query.from_us) // HOUR_US * 3600,
-        "end": min(query.to_us, AT_MAX_US) // 1_000_000 + 1,
-    }
-    scope = "hour >= toDateTime({first_hour:UInt32}, 'UTC') AND hour < toDateTime({end:UInt32}, 'UTC')"
-    if query.account_id is not None:
-        parameters["account_id"] = query.account_id
-        scope += " AND account_id = {account_id:String}"
-    return Statement(f"SELECT 1 FROM usage_hourly WHERE {scope} AND corrections > 0 LIMIT 1", parameters)
+def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
+    """Return whether *result* rests on an assumption that does not hold: it is no answer then."""
+    return bool(result) and bool(result[0][3])  # The total comes first.
 
 
 def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> UsageAnswer:
@@ -258,7 +274,7 @@ def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> UsageAnswer
     totals: dict[str, Any] = {name: measure.empty for name, measure in measures}
     rows: list[dict[str, Any]] = []
     row_count = 0
-    for is_total, counted, alive, *values in result:
+    for is_total, counted, alive, _, *values in result:
         shown = {
             name: measure.show(value)
             for (name, measure), value in zip(measures, values[len(keys) :], strict=True)
@@ -312,10 +328,10 @@ class _Source(NamedTuple):
 class _Report:
     """One query on its way to SQL: the parameters gather as the fragments are made."""
 
-    def __init__(self, query: UsageQuery, corrected: bool) -> None:
+    def __init__(self, query: UsageQuery, assuming: bool) -> None:
         _check(query)
         self.query = query
-        self.corrected = corrected
+        self.assuming = assuming
         self.parameters: dict[str, Any] = {}
         needs = dict.fromkeys(["requests", "cost_nanos"])
         for name in query.measures:
@@ -327,10 +343,14 @@ class _Report:
         self.filters = [
             self._filter(i, name, allowed) for i, (name, allowed) in enumerate(query.filters.items())
         ]
+        self.extremes = not _EXTREMES.isdisjoint(needs)
+        self.start, self.end = max(0, query.from_us), min(query.to_us, AT_MAX_US)
+        self.hours, self.days = self._tiers()
+        self.unsure = self._assume() if assuming else "0"
 
     def statement(self) -> Statement:
         """
-        Return one SELECT for the groups and, as a grouping set of its own, the total.
+        Return one SELECT for the groups and, rolled up, the total.
 
         Flat wherever possible: at a million events planning the statement takes longer than running it.
         """
@@ -343,21 +363,27 @@ class _Report:
             merged += ", arrayCumSum(mapValues(latency_bins)) AS latency_ranks"
         alive = "requests <> 0 OR cost_nanos <> 0"
         if not self.keys:
-            sql = f"WITH {merged} SELECT 1, 0, {alive}, {', '.join(measures)} FROM {source.sql}"
+            sql = (
+                f"WITH {merged} SELECT 1, 0, {alive}, {self.unsure}, {', '.join(measures)} FROM {source.sql}"
+            )
             return Statement(sql, self.parameters)
         order = f"is_total DESC, {self._order()}"
+        kept = "alive"
         if self.peaks:
             is_total, group_by = "is_total", f"is_total, {', '.join(self.keys)}"
         else:
+            # ROLLUP adds up groups, where GROUPING SETS would read every row once more; its subtotals go.
             is_total = f"grouping({self.keys[0]}) AS is_total"
-            group_by = f"GROUPING SETS (({', '.join(self.keys)}), ())"
+            group_by = f"ROLLUP({', '.join(self.keys)})"
+            if len(self.keys) > 1:
+                kept = f"grouping({self.keys[-1]}) = 0 AND alive"
         # The total comes first and stays, whatever the page.
         sql = f"""
             WITH {merged}
             SELECT {is_total}, count() OVER () - 1 AS row_count, {alive} AS alive,
-                {", ".join(keys + measures)}
+                {self.unsure} AS unsure, {", ".join(keys + measures)}
             FROM {source.sql} GROUP BY {group_by}
-            HAVING is_total = 1 OR alive ORDER BY {order} LIMIT {{rows:UInt64}}"""
+            HAVING is_total = 1 OR {kept} ORDER BY {order} LIMIT {{rows:UInt64}}"""
         self.parameters["rows"] = query.offset + query.limit + 1
         if query.offset:
             self.parameters["offset"] = query.offset
@@ -386,20 +412,48 @@ class _Report:
         sql = f"(SELECT {columns} FROM {source.sql} GROUP BY {group_by}) AS h"
         return _Source(sql, [(name, name) for name in self.keys], again)
 
+    def _tiers(self) -> tuple[str | None, str | None]:
+        """The smallest tiers of hours and of days that can tell; None where these are too wide."""
+        query = self.query
+        needs = {*query.group_by, *query.filters, *({"latency_bins", "minutes"} & set(self.values))}
+        if "kinds" in self.values:
+            needs.add("kind")
+        hours, days = (
+            next((tier.name for tier in _TIERS if tier.width_us == width and needs <= tier.tells), None)
+            for width in (HOUR_US, DAY_US)
+        )
+        width = _width_us(query, self.start, self.end)
+        if width % HOUR_US:
+            return None, None
+        # The hours with corrections are told by rollups of hours.
+        in_hours = width % DAY_US or self.peaks or (self.extremes and not self.assuming)
+        return hours, None if in_hours else days
+
+    def _assume(self) -> str:
+        """Round the end of the range up, past all that is stored, most likely; return the doubts as SQL."""
+        doubts = []
+        width = HOUR_US if self.days is None else DAY_US
+        if self.hours is not None and self.end % HOUR_US:
+            self.end = -(-self.end // width) * width
+            self.parameters["asked_to_us"] = self.query.to_us
+            doubts.append(("last_at_us", "last_at_us >= {asked_to_us:Int64}"))
+        if self.extremes:
+            doubts.append(("corrections", "corrections <> 0"))
+        self.values = list(dict.fromkeys([*self.values, *(name for name, _ in doubts)]))
+        return " OR ".join(doubt for _, doubt in doubts) or "0"
+
     def _source(self) -> _Source:
         """The rows to sum up, from rollups where these can tell and from records elsewhere."""
-        query = self.query
-        start, end = max(0, query.from_us), min(query.to_us, AT_MAX_US)
+        start, end = self.start, self.end
         first_hour, last_hour = -(-start // HOUR_US) * HOUR_US, end // HOUR_US * HOUR_US
-        if first_hour >= last_hour or not _rollups_tell(query, start, end):
-            branches = [self._events("", start, end)]
+        if first_hour >= last_hour or self.hours is None:
+            branches = [self._events((start, end))]
         else:
-            branches = [self._hourly(first_hour, last_hour)]
-            if start < first_hour:
-                branches.append(self._events("head_", start, first_hour))
-            if last_hour < end:
-                branches.append(self._events("tail_", last_hour, end))
-            if self.corrected and not _EXTREMES.isdisjoint(self.values):
+            branches = [self._rollups(first_hour, last_hour)]
+            ragged = [span for span in ((start, first_hour), (last_hour, end)) if span[0] < span[1]]
+            if ragged:
+                branches.append(self._events(*ragged))
+            if self.extremes and not self.assuming:
                 branches.append(self._standing(first_hour, last_hour))
         (columns, origin), *others = branches
         names = list(columns)[: -len(self.values)]
@@ -414,38 +468,54 @@ class _Report:
         merged = [(name, f"{_VALUES[name].merge}(s.{name})") for name in self.values]
         return _Source(f"({united}) AS s", [(name, name) for name in names], merged)
 
-    def _hourly(self, start: int, end: int) -> _Branch:
-        columns = self._key_columns("hour")
+    def _rollups(self, start: int, end: int) -> _Branch:
+        scope = self._rollup_scope(start, end)
+        columns = self._key_columns("at")
         for name in self.values:
-            columns[name] = _VALUES[name].hourly
-            if name in _EXTREMES and self.corrected:
-                corrected = f"(account_id, hour) IN ({self._corrected(start, end)})"
+            columns[name] = _VALUES[name].rollup
+            if name in _EXTREMES and not self.assuming:
+                corrected = f"(account_id, at) IN ({self._corrected(start, end)})"
                 columns[name] = f"if({corrected}, {_VALUES[name].nothing}, {columns[name]})"
-        return columns, f"usage_hourly AS u WHERE {' AND '.join(self._hourly_scope(start, end))}"
+        return columns, f"usage_rollups AS u WHERE {' AND '.join(scope)}"
 
-    def _hourly_scope(self, start: int, end: int) -> list[str]:
-        self.parameters["first_hour"] = start // 1_000_000
-        self.parameters["last_hour"] = end // 1_000_000
-        conditions = [
-            "hour >= toDateTime({first_hour:UInt32}, 'UTC')",
-            "hour < toDateTime({last_hour:UInt32}, 'UTC')",
-            *self.filters,
-        ]
+    def _rollup_scope(self, start: int, end: int) -> list[str]:
+        """The conditions on `usage_rollups`: whole days as days, if days can tell, and the rest as hours."""
+        first_day, last_day = -(-start // DAY_US) * DAY_US, end // DAY_US * DAY_US
+        if self.days is None or first_day >= last_day:
+            first_day = last_day = end
+        spans = []
+        for i, (tier, since, until) in enumerate(
+            [(self.hours, start, first_day), (self.days, first_day, last_day), (self.hours, last_day, end)]
+        ):
+            if since < until:
+                self.parameters |= {f"since{i}": since // 1_000_000, f"until{i}": until // 1_000_000}
+                spans.append(
+                    f"(tier = '{tier}' AND at >= toDateTime({{since{i}:UInt32}}, 'UTC')"
+                    f" AND at < toDateTime({{until{i}:UInt32}}, 'UTC'))"
+                )
+        conditions = [f"({' OR '.join(spans)})", *self.filters]
         if self.query.account_id is not None:
             self.parameters["account_id"] = self.query.account_id
             conditions.insert(0, "account_id = {account_id:String}")
         return conditions
 
     def _corrected(self, start: int, end: int) -> str:
-        conditions = " AND ".join(self._hourly_scope(start, end))
-        return f"SELECT account_id, hour FROM usage_hourly WHERE {conditions} AND corrections > 0"
+        conditions = " AND ".join(self._rollup_scope(start, end))
+        return f"SELECT account_id, at FROM usage_rollups WHERE {conditions} AND corrections > 0"
 
-    def _events(self, prefix: str, start: int, end: int) -> _Branch:
-        scope = self._event_scope(prefix, start, end)
+    def _events(self, *spans: tuple[int, int]) -> _Branch:
+        # One branch for both ends of a range: each costs as much to plan as it takes to run.
+        scope = self._event_scope("", spans[0][0], spans[-1][1])
+        if len(spans) > 1:
+            self.parameters |= {"gap_from_us": spans[0][1], "gap_to_us": spans[-1][0]}
+            scope.append(
+                "NOT (occurred_at >= fromUnixTimestamp64Micro({gap_from_us:Int64}, 'UTC')"
+                " AND occurred_at < fromUnixTimestamp64Micro({gap_to_us:Int64}, 'UTC'))"
+            )
         columns = self._key_columns("occurred_at")
         for name in self.values:
             columns[name] = _VALUES[name].event
-            if name in _EXTREMES and self.corrected:
+            if name in _EXTREMES and not self.assuming:
                 columns[name] = f"if({_stands(scope)}, {columns[name]}, {_VALUES[name].nothing})"
         return columns, f"events AS e WHERE {' AND '.join(scope)}"
 
@@ -521,25 +591,24 @@ def _stands(scope: Sequence[str]) -> str:
     return f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({withdrawn})"
 
 
-def _rollups_tell(query: UsageQuery, start: int, end: int) -> bool:
-    """Whether whole UTC hours answer *query*: nothing finer is asked and no hour lies in two buckets."""
-    if query.granularity == "minute":
-        return False
-    if any(name.startswith(TAG_PREFIX) for name in (*query.group_by, *query.filters)):
-        return False
+def _width_us(query: UsageQuery, start: int, end: int) -> int:
+    """Return the width of the widest UTC buckets, up to a day, of which none lies in two buckets of *query*."""
     if query.granularity is None:
-        return True
+        return DAY_US
+    if query.granularity == "minute":
+        return 60_000_000
     years = range(max(from_us(start).year, _YEAR_MIN), from_us(end).year + 1)
-    return all(_whole_hours(query.time_zone, year) for year in years)
+    width = gcd(*(_offsets_us(query.time_zone, year) for year in years))
+    return gcd(width, HOUR_US) if query.granularity == "hour" else width
 
 
 @lru_cache(maxsize=4096)
-def _whole_hours(time_zone: str, year: int) -> bool:
-    """Whether the zone is whole hours from UTC all through a year; no offset lasts less than a week."""
+def _offsets_us(time_zone: str, year: int) -> int:
+    """Return the greatest common divisor of a day and the zone's offsets of a year; none lasts under a week."""
     zone = ZoneInfo(time_zone)
     start = datetime(year, 1, 1, tzinfo=UTC)
     offsets = {(start + timedelta(days=day)).astimezone(zone).utcoffset() for day in range(-1, 368, 7)}
-    return all(offset is not None and offset % timedelta(hours=1) == timedelta(0) for offset in offsets)
+    return gcd(DAY_US, *(offset // timedelta(microseconds=1) for offset in offsets if offset is not None))
 
 
 def _bucket_reader(query: UsageQuery) -> Callable[[int], str]:

@@ -1,7 +1,7 @@
 """
 The usage store on ClickHouse, in process (chDB) or on a server.
 
-Invariants: `usage_hourly` and `event_ids` are pure functions of `events` (their materialized views say which;
+Invariants: `usage_rollups` and `event_ids` are pure functions of `events` (their materialized views say which;
 `rebuild` uses the same SELECT); an append is one block with a deduplication token, so that a repeat writes
 nothing in any of the tables, and completes what a crash left half done.
 
@@ -85,7 +85,7 @@ _KEY: Final = ("account_id", "occurred_at", "id", "revision", "sign")
 _VIEWS: Final = {
     "event_ids_of_events": "event_ids",
     "event_ids_of_amendments": "event_ids",
-    "usage_hourly_of_events": "usage_hourly",
+    "usage_rollups_of_events": "usage_rollups",
 }
 """Materialized view → the table that it fills from `events`."""
 
@@ -200,10 +200,12 @@ class ClickHouseUsageStore:
 
     def report(self, query: UsageQuery) -> UsageAnswer:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
-        check = queries.corrections(query)
-        corrected = check is not None and bool(self._rows(check.sql, check.parameters))
-        statement = queries.report(query, corrected=corrected)
-        return queries.answer_of(query, self._rows(statement.sql, statement.parameters))
+        statement = queries.report(query)
+        rows = self._rows(statement.sql, statement.parameters)
+        if queries.is_unsure(rows):
+            statement = queries.report(query, assuming=False)
+            rows = self._rows(statement.sql, statement.parameters)
+        return queries.answer_of(query, rows)
 
     def charged(
         self,
@@ -299,7 +301,8 @@ class ClickHouseUsageStore:
                 ).result_rows
             )
             for table in dict.fromkeys(_VIEWS.values()):
-                # TRUNCATE would forget the tokens of these rows, and a repeated append would count again.
+                # TRUNCATE would forget the tokens of these rows, and a repeated append would count again; so
+                # would the engine once it removes the emptied parts: the schema's `remove_empty_parts`.
                 client.command(f"ALTER TABLE {table} DELETE WHERE 1", settings={"mutations_sync": 2})
             for (view, table), (first, last) in itertools.product(_VIEWS.items(), spans):
                 select = _derivation(view, "toYYYYMM(occurred_at) BETWEEN {first:UInt32} AND {last:UInt32}")
@@ -414,9 +417,9 @@ class ClickHouseUsageStore:
             SELECT {", ".join([*_DIMENSIONS.values(), *shown])} FROM (
                 SELECT {dimensions}, {sums}, {maps}, {extremes}
                 FROM (
-                    SELECT toInt64(1) AS side, {columns} FROM usage_hourly
+                    SELECT toInt64(1) AS side, {columns} FROM usage_rollups
                     UNION ALL
-                    SELECT toInt64(-1) AS side, {columns} FROM ({_derivation("usage_hourly_of_events")})
+                    SELECT toInt64(-1) AS side, {columns} FROM ({_derivation("usage_rollups_of_events")})
                 )
                 GROUP BY {dimensions}
             )
@@ -477,10 +480,11 @@ class _LookUp(NamedTuple):
 
 
 _DIMENSIONS: Final = {
-    name: "toString(hour)" if name == "hour" else name
+    name: f"toString({name})" if name in ("tier", "at") else name
     for name in (
         "account_id",
-        "hour",
+        "tier",
+        "at",
         "project_id",
         "key_id",
         "kind",
@@ -495,6 +499,9 @@ _DIMENSIONS: Final = {
 }
 _SUMS: Final = (
     "requests",
+    "errors",
+    "failed",
+    "denied",
     "prompt_tokens",
     "cached_prompt_tokens",
     "completion_tokens",
@@ -503,6 +510,8 @@ _SUMS: Final = (
     "estimated_cost_nanos",
     "credits",
     "unpriced",
+    "cache_hits",
+    "cache_misses",
     "bytes_out",
     "latency_count",
     "latency_sum_us",
@@ -520,7 +529,7 @@ def _rollup_line(row: Sequence[Any]) -> str:
     )
     deltas = zip((*_SUMS, *_EXTREMES), row[len(_DIMENSIONS) :], strict=True)
     found = ", ".join(f"{name} {delta:+d}" for name, delta in deltas if delta)
-    return f"usage_hourly: {place}: {found or 'histograms differ'}"
+    return f"usage_rollups: {place}: {found or 'histograms differ'}"
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def verify(request: AnyRequest) -> Response[bytes]:
             "Rebuild rollups and the id index",
             "upkeep",
             OPERATOR,
-            {200: json_answer(RebuildAnswer, "Rows written.", {"rows": {"usage_hourly": 1280}})},
+            {200: json_answer(RebuildAnswer, "Rows written.", {"rows": {"usage_rollups": 1280}})},
             description="Makes them anew from the records. Safe to repeat.",
         )
     ),
