@@ -21,7 +21,7 @@ from tollkeeper.http.routes.calls import Upkeep
 from tollkeeper.installation import Installation
 from tollkeeper.services import pending, report
 from tollkeeper.services.decode import decode_events
-from tollkeeper.testing import Faulty, ManualClock, commit_all, verify
+from tollkeeper.testing import Faulty, ManualClock, commit_all, unique, verify
 
 
 def send(site: Installation, account: str, *ids: str, cost: int = 1) -> Any:
@@ -86,15 +86,16 @@ def test_a_settled_request_in_the_backlog_answers_its_retry(
     """The client's connection was cut minutes ago: its retry gets the first answer, by id alone too."""
     site = install(store=away)
     customer = Customer(site, account)
-    customer.authorize("h")
+    hold_id = unique("hold")
+    customer.authorize(hold_id)
     outcome = Outcome(status=201)
-    _, ticket = site.holds.settle_hold("h", outcome, customer_ticket())
+    _, ticket = site.holds.settle_hold(hold_id, outcome, customer_ticket())
     assert ticket is not None
     ticket.wait()
     send(site, account, *(f"e{n}" for n in range(20)))
     assert len(site.pending._seqs) <= 8
     for owner in (account, None):
-        settled, ticket = site.holds.settle_hold("h", outcome, customer_ticket(), account_id=owner)
+        settled, ticket = site.holds.settle_hold(hold_id, outcome, customer_ticket(), account_id=owner)
         assert (settled.replayed, settled.record.status, ticket) == (True, 201, None)
 
 

@@ -30,7 +30,7 @@ from tollkeeper.installation import Installation
 from tollkeeper.services import committer, report
 from tollkeeper.services.committer import encode_rows
 from tollkeeper.services.decode import decode_events
-from tollkeeper.services.pending import Pending
+from tollkeeper.services.pending import Pending, key_of
 from tollkeeper.services.relay import Relay, Unreadable, table_of_entry
 from tollkeeper.testing import NOON, Faulty, set_up, unique
 
@@ -141,19 +141,42 @@ def test_a_batch_is_repeated_with_the_same_rows_and_token(
     account, ledger, store = unique("acct"), SqlLedger(engine), Recorded(usage_store)
     first, second = [record(account)], [record(account)]
     ledger.commit(Group(now_us=NOON_US, outbox=[entry(first)]))
-    faulty: Any = Faulty(ledger, "delivered")
-    faulty.refuse(2)
-    relay: Any = Relay(faulty, store, Pending())  # type: ignore[arg-type]
+    faulty: Any = Faulty(store, "append")
+    faulty.lose_replies(2)
+    relay: Any = Relay(ledger, faulty, Pending())
     for _ in range(2):
         with pytest.raises(Unavailable):
             relay.deliver()
         ledger.commit(Group(now_us=NOON_US, outbox=[entry(second)])) if len(store.appends) == 1 else None
+        relay.failure = None
     assert relay.deliver() == 1
     assert relay.deliver() == 1
     tokens = [token for token, _ in store.appends]
     assert tokens[0] == tokens[1] == tokens[2] != tokens[3]
     assert [ids for _, ids in store.appends] == [[first[0].id]] * 3 + [[second[0].id]]
     assert totals(usage_store, account) == (2, 2)
+
+
+def test_a_batch_whose_end_the_ledger_did_not_tell_is_ended_once_and_not_inserted_again(
+    engine: sa.Engine, usage_store: ClickHouseUsageStore
+) -> None:
+    """The ledger may have let go of the rows and its answer be lost: nobody must wait for them for ever."""
+    empty_tables(engine)
+    account, ledger, store, pending = unique("acct"), SqlLedger(engine), Recorded(usage_store), Pending()
+    rows = [record(account)]
+    (seq,) = ledger.commit(Group(now_us=NOON_US, outbox=[entry(rows)])).outbox_seqs
+    keys = [key_of(account, rows[0].id)]
+    pending.add(keys, rows)
+    pending.committed(seq, keys, {account}, 1)
+    faulty: Any = Faulty(ledger, "delivered")
+    faulty.lose_replies(1)
+    relay: Any = Relay(faulty, store, pending)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable):
+        relay.deliver()
+    assert (relay.deliver(), relay.deliver()) == (1, 0)
+    assert (relay.delivered_seq, pending.record_count, pending.disjoint(keys)) == (seq, 0, True)
+    assert len(store.appends) == 1
+    assert totals(usage_store, account) == (1, 1)
 
 
 # -- the usage store is away for a while -------------------------------------------------------------------
