@@ -13,7 +13,7 @@ from bench.table import Figure, show
 REPORTS = ("peers", "scale")
 """These take arguments of their own and write a page under docs/: `python -m bench scale --events 1000000`."""
 
-WORKLOADS = ("admit", "middleware", "authorize", "ingest", "usage", "profiles", "start")
+WORKLOADS = ("admit", "middleware", "authorize", "ingest", "usage", "answers", "profiles", "start")
 ONE = "--one"
 
 

@@ -388,7 +388,7 @@ def _session_secret(directory: Path) -> str:
 
 def _lock(directory: Path) -> IO[bytes]:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Unbuffered, so that closing never has something left to write to a full disk.
         file = open(directory / "lock", "ab+", buffering=0)  # noqa: SIM115 - held until close
     except OSError as exc:

@@ -8,13 +8,17 @@ Each setting can be given to `Tollkeeper.open`, in the environment as `TOLLKEEPE
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from tollkeeper.errors import BadParameter
+
+_PASSWORD: Final = re.compile(r"(?<=:)[^:/@]+(?=@)")
+"""In a URL, `user:password@host`: no place for it in a trace or log."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +65,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usage(self) -> str:
         return self.usage_url or f"chdb://{self._path('usage')}"
+
+    def __repr__(self) -> str:
+        shown = {name: getattr(self, name) for name in self.__struct_fields__}
+        told = ", ".join(f"{name}={_PASSWORD.sub('***', repr(value))}" for name, value in shown.items())
+        return f"Settings({told})"
 
     def _path(self, name: str) -> str:
         return str(Path(self.data_dir).absolute() / name)

@@ -109,6 +109,10 @@ def _answer(sent: list[dict[str, Any]], method: str) -> Answer:
     for name, value in headers:
         assert name == name.lower(), name
         assert not set(value) & {0, 10, 13}, (name, value)
+        if name == b"content-type":
+            # A parameter given twice makes a strict reader, such as Prometheus, refuse the whole answer.
+            parameters = [part.partition(b"=")[0].strip() for part in value.split(b";")]
+            assert len(set(parameters)) == len(parameters), value
     body = b"".join(message.get("body", b"") for message in sent[1:])
     lengths = [int(value) for name, value in headers if name == b"content-length"]
     assert lengths in ([], [len(body)]) or method == "HEAD", (lengths, len(body))

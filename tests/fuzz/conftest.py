@@ -28,7 +28,9 @@ def installation(
     directory = tmp_path_factory.mktemp("fuzz")
     with fresh_engine(request.param, directory, tables=False) as engine:
         url = engine.url.render_as_string(hide_password=False)
-        with testing.installation(directory, clock=SystemClock(), store=usage_store, ledger_url=url) as opened:
+        with testing.installation(
+            directory, clock=SystemClock(), store=usage_store, ledger_url=url
+        ) as opened:
             ensure_operator_key(opened, OPERATOR_KEY)
             yield opened
 

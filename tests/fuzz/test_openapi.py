@@ -106,8 +106,10 @@ def _is_readiness(operation: Any, answer: Answer) -> bool:
 def _sent(call: Caller, prepared: requests.PreparedRequest, key: str | None) -> Answer:
     target = (prepared.url or "").removeprefix("http://toll")
     headers = [
-        (name.encode("latin-1") if isinstance(name, str) else name,
-         value.encode("latin-1") if isinstance(value, str) else value)
+        (
+            name.encode("latin-1") if isinstance(name, str) else name,
+            value.encode("latin-1") if isinstance(value, str) else value,
+        )
         for name, value in prepared.headers.items()
         if name.lower() not in ("authorization", "x-api-key")
     ]

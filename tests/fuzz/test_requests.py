@@ -171,7 +171,12 @@ OPEN: Final = ("/cheapestinference/api/plans",)
 
 def endpoints(api: Api) -> list[tuple[str, str]]:
     """Return method and path of every endpoint of every profile, and of some of our own."""
-    own = [("GET", "/tk/v1/usage"), ("GET", "/tk/v1/accounts"), ("POST", "/tk/v1/events"), ("GET", "/metrics")]
+    own = [
+        ("GET", "/tk/v1/usage"),
+        ("GET", "/tk/v1/accounts"),
+        ("POST", "/tk/v1/events"),
+        ("GET", "/metrics"),
+    ]
     return own + [
         (endpoint.method, f"/{name}{endpoint.path}")
         for name, site in api.app._profiles.sites.items()
@@ -207,10 +212,12 @@ NAMES: Final = (
     "timeframe", "keyId", "key_id", "model", "format", "days", "include", "sort", "a[]", "", "\0",
 )  # fmt: skip
 VALUES: Final = (
-    "", "0", "-1", "1", "007", "1.5", "1e9", "9" * 40, "9" * 4_000, "nan", "inf", "true", "null", "24h", "7d", "30d", "day",
-    "hour", "all", "2026-01-01", "2026-13-45", "0000-00-00", "9999-12-31", "10000-01-01", "2026-01-01T00:00:00Z",
-    "2026-01-01T00:00:00+99:99", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "253402300800", "-62135596801",
-    "Europe/Berlin", "Europe", "../../etc/passwd", "/etc/passwd", "UTC\0", "\0", "\ud7ff\ue000\U0010ffff", "é" * 300,
+    "", "0", "-1", "1", "007", "1.5", "1e9", "9" * 40, "9" * 4_000, "nan", "inf", "true", "null", "24h", "7d",
+    "30d", "day", "hour", "all", "2026-01-01", "2026-13-45", "0000-00-00", "9999-12-31",
+    "10000-01-01", "2026-01-01T00:00:00Z",
+    "2026-01-01T00:00:00+99:99", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "253402300800",
+    "-62135596801", "Europe/Berlin", "Europe", "../../etc/passwd", "/etc/passwd",
+    "UTC\0", "\0", "\ud7ff\ue000\U0010ffff", "é" * 300,
     "' OR 1=1 --", "\\", "%", "{}", "[]", "١٢", "²", " 5 ", "+5", "1_000",
 )  # fmt: skip
 
@@ -281,17 +288,21 @@ BODIES: Final = (
 )
 
 
+USAGE_NAMES: Final = (
+    "account", "from", "to", "granularity", "time_zone", "week_start", "group_by", "measures", "sort", "limit",
+    "offset", "format", "model", "key", "status", "tag.a", "tag.\0",
+)  # fmt: skip
+
+
 @examples(60)
 @given(query=queries, data=st.data())
 def test_the_usage_question_is_answered_or_refused(query: str, data: st.DataObject, call: Caller) -> None:
     known = data.draw(
         st.lists(
             st.tuples(
-                st.sampled_from(
-                    ("account", "from", "to", "granularity", "time_zone", "week_start", "group_by", "measures")
-                    + ("sort", "limit", "offset", "format", "model", "key", "status", "tag.a", "tag.\0")
-                ),
-                texts | st.sampled_from(("minute", "model,key", "requests,-requests", "tag.x", "latency_ms_p99")),
+                st.sampled_from(USAGE_NAMES),
+                texts
+                | st.sampled_from(("minute", "model,key", "requests,-requests", "tag.x", "latency_ms_p99")),
             ),
             max_size=4,
         )

@@ -66,7 +66,13 @@ class Tokens(NamedTuple):
 def tokens_of(account: str, installation: Installation) -> Tokens:
     """Return the good tokens of *account*, and every kind of forgery or leftover that claims to be one."""
     now = datetime.now(UTC)
-    claims = {"sub": "ada", "account": account, "iss": ISSUER, "aud": AUDIENCE, "exp": now + timedelta(hours=1)}
+    claims = {
+        "sub": "ada",
+        "account": account,
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "exp": now + timedelta(hours=1),
+    }
     past = {**claims, "exp": now - timedelta(hours=1)}
     kid = {"kid": "one"}
     public = LOGIN_KEY.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

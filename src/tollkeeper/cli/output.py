@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
-from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.money import format_nanos
+from tollkeeper.http.csv_cells import csv_cell
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_WITHOUT_TERMINAL: Final = 1_000
 """Columns to fill when nobody's window bounds them: a table in a file is not cut."""
-FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
-"""What spreadsheets take for the start of a formula (OWASP, CSV injection)."""
 _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "�")
 
 
@@ -142,20 +140,6 @@ def print_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None
     writer = csv.writer(sys.stdout, lineterminator="\r\n")
     writer.writerow([csv_cell(column) for column in columns])
     writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
-
-
-def csv_cell(value: Any) -> Any:
-    """Return *value* as a cell of CSV: text that a spreadsheet would run is quoted, maps are JSON."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return value
-    if isinstance(value, datetime):
-        return to_text(value)
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return "'" + text if text.startswith(FORMULA_STARTS) else text
 
 
 @contextmanager

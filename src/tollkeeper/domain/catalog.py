@@ -228,6 +228,10 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for index, limit in enumerate(self.limits or []):
             limit.check(f"limits[{index}]")
 
+    def __repr__(self) -> str:
+        # Without the hash: what a trace shows is read by many.
+        return f"Key(id={self.id!r}, account={self.account!r}, role={self.role!r}, state={self.state!r})"
+
 
 class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most that one account, project or key spends per period."""

@@ -20,7 +20,7 @@ from litestar.routes import HTTPRoute
 
 from tollkeeper import errors
 from tollkeeper.http.auth import Authenticator
-from tollkeeper.http.bodies import too_large
+from tollkeeper.http.bodies import broken_off, too_large
 from tollkeeper.http.denials import PROBLEM_BASE
 from tollkeeper.http.paths import segment_text
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
@@ -39,6 +39,8 @@ from tollkeeper.installation import Installation
 
 CONTEXT: Final = "tollkeeper"
 """The name in the application's state of what its handlers work on."""
+_BROKEN_OFF: Final = "client disconnected prematurely"
+"""Litestar's words for a body whose end never came: the caller's doing, whatever status Litestar gives it."""
 
 
 def build_api(installation: Installation, authenticator: Authenticator, *, version: str) -> Litestar:
@@ -114,6 +116,8 @@ def _problem_of_litestar(request: AnyRequest, exc: HTTPException, instance: str,
         found = errors.NotFound("There is no such path. /tk/v1/openapi.json lists all.")
     elif exc.status_code == 413:
         found = too_large(_body_bytes_max(request))
+    elif exc.detail == _BROKEN_OFF:
+        found = broken_off()
     elif exc.status_code == 415:
         found = errors.UnsupportedMediaType(exc.detail)
     elif exc.status_code < 500:

@@ -18,7 +18,7 @@ import msgspec
 
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import Authenticator, Principal
-from tollkeeper.http.bodies import ClientGone, check_length, header, read_body
+from tollkeeper.http.bodies import check_length, header, read_body
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
@@ -94,8 +94,6 @@ class App:
                 check_length(headers, bytes_max)
             body = await read_body(receive, bytes_max)
             status, answer_headers, answer = await handler(principal, body, headers)
-        except ClientGone:
-            return
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError):
                 raise

@@ -18,22 +18,18 @@ GZIP_MEMBERS_MAX: Final = 10_000
 """A body of empty members costs time for nothing; a member per 6 KB of the largest body is plenty."""
 
 
-class ClientGone(Exception):
-    """The client closed the connection before its body was complete: nobody waits for an answer."""
-
-
 async def read_body(receive: Receive, bytes_max: int) -> bytes:
     """
     Return the whole body.
 
     Raises:
         BodyTooLarge: It is longer than *bytes_max*; the rest is not read.
-        ClientGone: The connection closed.
+        Malformed: It ended before its stated length, or in the middle of a chunk.
     """
     message = await receive()
     body: bytes = message.get("body", b"")
     if message["type"] == "http.disconnect":
-        raise ClientGone
+        raise broken_off()
     if not message.get("more_body", False):
         if len(body) > bytes_max:
             raise too_large(bytes_max)
@@ -43,7 +39,7 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes:
     while message.get("more_body", False):
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise broken_off()
         piece = message.get("body", b"")
         size += len(piece)
         if size > bytes_max:
@@ -109,6 +105,11 @@ def header(headers: Headers, name: bytes) -> bytes:
         if key == name:
             return value
     return b""
+
+
+def broken_off() -> Malformed:
+    """Return what to say of a body whose end never came; whoever sent it may still be listening."""
+    return Malformed("the body broke off before its end")
 
 
 def too_large(bytes_max: int) -> BodyTooLarge:

@@ -14,7 +14,7 @@ from tollkeeper.installation import Installation
 if TYPE_CHECKING:
     from tollkeeper.http.routes.calls import Upkeep
 
-METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
 
 Sample = tuple[Mapping[str, str], int]
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tollkeeper.errors import BadParameter, TollkeeperError
-from tollkeeper.http.bodies import ClientGone, read_body
+from tollkeeper.http.bodies import read_body
 from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
@@ -107,10 +107,8 @@ class Profiles:
             headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
         try:
             body = await read_body(receive, BODY_BYTES_MAX)
-        except ClientGone:
-            return
         except TollkeeperError:
-            # Longer than anything that a dialect takes: let the profile find that it cannot read it.
+            # Longer than anything that a dialect takes, or cut: let the profile find that it cannot read it.
             body = b"\x00"
         query = scope["query_string"].decode("latin-1")
         call = Call(

@@ -110,6 +110,7 @@ def _runner() -> Callable[..., None]:
 async def _serve(
     app: App, host: str, port: int, ready: Callable[[str], None], until: Callable[[], object] | None
 ) -> None:
+    from granian.constants import HTTPModes
     from granian.server.embed import Server
 
     server = Server(
@@ -118,6 +119,8 @@ async def _serve(
         port=port,
         interface="asgi",
         backlog=1024,
+        # Of HTTP/2 it would take 16 MiB of headers on each of 200 streams, from anybody. A proxy speaks it better.
+        http=HTTPModes.http1,
         log_enabled=False,
         websockets=False,
     )

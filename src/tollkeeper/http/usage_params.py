@@ -223,8 +223,9 @@ def _group_by(names: list[str]) -> tuple[str, ...]:
 
 
 def _check_once(names: Sequence[str], field: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for index, name in enumerate(names):
+        # Stops at the first repeat, so at most at as many names as there are.
+        if name in names[:index]:
             raise BadParameter(f"{field} has {name} twice: name it once", field=field)
 
 
@@ -278,6 +279,7 @@ def _sort(
                 field="sort",
             )
         done.append(sign + name)
+    _check_once([term.removeprefix("-") for term in done], "sort")
     return tuple(done)
 
 

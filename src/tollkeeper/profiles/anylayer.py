@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, cast
 
+import msgspec
+
 from tollkeeper.domain import alerts
 from tollkeeper.domain.catalog import Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
@@ -919,8 +921,8 @@ def _manages(key: StoredKey, desk: Desk) -> bool:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise _invalid("body") from None
     if not isinstance(found, dict):
         raise _invalid("body")

@@ -9,7 +9,6 @@ numbers in the usage answers, as text in the billing ones.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
@@ -592,8 +591,8 @@ def _own_key(call: Call, desk: Desk, account_id: str) -> StoredKey:
 
 def _body(call: Call) -> dict[str, Any]:
     try:
-        body = json.loads(call.body)
-    except (ValueError, RecursionError):
+        body = msgspec.json.decode(call.body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise _Stop(_api_error(400, "The body must be a JSON object"))

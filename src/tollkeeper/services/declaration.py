@@ -41,7 +41,7 @@ def parse_declaration(text: str) -> list[Entry]:
         if name not in KINDS:
             near = get_close_matches(name, KINDS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the tables are {', '.join(KINDS)}"
-            raise BadParameter(f"{name}: unknown table: {hint}", field=name)
+            raise BadParameter(f"{name[:64]}: unknown table: {hint}", field=name[:64])
         if not isinstance(table, list):
             raise BadParameter(f"{name}: not an array of tables: write [[{name}]]", field=name)
     entries = []

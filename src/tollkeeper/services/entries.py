@@ -105,7 +105,7 @@ def _bad_field(
         known = [field.name for field in msgspec.structs.fields(_struct_in(holder) or entry_type)]
         near = get_close_matches(match[1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known fields are {', '.join(known)}"
-        inner, text = at_path(inner, match[1]), f"unknown field: {hint}"
+        inner, text = at_path(inner, match[1][:64]), f"unknown field: {hint}"
     elif match := re.fullmatch(r"Object missing required field `(.*)`", text):
         inner, text = at_path(inner, match[1]), "missing: this field is required"
     elif text.startswith("Invalid enum value"):

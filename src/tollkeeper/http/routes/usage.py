@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from tollkeeper.domain.usage import (
     UsageReport,
 )
 from tollkeeper.errors import BadParameter
+from tollkeeper.http.csv_cells import csv_cell
 from tollkeeper.http.routes.calls import (
     ANYBODY,
     PREFIX,
@@ -44,8 +44,6 @@ from tollkeeper.http.usage_params import FILTERS, UsageScope, parse_usage_query
 
 MONEY: Final = frozenset({"cost_nanos", "estimated_cost_nanos"})
 _CSV_ROWS_PER_PIECE: Final = 500
-_EXECUTABLE: Final = ("=", "+", "-", "@", "\t", "\r")
-"""What a spreadsheet takes for the begin of a formula, or skips before one (OWASP, CSV injection)."""
 
 
 class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -204,10 +202,10 @@ def csv_pieces(query: UsageQuery, rows: Sequence[dict[str, Any]]) -> Iterator[st
     columns = [*(["time"] if query.granularity else []), *query.group_by, *query.measures]
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow([_cell(name) for name in columns])
+    writer.writerow([csv_cell(name) for name in columns])
     for start in range(0, len(rows), _CSV_ROWS_PER_PIECE):
         for row in rows[start : start + _CSV_ROWS_PER_PIECE]:
-            writer.writerow([_cell(row.get(name)) for name in columns])
+            writer.writerow([csv_cell(row.get(name)) for name in columns])
         yield buffer.getvalue()
         buffer.seek(0)
         buffer.truncate()
@@ -218,7 +216,7 @@ def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
     following = next_offset(query, report)
     return Stream(
         csv_pieces(query, report.rows),
-        media_type="text/csv; charset=utf-8",
+        media_type="text/csv",
         headers={
             "Cache-Control": "no-store",
             "Content-Disposition": 'attachment; filename="usage.csv"',
@@ -229,14 +227,6 @@ def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
             "X-Behind": str(report.behind_s),
         },
     )
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, dict):
-        value = json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
-    if isinstance(value, str) and value.startswith(_EXECUTABLE):
-        return "'" + value
-    return "" if value is None else value
 
 
 def _format(pairs: list[tuple[str, str]]) -> str:

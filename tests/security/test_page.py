@@ -1,0 +1,42 @@
+"""docs/security.md promises nothing without a test, and states the bounds that are in force."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tollkeeper.domain.usage import PAGE_SIZE_MAX
+from tollkeeper.http.auth import _REMEMBERED_MAX, _SECRET_CHARS_MAX, FAILURES_MAX
+from tollkeeper.http.bodies import GZIP_MEMBERS_MAX
+from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX
+from tollkeeper.http.profiles import BODY_BYTES_MAX as PROFILE_BODY_BYTES_MAX
+from tollkeeper.http.profiles import QUERY_BYTES_MAX
+from tollkeeper.http.routes.calls import APPLY_BYTES_MAX, BODY_BYTES_MAX, PARAMETERS_MAX
+from tollkeeper.http.usage_params import GROUPS_MAX, VALUES_MAX
+from tollkeeper.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    named = set(re.findall(r"`(tests/[^`]+)`", PAGE))
+    assert len(named) > 8
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+def test_the_bounds_of_the_page_are_those_in_force() -> None:
+    assert Settings().body_bytes_max == 64 << 20
+    assert SMALL_BODY_BYTES_MAX == PROFILE_BODY_BYTES_MAX == 64 << 10
+    assert (APPLY_BYTES_MAX, BODY_BYTES_MAX) == (16 << 20, 1 << 20)
+    for words in (
+        f"{GZIP_MEMBERS_MAX:,} members",
+        f"the query of a profile {QUERY_BYTES_MAX:,}",
+        f"{PARAMETERS_MAX} parameters, {VALUES_MAX:,} values",
+        f"{GROUPS_MAX} groups",
+        f"a credential {_SECRET_CHARS_MAX} characters",
+        f"pages of at most {PAGE_SIZE_MAX:,} rows",
+        f"{FAILURES_MAX} failed authentications",
+        f"{_REMEMBERED_MAX:,} addresses",
+    ):
+        assert words in PAGE, words
