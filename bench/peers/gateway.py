@@ -48,7 +48,7 @@ SETTINGS = f"""
   rpm limit ({RPM:,}) and a budget ({BUDGET_USD:,} USD), and `custom_auth_run_common_checks` is on. Both are
   enforced (checked before the run: a key with a limit of 2 gets 429 for its third request, one whose budget is
   spent is refused), **in the memory of the one worker**: keys are not stored, spend is not written down
-  anywhere, and both start from nothing after a restart. With a database it would do more per request, not less.
+  anywhere, and both start from nothing after a restart.
 """
 AUTH = f"""
 from litellm.proxy._types import UserAPIKeyAuth
