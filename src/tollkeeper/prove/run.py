@@ -257,8 +257,8 @@ def _told(found: list[Finding]) -> str:
 
 @contextmanager
 def _directory(data: str | None) -> Iterator[Path]:
-    # A stop by SIGTERM cleans up as Ctrl-C does.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # A stop by SIGTERM cleans up as Ctrl-C does, which a shell's background commands are born deaf to.
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if data is not None:
             path = Path(data)
@@ -273,7 +273,8 @@ def _directory(data: str | None) -> Iterator[Path]:
         finally:
             shutil.rmtree(path)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: object) -> None:
