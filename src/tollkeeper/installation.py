@@ -24,6 +24,8 @@ from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
 from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
+from tollkeeper.adapters.sql.webhooks import SqlWebhooks
+from tollkeeper.adapters.webhook_sender import WebhookSender
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.bookings import PendingRow
 from tollkeeper.domain.catalog import Grant
@@ -48,6 +50,7 @@ from tollkeeper.services.report import Reports
 from tollkeeper.services.scopes import ScopeKeeper
 from tollkeeper.services.sessions import Sessions
 from tollkeeper.services.tickets import Ticket, finish
+from tollkeeper.services.webhooks import Webhooks
 from tollkeeper.settings import Settings
 
 MAINTAIN_S: Final = 0.5
@@ -136,10 +139,21 @@ class Installation:
             on_doubt=self._doubted,
             post_grant=self._post_grant,
             has_usage=self._has_usage,
+            plain_http=settings.webhook_allow_private,
         )
+        self.webhooks = Webhooks(
+            SqlWebhooks(engine),
+            WebhookSender(allow_private=settings.webhook_allow_private),
+            self.ledger,
+            self.directory,
+            self.manage,
+            self.clock,
+            root=_secret(Path(settings.data_dir), "webhook.secret").encode(),
+        )
+        self.committer.on_charged = self.webhooks.charged
         self.sessions = Sessions(
             self.clock,
-            _session_secret(Path(settings.data_dir)),
+            _secret(Path(settings.data_dir), "session.secret"),
             jwks=settings.session_jwks,
             issuer=settings.session_issuer,
             audience=settings.session_audience,
@@ -159,6 +173,9 @@ class Installation:
         self.relay.start()
         self._opened.callback(self.relay.close)
         self._opened.callback(self.committer.close)
+        # Closed before the committer, through which it makes keys inactive.
+        self._opened.callback(self.webhooks.close)
+        self.webhooks.start()
         self.relay.notify()
         self._maintainer = threading.Thread(target=self._maintain, name="tollkeeper-maintain", daemon=True)
         self._maintainer.start()
@@ -239,6 +256,7 @@ class Installation:
         for account_id in accounts:
             self.directory.forget(account_id)
             self.gate.forget(account_id)
+        self.webhooks.changed(accounts, hooks="webhooks" in kinds)
         self._bring_into_force(accounts)
         if "prices" in kinds:
             self.directory.reload_prices()
@@ -249,6 +267,7 @@ class Installation:
         self.directory.forget()
         self.gate.forget()
         self._in_doubt = True
+        self.webhooks.changed((), hooks=True)
 
     def _bring_into_force(self, accounts: Iterable[str]) -> None:
         """Make the budgets of *accounts* count as the catalog says; what fails is tried again by upkeep."""
@@ -321,6 +340,7 @@ class Installation:
                 if rounds % _PURGE_EVERY == 0:
                     while self.ledger.purge(self.clock.now_us()) and not self._closing.is_set():
                         pass
+                    self.webhooks.purge()
             except Unavailable as exc:
                 log.warning("tollkeeper.maintain.unavailable", extra={"reason": str(exc)})
             except Exception:
@@ -373,9 +393,9 @@ def _open_usage(settings: Settings) -> UsageStore:
     return ClickHouseUsageStore.open(settings.usage, memory_bytes_max=settings.usage_memory_bytes_max or None)
 
 
-def _session_secret(directory: Path) -> str:
-    """Return what this installation signs its session tokens with; made at first start."""
-    path = directory / "session.secret"
+def _secret(directory: Path, name: str) -> str:
+    """Return a secret of this installation, in a file that only its owner reads; made at first start."""
+    path = directory / name
     if not path.exists():
         made = path.with_suffix(".new")
         with open(

@@ -5,7 +5,7 @@ from it alone. `tollkeeper.testing` holds a contract suite for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
+from tollkeeper.domain.webhooks import Message, Sent, StoredWebhook
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -331,3 +332,57 @@ class Ledger(Protocol):
 
     def close(self) -> None:
         """Release the database."""
+
+
+class WebhookStore(Protocol):
+    """
+    Webhooks, and what each was told or is to be told. Called by the webhooks service.
+
+    Every method raises `Unavailable` when the engine fails; then nothing of the call was written.
+    """
+
+    def hooks(self) -> Sequence[StoredWebhook]:
+        """Return all webhooks of the catalog."""
+
+    def hook(self, account_id: str, webhook_id: str) -> StoredWebhook | None:
+        """Return one webhook, or None."""
+
+    def add(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """
+        Store *messages* as due and return those that are new, durably.
+
+        One that the store has is left alone: of one webhook, budget, period and threshold there is one, by
+        whichever of several callers at a time.
+        """
+
+    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> Sequence[Message]:
+        """Return up to *limit* messages that are due at *now_us*, the longest due first."""
+
+    def postpone(self, message_id: str, *, attempts: int, due_at_us: int) -> None:
+        """Note that a message was sent *attempts* times in vain, and is due again at *due_at_us*."""
+
+    def ended(self, message_id: str, outcome: Literal["delivered", "failed"], *, attempts: int) -> None:
+        """Note that a message is not sent any more."""
+
+    def disabling(self) -> Sequence[Message]:
+        """Return the messages whose keys are to become inactive and were not said to be so by `disabled`."""
+
+    def disabled(self, message_id: str) -> None:
+        """Note that the keys of a message are inactive."""
+
+    def purge(self, before_us: int) -> None:
+        """Remove what was sent of periods that ended before *before_us*, and all of webhooks that are gone."""
+
+
+class WebhookSender(Protocol):
+    """Brings one message to its receiver. Any thread may call."""
+
+    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Sent:
+        """
+        POST *body* once, without following a redirect, and return what came of it, in bounded time.
+
+        Never raises for what network or receiver do, nor for an address that may not be sent to.
+        """
+
+    def close(self) -> None:
+        """End what is under way, as failed."""

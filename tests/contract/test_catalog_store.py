@@ -17,6 +17,7 @@ from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.domain.catalog import (
     KINDS,
     Account,
+    Actions,
     Budget,
     Entry,
     Grant,
@@ -28,6 +29,7 @@ from tollkeeper.domain.catalog import (
     Project,
     Route,
     Subscription,
+    Webhook,
 )
 from tollkeeper.domain.money import NANOS_MAX
 from tollkeeper.errors import Conflict, NotFound, Unavailable
@@ -92,6 +94,14 @@ FULL: dict[str, Entry] = {
         reasoning_nanos_per_million=3,
         request_nanos=4,
     ),
+    "webhooks": Webhook(
+        id="w1",
+        account="acme",
+        project="web",
+        url="https://a.example/h?q=%20",
+        thresholds=[1, 1000],
+        actions=Actions(notify_admins=1, disable_keys=1000),
+    ),
 }
 BARE: dict[str, Entry] = {
     "accounts": Account(id="acme", name=""),
@@ -102,6 +112,7 @@ BARE: dict[str, Entry] = {
     "grants": Grant(id="g1", account="acme", amount_nanos=1),
     "routes": Route(id="r1", method="*", path="/"),
     "prices": Price(id="p1", model="gpt"),
+    "webhooks": Webhook(id="w1", account="acme", url="https://a.example"),
 }
 HOSTILE = ("'; DROP TABLE accounts; --", "' OR '1'='1", "%", "_", "\\", '"', "${id}", ":id", "%(id)s")
 

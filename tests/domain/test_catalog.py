@@ -152,6 +152,14 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "request_nanos": charges,
         },
     ),
+    "webhooks": _objects(
+        {"id": ids, "account": ids, "url": st.sampled_from(["https://a.example/h?x=1", "http://[::1]:80"])},
+        {
+            "project": ids,
+            "thresholds": st.sets(st.integers(1, 1000), min_size=1, max_size=20).map(sorted),
+            "actions": st.just({}),
+        },
+    ),
 }
 
 kinds = st.sampled_from(sorted(KINDS))
@@ -166,6 +174,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "grants": {"id": "g1", "account": "acme", "amount_nanos": 1},
     "routes": {"id": "r1", "method": "GET", "path": "/v1"},
     "prices": {"id": "pr1", "model": "gpt-4o"},
+    "webhooks": {"id": "w1", "account": "acme", "url": "https://a.example"},
 }
 
 

@@ -119,9 +119,12 @@ def issue(api: Api, account: str) -> Callable[..., tuple[str, str]]:
     return issue
 
 
+_OWNED = ("projects", "subscriptions", "budgets", "webhooks")
+
+
 def _populate(api: Api, name: str) -> Owned:
     account = f"{name}-{uuid.uuid4().hex}"
-    ids = {kind: f"{kind[:-1]}-of-{account}" for kind in ("projects", "subscriptions", "budgets", "grants")}
+    ids = {kind: f"{kind[:-1]}-of-{account}" for kind in (*_OWNED, "grants")}
     ids |= {"plans": f"plan-of-{account}", "routes": f"route-of-{account}", "prices": f"price-of-{account}"}
     bodies = {
         f"plans/{ids['plans']}": {"sellable": False, "price_nanos": "100"},
@@ -136,6 +139,7 @@ def _populate(api: Api, name: str) -> Owned:
         f"grants/{ids['grants']}": {"account": account, "amount_nanos": "5000000000"},
         f"routes/{ids['routes']}": {"method": "POST", "path": f"/v1/{account}", "price_nanos": 100},
         f"prices/{ids['prices']}": {"model": f"model-of-{account}", "account": account},
+        f"webhooks/{ids['webhooks']}": {"account": account, "url": "https://a.example"},
     }
     for path, body in bodies.items():
         made = api("PUT", f"/tk/v1/{path}", body)

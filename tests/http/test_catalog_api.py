@@ -1,4 +1,4 @@
-"""The catalog over HTTP: what PUT, POST, GET and DELETE do to each of the nine kinds, and apply."""
+"""The catalog over HTTP: what PUT, POST, GET and DELETE do to each of the ten kinds, and apply."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def bodies(account: str) -> dict[str, dict[str, Any]]:
         "budgets": {"amount": "9007199254740993", "period": "30d"},
         "routes": {"method": "GET", "path": f"/{account}", "credits": 2},
         "prices": {"model": f"m-{account}", "prompt_nanos_per_million": "150000000"},
+        "webhooks": {"url": "https://a.example", "actions": {"disable_keys": 100}},
     }
 
 
@@ -35,6 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "budgets": {"amount": "5"},
     "routes": {"credits": 3},
     "prices": {"prompt_nanos_per_million": "5"},
+    "webhooks": {"actions": {"notify_admins": 90}},
 }
 
 
@@ -43,7 +45,7 @@ def test_an_entry_is_created_read_changed_listed_and_deleted(api: Api, account: 
     """The same steps for every kind, so that whoever knows one knows all."""
     assert api("PUT", f"/tk/v1/plans/plan-{account}", {}).status_code == 201
     entry_id = f"one-{account}"
-    whose = f"?account={account}" if kind in ("projects", "subscriptions", "budgets") else ""
+    whose = f"?account={account}" if kind in ("projects", "subscriptions", "budgets", "webhooks") else ""
     path = f"/tk/v1/{kind}/{entry_id}{whose}"
     body = bodies(account)[kind]
 
@@ -79,7 +81,7 @@ def test_post_creates_once_and_never_replaces(api: Api, account: str, kind: str)
     body = {"amount_nanos": "5", id_field: f"two-{account}", "account": account}
     if kind != "grants":
         body = {**bodies(account)[kind], id_field: f"two-{account}"}
-    if kind in ("projects", "subscriptions", "budgets"):
+    if kind in ("projects", "subscriptions", "budgets", "webhooks"):
         body["account"] = account
     assert api("POST", f"/tk/v1/{kind}", body).status_code == 201
     again = api("POST", f"/tk/v1/{kind}", body)
@@ -117,13 +119,14 @@ def test_lists_come_in_pages(api: Api, account: str) -> None:
     assert found == [f"p{index}" for index in range(5)]
 
 
-@pytest.mark.parametrize("kind", ["grants", "subscriptions", "keys"])
+@pytest.mark.parametrize("kind", ["grants", "subscriptions", "keys", "webhooks"])
 def test_an_id_is_made_when_none_is_given(api: Api, account: str, kind: str) -> None:
     api("PUT", f"/tk/v1/plans/plan-{account}", {})
     body = {
         "grants": {"amount_nanos": "1"},
         "subscriptions": {"plan": f"plan-{account}", "started_at": "2026-01-01T00:00:00Z"},
         "keys": {},
+        "webhooks": {"url": "https://a.example"},
     }[kind]
     made = api("POST", f"/tk/v1/{kind}?account={account}", body)
     assert made.status_code == 201

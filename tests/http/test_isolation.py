@@ -110,6 +110,7 @@ def _current(kind: str, world: World) -> dict[str, Any]:
         "grants": {"account": a.account, "amount_nanos": "5000000000"},
         "routes": {"method": "POST", "path": f"/v1/{a.account}", "price_nanos": "100"},
         "prices": {"model": f"model-of-{a.account}", "account": a.account},
+        "webhooks": {"account": a.account, "url": "https://a.example"},
     }
     return bodies.get(kind, {})
 

@@ -96,6 +96,12 @@ id = "r1"
 method = "POST"
 path = "/v1/scans/{id}"
 credits = 2
+
+[[webhooks]]
+id = "w1"
+account = "acme"
+url = "https://a.example/alerts"
+actions = { notify_admins = 90, disable_keys = 100 }
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,11 +63,12 @@ def read_text(file: str) -> str:
         raise Failure(f"{file} is not UTF-8 text (byte {exc.start}): is it a TOML file?") from None
 
 
-def print_secrets(issued: Sequence[dict[str, Any]]) -> None:
-    """Show people the secrets of new keys, each `{"entry": …, "secret": …}`."""
+def print_secrets(issued: Sequence[Mapping[str, Any]]) -> None:
+    """Show people the secrets of new keys and webhooks, each `{"entry": …, "secret": …}`."""
     made = [key for key in issued if key["secret"] is not None]
     for key in made:
-        print(f"  key {key['entry']['id']} of account {key['entry']['account']}:  {key['secret']}")
+        kind = "webhook" if "url" in key["entry"] else "key"
+        print(f"  {kind} {key['entry']['id']} of account {key['entry']['account']}:  {key['secret']}")
     if made:
         secrets = "This secret is" if len(made) == 1 else "These secrets are"
         print(f"{secrets} shown now and never again: keep what you need.")
@@ -76,7 +77,7 @@ def print_secrets(issued: Sequence[dict[str, Any]]) -> None:
 def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]:
     """Apply to a data directory; the answer is as the API's."""
     from tollkeeper.cli.catalog import issued_json
-    from tollkeeper.http.routes.entry_json import change_json
+    from tollkeeper.http.routes.entry_json import change_json, issued_webhooks
     from tollkeeper.services.declaration import parse_declaration
 
     # Before anything is made: a wrong file leaves no new data directory behind.
@@ -89,7 +90,8 @@ def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]
             "changes": [
                 change_json(change, entry) for change, entry in zip(applied.changes, entries, strict=True)
             ],
-            "issued": [issued_json(toll, issued) for issued in applied.issued],
+            "issued": [issued_json(toll, issued) for issued in applied.issued]
+            + ([] if dry_run else issued_webhooks(toll.installation.webhooks, applied.changes, entries)),
         }
 
 

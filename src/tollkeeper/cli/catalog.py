@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from tollkeeper.cli.place import open_data, server_of
-from tollkeeper.domain.catalog import KINDS, Entry, Key
+from tollkeeper.domain.catalog import KINDS, Entry, Key, Webhook
 
 if TYPE_CHECKING:
     from tollkeeper.cli.server_client import Server
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tollkeeper.services.manage import IssuedKey
 
 PAGE_SIZE: Final = 1_000
-ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants"})
+ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
 """Kinds whose entries belong to an account, as the API has it."""
 
 Json = dict[str, Any]
@@ -44,7 +44,7 @@ class Catalog(Protocol):
         """Return one entry."""
 
     def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
-        """Create or replace an entry; return `{"entry": …, "change": …}`."""
+        """Create or replace an entry; return `{"entry": …, "change": …}`, with a new webhook's `secret`."""
 
     def delete(self, kind: str, entry_id: str, account: str | None) -> Json:
         """Delete an entry; return the change."""
@@ -99,7 +99,10 @@ class DataCatalog:
 
         entry = entry_from(kind, plain_entry(kind, {KINDS[kind].id_field: entry_id, **fields}))
         change = self._manage.put(entry)
-        return {"entry": self._shown(entry), "change": change_json(change, entry)}
+        answer: Json = {"entry": self._shown(entry), "change": change_json(change, entry)}
+        if isinstance(entry, Webhook) and change.action == "created":
+            answer["secret"] = self._toll.installation.webhooks.secret(entry.account, entry.id)
+        return answer
 
     def delete(self, kind: str, entry_id: str, account: str | None) -> Json:
         from tollkeeper.http.routes.entry_json import change_json

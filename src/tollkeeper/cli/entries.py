@@ -41,6 +41,7 @@ _SUMMARIES: Final = {
     "grants": "Credit given to accounts, or bought by them.",
     "routes": "How requests to a method and path are metered.",
     "prices": "What models cost, from when on.",
+    "webhooks": "Where to tell that a budget crossed a threshold.",
 }
 _ORDER: Final = tuple(_SUMMARIES)
 _ALWAYS_COLUMNS: Final = frozenset({"id", "slug", "account", "state"})
@@ -364,6 +365,8 @@ def _print_change(answer: Mapping[str, Any], *, as_json: bool) -> None:
         return
     change = answer["change"]
     print(plain(f"{change['kind']} {change['id']}: {change['action']}"))
+    if "secret" in answer:
+        print_secrets([answer])
     for name, (old, new) in change["fields"].items():
         stdout().print(f"  {name}: {_changed(name, old)} → {_changed(name, new)}")
 
@@ -418,4 +421,4 @@ def _groups() -> list[typer.Typer]:
 
 
 ENTRY_GROUPS: Final = _groups()
-"""The nine groups, in the order of the help."""
+"""The ten groups, in the order of the help."""

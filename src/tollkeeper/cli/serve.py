@@ -76,6 +76,10 @@ def serve(
         str | None,
         _setting("client-address-header", "The header in which your proxy tells the client's address."),
     ] = None,
+    webhook_allow_private: Annotated[
+        bool | None,
+        _setting("webhook-allow-private", "Let webhooks go to http URLs and to private addresses."),
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
         _setting("log-level", "What is logged to stderr; info unless given."),
@@ -107,6 +111,7 @@ def serve(
             "session_audience": session_audience,
             "session_account_claim": session_account_claim,
             "client_address_header": client_address_header,
+            "webhook_allow_private": webhook_allow_private,
             "log_level": log_level,
         }
     )

@@ -1,5 +1,5 @@
 """
-The catalog: everything that a provider sets up, as nine kinds of entry with the same names in the
+The catalog: everything that a provider sets up, as ten kinds of entry with the same names in the
 declarative file, over HTTP and on the command line.
 
 Each entry is a frozen struct that refuses unknown fields; `check()` states what a single entry must
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -30,6 +31,8 @@ Role = Literal["consumption", "management"]
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "*"})
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
+_URL: Final = re.compile(r"https?://[!-~]+\Z")
+"""Visible ASCII only: a line break in it would end a header of the request that is sent there."""
 
 Text = Annotated[str, msgspec.Meta(max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=NANOS_MAX)]
@@ -47,7 +50,7 @@ class Invalid(ValueError):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the nine kinds."""
+    """Base of the ten kinds."""
 
     kind: ClassVar[str]
     """The kind's name: its table in the file, its path segment over HTTP, its command."""
@@ -345,8 +348,50 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_aware(self.effective_at, "effective_at")
 
 
+class Actions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What happens at which of a webhook's thresholds, beside telling it; nothing where absent."""
+
+    notify_admins: int | None = None
+    """From this threshold on, messages ask the receiver to notify the admins, and the operator's log has it."""
+    disable_keys: int | None = None
+    """At this threshold the active keys that the budget counts become inactive, until they are activated."""
+
+
+class Webhook(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    Where to tell that a budget of an account crossed a threshold: each once per budget and period.
+
+    Its secret is made by us and shown once, when it is created.
+    """
+
+    kind = "webhooks"
+
+    id: str
+    account: str
+    project: str | None = None
+    """Only budgets of this project; all of the account's when absent."""
+    url: Annotated[str, msgspec.Meta(max_length=2048)]
+    thresholds: Annotated[
+        list[Annotated[int, msgspec.Meta(ge=1, le=1000)]], msgspec.Meta(min_length=1, max_length=20)
+    ] = msgspec.field(default_factory=lambda: [50, 75, 90, 100])
+    """Percentages of a budget's amount, ascending; 50, 75, 90 and 100 when absent."""
+    actions: Actions = Actions()
+
+    def check(self) -> None:
+        super().check()
+        _check_url(self.url)
+        for before, after in zip(self.thresholds, self.thresholds[1:], strict=False):
+            if before >= after:
+                raise Invalid("thresholds", "thresholds ascend, each of them once")
+        for name in ("notify_admins", "disable_keys"):
+            at = getattr(self.actions, name)
+            if at is not None and at not in self.thresholds:
+                raise Invalid(f"actions.{name}", f"{name} is at one of the thresholds")
+
+
 KINDS: Final[dict[str, type[Entry]]] = {
-    entry.kind: entry for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price)
+    entry.kind: entry
+    for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price, Webhook)
 }
 """The kinds in the order in which references between them can be set up."""
 
@@ -363,6 +408,7 @@ REFERENCES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "budgets": (("account", "accounts"), ("project", "projects"), ("key", "keys")),
     "grants": (("account", "accounts"),),
     "prices": (("account", "accounts"),),
+    "webhooks": (("account", "accounts"), ("project", "projects")),
     "plans": (),
     "routes": (),
 }
@@ -381,7 +427,7 @@ def _check_id(value: str, field: str) -> None:
     if not ID_PATTERN.match(value):
         raise Invalid(
             field,
-            f"{value!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, "
+            f"{value[:64]!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, "
             "starting with a letter or digit",
         )
 
@@ -403,8 +449,22 @@ def check_zone(name: str, path: str = "") -> None:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError):
         raise Invalid(
-            f"{path}time_zone", f"{name!r} is not an IANA time zone such as Europe/Berlin"
+            f"{path}time_zone", f"{name[:64]!r} is not an IANA time zone such as Europe/Berlin"
         ) from None
+
+
+def _check_url(url: str) -> None:
+    if not _URL.match(url):
+        raise Invalid("url", "url begins with https:// and has no blanks, nor letters beyond ASCII")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0:
+        raise Invalid("url", "url names a host, and a port from 1 to 65535 if any")
+    if "@" in parts.netloc:
+        raise Invalid("url", "url has no user and password: messages are signed instead")
 
 
 def _check_span(period: str, time_zone: str, week_start: str, path: str) -> None:

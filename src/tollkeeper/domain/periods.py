@@ -47,7 +47,7 @@ def duration_s(text: str) -> int:
     """
     match = _DURATION.match(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a duration such as 60s, 5m, 1h, 30d or 2w")
+        raise ValueError(f"{text[:64]!r} is not a duration such as 60s, 5m, 1h, 30d or 2w")
     return int(match[1]) * _SECONDS_PER[match[2]]
 
 
@@ -58,13 +58,13 @@ def check_period(text: str) -> None:
     match = _DURATION.match(text)
     if match is None or match[2] in "sw":
         raise ValueError(
-            f"{text!r} is not a period: use day, week, month, year, anniversary, total, "
+            f"{text[:64]!r} is not a period: use day, week, month, year, anniversary, total, "
             "or a number with m, h or d such as 5h or 30d"
         )
     if match[2] in "mh" and duration_s(text) > 86_400:
-        raise ValueError(f"{text!r} is longer than a day: state it in days, e.g. 30d")
+        raise ValueError(f"{text[:64]!r} is longer than a day: state it in days, e.g. 30d")
     if match[2] == "d" and int(match[1]) > _DAYS_MAX:
-        raise ValueError(f"{text!r} is longer than {_DAYS_MAX} days: use total")
+        raise ValueError(f"{text[:64]!r} is longer than {_DAYS_MAX} days: use total")
 
 
 def period_of(

@@ -16,7 +16,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -387,6 +387,8 @@ class Committer:
         """Works that were lost without a caller who was told: closing gave up, or they cannot be stored."""
         self.on_commit: Callable[[], None] = lambda: None
         """Called on the commit thread after each group: tells the relay that there is work."""
+        self.on_charged: Callable[[Collection[CounterAt]], None] = lambda counters: None
+        """Called on the commit thread after each group with the counters that it charged."""
         self.before_telling: Callable[[set[str]], None] = lambda accounts: None
         """Called on the commit thread with the accounts that have new events, before any caller is told."""
         self.on_last_used: Callable[[dict[str, int]], None] = lambda used: None
@@ -541,6 +543,7 @@ class Committer:
         self.committed_works += len(added)
         self.settled_count += sum(not record.denied_reason for record in draft.rows)
         self.committed_groups += 1
+        self.on_charged(draft.group.charges.keys())
         self.on_commit()
         used = self._gate.take_last_used()
         if used:

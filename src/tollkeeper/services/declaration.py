@@ -1,7 +1,7 @@
 """
 The declarative file: the whole catalog, or a part of it, as TOML, applied all or nothing.
 
-The file has an array of tables per kind, `[[accounts]]` to `[[prices]]`, in any order; each entry has the
+The file has an array of tables per kind, `[[accounts]]` to `[[webhooks]]`, in any order; each entry has the
 fields of its struct in `domain.catalog`. Applying a file again changes nothing. What a file leaves out stays.
 """
 
@@ -88,7 +88,7 @@ def _too_deep() -> Malformed:
 
 def _identity(entry: Entry) -> tuple[str, ...]:
     # Of these kinds, two accounts may use the same id.
-    if entry.kind in ("projects", "subscriptions", "budgets", "grants"):
+    if entry.kind in ("projects", "subscriptions", "budgets", "grants", "webhooks"):
         return (entry.kind, str(getattr(entry, "account")), entry.entry_id)  # noqa: B009
     return (entry.kind, entry.entry_id)
 

@@ -65,7 +65,7 @@ def checked(entry: E, path: str = "") -> E:
 
 
 def check_kind(kind: str) -> None:
-    """Raise `BadParameter` unless *kind* is one of the nine."""
+    """Raise `BadParameter` unless *kind* is one of the ten."""
     if kind not in KINDS:
         raise BadParameter(f"kind is one of {', '.join(KINDS)}", field="kind")
 

@@ -28,6 +28,7 @@ from tollkeeper.domain.catalog import (
     Key,
     KeyState,
     Price,
+    Webhook,
     references,
 )
 from tollkeeper.domain.instants import from_us, to_text, to_us
@@ -61,7 +62,7 @@ _IMMUTABLE_KEY_FIELDS: Final = ("role", "type", "profile")
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
 
-_ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants"})
+_ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
 Action = Literal["created", "changed", "unchanged", "deleted"]
 
 
@@ -114,6 +115,7 @@ class Manage:
         has_usage: Whether an account has meter events; such an account cannot be deleted.
         on_doubt: Called when a call failed for want of the store: it may have taken place all the same, and its
             repeat finds nothing to change.
+        plain_http: Webhooks may have an http URL, whose messages everybody on the way can read.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Manage:
         post_grant: Callable[[Grant], bool],
         has_usage: Callable[[str], bool] | None = None,
         on_doubt: Callable[[], None] = lambda: None,
+        plain_http: bool = False,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -134,6 +137,7 @@ class Manage:
         self._post_grant = post_grant
         self._has_usage = has_usage
         self._on_doubt = on_doubt
+        self._plain_http = plain_http
 
     def put(self, entry: Entry) -> Change:
         """
@@ -305,6 +309,10 @@ class Manage:
         order = list(KINDS)
         pairs = [(checked(entry, path), path) for entry, path in zip(entries, paths, strict=True)]
         pairs.sort(key=lambda pair: order.index(pair[0].kind))
+        for entry, path in pairs:
+            if isinstance(entry, Webhook) and not (self._plain_http or entry.url.startswith("https:")):
+                field = at_path(path, "url")
+                raise BadParameter(f"{field}: url begins with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
             work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue)
             for entry, path in pairs:
@@ -408,7 +416,7 @@ class _Work:
             if named is None or (isinstance(named, Key) and named.state == "deleted"):
                 where = f" in account {scope}" if scope else ""
                 raise BadParameter(
-                    f"{at_path(path, field)}: there is no {name!r} among the {kind}{where}: create it first",
+                    f"{at_path(path, field)}: there is no {name[:64]!r} among the {kind}{where}: create it first",
                     field=at_path(path, field),
                 )
 

@@ -1,5 +1,5 @@
 """
-One table for each of the nine kinds of `domain.catalog`, plus the versions of plans.
+One table for each of the ten kinds of `domain.catalog`, plus the versions of plans.
 
 An entry's reference to another (`account`, `project`, …) is a column `<field>_id`, to a plan `plan_slug`;
 an instant is `<field>_us`, microseconds since the Unix epoch; nested parts are JSON text. `created_at_us`
@@ -177,3 +177,14 @@ prices: Final = _table(
     _integer("reasoning_nanos_per_million", nullable=True),
     _integer("request_nanos"),
 )
+
+webhooks: Final = _table(
+    "webhooks",
+    _account_id(primary_key=True),
+    _id("id", primary_key=True),
+    _id("project_id", nullable=True),
+    _text("url"),
+    _text("thresholds"),
+    _text("actions"),
+)
+"""Without their secrets: those are made from `created_at_us` (see `domain.webhooks.secret_of`)."""

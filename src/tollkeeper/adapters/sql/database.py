@@ -10,11 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 
-from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys
+from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, webhook_tables
 from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.errors import Unavailable
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest migration; compared first, so that an up-to-date database opens without loading Alembic."""
 
 _BUSY_TIMEOUT_MS = 10_000
@@ -27,6 +27,7 @@ __all__ = [
     "migrate",
     "open_engine",
     "operator_keys",
+    "webhook_tables",
 ]
 
 

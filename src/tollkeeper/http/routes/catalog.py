@@ -1,8 +1,8 @@
 """
-The catalog: list, read, create, replace, delete entries of each of the nine kinds, and apply a file.
+The catalog: list, read, create, replace, delete entries of each of the ten kinds, and apply a file.
 
 The operator may do everything. A management key reads what its own account has, and changes nothing but
-projects (here) and consumption keys (`routes.keys`); what is another's does not exist for it.
+projects and webhooks (here) and consumption keys (`routes.keys`); what is another's does not exist for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from litestar import Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
-from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan
+from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan, Webhook
 from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
@@ -40,7 +40,13 @@ from tollkeeper.http.routes.calls import (
     truth,
     whole_number,
 )
-from tollkeeper.http.routes.entry_json import change_json, entry_json, key_json, plain_entry
+from tollkeeper.http.routes.entry_json import (
+    change_json,
+    entry_json,
+    issued_webhooks,
+    key_json,
+    plain_entry,
+)
 from tollkeeper.installation import Installation
 from tollkeeper.ports import cursor_of
 from tollkeeper.services.declaration import apply_declaration, parse_declaration
@@ -48,13 +54,13 @@ from tollkeeper.services.entries import entry_from
 from tollkeeper.services.manage import PAGE_SIZE_MAX, Change
 
 PAGE_SIZE_DEFAULT: Final = 100
-ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants"})
+ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
 """Kinds whose entries belong to an account."""
 NAMED_WITHIN_ACCOUNT: Final = ACCOUNT_SCOPED - {"keys"}
 """Kinds whose ids are unique within their account only."""
 READ_BY_MANAGEMENT: Final = ACCOUNT_SCOPED | {"accounts", "plans"}
-WRITTEN_BY_MANAGEMENT: Final = frozenset({"projects", "keys"})
-_NAMED_BY_US: Final = frozenset({"keys", "grants", "subscriptions"})
+WRITTEN_BY_MANAGEMENT: Final = frozenset({"projects", "keys", "webhooks"})
+_NAMED_BY_US: Final = frozenset({"keys", "grants", "subscriptions", "webhooks"})
 """Kinds whose entries get an id when the request has none."""
 
 _ACCOUNT: Final = Query("account", "The account that the entry belongs to. A management key has its own.")
@@ -78,11 +84,18 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "prompt_nanos_per_million": "150000000",
         "completion_nanos_per_million": "600000000",
     },
+    "webhooks": {
+        "id": "alerts",
+        "account": "acme",
+        "url": "https://example.com/budget-alerts",
+        "thresholds": [50, 75, 90, 100],
+        "actions": {"notify_admins": 90, "disable_keys": 100},
+    },
 }
 
 
 def handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of all nine kinds, and of `apply`."""
+    """Return the handlers of all ten kinds, and of `apply`."""
     return [handler for kind in KINDS for handler in _handlers_of(kind)] + [apply]
 
 
@@ -309,8 +322,14 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
                             "changes": {"type": "array", "items": {"$ref": "#/components/schemas/Change"}},
                             "issued": {
                                 "type": "array",
-                                "items": {"$ref": "#/components/schemas/IssuedKey"},
-                                "description": "New keys with their secrets, shown now and never again.",
+                                "items": {
+                                    "anyOf": [
+                                        {"$ref": "#/components/schemas/IssuedKey"},
+                                        {"$ref": "#/components/schemas/IssuedWebhook"},
+                                    ]
+                                },
+                                "description": "New keys and webhooks with their secrets, shown now and "
+                                "never again.",
                             },
                         },
                     },
@@ -355,7 +374,8 @@ def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
             "changes": [
                 change_json(change, entry) for change, entry in zip(applied.changes, entries, strict=True)
             ],
-            "issued": [keys.issued_json(installation, issued) for issued in applied.issued],
+            "issued": [keys.issued_json(installation, issued) for issued in applied.issued]
+            + ([] if dry_run else issued_webhooks(installation.webhooks, applied.changes, entries)),
         }
     )
 
@@ -405,7 +425,12 @@ def _written(
 ) -> Response[bytes]:
     account = getattr(entry, "account", None) if entry.kind in ACCOUNT_SCOPED else None
     stored = installation.manage.get(entry.kind, entry.entry_id, account)
-    content = {"entry": entry_view(installation, principal, stored), "change": change_json(change, stored)}
+    content: dict[str, Any] = {
+        "entry": entry_view(installation, principal, stored),
+        "change": change_json(change, stored),
+    }
+    if isinstance(stored, Webhook) and change.action == "created":
+        content["secret"] = installation.webhooks.secret(stored.account, stored.id)
     return answer(content, status=201 if change.action == "created" else 200)
 
 
@@ -426,14 +451,14 @@ def _page_schema(name: str) -> dict[str, Any]:
 
 
 def _written_schema(name: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["entry", "change"],
-        "properties": {
-            "entry": {"$ref": f"#/components/schemas/{name}"},
-            "change": {"$ref": "#/components/schemas/Change"},
-        },
+    properties: dict[str, Any] = {
+        "entry": {"$ref": f"#/components/schemas/{name}"},
+        "change": {"$ref": "#/components/schemas/Change"},
     }
+    if name == Webhook.__name__:
+        words = "Of a webhook that was created; shown now and never again."
+        properties["secret"] = {"type": "string", "description": words}
+    return {"type": "object", "required": ["entry", "change"], "properties": properties}
 
 
 def _deleted_schema() -> dict[str, Any]:

@@ -8,17 +8,18 @@ as text or as integers, so what was read can be sent back.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.domain.catalog import Entry, Key
+from tollkeeper.domain.catalog import Entry, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.services.manage import Change
+from tollkeeper.services.webhooks import Webhooks
 
 KEY_READ_ONLY: Final = (
     "prefix",
@@ -71,6 +72,17 @@ def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
         "action": change.action,
         "fields": fields,
     }
+
+
+def issued_webhooks(
+    webhooks: Webhooks, changes: Sequence[Change], entries: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    """Return those of *entries* that are webhooks and were created, with their secrets; *changes* are in step."""
+    return [
+        {"entry": entry_json(entry), "secret": webhooks.secret(entry.account, entry.id)}
+        for change, entry in zip(changes, entries, strict=True)
+        if isinstance(entry, Webhook) and change.action == "created"
+    ]
 
 
 def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:

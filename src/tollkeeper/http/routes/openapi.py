@@ -196,6 +196,15 @@ _ISSUED_KEY: Final = {
         },
     },
 }
+_ISSUED_WEBHOOK: Final = {
+    "type": "object",
+    "description": "A webhook that was created, and what signs its messages.",
+    "required": ["entry", "secret"],
+    "properties": {
+        "entry": {"$ref": "#/components/schemas/Webhook"},
+        "secret": {"type": "string", "description": "Shown now and never again."},
+    },
+}
 _KEY_READ_ONLY: Final = {
     "prefix": "What may be shown of the secret; null for an imported key.",
     "created_at": "When it was made.",
@@ -362,7 +371,7 @@ def _schemas(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     key["sha256"]["writeOnly"] = True
     for name, words in _KEY_READ_ONLY.items():
         key[name] = {"type": ["string", "null"], "readOnly": True, "description": words}
-    schemas |= {"Change": _CHANGE, "IssuedKey": _ISSUED_KEY}
+    schemas |= {"Change": _CHANGE, "IssuedKey": _ISSUED_KEY, "IssuedWebhook": _ISSUED_WEBHOOK}
     return dict(sorted(schemas.items()))
 
 
