@@ -124,7 +124,7 @@ class Installation:
             hold_s=settings.hold_s,
         )
         self.ingest = Ingest(self.directory, self.store, self.pending, self.committer, self.clock)
-        self.reports = Reports(self.store, self.relay, self.pending, self.committer, self.clock)
+        self.reports = Reports(self.store, self.ledger, self.relay, self.pending, self.committer, self.clock)
         self.amend = Amend(self.directory, self.store, self.pending, self.committer, self.reports, self.clock)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock

@@ -81,8 +81,15 @@ class UsageStore(Protocol):
     def owners(self, id_: str) -> list[str]:
         """Return the accounts that have a stored event of this id."""
 
-    def report(self, query: UsageQuery) -> UsageAnswer:
-        """Answer *query* from rollups where they can, from records where the question is finer."""
+    def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
+        """
+        Answer *query* from rollups where they can, from records where the question is finer.
+
+        Args:
+            query: What is asked.
+            also: Records of sign 1, some hundred at most, that count too. The caller knows that the store has
+                neither them nor a correction of one of them.
+        """
 
     def charged(
         self,

@@ -289,8 +289,10 @@ def ask(account: str | None, **fields: Any) -> UsageQuery:
     return UsageQuery(**{"account_id": account, "from_us": ALL_US[0], "to_us": ALL_US[1], **fields})
 
 
-def check(store: ClickHouseUsageStore, history: Sequence[Record], query: UsageQuery) -> None:
-    answer = store.report(query)
+def check(
+    store: ClickHouseUsageStore, history: Sequence[Record], query: UsageQuery, also: Sequence[Record] = ()
+) -> None:
+    answer = store.report(query, also)
     rows, totals = expected(history, query)
     assert answer.rows == rows
     assert answer.totals == totals
@@ -560,6 +562,10 @@ def test_any_question(store: ClickHouseUsageStore, history: list[Record], seed: 
         limit=50_000,
     )
     check(store, history, query)
+    coming = [
+        random_record(rng, rng.choice(["acct_oracle", "acct_other"])) for _ in range(rng.choice([1, 30]))
+    ]
+    check(store, [*history, *coming], query, coming)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -581,6 +587,8 @@ def test_days_and_hours_add_up(store: ClickHouseUsageStore, history: list[Record
         limit=50_000,
     )
     check(store, history, query)
+    coming = [random_record(rng, "acct_oracle") for _ in range(5)]
+    check(store, [*history, *coming], query, coming)
 
 
 @pytest.mark.parametrize(
@@ -781,6 +789,20 @@ def test_hostile_values_are_only_values(store: ClickHouseUsageStore, account: st
     )
     assert report.rows == [{"model": value, tag: value, "requests": 1, "kinds": {value: 1}}]
     assert store.report(ask(owner, filters={"status": (value,)})).rows == []
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_hostile_values_may_come_with_the_question(
+    store: ClickHouseUsageStore, account: str, value: str
+) -> None:
+    coming = [
+        record(account, id=value, key_id=value, model=value, route=value, kind=value, tags={value: value}),
+        record(f"{account}-other", model=value),
+    ]
+    tag = f"tag:{value}"
+    report = store.report(ask(account, group_by=("model", tag), measures=("requests", "kinds")), coming)
+    assert report.rows == [{"model": value, tag: value, "requests": 1, "kinds": {value: 1}}]
+    assert store.report(ask(account)).rows == []
 
 
 @pytest.mark.parametrize(

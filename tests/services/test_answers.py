@@ -13,6 +13,7 @@ import pytest
 from tollkeeper.domain.catalog import Account
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.services import answers as answers_module
+from tollkeeper.services import relay as relay_module
 from tollkeeper.services.answers import Answers
 from tollkeeper.services.decode import decode_events
 
@@ -109,9 +110,9 @@ def test_a_repeated_question_asks_the_store_once(site: Any, account: str, monkey
     stored = Counter()
     report = site.store.report
 
-    def counted(query: UsageQuery) -> Any:
+    def counted(*asked: Any) -> Any:
         stored["asked"] += 1
-        return report(query)
+        return report(*asked)
 
     monkeypatch.setattr(site.store, "report", counted)
     send(site, account, "a")
@@ -123,8 +124,16 @@ def test_a_repeated_question_asks_the_store_once(site: Any, account: str, monkey
     assert first.as_of_us <= second.as_of_us <= third.as_of_us
 
 
-def test_an_answer_has_all_that_was_acknowledged_before_the_question(site: Any, account: str) -> None:
-    """Writers and readers at once: each answer counts at least what was acknowledged, at most what was sent."""
+@pytest.mark.parametrize("gather_s", [0.0, 0.02, 60.0])
+def test_an_answer_has_all_that_was_acknowledged_before_the_question(
+    site: Any, account: str, gather_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Writers and readers at once: each answer counts at least what was acknowledged, at most what was sent.
+
+    Whether the relay is always on the move, at times, or only when it is asked.
+    """
+    monkeypatch.setattr(relay_module, "GATHER_S", gather_s)
     sent, acknowledged = [0], [0]
     lock, stop, wrong = threading.Lock(), threading.Event(), []
 

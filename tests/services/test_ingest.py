@@ -171,7 +171,7 @@ class Tenant:
         return {at: used for at, used in self.toll.installation.ledger.counter_rows(self.id).items() if used}
 
     def booked(self, id_: str) -> Record:
-        self.totals()
+        assert self.toll.installation.reports.fresh(self.id)
         return self.toll.installation.store.records([(self.id, id_)])[self.id, id_]
 
 

@@ -86,8 +86,8 @@ class OpeningUsageStore:
     def owners(self, id_: str) -> list[str]:
         return self._store.owners(id_)
 
-    def report(self, query: UsageQuery) -> UsageAnswer:
-        return self._store.report(query)
+    def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
+        return self._store.report(query, also)
 
     def charged(
         self,

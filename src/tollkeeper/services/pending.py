@@ -227,6 +227,13 @@ class Pending:
                 return max(self._newest_seq_by_account.values(), default=0)
             return self._newest_seq_by_account.get(account_id, 0)
 
+    def waiting(self, records_max: int) -> list[int] | None:
+        """Return the outbox rows that the usage store does not have; None: more records than that."""
+        with self._lock:
+            if self._backlog or self.record_count > records_max:
+                return None
+            return [seq for seq in self._keys_by_seq if seq > self._delivered_seq]
+
     @property
     def delivered_seq(self) -> int:
         return self._delivered_seq

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import msgspec
 import pyarrow as pa
 
-from tollkeeper.columns import SCHEMA, concat, from_ipc, table_of
+from tollkeeper.columns import SCHEMA, concat, from_ipc, records_of, table_of
 from tollkeeper.domain.bookings import OutboxEntry
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import Unavailable
@@ -82,6 +82,9 @@ class Relay:
         for row in ledger.set_asides():
             self._know_set_aside(row.record_count, row.keys)
         self._inserted: _Inserted | None = None
+        self._moves = 0
+        # An earlier process may have inserted a batch and not heard of it: known after the first look.
+        self._moving = True
         self.on_large_batch: Callable[[], None] = lambda: None
         """Called on the relay's thread when a batch of `LARGE_RECORDS` or more was delivered."""
         self._thread = threading.Thread(target=self._run, name="tollkeeper-relay", daemon=True)
@@ -108,6 +111,15 @@ class Relay:
                     return False
                 self._moved.wait(left_s)
         return True
+
+    def mark(self) -> int | None:
+        """
+        Return a number that stays the same for as long as the usage store has what `Pending` says and no more.
+
+        None while a batch is on its way, or may be there without our knowing.
+        """
+        moves = self._moves
+        return None if self._moving else moves
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -139,8 +151,12 @@ class Relay:
             if self._inserted is None:
                 found = self._ledger.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
                 if found is None:
+                    self._moving = False
                     return 0
                 batch, rows = found
+                # In this order, and until the end: `mark` looks at both without a lock.
+                self._moving = True
+                self._moves += 1
                 tables = self._tables(rows)
                 if tables:
                     # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
@@ -153,6 +169,7 @@ class Relay:
             self._ledger.delivered(inserted.batch)
             self._inserted = None
             self._pending.delivered(inserted.record_counts)
+            self._moving = False
         with self._moved:
             self.delivered_seq = max(self.delivered_seq, *inserted.record_counts)
             self.delivered_records += inserted.record_count
@@ -269,6 +286,16 @@ def keys_of(table: pa.Table) -> list[str]:
     """Return the ids that records take; as in the usage store's index, an amendment's id is taken too."""
     columns = (table.column(name).to_pylist() for name in ("account_id", "amendment_id", "id"))
     return [key_of(account, amendment or id_) for account, amendment, id_ in zip(*columns, strict=True)]
+
+
+def records_of_entry(entry: OutboxEntry) -> list[Record]:
+    """Return the records of one outbox row. Raises `Unreadable`."""
+    if entry.format != "rows":
+        return records_of(table_of_entry(entry))
+    try:
+        return decode_rows(entry.payload)
+    except msgspec.MsgspecError as exc:
+        raise Unreadable(f"{type(exc).__name__}: {exc}") from exc
 
 
 def table_of_entry(entry: OutboxEntry) -> pa.Table:

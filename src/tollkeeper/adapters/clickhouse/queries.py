@@ -1,12 +1,13 @@
 """
 The SQL of the usage report: one statement answers rows, totals and the row count.
 
-A report reads up to three sources, united before one aggregation:
+A report reads up to four sources, united before one aggregation:
 
 * `usage_rollups` for the whole UTC days and hours of the range, each in the smallest tier that can tell;
 * `events` for the ragged ends of the range, or for all of it when the question is finer than an hour;
 * `events` again for maxima, minima: these cannot be subtracted, so that for hours with corrections they are
-  taken from the records that still stand.
+  taken from the records that still stand;
+* records on their way to the store, which come with the question, as text that the engine reads.
 
 Most questions end now, and few maxima are corrected. So a statement first assumes that nothing is stored after
 the range, whose last day or hour it then reads whole, and that no record of it was taken back. It reads along
@@ -24,10 +25,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from math import gcd
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from tollkeeper.domain.events import TIME_MIN_US
+import msgspec
+
+from tollkeeper.domain.events import TIME_MIN_US, Record
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.rollups import bin_latency_us
@@ -71,6 +75,39 @@ _TIERS: Final = (
     _Tier("hour", HOUR_US, frozenset({*DIMENSIONS, "latency_bins", "minutes"})),
 )
 """As the view of `usage_rollups` fills them."""
+
+
+_ALSO_FIELDS: Final = {
+    "occurred_at": "DateTime64(6, \\'UTC\\')",
+    "account_id": "String",
+    "project_id": "String",
+    "key_id": "String",
+    "sign": "Int8",
+    "kind": "String",
+    "method": "String",
+    "route": "String",
+    "status": "UInt16",
+    "error_type": "String",
+    "denied_reason": "String",
+    "latency_us": "Nullable(Int64)",
+    "bytes_out": "Int64",
+    "model": "String",
+    "prompt_tokens": "Int64",
+    "cached_prompt_tokens": "Int64",
+    "completion_tokens": "Int64",
+    "reasoning_tokens": "Int64",
+    "cache": "String",
+    "credits": "Int64",
+    "cost_nanos": "Int64",
+    "cost_state": "String",
+    "tags": "Map(String, String)",
+}
+"""What a report reads of a record that comes with the question, by its name in `events`."""
+_ALSO: Final = "format(JSONCompactEachRow, '{}', {{also_text:String}})".format(
+    ", ".join(f"{name} {type_}" for name, type_ in _ALSO_FIELDS.items())
+)
+_also_values: Final = attrgetter(*list(_ALSO_FIELDS)[1:])
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class Statement(NamedTuple):
@@ -246,19 +283,20 @@ _BUCKETS: Final = {
 }
 
 
-def report(query: UsageQuery, *, assuming: bool = True) -> Statement:
+def report(query: UsageQuery, also: Sequence[Record] = (), *, assuming: bool = True) -> Statement:
     """
     Return the statement that answers *query*; `answer_of` reads its result.
 
     Args:
         query: What is asked.
+        also: Records of sign 1 that count too; the store has neither them nor their corrections.
         assuming: Whether to assume that nothing comes after the range and no maximum was taken back, which is
             faster. If `is_unsure` says of the result that this does not hold, ask again with False.
 
     Raises:
         BadParameter: A dimension, measure, granularity, sort column, time zone or weekday is unknown.
     """
-    return _Report(query, assuming).statement()
+    return _Report(query, also, assuming).statement()
 
 
 def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
@@ -328,9 +366,10 @@ class _Source(NamedTuple):
 class _Report:
     """One query on its way to SQL: the parameters gather as the fragments are made."""
 
-    def __init__(self, query: UsageQuery, assuming: bool) -> None:
+    def __init__(self, query: UsageQuery, also: Sequence[Record], assuming: bool) -> None:
         _check(query)
         self.query = query
+        self.also = also
         self.assuming = assuming
         self.parameters: dict[str, Any] = {}
         needs = dict.fromkeys(["requests", "cost_nanos"])
@@ -455,6 +494,8 @@ class _Report:
                 branches.append(self._events(*ragged))
             if self.extremes and not self.assuming:
                 branches.append(self._standing(first_hour, last_hour))
+        if self.also:
+            branches.append(self._coming((start, end)))
         (columns, origin), *others = branches
         names = list(columns)[: -len(self.values)]
         if not others:
@@ -529,6 +570,12 @@ class _Report:
             columns[name] = value.event if name in _EXTREMES else value.nothing
         return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_stands(scope)}"
 
+    def _coming(self, span: tuple[int, int]) -> _Branch:
+        """The records that the store does not have: each stands."""
+        self.parameters["also_text"] = "\n".join(map(_as_text, self.also))
+        columns = self._key_columns("occurred_at") | {name: _VALUES[name].event for name in self.values}
+        return columns, f"{_ALSO} AS e WHERE {' AND '.join(self._event_scope('also_', *span))}"
+
     def _event_scope(self, prefix: str, start: int, end: int) -> list[str]:
         scope = event_scope(
             self.parameters, account_id=self.query.account_id, from_us=start, to_us=end, prefix=prefix
@@ -583,6 +630,12 @@ class _Report:
             column = f"toString(mapSort({columns[name]}))" if name == "kinds" else columns[name]
             terms.append(f"{column} {'DESC' if term.startswith('-') else 'ASC'} NULLS LAST")
         return ", ".join(terms + self.keys)
+
+
+def _as_text(record: Record) -> str:
+    """Return a record as a line of `_ALSO`."""
+    whole, micros = divmod(record.occurred_at_us, 1_000_000)
+    return _encode((f"{whole}.{micros:06}", *_also_values(record))).decode()
 
 
 def _stands(scope: Sequence[str]) -> str:

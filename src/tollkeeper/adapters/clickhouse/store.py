@@ -198,12 +198,12 @@ class ClickHouseUsageStore:
             ORDER BY account_id"""
         return [account_id for (account_id,) in self._rows(sql, {"id": id_})]
 
-    def report(self, query: UsageQuery) -> UsageAnswer:
+    def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
-        statement = queries.report(query)
+        statement = queries.report(query, also)
         rows = self._rows(statement.sql, statement.parameters)
         if queries.is_unsure(rows):
-            statement = queries.report(query, assuming=False)
+            statement = queries.report(query, also, assuming=False)
             rows = self._rows(statement.sql, statement.parameters)
         return queries.answer_of(query, rows)
 

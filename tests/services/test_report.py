@@ -1,0 +1,180 @@
+"""What is on its way to the usage store goes along with a question, once."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.conftest import Install
+from tollkeeper.domain.catalog import Account
+from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.errors import Unavailable
+from tollkeeper.installation import Installation
+from tollkeeper.services import relay as relay_module
+from tollkeeper.services import report as report_module
+from tollkeeper.services.decode import decode_events
+from tollkeeper.testing import Faulty, unique
+
+
+@pytest.fixture(autouse=True)
+def no_relay_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay delivers when somebody asks it to."""
+    monkeypatch.setattr(relay_module, "GATHER_S", 60.0)
+
+
+def asked(account: str | None) -> UsageQuery:
+    measures = ("requests", "cost_nanos", "last_at")
+    return UsageQuery(account_id=account, from_us=0, to_us=2**52, group_by=("account",), measures=measures)
+
+
+def send(site: Installation, account: str, *ids: str, **fields: Any) -> None:
+    at = datetime(2026, 3, 18, 11, tzinfo=UTC).isoformat()
+    events = [{"id": id_, "time": at, "account": account, "cost_nanos": 2, **fields} for id_ in ids]
+    site.manage.apply([Account(id=account, name=account)])
+    assert site.ingest.take(decode_events(events, now_us=site.clock.now_us())).accepted == len(ids)
+
+
+def requests(report: UsageReport) -> int:
+    assert report.complete
+    return int(report.totals["requests"])
+
+
+class Appends:
+    """Counts the appends of an installation's relay."""
+
+    def __init__(self, site: Installation) -> None:
+        self.port = Faulty(site.relay._store, "append")
+        site.relay._store = self.port  # type: ignore[assignment]
+
+    @property
+    def count(self) -> int:
+        return self.port.calls
+
+
+def settled(site: Installation) -> Appends:
+    """Let the relay learn that nothing is left from before, and count from here."""
+    assert site.relay.deliver() == 0
+    return Appends(site)
+
+
+def test_it_is_answered_without_waiting_for_an_insert(site: Installation, account: str) -> None:
+    appends = settled(site)
+    send(site, account, "a", "b")
+    send(site, unique("other"), "a")
+    first = site.reports.usage(asked(account))
+    assert first.rows == [
+        {"account": account, "requests": 2, "cost_nanos": 4, "last_at": "2026-03-18T11:00:00.000000Z"}
+    ]
+    send(site, account, "c")
+    assert requests(site.reports.usage(asked(account))) == 3
+    assert appends.count == 0
+    site.relay.flush(site.pending.newest_seq(None), 10)
+    assert requests(site.reports.usage(asked(account))) == 3
+    assert appends.count == 1
+
+
+def test_all_accounts_at_once_have_it_too(site: Installation, account: str) -> None:
+    appends = settled(site)
+    send(site, account, "a")
+    rows = site.reports.usage(asked(None)).rows
+    assert [row["requests"] for row in rows if row["account"] == account] == [1]
+    assert appends.count == 0
+
+
+def test_while_a_batch_is_on_its_way_the_answer_waits_for_it(site: Installation, account: str) -> None:
+    appends = settled(site)
+    appends.port.delay()
+    send(site, account, "a")
+    relaying = threading.Thread(target=site.relay.deliver)
+    relaying.start()
+    assert appends.port.delayed.wait(10)
+    assert site.relay.mark() is None
+    found: list[UsageReport] = []
+    asking = threading.Thread(target=lambda: found.append(site.reports.usage(asked(account))))
+    asking.start()
+    appends.port.go_on()
+    asking.join(30)
+    relaying.join(30)
+    assert [requests(report) for report in found] == [1]
+
+
+def test_a_batch_that_moves_during_the_question_is_not_counted_twice(
+    site: Installation, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(site)
+    send(site, account, "a")
+    report, questions = site.store.report, []
+
+    def relayed_meanwhile(query: UsageQuery, also: Any = ()) -> Any:
+        questions.append(len(also))
+        if also:
+            site.relay.deliver()
+        return report(query, also)
+
+    monkeypatch.setattr(site.store, "report", relayed_meanwhile)
+    assert requests(site.reports.usage(asked(account))) == 1
+    assert questions == [1, 0]
+
+
+def test_an_insert_whose_answer_was_lost_is_not_counted_twice(site: Installation, account: str) -> None:
+    appends = settled(site)
+    send(site, account, "a")
+    appends.port.lose_replies()
+    with pytest.raises(Unavailable):
+        site.relay.deliver()
+    assert site.relay.mark() is None
+    assert requests(site.reports.usage(asked(account))) == 1
+    assert requests(site.reports.usage(asked(account))) == 1
+
+
+def test_what_a_process_before_may_have_inserted_is_not_counted_twice(
+    install: Install, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = install()
+    ledger = Faulty(site.relay._ledger, "delivered")
+    monkeypatch.setattr(site.relay, "_ledger", ledger)
+    settled(site)
+    send(site, account, "a")
+    ledger.refuse(10**6)
+    with pytest.raises(Unavailable):
+        site.relay.deliver()
+    assert site.relay.mark() is None
+    site.close()
+    again = install()
+    assert requests(again.reports.usage(asked(account))) == 1
+    send(again, account, "b")
+    assert requests(again.reports.usage(asked(account))) == 2
+
+
+def test_a_correction_goes_through_the_store(site: Installation, account: str) -> None:
+    appends = settled(site)
+    send(site, account, "a", "b")
+    site.amend.void(account, "a", "v1")
+    report = site.reports.usage(asked(account))
+    assert (requests(report), report.totals["cost_nanos"]) == (1, 2)
+    assert appends.count >= 1
+
+
+@pytest.mark.parametrize(("bound", "value"), [("ALONG_MAX", 2), ("WAITING_MAX", 2), ("ALONG_BYTES_MAX", 100)])
+def test_much_goes_through_the_store(
+    site: Installation, account: str, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(report_module, bound, value)
+    appends = settled(site)
+    send(site, account, "a", "b", "c")
+    assert requests(site.reports.usage(asked(account))) == 3
+    assert appends.count == 1
+
+
+def test_a_ledger_that_cannot_be_read_does_not_stop_the_question(
+    site: Installation, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(site)
+    send(site, account, "a")
+    ledger = Faulty(site.ledger, "entries")
+    monkeypatch.setattr(site.reports, "_ledger", ledger)
+    ledger.refuse()
+    assert requests(site.reports.usage(asked(account))) == 1
