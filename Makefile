@@ -31,8 +31,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# SEED repeats the plan of a run.
 torture: $(READY)
-	$(BIN)/tollkeeper prove --rounds 50
+	$(BIN)/tollkeeper prove --rounds 50 $(if $(SEED),--seed $(SEED))
 
 bench: $(READY)
 	$(BIN)/python -m bench
