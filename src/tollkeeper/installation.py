@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
@@ -59,6 +60,8 @@ _SAVE_EVERY: Final = 4
 _PRICE_EVERY: Final = 20
 _PURGE_EVERY: Final = 600
 _CHECKS_A_ROUND: Final = 200
+_SECRET_BYTES: Final = 32
+_SECRET: Final = re.compile(rb"[0-9a-f]{%d}" % (_SECRET_BYTES * 2))
 _SCOPED_KINDS: Final = frozenset({"accounts", "projects", "subscriptions", "keys", "budgets"})
 
 log = logging.getLogger("tollkeeper")
@@ -130,7 +133,14 @@ class Installation:
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
         )
         self.reconcile = Reconcile(
-            self.directory, self.ledger, self.store, self.committer, self.relay, self.scopes, self.clock
+            self.directory,
+            self.ledger,
+            self.store,
+            self.committer,
+            self.relay,
+            self.scopes,
+            self.clock,
+            self.reports.forget_all,
         )
         self.manage = Manage(
             self.catalog,
@@ -401,9 +411,20 @@ def _secret(directory: Path, name: str) -> str:
         with open(
             made, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="ascii"
         ) as file:
-            file.write(secrets.token_hex(32))
+            file.write(secrets.token_hex(_SECRET_BYTES))
         made.rename(path)
-    return path.read_text(encoding="ascii")
+    try:
+        found = path.read_bytes()
+    except OSError as exc:
+        raise Unavailable(f"The secret {path} cannot be read: {exc.strerror}.") from exc
+    # One that was cut off could be guessed, and what an empty one signs anybody can sign.
+    if not _SECRET.fullmatch(found):
+        raise Unavailable(
+            f"The secret {path} is damaged: it must be {_SECRET_BYTES * 2} hexadecimal digits. "
+            "Put back a copy of the file, or remove it to have a new one made, "
+            "under which what the old one signed is no longer valid."
+        )
+    return found.decode("ascii")
 
 
 def _lock(directory: Path) -> IO[bytes]:

@@ -1,6 +1,6 @@
 """
-What a key is told wherever it asks: its headers on paths that are not there and while a store is away; and what
-counts as failed.
+What a key is told wherever it asks: its headers on paths that are not there, while a store is away and when we
+fail; and what counts as failed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Project
 from tollkeeper.http.app import App, build_app
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.profiles import load
+from tollkeeper.services.desk import ProfileDesk
 from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 RPM: Final = Limit(name="requests", amount=5)
@@ -117,6 +118,31 @@ def test_regsn_tells_a_caller_its_reads_on_every_path_and_counts_none_there(plac
     assert rate(place.ask("/regsn/v1/nope", "unknown"), "ratelimit-") == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("path", "method", "status"),
+    [("/api/nope", "GET", 404), ("/api/usage", "POST", 405), ("/api/health", "PUT", 405)],
+)
+def test_regpilot_tells_a_key_where_it_stands_on_every_path_and_counts_nothing_there(
+    place: Place, path: str, method: str, status: int
+) -> None:
+    """It was told that 0 of 0 calls were left, and a client that reads its headers stopped."""
+    account, key_id, secret = place.key("regpilot")
+    unlimited = place.key("regpilot", limits=[Limit(name="tokens", amount=5, unit="tokens")])[2]
+    for _ in range(2):
+        found = place.ask("/regpilot" + path, secret, method)
+        assert (found.status_code, rate(found)) == (status, ["5", "5"])
+        assert int(found.headers["x-ratelimit-reset"]) > NOON.timestamp()
+        assert found.headers["x-request-id"].startswith("req_")
+    assert place.ask("/regpilot/api/health", secret).status_code == 200
+    assert rate(place.ask("/regpilot" + path, secret, method)) == ["5", "4"]
+    # Without a limit there is nothing to tell; without a key nobody to tell it.
+    assert rate(place.ask("/regpilot" + path, unlimited, method)) == [None, None]
+    place.site.manage.set_key_state(account, key_id, "revoked")
+    for nobody in (secret, "unknown", ""):
+        found = place.ask("/regpilot" + path, nobody, method)
+        assert (found.status_code, rate(found)) == (status, ["0", "0"])
+
+
 # -- while a store is away ------------------------------------------------------------------------------------
 
 
@@ -150,6 +176,96 @@ def test_a_key_is_told_where_it_stands_while_usage_cannot_be_read(
     # The next one is answered: nothing was left half done.
     found = place.ask(f"/{profile}{path}", secret, params={"projectId": project})
     assert found.status_code == (404 if profile == "anylayer" else 200)
+
+
+@pytest.mark.parametrize(
+    ("profile", "path", "prefix", "body"),
+    [
+        ("shoal", "/v1/usage", "x-ratelimit-", {"error": "Internal Server Error"}),
+        (
+            "regsn",
+            "/v1/usage",
+            "ratelimit-",
+            {"title": "Internal error", "status": 500, "detail": "The request failed on our side."},
+        ),
+        (
+            "anylayer",
+            "/v1/developer/usage",
+            "x-ratelimit-",
+            {"success": False, "error": "INTERNAL_ERROR", "message": "Internal server error"},
+        ),
+        (
+            "regpilot",
+            "/api/usage",
+            "x-ratelimit-",
+            {"error": "Internal server error", "message": "Failed to process request"},
+        ),
+    ],
+)
+def test_a_key_is_told_where_it_stands_when_we_fail(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    profile: str,
+    path: str,
+    prefix: str,
+    body: dict[str, Any],
+) -> None:
+    """It was authenticated and counted before we did; why we failed is for the log, once."""
+    account, _, _ = place.key(profile)
+    project, key_id = unique("project"), unique("key")
+    secret = set_up(
+        place.site,
+        Project(id=project, account=account),
+        Key(id=key_id, account=account, profile=profile, project=project, limits=[RPM]),
+    )[key_id]
+
+    def broken(query: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(place.site.reports, "usage", broken)
+    found = place.ask(f"/{profile}{path}", secret, params={"projectId": project})
+    assert found.status_code == 500
+    assert rate(found, prefix) == ["5", "4"]
+    assert found.headers.get_list(prefix + "remaining") == ["4"]
+    assert body.items() <= found.json().items()
+    assert "secret detail" not in found.text
+    (logged,) = [entry for entry in caplog.records if entry.message == "tollkeeper.profile.failed"]
+    assert logged.exc_info is not None
+    assert str(logged.exc_info[1]) == "secret detail"
+
+
+@pytest.mark.parametrize("path", ["/v1/usage", "/v1/nope"])
+def test_shoal_tells_a_key_where_it_stands_when_its_call_cannot_be_counted(
+    place: Place, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError
+
+    _, _, secret = place.key("shoal")
+    monkeypatch.setattr(ProfileDesk, "record", broken)
+    found = place.ask("/shoal" + path, secret)
+    assert (found.status_code, found.json()) == (500, {"error": "Internal Server Error"})
+    assert (rate(found), found.headers["x-plan-tier"]) == (["5", "4"], "none")
+    assert found.headers.get_list("x-request-id") == [found.headers["x-request-id"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "step"),
+    [("POST", "/v1/keys", "issue_key"), ("GET", "/v1/keys", "keys"), ("DELETE", "/v1/keys/k", "key")],
+)
+def test_regsn_tells_a_session_where_it_stands_when_we_fail(
+    place: Place, monkeypatch: pytest.MonkeyPatch, method: str, path: str, step: str
+) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError
+
+    account, _, _ = place.key("regsn")
+    session = place.site.sessions.issue(account, "ada")
+    monkeypatch.setattr(ProfileDesk, step, broken)
+    found = place.ask("/regsn" + path, session, method, json={"name": "n"})
+    assert (found.status_code, found.json()["code"]) == (500, "internal_error")
+    assert rate(found, "ratelimit-") == ["10", "9"]
 
 
 # -- failed ---------------------------------------------------------------------------------------------------

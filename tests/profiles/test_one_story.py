@@ -36,6 +36,7 @@ def secrets(site: Installation, account: str) -> dict[str, str]:
             "route": "/v1/scans",
             "kind": "scan",
             "status": 500 if n % 8 == 0 else 200,
+            "error_type": "PARTIAL" if n % 5 == 1 else "",
             "latency_ms": 10 + n,
             "bytes_out": 100,
             "model": "m",
@@ -79,6 +80,7 @@ def test_five_dialects_and_the_native_answer_agree(
     measures = (
         "requests",
         "errors",
+        "failed",
         "tokens",
         "prompt_tokens",
         "cost_nanos",
@@ -119,7 +121,10 @@ def test_five_dialects_and_the_native_answer_agree(
         "usage"
     ]
     assert anylayer["totalRequests"] == native["requests"]
-    assert anylayer["failedRequests"] == native["errors"]
+    # A status below 400 is a success there, whatever type of error came along; our own `errors` tell both.
+    assert anylayer["failedRequests"] == native["failed"] == COUNT // 8
+    assert anylayer["successfulRequests"] == COUNT - COUNT // 8
+    assert native["errors"] > native["failed"]
     assert anylayer["dataTransferred"] == native["bytes_out"]
     assert anylayer["peakLatency"] == native["latency_ms_max"]
 

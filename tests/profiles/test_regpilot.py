@@ -370,6 +370,7 @@ def test_case_11_every_response_has_the_rate_headers(vendor: Vendor) -> None:
         ("/api/health", shown, {}, 200),
         ("/api/usage", shown, {}, 400),
         ("/api/usage", shown, {"projectId": "other"}, 403),
+        ("/api/nothing", shown, {}, 404),
     ):
         found = vendor.get(path, headers, **params)
         limit, remaining, reset = rate(found.headers)
@@ -379,7 +380,8 @@ def test_case_11_every_response_has_the_rate_headers(vendor: Vendor) -> None:
     for path, headers, status in (
         ("/api/usage", {}, 401),
         ("/api/usage", {"X-API-Key": "sk_bad"}, 401),
-        ("/api/nothing", shown, 404),
+        ("/api/nothing", {}, 404),
+        ("/api/nothing", {"X-API-Key": "sk_bad"}, 404),
     ):
         found = vendor.get(path, headers, projectId="web")
         assert found.status_code == status

@@ -629,7 +629,7 @@ def test_a_store_that_is_away_is_503_and_an_error_500(
     monkeypatch.setattr(faulty, "_call", fail)
     found = local.get(customer)
     is_json(found, 500, {"error": "Internal Server Error"})
-    assert worded(found) == {"x-endpoint-policy": "usage"}
+    assert worded(found) == USAGE_HEADERS | key_headers(left=97, limit=1000, used=0)
 
 
 def test_metered_calls_are_503_while_nothing_can_be_booked(

@@ -145,7 +145,8 @@ def test_a_question_has_bounds(call: Caller, world: World) -> None:
 def test_a_question_to_a_profile_has_a_bound(call: Caller) -> None:
     """It was cut off before, and answered as another question."""
     answer = call("GET", "/shoal/v1/usage?x=" + "a" * QUERY_BYTES_MAX)
-    assert (answer.status, answer.json["code"]) == (400, "bad_input")
+    said = f"The query has more than {QUERY_BYTES_MAX} bytes: ask for less."
+    assert (answer.status, answer.json) == (400, {"error": said})
 
 
 # -- the server -----------------------------------------------------------------------------------------

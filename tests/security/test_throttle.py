@@ -13,11 +13,12 @@ from tests.http.conftest import OPERATOR_KEY, Api, World
 from tollkeeper import testing
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.clock import SystemClock
+from tollkeeper.domain.catalog import Account, Key
 from tollkeeper.http.app import build_app
 from tollkeeper.http.auth import _REMEMBERED_MAX, FAILURES_MAX, FAILURES_WINDOW_S, Throttle
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.installation import Installation
-from tollkeeper.testing import ManualClock
+from tollkeeper.testing import ManualClock, set_up, unique
 
 OPERATOR = [(b"authorization", b"Bearer " + OPERATOR_KEY.encode())]
 PLACES = (
@@ -31,6 +32,12 @@ PLACES = (
     ("GET", "/anylayer/v1/developer/usage"),
     ("GET", "/cheapestinference/v1/usage"),
     ("GET", "/cheapestinference/api/usage"),
+    # Paths that are not there refuse nobody, but tell a good key its limits.
+    ("GET", "/shoal/v1/nope"),
+    ("GET", "/regsn/v1/nope"),
+    ("POST", "/regpilot/api/usage"),
+    ("GET", "/anylayer/v1/nope"),
+    ("GET", "/cheapestinference/v1/nope"),
 )
 
 
@@ -84,12 +91,36 @@ def test_guessing_is_bounded_wherever_a_credential_is_asked_for(
     for other_method, other_path in PLACES:
         answer = call(other_method, other_path, OPERATOR, peer=guesser.address)
         assert (answer.status, answer.header("retry-after")) == (429, "60")
-        assert answer.json["code"] == "too_many_failures"
+        # On a vendor's paths its dialect words it: tests/profiles/test_turned_away.py.
+        if other_path.startswith(("/tk/", "/metrics")):
+            assert answer.json["code"] == "too_many_failures"
     assert call("GET", "/tk/v1/usage", OPERATOR, peer="198.51.100.1").status == 200
     assert guesser.guess("GET", "/healthz") == 200
     assert guesser.guess("GET", "/readyz") == 200
     clock.advance(seconds=FAILURES_WINDOW_S)
     assert call("GET", "/tk/v1/usage", OPERATOR, peer=guesser.address).status == 200
+
+
+def test_who_is_known_or_shows_nothing_may_miss_a_path_as_often_as_it_likes(
+    still: tuple[Caller, ManualClock],
+) -> None:
+    """A client with an old base URL is no guesser: a key, a management key and a session are known everywhere."""
+    call, clock = still
+    clock.advance(seconds=FAILURES_WINDOW_S)
+    site = call.app.installation
+    account = unique("acct")
+    keys = [
+        Key(id=unique("key"), account=account, profile="regpilot"),
+        Key(id=unique("key"), account=account, role="management"),
+    ]
+    issued = set_up(site, Account(id=account, name="Acme"), *keys)
+    secrets = ["", *issued.values(), site.sessions.issue(account, "ada")]
+    assert len(secrets) == 4
+    for number, secret in enumerate(secrets):
+        shown = [(b"authorization", b"Bearer " + secret.encode())] if secret else []
+        for _ in range(FAILURES_MAX + 1):
+            answer = call("GET", "/regpilot/api/nope", shown, peer=f"198.51.100.{10 + number}")
+            assert answer.status == 404
 
 
 @pytest.mark.parametrize("path", ["/regsn/v1/usage", "/cheapestinference/api/usage"])

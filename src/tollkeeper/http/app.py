@@ -2,7 +2,7 @@
 The server's ASGI application: a small dispatcher in front of the hot handlers and the Litestar API.
 
 It gives every request an id, bounds its body, authenticates hot calls, throttles addresses that keep
-failing to authenticate, and turns errors into problem documents.
+failing to authenticate, and turns errors into problem documents; on a vendor's paths, its profile words them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
-from tollkeeper.http.auth import Authenticator, Principal
+from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
@@ -44,6 +45,15 @@ _BLOCKED: Final = (
     b'{"type":"https://tollkeeper.dev/problems/too_many_failures","title":"Too many failures","status":429,'
     b'"detail":"Too many failed authentications from this address. Wait a minute.","code":"too_many_failures"}'
 )
+_BLOCKED_BY_PROFILE: Final = Denial(
+    "rate_limited",
+    "Too many failed authentications from this address. Wait a minute.",
+    limit="failed_authentications",
+    unit="requests",
+    allowed=FAILURES_MAX,
+    retry_after_s=FAILURES_WINDOW_S,
+)
+"""The same to a vendor's client: a profile knows how to word a denial."""
 
 
 class App:
@@ -123,23 +133,17 @@ class App:
         request_id = self._request_id()
         address = self._address(scope)
         throttle = self.authenticator.throttle
+        # Nobody is authenticated here: to one who guesses, the headers of a good key would tell it.
         if throttle.blocked(address):
-            await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
+            await self._profiles.turn_away(site, path, scope, send, request_id, _BLOCKED_BY_PROFILE)
             return
         if len(scope["query_string"]) > QUERY_BYTES_MAX:
-            exc = BadInput(f"The query has more than {QUERY_BYTES_MAX} bytes: ask for less.")
-            problem = to_problem(exc, instance=path, request_id=request_id)
-            await _send(send, problem.status, [], _encode(problem.body), request_id, problem=True)
+            why = BadInput(f"The query has more than {QUERY_BYTES_MAX} bytes: ask for less.")
+            await self._profiles.turn_away(site, path, scope, send, request_id, why)
             return
-        # Some dialects refuse a bad key with another status.
-        refusals = (401, site.desk.settings.get("invalid_key_status"))
-
-        async def send_and_count(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] in refusals:
-                throttle.failed(address)
-            await send(message)
-
-        await self._profiles.serve(site, path, scope, receive, send_and_count, request_id)
+        await self._profiles.serve(
+            site, path, scope, receive, send, request_id, lambda: throttle.failed(address)
+        )
 
     async def _serve_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = self._request_id()

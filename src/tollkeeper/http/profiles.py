@@ -16,12 +16,13 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from tollkeeper.errors import BadParameter, TollkeeperError
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
 from tollkeeper.http.bodies import read_body
 from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Profile, Reply
+from tollkeeper.profiles.base import Call, Desk, Endpoint, Profile, Reply, failure
 
 ALL: Final = "all"
 """The value of the setting `profiles` that stands for every one that is installed."""
@@ -55,9 +56,33 @@ class ProfileSite:
                 return self.profile.not_found(call, allowed, self.desk)
             return found.handle(call, self.desk)
         except Exception as exc:
-            if not isinstance(exc, TollkeeperError):
-                log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
-            return self.profile.failed(call, exc)
+            return failure(self.profile, call, exc)
+
+    def is_guess(self, call: Call, reply: Reply) -> bool:
+        """Return whether *reply* is one to a credential, or none, that authenticates nobody. Blocking."""
+        # Some dialects refuse a bad key with another status.
+        if reply.status in (401, self.desk.settings.get("invalid_key_status")):
+            return True
+        secret = self.profile.credential(call.headers)
+        if reply.status not in (404, 405) or not secret:
+            return False
+        # A path that is not there refuses nobody, but its headers tell a good key from a bad one.
+        desk = self.desk
+        try:
+            return not (desk.find_key(secret) or desk.find_management_key(secret) or desk.session(secret))
+        except Unavailable:
+            return False  # Nobody was told anything.
+        except Exception:
+            # The reply stands: what failed is only our look at who asked.
+            log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
+            return False
+
+    def turned_away(self, call: Call, why: Denial | BadInput) -> Reply:
+        """Return the reply to *call* that no handler sees, and whose caller nobody knows. Never blocks."""
+        call = call._replace(settings=self.desk.settings, path=segment_text(call.path))
+        if isinstance(why, Denial):
+            return self.profile.refused(call, why, None)
+        return self.profile.failed(call, why)
 
     def _find(self, call: Call) -> tuple[Endpoint | None, Mapping[str, str], Sequence[str]]:
         allowed = []
@@ -99,30 +124,55 @@ class Profiles:
         return None if self.root is None else (self.root, path)
 
     async def serve(
-        self, site: ProfileSite, path: str, scope: Scope, receive: Receive, send: Send, request_id: str
+        self,
+        site: ProfileSite,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+        guessed: Callable[[], None],
     ) -> None:
-        """Answer one request to a vendor's *path*."""
-        headers: dict[str, str] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        """Answer one request to a vendor's *path*; *guessed* is called before the answer to a guess."""
         try:
             body = await read_body(receive, BODY_BYTES_MAX)
         except TollkeeperError:
             # Longer than anything that a dialect takes, or cut: let the profile find that it cannot read it.
             body = b"\x00"
-        query = scope["query_string"].decode("latin-1")
-        call = Call(
+        text = scope["query_string"].decode("latin-1")
+        query = parse_qs(text, keep_blank_values=True, errors="replace")
+        call = self._call(path, scope, request_id)._replace(query=query, body=body)
+        reply = await asyncio.to_thread(site.answer, call)
+        if reply.status >= 400 and await asyncio.to_thread(site.is_guess, call, reply):
+            guessed()
+        await send_reply(send, reply)
+
+    async def turn_away(
+        self,
+        site: ProfileSite,
+        path: str,
+        scope: Scope,
+        send: Send,
+        request_id: str,
+        why: Denial | BadInput,
+    ) -> None:
+        """Refuse one request to a vendor's *path* whose query and body are not read."""
+        await send_reply(send, site.turned_away(self._call(path, scope, request_id), why))
+
+    def _call(self, path: str, scope: Scope, request_id: str) -> Call:
+        headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        return Call(
             method=scope["method"],
             path=path,
-            query=parse_qs(query, keep_blank_values=True, errors="replace"),
+            query={},
             headers=headers,
-            body=body,
+            body=b"",
             params={},
             now=self._installation.clock.now(),
             request_id=request_id,
         )
-        reply = await asyncio.to_thread(site.answer, call)
-        await send_reply(send, reply)
 
 
 async def send_reply(send: Send, reply: Reply) -> None:

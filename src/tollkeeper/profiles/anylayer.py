@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 
+from tollkeeper import errors
 from tollkeeper.domain import alerts
 from tollkeeper.domain.catalog import Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
@@ -25,7 +26,7 @@ from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.periods import WEEKDAYS, duration_s
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import GRANULARITIES, PAGE_SIZE_MAX, Granularity, UsageQuery, UsageReport
-from tollkeeper.errors import TollkeeperError, Unavailable
+from tollkeeper.errors import Unavailable
 from tollkeeper.profiles.base import (
     Call,
     Desk,
@@ -35,6 +36,7 @@ from tollkeeper.profiles.base import (
     Places,
     Reply,
     Weekday,
+    failure,
 )
 
 TIMEFRAMES: Final[dict[str, timedelta | None]] = {
@@ -1193,9 +1195,9 @@ def _with_key(handle: Callable[[Call, Desk, StoredKey], Reply]) -> Callable[[Cal
             supported = exc.supported if desk.settings["supported_listed"] else None
             status = desk.settings["bad_parameter_status"]
             reply = error(call, status, exc.code, exc.message, supported=supported)
-        except TollkeeperError as exc:
+        except Exception as exc:
             # Here, and not in `failed` alone, since only here the key's headers are known.
-            reply = PROFILE.failed(call, exc)
+            reply = failure(PROFILE, call, exc)
         return reply._replace(headers=[*headers, *reply.headers])
 
     return handled
@@ -1289,7 +1291,9 @@ class AnyLayer:
         return reply if known.status in (401, 403) else known
 
     def failed(self, call: Call, error_: Exception) -> Reply:
-        """Answer the one failure that the vendor documents, whatever it was."""
+        """Answer the one failure that the vendor documents, whatever it was of ours."""
+        if isinstance(error_, errors.BadInput):
+            return error(call, 400, "INVALID_REQUEST", str(error_))
         status = 500
         if isinstance(error_, Unavailable):
             status = int(call.settings.get("unavailable_status", SETTINGS["unavailable_status"]))

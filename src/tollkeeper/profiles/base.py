@@ -9,6 +9,7 @@ limits: the gate does, and the profile words the outcome.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import (
@@ -32,7 +33,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import UsageQuery, UsageReport
-from tollkeeper.errors import BadParameter
+from tollkeeper.errors import BadParameter, TollkeeperError
 
 NATIVE: Final = "native"
 """The profile of keys that speak no vendor's dialect."""
@@ -43,6 +44,8 @@ ErrorStatus = Annotated[int, msgspec.Meta(ge=400, le=599)]
 Places = Annotated[int, msgspec.Meta(ge=0, le=9)]
 """Decimals of a number in an answer."""
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+
+log = logging.getLogger("tollkeeper.profiles")
 
 
 class Call(NamedTuple):
@@ -236,10 +239,19 @@ class Profile(Protocol):
         """Answer a path that the dialect does not have, or a method that it has not there (*allowed*)."""
 
     def failed(self, call: Call, error: Exception) -> Reply:
-        """Answer an error that no handler expected; `errors.Unavailable` means that a store is away."""
+        """
+        Answer an error that no handler expected, or one of the server before any handler.
+
+        `errors.Unavailable` means that a store is away; `errors.BadInput` that the request is at fault, as its
+        text says, which is safe to show.
+        """
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
-        """Answer a metered request that the gate refused; *metered* is None when no key was recognised."""
+        """
+        Answer a metered request that the gate refused; *metered* is None when no key was recognised.
+
+        Also any request from an address that failed to authenticate too often: `rate_limited`, without a key.
+        """
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
         """Return the headers of a metered request's answer."""
@@ -265,6 +277,18 @@ class MeteredProfile(Protocol):
 
         *metered* has the standings as they are once the request has ended with *used*.
         """
+
+
+def failure(profile: Profile, call: Call, error: Exception) -> Reply:
+    """
+    Return how *profile* words *error*, which is logged unless it is one of ours.
+
+    For a handler that knows its caller by then, and adds the caller's headers; whatever it lets through comes
+    here too.
+    """
+    if not isinstance(error, TollkeeperError):
+        log.error("tollkeeper.profile.failed", exc_info=error, extra={"request_id": call.request_id})
+    return profile.failed(call, error)
 
 
 def settings_of(profile: Profile, given: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -843,9 +843,17 @@ class CheapestInference:
             return _api_error(500, "Internal server error")
         if isinstance(error, Unavailable):
             return _v1_error(502, "Usage data temporarily unavailable", "api_error", "usage_unavailable")
+        if isinstance(error, BadInput):
+            return _v1_error(400, str(error), "invalid_request_error", "invalid_request")
         return _v1_error(500, "Internal server error", "api_error", "internal_error")
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
+        if metered is None and denial.reason == "rate_limited":
+            # Of an address, on any path; no limit of a key, for which the vendor's clients read the text.
+            if _is_api(call.path):
+                return _api_limited(denial)
+            headers = [("Retry-After", str(denial.retry_after_s or 1))]
+            return _v1_error(429, denial.message, "rate_limit_error", "rate_limit_exceeded", headers)
         return _refusal(call, denial, None if metered is None else metered.entitlement)
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:

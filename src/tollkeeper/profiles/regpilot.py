@@ -22,7 +22,7 @@ from tollkeeper.domain.money import NANOS_PER_CENT, NANOS_PER_UNIT, format_nanos
 from tollkeeper.domain.periods import Period, period_of
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import BadInput, Unavailable
 from tollkeeper.profiles.base import (
     Call,
     Desk,
@@ -33,6 +33,7 @@ from tollkeeper.profiles.base import (
     Reply,
     Used,
     Weekday,
+    failure,
 )
 
 KEY_HEADERS: Final = (
@@ -218,16 +219,27 @@ class RegPilot:
         return ""
 
     def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
-        """Answer what the vendor does not document: 404, or 405 with `Allow` [C]."""
+        """
+        Answer what the vendor does not document: 404, or 405 with `Allow` [C].
+
+        No limit counts it; a good key is told where it stands.
+        """
         if allowed:
             reply = Reply(405, {"error": "Method not allowed"}, [("Allow", ", ".join(allowed))])
         else:
             reply = Reply(404, {"error": "Not found"})
-        return _with_headers(reply, _keyless_headers(call), call.request_id)
+        key = _good_key(call, desk)
+        if isinstance(key, Reply):
+            return _with_headers(reply, _keyless_headers(call), call.request_id)
+        rate_headers = _rate_headers(desk.standings(key), USAGE_ROUTE, call.now, desk.settings)
+        return _with_headers(reply, rate_headers, call.request_id)
 
     def failed(self, call: Call, error: Exception) -> Reply:
-        """Answer 503 when a store is away, else 500, neither with a word of why."""
-        reply = _unavailable() if isinstance(error, Unavailable) else _internal_error(call.request_id)
+        """Answer 400 to what is the caller's fault; 503 when a store is away, else 500, without a word of why."""
+        if isinstance(error, BadInput):
+            reply = Reply(400, {"error": str(error)})
+        else:
+            reply = _unavailable() if isinstance(error, Unavailable) else _internal_error(call.request_id)
         return _with_headers(reply, _keyless_headers(call), call.request_id)
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
@@ -287,19 +299,9 @@ PROFILE: Final = RegPilot()
 
 def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, StoredKey], Reply]) -> Reply:
     """Let a good key through to *answer*, counted against its rate limits whatever the answer is."""
-    secret = PROFILE.credential(call.headers)
-    if not secret:
-        return _with_headers(_missing_key(), _keyless_headers(call), call.request_id)
-    if PROFILE.bars(secret, desk.settings):
-        return _with_headers(_forbidden(), _keyless_headers(call), call.request_id)
-    key = desk.find_key(secret)
-    state = "unknown" if key is None else key.state_at(to_us(call.now))
-    if key is None or state != "active":
-        reply = _revoked_key() if state == "revoked" else _bad_key()
-        return _with_headers(reply, _keyless_headers(call), call.request_id)
-    entitlement = desk.entitlement(key)
-    if entitlement is None or not entitlement.account.active:
-        return _with_headers(_forbidden(), _keyless_headers(call), call.request_id)
+    key = _good_key(call, desk)
+    if isinstance(key, Reply):
+        return _with_headers(key, _keyless_headers(call), call.request_id)
     denial = desk.pass_limits(key, route)
     if denial is not None:
         standings = desk.standings(key)
@@ -307,11 +309,28 @@ def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, 
     else:
         try:
             reply = answer(call, desk, key)
-        except Unavailable:
-            # Here, and not in `failed`, since only here the key's rate headers are known.
-            reply = _unavailable()
+        except Exception as exc:
+            # Here, and not in `failed` alone, since only here the key's rate headers are known.
+            reply = failure(PROFILE, call, exc)._replace(headers=())
         standings = desk.standings(key)
     return _with_headers(reply, _rate_headers(standings, route, call.now, desk.settings), call.request_id)
+
+
+def _good_key(call: Call, desk: Desk) -> StoredKey | Reply:
+    """Return the key that *call* carries, or why it may do nothing here."""
+    secret = PROFILE.credential(call.headers)
+    if not secret:
+        return _missing_key()
+    if PROFILE.bars(secret, desk.settings):
+        return _forbidden()
+    key = desk.find_key(secret)
+    state = "unknown" if key is None else key.state_at(to_us(call.now))
+    if key is None or state != "active":
+        return _revoked_key() if state == "revoked" else _bad_key()
+    entitlement = desk.entitlement(key)
+    if entitlement is None or not entitlement.account.active:
+        return _forbidden()
+    return key
 
 
 def _usage(call: Call, desk: Desk, key: StoredKey) -> Reply:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,8 +24,11 @@ from tollkeeper.domain.keys import SECRET_CHARS, StoredKey
 from tollkeeper.domain.money import cents_half_up
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
-from tollkeeper.errors import Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply
+from tollkeeper.errors import BadInput, Unavailable
+from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, failure
+
+Headers = list[tuple[str, str]]
+_Who = TypeVar("_Who")
 
 NAME: Final = "regsn"
 PROBLEM_BASE: Final = "https://api.regsn.app/problems/"
@@ -256,10 +259,10 @@ class RegSn:
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = (
-            Endpoint("GET", "/v1/usage", _answered(_usage)),
-            Endpoint("POST", "/v1/keys", _answered(_create_key)),
-            Endpoint("GET", "/v1/keys", _answered(_list_keys)),
-            Endpoint("DELETE", "/v1/keys/{key_id}", _answered(_revoke_key)),
+            Endpoint("GET", "/v1/usage", _answered(_reader, _usage)),
+            Endpoint("POST", "/v1/keys", _answered(_key_manager, _create_key)),
+            Endpoint("GET", "/v1/keys", _answered(_key_manager, _list_keys)),
+            Endpoint("DELETE", "/v1/keys/{key_id}", _answered(_key_manager, _revoke_key)),
         )
 
     def credential(self, headers: Mapping[str, str]) -> str:
@@ -278,6 +281,8 @@ class RegSn:
             problem = _UNAVAILABLE._replace(status=call.settings["unavailable_status"])
             detail = f"The service is unavailable. Retry after {_RETRY_S}s."
             return _problem(call, problem, detail, headers=[("Retry-After", str(_RETRY_S))])
+        if isinstance(error, BadInput):
+            return _problem(call, _MALFORMED, str(error))
         return _problem(call, _INTERNAL, "The request failed on our side.")
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
@@ -299,21 +304,13 @@ class RegSn:
 # -- usage ----------------------------------------------------------------------------------------------------
 
 
-def _usage(call: Call, desk: Desk) -> Reply:
-    caller = _caller(call, desk)
-    headers = _pass_reads(call, desk, caller)
+def _usage(call: Call, desk: Desk, caller: StoredKey | Session, headers: Headers) -> Reply:
     try:
         asked = _asked(call, desk.settings)
     except _Invalid as exc:
         reply = _invalid(call, exc, headers)
     else:
-        try:
-            body = _report(desk, _account_of(caller), asked)
-        except Unavailable as exc:
-            # Here, and not in `failed` alone, since only here the caller's headers are known.
-            reply = PROFILE.failed(call, exc)
-            return reply._replace(headers=[*headers, *reply.headers])
-        reply = _answer(call, 200, body, headers)
+        reply = _answer(call, 200, _report(desk, _account_of(caller), asked), headers)
     if desk.settings["usage_calls_counted"]:
         # After the answer is made: a call does not see itself.
         if isinstance(caller, Session):
@@ -452,8 +449,7 @@ def parse_instant(text: str) -> datetime:
 # -- keys -----------------------------------------------------------------------------------------------------
 
 
-def _create_key(call: Call, desk: Desk) -> Reply:
-    session, headers = _key_manager(call, desk)
+def _create_key(call: Call, desk: Desk, session: Session, headers: Headers) -> Reply:
     try:
         given = msgspec.json.decode(call.body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -472,8 +468,7 @@ def _create_key(call: Call, desk: Desk) -> Reply:
     return _answer(call, 201, _key(stored, secret), headers)
 
 
-def _list_keys(call: Call, desk: Desk) -> Reply:
-    session, headers = _key_manager(call, desk)
+def _list_keys(call: Call, desk: Desk, session: Session, headers: Headers) -> Reply:
     shown = {"active", "inactive", "expired"}
     if desk.settings["revoked_keys_listed"]:
         shown.add("revoked")
@@ -482,8 +477,7 @@ def _list_keys(call: Call, desk: Desk) -> Reply:
     return _answer(call, 200, keys, headers)
 
 
-def _revoke_key(call: Call, desk: Desk) -> Reply:
-    session, headers = _key_manager(call, desk)
+def _revoke_key(call: Call, desk: Desk, session: Session, headers: Headers) -> Reply:
     stored = desk.key(call.params["key_id"])
     if stored is None or stored.entry.account != session.account_id or stored.entry.state == "deleted":
         return _problem(call, _NOT_FOUND, "There is no such key.", headers=headers)
@@ -532,8 +526,9 @@ def _account_of(caller: StoredKey | Session) -> str:
     return caller.account_id if isinstance(caller, Session) else caller.entry.account
 
 
-def _pass_reads(call: Call, desk: Desk, caller: StoredKey | Session) -> list[tuple[str, str]]:
-    """Count a read of *caller*; return its headers."""
+def _reader(call: Call, desk: Desk) -> tuple[StoredKey | Session, Headers]:
+    """Return who calls a usage endpoint, a read counted, and its headers."""
+    caller = _caller(call, desk)
     if isinstance(caller, StoredKey):
         denial = desk.pass_limits(caller, _USAGE)
         standings = desk.standings(caller)
@@ -541,13 +536,12 @@ def _pass_reads(call: Call, desk: Desk, caller: StoredKey | Session) -> list[tup
             raise _Stopped(_too_fast(call, denial, _standing_of(standings, _USAGE.bucket, denial.limit)))
         standing = _standing_of(standings, _USAGE.bucket)
         if standing is not None:
-            return _rate_headers(standing, call.now)
-    return _pass_per_minute(
-        call, desk, _account_of(caller), "reads", _owner(caller), desk.settings["reads_per_minute"]
-    )
+            return caller, _rate_headers(standing, call.now)
+    amount = desk.settings["reads_per_minute"]
+    return caller, _pass_per_minute(call, desk, _account_of(caller), "reads", _owner(caller), amount)
 
 
-def _reads_left(call: Call, desk: Desk, caller: StoredKey | Session) -> list[tuple[str, str]]:
+def _reads_left(call: Call, desk: Desk, caller: StoredKey | Session) -> Headers:
     """Return the headers of *caller*'s reads without counting one."""
     standing = None
     if isinstance(caller, StoredKey):
@@ -572,7 +566,7 @@ def _counter_of(bucket: str, owner: str) -> str:
     return f"{NAME}:{bucket}:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
 
 
-def _key_manager(call: Call, desk: Desk) -> tuple[Session, list[tuple[str, str]]]:
+def _key_manager(call: Call, desk: Desk) -> tuple[Session, Headers]:
     """Return the session of a call to the key endpoints, and its headers."""
     caller = _caller(call, desk)
     if not isinstance(caller, Session):
@@ -585,7 +579,7 @@ def _key_manager(call: Call, desk: Desk) -> tuple[Session, list[tuple[str, str]]
 
 def _pass_per_minute(
     call: Call, desk: Desk, account_id: str, bucket: str, owner: str, amount: int
-) -> list[tuple[str, str]]:
+) -> Headers:
     """Count a call of *owner* in a bucket that no plan has; return its headers."""
     limit, name = _per_minute(bucket, amount), _counter_of(bucket, owner)
     denial = desk.spend(account_id, name, limit)
@@ -614,7 +608,7 @@ def _standing_of(
     return min(named or own or limits, key=lambda each: each.remaining or 0, default=None)
 
 
-def _rate_headers(standing: Standing | None, now: datetime) -> list[tuple[str, str]]:
+def _rate_headers(standing: Standing | None, now: datetime) -> Headers:
     """Return the three `RateLimit-*` fields; none where nothing limits the caller."""
     if standing is None or standing.allowed is None:
         return []
@@ -629,15 +623,23 @@ def _rate_headers(standing: Standing | None, now: datetime) -> list[tuple[str, s
 # -- answers --------------------------------------------------------------------------------------------------
 
 
-def _answered(handle: Any) -> Any:
-    """Return *handle* with its early ends answered."""
+def _answered(
+    admit: Callable[[Call, Desk], tuple[_Who, Headers]],
+    handle: Callable[[Call, Desk, _Who, Headers], Reply],
+) -> Callable[[Call, Desk], Reply]:
+    """Return *handle* behind *admit*: every answer to a known caller has its headers."""
 
     def answer(call: Call, desk: Desk) -> Reply:
         try:
-            reply: Reply = handle(call, desk)
+            caller, headers = admit(call, desk)
         except _Stopped as stopped:
             return stopped.reply
-        return reply
+        try:
+            return handle(call, desk, caller, headers)
+        except Exception as exc:
+            # Here, and not in `failed` alone, since only here the caller's headers are known.
+            reply = failure(PROFILE, call, exc)
+            return reply._replace(headers=[*headers, *reply.headers])
 
     return answer
 

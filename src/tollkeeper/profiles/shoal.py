@@ -21,8 +21,8 @@ from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.periods import period_of
 from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
-from tollkeeper.errors import Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, Weekday
+from tollkeeper.errors import BadInput, Unavailable
+from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, Weekday, failure
 
 SETTINGS: Final[Mapping[str, Any]] = {
     # For `Invalid API key`: the vendor's pages say 401 and 403.
@@ -281,7 +281,10 @@ class Shoal:
         if denial is not None:
             reply = _refusal(call, denial)
         else:
-            desk.record(key, msgspec.structs.replace(ELSEWHERE, method=call.method[:16]), status)
+            try:
+                desk.record(key, msgspec.structs.replace(ELSEWHERE, method=call.method[:16]), status)
+            except Exception as exc:
+                reply = failure(self, call, exc)._replace(headers=())
         return reply._replace(
             headers=[
                 ("X-Plan-Tier", _tier(entitlement, call.settings)),
@@ -294,8 +297,10 @@ class Shoal:
         )
 
     def failed(self, call: Call, error: Exception) -> Reply:
-        """Answer 500, or 503 while a store is away."""
+        """Answer 500, 503 while a store is away, or 400 to what is the caller's fault."""
         headers = [*_policy(call), _id(call.request_id)]
+        if isinstance(error, BadInput):
+            return Reply(400, {"error": str(error)}, headers)
         if isinstance(error, Unavailable):
             return _unavailable(call)._replace(headers=headers)
         return Reply(500, {"error": "Internal Server Error"}, headers)
@@ -353,13 +358,13 @@ def answer_usage(call: Call, desk: Desk) -> Reply:
         return refusal._replace(headers=[*headers, *_month_headers(budget), *refusal.headers])
     try:
         counts = _counts(desk, key, call)
-    except Unavailable:
-        # Here, and not in `failed`, since only here the key's headers are known.
-        return _unavailable(call)._replace(headers=[*headers, *_month_headers(budget)])
+        if _switch(call, "usage_calls_count"):
+            desk.record(key, USAGE, 200)
+    except Exception as exc:
+        # Here, and not in `failed` alone, since only here the key's headers are known.
+        return failure(PROFILE, call, exc)._replace(headers=[*headers, *_month_headers(budget)])
     if budget is None:
         budget = Budget(_switch(call, "limit_without_budget"), counts.credits_this_month)
-    if _switch(call, "usage_calls_count"):
-        desk.record(key, USAGE, 200)
     return Reply(200, _usage_body(counts, budget), [*headers, *_month_headers(budget)])
 
 

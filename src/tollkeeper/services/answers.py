@@ -85,6 +85,13 @@ class Answers:
                 for key in tuple(self._keys_by_account.get(account_id, ())):
                     self._drop(key)
 
+    def forget_all(self) -> None:
+        """Forget every answer, and keep none that is being computed: what they were computed from was rebuilt."""
+        with self._lock:
+            self._under_way.clear()
+            for key in tuple(self._answers):
+                self._drop(key)
+
     def _end(self, token: object, query: UsageQuery) -> bool:
         tokens = self._under_way.get(query.account_id)
         if tokens is None or token not in tokens:

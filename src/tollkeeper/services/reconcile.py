@@ -69,6 +69,7 @@ class Reconcile:
         relay: Relay,
         scopes: ScopeKeeper,
         clock: Clock,
+        forget_answers: Callable[[], None],
     ) -> None:
         self._directory = directory
         self._ledger = ledger
@@ -77,6 +78,7 @@ class Reconcile:
         self._relay = relay
         self._scopes = scopes
         self._clock = clock
+        self._forget_answers = forget_answers
 
     def verify(self, progress: Callable[[str], None] = lambda account_id: None) -> Verdict:
         """
@@ -117,7 +119,11 @@ class Reconcile:
         with self._scopes.unchanged(), self._relay.exclusive():
             # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
             self._relay.deliver_up_to(self._committer.outbox_seq)
-            return self._store.rebuild()
+            try:
+                return self._store.rebuild()
+            finally:
+                # They were computed from what was there before, or from what was half made.
+                self._forget_answers()
 
     def _verify_account(self, account_id: str) -> tuple[list[Difference], int]:
         for _ in range(CHANGE_TRIES):

@@ -54,6 +54,10 @@ class Reports:
         self._answers = Answers()
         committer.before_telling = self._answers.forget
 
+    def forget_all(self) -> None:
+        """Compute every answer anew: the usage store was rebuilt."""
+        self._answers.forget_all()
+
     def usage(self, query: UsageQuery) -> UsageReport:
         """
         Answer *query*.

@@ -14,12 +14,15 @@ of one process share the engine.
 from __future__ import annotations
 
 import itertools
+import re
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from queue import Empty, LifoQueue
 from typing import Any, Final, NamedTuple
+from urllib.parse import urlparse
 
 import clickhouse_connect
 import pyarrow as pa
@@ -44,6 +47,8 @@ _IN_PROCESS: Final = {
     "compile_expressions": 0,
     "compile_aggregate_expressions": 0,
 }
+_DAMAGED_FILE: Final = re.compile(r"While reading or decompressing \S*?([^/\s]+/[^/\s]+) ")
+"""The engine names the file by its whole path, which is not for everybody to see."""
 _KEYS: Final = pa.schema([("account_id", pa.string()), ("id", pa.string())])
 _AS_CODES: Final = {"output_format_arrow_low_cardinality_as_dictionary": 1}
 _DIFFERENCES_MAX: Final = 1_000
@@ -97,6 +102,8 @@ class ClickHouseUsageStore:
         self._url = url
         self._options = dict(options)
         self._settings = dict(settings)
+        self._directory = urlparse(url).path if url.startswith("chdb:") else None
+        """Of the engine in this process."""
         self._readers: LifoQueue[Client] = LifoQueue()
         self._reader_count = 0
         self._reader_lock = threading.Lock()
@@ -137,7 +144,12 @@ class ClickHouseUsageStore:
                 _migrate(store._appender)
                 if url.startswith("chdb:"):
                     # Only this process writes there, so that what it appends is all that can come to it.
-                    store._newest_id = store._greatest_id()
+                    try:
+                        store._newest_id = store._greatest_id()
+                    except (ClickHouseError, RuntimeError) as exc:
+                        # `rebuild` makes a damaged index anew, so the store must open; who asks the index is told.
+                        if not _DAMAGED_FILE.search(str(exc)):
+                            raise
                     code_pages.give_back()
             except BaseException:
                 store.close()
@@ -152,9 +164,8 @@ class ClickHouseUsageStore:
             if self._newest_id is not None:
                 # Before the insert, which may succeed without our hearing of it.
                 self._newest_id = max(self._newest_id, _newest_of(records))
-            self._appender.insert_arrow(
-                "events", _stored_form(records), settings={**_APPEND, "insert_deduplication_token": token}
-            )
+            settings = {**_APPEND, "insert_deduplication_token": token}
+            self._insert(self._appender, "events", _stored_form(records), settings)
 
     def known_ids(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.known_ids`."""
@@ -284,7 +295,7 @@ class ClickHouseUsageStore:
 
     def differences(self) -> list[str]:
         """See `ports.UsageStore.differences`. At most 1,000 lines per table."""
-        return self._rollup_differences() + self._id_differences()
+        return self._damages() + self._rollup_differences() + self._id_differences()
 
     def rebuild(self) -> Mapping[str, int]:
         """
@@ -293,6 +304,9 @@ class ClickHouseUsageStore:
         An append that failed half-way must have been repeated before: its rollups are made here from the
         records that it left, and the repeat would add them once more.
         """
+        if damages := self._damages():
+            # What is derived has what these records said, and goes on being right; it could not be made again.
+            raise Unavailable("records of the usage store are damaged, nothing was rebuilt", detail=damages)
         with _engine_errors(), self._append_lock:
             client = self._appender
             spans = _month_spans(
@@ -311,6 +325,9 @@ class ClickHouseUsageStore:
                     parameters={"first": first, "last": last},
                     settings=dict(_REBUILD),
                 )
+            if self._directory is not None:
+                # What it was read from at the start may have lacked ids, which would then be taken to be new.
+                self._newest_id = self._greatest_id()
             return {
                 table: client.query(f"SELECT count() FROM {table}").result_rows[0][0]
                 for table in dict.fromkeys(_VIEWS.values())
@@ -340,6 +357,26 @@ class ClickHouseUsageStore:
         )
         self._clients.append(client)
         return client
+
+    def _insert(
+        self, client: Client, table: str, rows: pa.Table, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write *rows* as one statement."""
+        if self._directory is None:
+            client.insert_arrow(table, rows, settings=dict(settings or {}))
+            return
+        # The engine in this process takes rows from a file. The driver's would outlive a crash, in the system's
+        # directory for temporary files, with customers' events; one without a name ends with the process.
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            with pa.ipc.new_file(file, rows.schema) as writer:
+                writer.write_table(rows)
+            file.seek(0)
+            # Settings within the statement: beside it, the driver sets each for the session, and back.
+            given = ", ".join(f"{name} = {_quoted(value)}" for name, value in (settings or {}).items())
+            client.command(
+                f"INSERT INTO {table} ({', '.join(rows.column_names)}) FROM INFILE '/dev/fd/{file.fileno()}' "
+                f"{f'SETTINGS {given} ' if given else ''}FORMAT Arrow"
+            )
 
     @contextmanager
     def _reader(self) -> Iterator[Client]:
@@ -387,7 +424,7 @@ class ClickHouseUsageStore:
                 "CREATE TEMPORARY TABLE IF NOT EXISTS lookup (account_id String, id String) ENGINE = Memory"
             )
             client.command("TRUNCATE TABLE lookup")
-            client.insert_arrow("lookup", keys)
+            self._insert(client, "lookup", keys)
             yield _LookUp(client, "(SELECT id, account_id FROM lookup)", {})
             client.command("TRUNCATE TABLE lookup")
 
@@ -399,6 +436,22 @@ class ClickHouseUsageStore:
         """Return whether all ids of *keys* are greater than any of the store, as time-ordered ones are."""
         newest = self._newest_id
         return newest is not None and pc.min(keys.column("id")).as_py() > newest
+
+    def _damages(self) -> list[str]:
+        """Return a line per part of `events` that is damaged, or that the engine set aside for it at its start."""
+        aside = self._rows(
+            "SELECT name FROM system.detached_parts WHERE database = currentDatabase() AND table = 'events' "
+            "AND startsWith(reason, 'broken') ORDER BY name",
+            {},
+        )
+        with _engine_errors(), self._reader() as client:
+            # As columns: what is no SELECT the driver would hand over as text, all parts in one row.
+            checked = client.query_arrow("CHECK TABLE events SETTINGS check_query_single_value_result = 0")
+        return [f"events: part {name} was damaged and is set aside" for (name,) in aside] + [
+            f"events: part {row['part_path']} is damaged"
+            for row in checked.to_pylist()
+            if not row["is_passed"]
+        ]
 
     def _rollup_differences(self) -> list[str]:
         dimensions = ", ".join(_DIMENSIONS)
@@ -538,7 +591,9 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except (ClickHouseError, RuntimeError, OSError, pa.ArrowException) as exc:
-        raise Unavailable("the usage store cannot answer now", detail=str(exc)) from exc
+        damaged = _DAMAGED_FILE.search(str(exc))
+        said = f"is damaged: {damaged[1]}" if damaged else "cannot answer now"
+        raise Unavailable(f"the usage store {said}", detail=str(exc)) from exc
 
 
 def _migrate(client: Client) -> None:
@@ -598,6 +653,12 @@ def _month_spans(counts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
             spans.append((month, month))
             held = count
     return spans
+
+
+def _quoted(value: object) -> str:
+    """Return *value* as a string of SQL; the engine reads numbers from it too."""
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
 
 
 def _stored_form(records: pa.Table) -> pa.Table:

@@ -544,6 +544,6 @@ def _database_errors(done: str) -> Iterator[None]:
     except DataError as exc:
         raise BadInput(f"A value does not fit the ledger: {exc.orig}") from exc
     except DBAPIError as exc:
-        raise Unavailable(f"The ledger cannot be {done}: {exc.orig}") from exc
+        raise Unavailable(f"The ledger cannot be {done}: {exc.orig}. Try again shortly.") from exc
     except SQLAlchemyError as exc:
         raise Unavailable(f"The ledger cannot be {done}.", cause=str(exc)) from exc

@@ -1,0 +1,219 @@
+"""Files of the usage store are damaged between two starts: it is told, and what is derived is made anew."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.faults.test_disk import run
+
+COUNT: Final = 200
+TOTALS: Final = {"requests": COUNT, "cost_nanos": COUNT * (COUNT + 1) // 2}
+
+FILL: Final = """
+    import json, sys
+    from tollkeeper import Tollkeeper
+    from tollkeeper.testing import NOON
+    with Tollkeeper.open(sys.argv[1], unknown_route="allow") as toll:
+        toll.apply('''
+            [[accounts]]
+            id = "acme"
+            name = "A"
+            [[budgets]]
+            id = "b"
+            account = "acme"
+            amount = 1_000_000_000
+            period = "total"
+        ''')
+        taken = toll.record([
+            {"id": f"e{n}", "time": NOON.isoformat(), "account": "acme", "cost_nanos": n + 1} for n in range(200)
+        ])
+        print(json.dumps([taken.accepted, toll.verify().ok]))
+"""
+
+LOOK: Final = """
+    import json, sys
+    from tollkeeper import Tollkeeper, UsageQuery
+    from tollkeeper.errors import Unavailable
+    from tollkeeper.testing import NOON
+
+    def said(call):
+        try:
+            return call()
+        except Unavailable as exc:
+            return f"Unavailable: {exc} {exc.fields}"
+
+    def verdict():
+        found = toll.verify()
+        return [found.ok, [line.what for line in found.differences], found.store_differences]
+
+    def totals():
+        query = UsageQuery(account_id="acme", from_us=0, to_us=2**52, measures=("requests", "cost_nanos"))
+        return toll.usage(query).totals
+
+    def again():
+        event = {"id": "e1", "time": NOON.isoformat(), "account": "acme", "cost_nanos": 2}
+        return toll.record([event]).accepted
+
+    with Tollkeeper.open(sys.argv[1], unknown_route="allow") as toll:
+        store = toll.installation.store
+        steps = {"usage": totals, "verify": verdict, "differences": store.differences,
+                 "rebuild": lambda: dict(toll.rebuild()), "again": again}
+        print(json.dumps([said(steps[name]) for name in sys.argv[2:]]))
+"""
+
+
+def cut_off(part: Path) -> None:
+    data = part / "data.bin"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+
+
+def flip(part: Path) -> None:
+    data = part / "data.bin"
+    content = bytearray(data.read_bytes())
+    for place in range(len(content) // 4, len(content) - 20, 37):
+        content[place] ^= 0xFF
+    data.write_bytes(content)
+
+
+def overwrite_checksums(part: Path) -> None:
+    (part / "checksums.txt").write_bytes(b"x")
+
+
+def remove_part(part: Path) -> None:
+    shutil.rmtree(part)
+
+
+DAMAGES: Final = [cut_off, flip, overwrite_checksums, remove_part]
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("filled") / "data"
+    assert run(FILL, str(directory)) == [COUNT, True]
+    return directory
+
+
+@pytest.fixture
+def damaged(filled: Path, tmp_path: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Copy the filled directory, with all parts of one table damaged."""
+
+    def damage(table: str, how: Callable[[Path], None]) -> Path:
+        copy = tmp_path / "data"
+        shutil.copytree(filled, copy, symlinks=True)
+        # The engine names a table by a link to where its parts are.
+        place = (copy / "usage" / "data" / "default" / table).readlink()
+        parts = [
+            path.parent
+            for path in (copy / "usage" / "store" / place.parent.name / place.name).glob("*/checksums.txt")
+        ]
+        assert parts
+        for part in parts:
+            how(part)
+        return copy
+
+    return damage
+
+
+def look(directory: Path, *steps: str) -> list[Any]:
+    found = run(LOOK, str(directory), *steps)
+    assert len(found) == len(steps)
+    return list(found)
+
+
+@pytest.mark.parametrize("how", DAMAGES, ids=lambda how: how.__name__)
+@pytest.mark.parametrize("table", ["usage_rollups", "event_ids"])
+def test_what_is_derived_is_told_and_made_anew(damaged: Any, table: str, how: Any) -> None:
+    """Verify names it; after a rebuild, answers are right at once, in the same process, and ids are known again."""
+    directory = damaged(table, how)
+    verdict, rebuilt, after, totals, again = look(directory, "verify", "rebuild", "verify", "usage", "again")
+    if how is flip:
+        assert "is damaged" in verdict
+    else:
+        assert verdict[0] is False
+        assert any(line.startswith(table) for line in verdict[2])
+    assert not isinstance(rebuilt, str), rebuilt
+    assert rebuilt["event_ids"] == COUNT
+    assert after == [True, [], []]
+    assert totals == TOTALS
+    assert again == 0
+
+
+@pytest.mark.parametrize("how", [cut_off, remove_part], ids=lambda how: how.__name__)
+def test_an_answer_from_before_the_rebuild_does_not_outlive_it(damaged: Any, how: Any) -> None:
+    """It was computed from rollups that were gone, and nothing of the account is committed to say so."""
+    before, rebuilt, after = look(damaged("usage_rollups", how), "usage", "rebuild", "usage")
+    assert before != TOTALS
+    assert rebuilt["usage_rollups"] > 0
+    assert after == TOTALS
+
+
+@pytest.mark.parametrize("how", [cut_off, flip, overwrite_checksums], ids=lambda how: how.__name__)
+def test_damaged_records_are_named_and_take_nothing_else_along(damaged: Any, filled: Path, how: Any) -> None:
+    """
+    What was derived from them is right and is all that is left: a rebuild from nothing would empty it, and ids
+    that are not known any more count twice. A copy that is put back is whole.
+    """
+    directory = damaged("events", how)
+    verdict, lines, refused, totals = look(directory, "verify", "differences", "rebuild", "usage")
+    if how is flip:
+        assert "Unavailable: the usage store is damaged" in verdict
+        assert "/data.bin" in verdict
+        assert "part 202603_1_1_0 is damaged" in str(lines) or "is damaged: 202603_1_1_0/data.bin" in lines
+    else:
+        assert verdict[0] is False
+        assert verdict[1] == ["counter budget:b against its events"]
+        assert verdict[2][0] == "events: part broken-on-start_202603_1_1_0 was damaged and is set aside"
+    assert "nothing was rebuilt" in refused
+    assert "202603_1_1_0" in refused
+    assert totals == TOTALS
+    shutil.rmtree(directory / "usage")
+    shutil.copytree(filled / "usage", directory / "usage", symlinks=True)
+    assert look(directory, "verify", "usage", "again") == [[True, [], []], TOTALS, 0]
+
+
+def test_records_that_were_removed_are_missed(damaged: Any) -> None:
+    """Nothing is left to be named but what was counted of them: the ledger and the rollups."""
+    verdict, totals = look(damaged("events", remove_part), "verify", "usage")
+    assert verdict[0] is False
+    assert verdict[1] == ["counter budget:b against its events"]
+    assert any(line.startswith("usage_rollups: ") for line in verdict[2])
+    assert any(line.startswith("event_ids: ") for line in verdict[2])
+    assert totals == TOTALS
+
+
+ONE_OF_MANY: Final = """
+    import json, sys
+    from pathlib import Path
+    from tests.contract.test_usage_store import record
+    from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+    from tollkeeper.columns import table_of
+
+    store = ClickHouseUsageStore.open("chdb://" + sys.argv[1])
+    found = [store.differences()]
+    store._appender.command("SYSTEM STOP MERGES events")
+    for number in range(3):
+        store.append(table_of([record("acct")._replace(id=f"e{number}")]), f"token{number}")
+    found.append(store.differences())
+    parts = store._rows("SELECT path FROM system.parts WHERE table = 'events' AND active ORDER BY name", {})
+    data = Path(parts[1][0]) / "data.bin"
+    data.write_bytes(bytes(byte ^ 0xFF for byte in data.read_bytes()))
+    found += [len(parts), store._damages()]
+    store.close()
+    print(json.dumps(found))
+"""
+
+
+def test_one_damaged_part_of_many_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first one; and an empty store has no damage, nor has one of several parts that are whole."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    assert run(ONE_OF_MANY, str(tmp_path / "usage")) == [
+        [],
+        [],
+        3,
+        ["events: part 202603_2_2_0 is damaged"],
+    ]
