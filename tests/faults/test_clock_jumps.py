@@ -165,6 +165,29 @@ def test_a_daily_budget_is_not_spent_twice_by_a_jump(
     assert sorted(daily) == ([16] if same_day else [1, 15])
 
 
+def test_a_day_that_was_left_long_ago_is_read_back(
+    install: Install, account: str, clock: ManualClock
+) -> None:
+    """Of the days between nothing is open, so memory has let go of the first; the ledger has what it spent."""
+    site = install()
+    customer = Customer(site, account)
+    set_up(site, Budget(id="daily", account=account, amount=14, period="day"))
+    clock.advance(seconds=DAY_S)
+    for day in range(4):
+        for n in range(2):
+            customer.authorize(f"d{day}.{n}")
+            settle(site, account, f"d{day}.{n}", 7).wait()
+        clock.advance(seconds=DAY_S)
+    clock.advance(seconds=-4 * DAY_S)
+    for _ in range(4):
+        found = site.holds.admit(customer.secret, "POST", "/v1/chat")
+        assert isinstance(found, Denial)
+        assert found.limit == "daily"
+        clock.advance(seconds=DAY_S)
+    verdict = verify(site)
+    assert verdict.ok, verdict
+
+
 JUMPS = st.sampled_from([1, 60, HOLD_S, HOUR_S, DAY_S, -1, -60, -HOUR_S, -DAY_S])
 STEPS = st.lists(
     st.one_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,10 +144,24 @@ def test_what_is_derived_is_told_and_made_anew(damaged: Any, table: str, how: An
     assert again == 0
 
 
-@pytest.mark.parametrize("how", [cut_off, remove_part], ids=lambda how: how.__name__)
-def test_an_answer_from_before_the_rebuild_does_not_outlive_it(damaged: Any, how: Any) -> None:
+@pytest.mark.parametrize("how", [cut_off, overwrite_checksums], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("table", ["usage_rollups", "event_ids"])
+def test_what_was_set_aside_is_not_passed_over(damaged: Any, table: str, how: Any) -> None:
+    """Until the rebuild nothing is answered from what is left, which would look right, nor taken for new."""
+    steps = ("usage", "again", "rebuild", "usage", "again")
+    directory = damaged(table, how)
+    usage, again, rebuilt, totals, repeated = look(directory, *steps)
+    for refused in (usage, again):
+        assert "is set aside: run `tollkeeper rebuild`" in refused
+        assert f"{table} broken-on-start" in refused
+    assert rebuilt["event_ids"] == COUNT
+    assert (totals, repeated) == (TOTALS, 0)
+    assert look(directory, "usage", "again") == [TOTALS, 0]
+
+
+def test_an_answer_from_before_the_rebuild_does_not_outlive_it(damaged: Any) -> None:
     """It was computed from rollups that were gone, and nothing of the account is committed to say so."""
-    before, rebuilt, after = look(damaged("usage_rollups", how), "usage", "rebuild", "usage")
+    before, rebuilt, after = look(damaged("usage_rollups", remove_part), "usage", "rebuild", "usage")
     assert before != TOTALS
     assert rebuilt["usage_rollups"] > 0
     assert after == TOTALS
@@ -210,7 +225,7 @@ ONE_OF_MANY: Final = """
 
 def test_one_damaged_part_of_many_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the first one; and an empty store has no damage, nor has one of several parts that are whole."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
     assert run(ONE_OF_MANY, str(tmp_path / "usage")) == [
         [],
         [],

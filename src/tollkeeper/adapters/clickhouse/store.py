@@ -14,6 +14,7 @@ of one process share the engine.
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import tempfile
 import threading
@@ -95,6 +96,9 @@ _VIEWS: Final = {
 """Materialized view → the table that it fills from `events`."""
 
 
+log = logging.getLogger("tollkeeper.usage")
+
+
 class ClickHouseUsageStore:
     """A `ports.UsageStore`. `open` is the way to make one."""
 
@@ -113,6 +117,8 @@ class ClickHouseUsageStore:
         self._closed = False
         self._appender = self._connect()
         self._lookups = self._connect()
+        self._lost: list[tuple[str, str]] = []
+        """Parts of derived tables that the engine set aside at its start, until a rebuild: table and name."""
         self._newest_id: str | None = None
         """No id of the store is greater; None: not known."""
 
@@ -142,6 +148,7 @@ class ClickHouseUsageStore:
             store = cls(url, options, settings)
             try:
                 _migrate(store._appender)
+                store._look_for_losses()
                 if url.startswith("chdb:"):
                     # Only this process writes there, so that what it appends is all that can come to it.
                     try:
@@ -169,8 +176,12 @@ class ClickHouseUsageStore:
 
     def known_ids(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.known_ids`."""
-        if keys.num_rows == 0 or self._are_newer(keys):
+        if keys.num_rows == 0:
             return _KEYS.empty_table()
+        self._check_whole()
+        if self._are_newer(keys):
+            return _KEYS.empty_table()
+        self._check_whole()
         with _engine_errors(), self._looking_up(keys) as lookup:
             return lookup.table(
                 "SELECT account_id, id FROM event_ids WHERE (id, account_id) IN {pairs}"
@@ -188,6 +199,7 @@ class ClickHouseUsageStore:
         """See `ports.UsageStore.record_columns`."""
         if keys.num_rows == 0:
             return SCHEMA.empty_table()
+        self._check_whole()
         # The minutes of the index lead to the few granules of `events` that hold the records.
         sql = f"""
             SELECT {_RECORD_COLUMNS} FROM events
@@ -207,11 +219,13 @@ class ClickHouseUsageStore:
                 )
                 AND id = {id:String}
             ORDER BY account_id"""
+        self._check_whole()
         return [account_id for (account_id,) in self._rows(sql, {"id": id_})]
 
     def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
         statement = queries.report(query, also)
+        self._check_whole()
         rows = self._rows(statement.sql, statement.parameters)
         if queries.is_unsure(rows):
             statement = queries.report(query, also, assuming=False)
@@ -325,6 +339,13 @@ class ClickHouseUsageStore:
                     parameters={"first": first, "last": last},
                     settings=dict(_REBUILD),
                 )
+            for table, name in self._lost:
+                # All that it had is there again.
+                client.command(
+                    f"ALTER TABLE {table} DROP DETACHED PART {_quoted(name)}",
+                    settings={"allow_drop_detached": 1},
+                )
+            self._lost = []
             if self._directory is not None:
                 # What it was read from at the start may have lacked ids, which would then be taken to be new.
                 self._newest_id = self._greatest_id()
@@ -439,19 +460,38 @@ class ClickHouseUsageStore:
 
     def _damages(self) -> list[str]:
         """Return a line per part of `events` that is damaged, or that the engine set aside for it at its start."""
-        aside = self._rows(
-            "SELECT name FROM system.detached_parts WHERE database = currentDatabase() AND table = 'events' "
-            "AND startsWith(reason, 'broken') ORDER BY name",
-            {},
-        )
+        aside = [name for table, name in self._set_aside() if table == "events"]
         with _engine_errors(), self._reader() as client:
             # As columns: what is no SELECT the driver would hand over as text, all parts in one row.
             checked = client.query_arrow("CHECK TABLE events SETTINGS check_query_single_value_result = 0")
-        return [f"events: part {name} was damaged and is set aside" for (name,) in aside] + [
+        return [f"events: part {name} was damaged and is set aside" for name in aside] + [
             f"events: part {row['part_path']} is damaged"
             for row in checked.to_pylist()
             if not row["is_passed"]
         ]
+
+    def _set_aside(self) -> list[tuple[str, str]]:
+        """Return table and name of the parts that the engine found damaged at a start and put aside."""
+        rows = self._rows(
+            "SELECT table, name FROM system.detached_parts WHERE database = currentDatabase() "
+            "AND startsWith(reason, 'broken') ORDER BY table, name",
+            {},
+        )
+        return [(table, name) for table, name in rows]
+
+    def _look_for_losses(self) -> None:
+        aside = self._set_aside()
+        for table, name in aside:
+            log.error("tollkeeper.usage.part_set_aside", extra={"table": table, "part": name})
+        self._lost = [(table, name) for table, name in aside if table in _VIEWS.values()]
+
+    def _check_whole(self) -> None:
+        """Raise Unavailable while a derived table lacks a part: its answers would be too low, and look right."""
+        if self._lost:
+            raise Unavailable(
+                "a part of the usage store was damaged and is set aside: run `tollkeeper rebuild`",
+                detail=[f"{table} {name}" for table, name in self._lost],
+            )
 
     def _rollup_differences(self) -> list[str]:
         dimensions = ", ".join(_DIMENSIONS)
