@@ -84,7 +84,10 @@ def test_all_accounts_at_once_have_it_too(site: Installation, account: str) -> N
     assert appends.count == 0
 
 
-def test_while_a_batch_is_on_its_way_the_answer_waits_for_it(site: Installation, account: str) -> None:
+def test_while_a_batch_is_on_its_way_the_answer_waits_for_it_and_for_no_other(
+    site: Installation, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_module, "ALONG_S", 30.0)
     appends = settled(site)
     appends.port.delay()
     send(site, account, "a")
@@ -92,13 +95,15 @@ def test_while_a_batch_is_on_its_way_the_answer_waits_for_it(site: Installation,
     relaying.start()
     assert appends.port.delayed.wait(10)
     assert site.relay.mark() is None
+    send(site, account, "b")
     found: list[UsageReport] = []
     asking = threading.Thread(target=lambda: found.append(site.reports.usage(asked(account))))
     asking.start()
     appends.port.go_on()
     asking.join(30)
     relaying.join(30)
-    assert [requests(report) for report in found] == [1]
+    assert [requests(report) for report in found] == [2]
+    assert appends.count == 1
 
 
 def test_a_batch_that_moves_during_the_question_is_not_counted_twice(

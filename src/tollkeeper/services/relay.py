@@ -85,6 +85,8 @@ class Relay:
         self._moves = 0
         # An earlier process may have inserted a batch and not heard of it: known after the first look.
         self._moving = True
+        self.on_delivered: Callable[[], None] = lambda: None
+        """Called after each batch that was delivered, by whichever thread did it."""
         self.on_large_batch: Callable[[], None] = lambda: None
         """Called on the relay's thread when a batch of `LARGE_RECORDS` or more was delivered."""
         self._thread = threading.Thread(target=self._run, name="tollkeeper-relay", daemon=True)
@@ -112,12 +114,14 @@ class Relay:
                 self._moved.wait(left_s)
         return True
 
-    def mark(self) -> int | None:
+    def mark(self, timeout_s: float = 0.0) -> int | None:
         """
         Return a number that stays the same for as long as the usage store has what `Pending` says and no more.
 
-        None while a batch is on its way, or may be there without our knowing.
+        None if a batch is still on its way after *timeout_s*, or may be there without our knowing.
         """
+        if self._moving and timeout_s and self._lock.acquire(timeout=timeout_s):
+            self._lock.release()
         moves = self._moves
         return None if self._moving else moves
 
@@ -170,6 +174,8 @@ class Relay:
             self._inserted = None
             self._pending.delivered(inserted.record_counts)
             self._moving = False
+        # First, so that who waits for the delivery finds its consequences.
+        self.on_delivered()
         with self._moved:
             self.delivered_seq = max(self.delivered_seq, *inserted.record_counts)
             self.delivered_records += inserted.record_count

@@ -27,6 +27,9 @@ from tollkeeper.services.tickets import Ticket
 FLUSH_S: Final = 5.0
 ALONG_MAX: Final = 200
 """Records that go along with a question: to insert one takes longer than to read so many."""
+ALONG_TRIES: Final = 3
+ALONG_S: Final = 0.25
+"""How long a question waits for a batch that is on its way; what it brings later would take another one."""
 WAITING_MAX: Final = 1_000
 """Records, of all accounts, that are looked through for them."""
 ALONG_BYTES_MAX: Final = 100_000
@@ -93,16 +96,19 @@ class Reports:
         return _report(self._store.report(query), as_of_us, complete=complete, behind_s=behind_s)
 
     def _asked_along(self, query: UsageQuery) -> UsageAnswer | None:
-        """Ask with what the store does not have yet; None if there is nothing, much, or it was on the move."""
+        """Ask with what the store does not have yet; None if that is nothing, or much, or on the move."""
         if self._pending.newest_seq(query.account_id) <= self._pending.delivered_seq:
             return None
-        mark = self._relay.mark()
-        also = None if mark is None else self._waiting(query.account_id)
-        if also is None:
-            return None
-        answer = self._store.report(query, also)
-        # Had a batch been on its way meanwhile, the answer might have it twice, or not at all.
-        return answer if self._relay.mark() == mark else None
+        for _ in range(ALONG_TRIES):
+            mark = self._relay.mark(ALONG_S)
+            also = None if mark is None else self._waiting(query.account_id)
+            if also is None:
+                return None
+            answer = self._store.report(query, also)
+            # Had a batch been on its way meanwhile, the answer might have it twice, or not at all.
+            if self._relay.mark() == mark:
+                return answer
+        return None
 
     def _waiting(self, account_id: str | None) -> list[Record] | None:
         """Return the records of an account that wait for the relay; None if they cannot go with a question."""
