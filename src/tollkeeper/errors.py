@@ -12,11 +12,12 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     ├── NotFound                          not_found
     │   └── HoldUnknown                   hold_unknown          no open hold of this id
     ├── Conflict                          conflict              the state does not permit this
-    │   ├── EventConflict                 event_conflict        the event id has another body
+    │   ├── EventConflict                 event_conflict        the id has another body
     │   ├── IdempotencyConflict           idempotency_conflict  the idempotency key has another body
     │   └── HoldEnded                     hold_ended            the hold had another ending
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
-    │   └── DataDirectoryInUse            data_directory_in_use another process owns the directory
+    │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
+    │   └── LedgerInUse                   ledger_in_use         another process owns the database
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
 
@@ -110,7 +111,7 @@ class Conflict(TollkeeperError):
 
 
 class EventConflict(Conflict):
-    """The event id was used before, for an event with another body."""
+    """The id was used before, for an event or a correction with another body."""
 
     code = "event_conflict"
 
@@ -138,6 +139,12 @@ class DataDirectoryInUse(Unavailable):
     """Another process owns the data directory."""
 
     code = "data_directory_in_use"
+
+
+class LedgerInUse(Unavailable):
+    """Another process owns the database of the ledger."""
+
+    code = "ledger_in_use"
 
 
 class InvariantBroken(TollkeeperError):

@@ -25,6 +25,7 @@ from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
 from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
+from tollkeeper.adapters.sql.ownership import Ownership
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
 from tollkeeper.adapters.webhook_sender import WebhookSender
 from tollkeeper.clock import Clock, SystemClock
@@ -74,6 +75,7 @@ class Installation:
     Raises:
         BadParameter: `profile_settings` names no profile, or no setting of it, or a value it cannot have.
         DataDirectoryInUse: Another process has the data directory.
+        LedgerInUse: Another process has the PostgreSQL database.
         Unavailable: A store cannot be opened or written.
     """
 
@@ -96,9 +98,12 @@ class Installation:
         self._opened.callback(_lock(Path(settings.data_dir)).close)
         engine = open_engine(settings.ledger)
         self._opened.callback(engine.dispose)
+        self._ownership = Ownership(engine)
+        self._opened.callback(self._ownership.close)
         migrate(engine)
         self.engine = engine
         self.ledger = SqlLedger(engine)
+        self.ledger.claim()
         self.catalog = SqlCatalogStore(engine)
         self.operator_keys = SqlOperatorKeys(engine)
         self._opened.callback(self.ledger.close)
@@ -114,6 +119,7 @@ class Installation:
         self.committer = Committer(self.ledger, self.gate, self.pending, self.clock)
         self.relay = Relay(self.ledger, self.store, self.pending)
         self.committer.on_commit = self.relay.notify
+        self.relay.on_delivered = self.committer.look_at_waiting
         self.committer.on_last_used = self._touch_keys
         self.committer.before_scopes_change = self._forget_accounts
         self.holds = Holds(
@@ -225,6 +231,7 @@ class Installation:
                 if (keys := self._keys(row)) is not None
             )
             after_seq = rows[-1].seq
+        self.committer.look_at_waiting()
         # Committed by an earlier process, and due in the usage store before anything is compared with it.
         self.committer.outbox_seq = after_seq
         records = self.pending.record_count
@@ -326,6 +333,8 @@ class Installation:
             self._used.update(used)
 
     def _save_last_used(self) -> None:
+        # Also of requests that were never settled, so that no commit took them.
+        self._touch_keys(self.gate.take_last_used())
         with self._used_lock:
             used, self._used = self._used, {}
         if not used:
@@ -344,7 +353,9 @@ class Installation:
             rounds += 1
             try:
                 self.holds.expire()
+                self.gate.prune()
                 if rounds % _SAVE_EVERY == 0:
+                    self._ownership.keep()
                     self._save_last_used()
                 self._catch_up(rounds)
                 if rounds % _PURGE_EVERY == 0:

@@ -120,6 +120,9 @@ class UsageStore(Protocol):
     def differences(self) -> list[str]:
         """Recompute rollups and the id index from the records; return a line per difference."""
 
+    def duplicates(self) -> list[str]:
+        """Return a line per record that is stored more than once: its account, event and key, and how often."""
+
     def rebuild(self) -> Mapping[str, int]:
         """Make rollups and the id index anew from the records; return rows written per table."""
 

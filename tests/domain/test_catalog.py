@@ -70,6 +70,7 @@ def _named(objects: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[list
 
 
 limits = _named(st.one_of(window_limits, permit_limits, concurrency_limits))
+key_limits = limits.map(lambda items: [{**item, "per": "key"} for item in items])
 
 ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "plans": _objects(
@@ -103,7 +104,7 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "profile": texts,
             "subscription": ids,
             "plan": ids,
-            "limits": limits,
+            "limits": key_limits,
             "state": st.sampled_from(["active", "inactive", "expired", "revoked", "deleted"]),
             "expires_at": instants,
             "sha256": st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
@@ -288,6 +289,9 @@ RULES: list[tuple[str, dict[str, Any], str]] = [
     ("keys", {"sha256": "A" * 64}, "sha256"),
     ("keys", {"sha256": "a" * 63}, "sha256"),
     ("keys", {"limits": [{**LIMIT, "window": "0s"}]}, "limits[0].window"),
+    ("keys", {"limits": [LIMIT, LIMIT]}, "limits[1].name"),
+    ("keys", {"limits": [{**LIMIT, "per": "account"}]}, "limits[0].per"),
+    ("keys", {"limits": [{**LIMIT, "per": "project"}]}, "limits[0].per"),
     ("budgets", {"period": "1w"}, "period"),
     ("budgets", {"time_zone": "Nowhere"}, "time_zone"),
     ("budgets", {"week_start": "someday"}, "week_start"),

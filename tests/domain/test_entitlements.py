@@ -109,6 +109,15 @@ def test_limits_of_two_plans_are_two_limits():
     assert own not in (pro, max_)
 
 
+def test_a_limit_of_a_key_goes_on_when_its_plan_changes():
+    """Another plan is no way to a fresh limit: what the key used in the window stays used."""
+    limit = Limit(name="rpm", amount=1)
+    plans = [Plan(slug=slug, limits=[limit]) for slug in ("pro", "max")]
+    assert (
+        len({*counter_ids(resolved(key(), plan=plans[0])), *counter_ids(resolved(key(), plan=plans[1]))}) == 1
+    )
+
+
 def planned_ids(project, line, subscription):
     scopes = budget_scopes("acme", project, line, subscription=subscription, plan=PLANNED, budgets=())
     return [scope.counter_id for scope in scopes]

@@ -22,17 +22,20 @@ from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.ledger_tables import outbox
 from tollkeeper.columns import table_of, to_ipc
 from tollkeeper.domain.bookings import Group, OutboxEntry
-from tollkeeper.domain.catalog import Account
+from tollkeeper.domain.catalog import Account, Key, Route
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
+from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome
 from tollkeeper.installation import Installation
 from tollkeeper.services import committer, report
 from tollkeeper.services.committer import encode_rows
 from tollkeeper.services.decode import decode_events
 from tollkeeper.services.pending import Pending, key_of
 from tollkeeper.services.relay import Relay, Unreadable, table_of_entry
-from tollkeeper.testing import NOON, Faulty, set_up, unique
+from tollkeeper.services.tickets import Ticket
+from tollkeeper.testing import NOON, Faulty, commit_all, set_up, unique
 
 NOON_US = int(NOON.timestamp()) * 1_000_000
 _ids = itertools.count()
@@ -238,7 +241,7 @@ def test_too_much_that_waits_for_the_store_is_refused(
     install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory and disk are bounded while the store is away."""
-    monkeypatch.setattr("tollkeeper.services.ingest.PENDING_RECORDS_MAX", 2)
+    monkeypatch.setattr("tollkeeper.services.pending.RECORDS_MAX", 2)
     store: Any = Faulty(usage_store, "append")
     store.refuse(10_000)
     site = install(store=store)
@@ -254,6 +257,79 @@ def test_too_much_that_waits_for_the_store_is_refused(
     store.refuse(0)
     assert site.reports.fresh(None)
     assert send(3) == 1
+
+
+def test_the_gate_refuses_what_is_new_while_too_much_waits_for_the_store(
+    install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of ingest; what was admitted before ends as it should, and nothing is refused afterwards."""
+    monkeypatch.setattr("tollkeeper.services.pending.RECORDS_MAX", 2)
+    store: Any = Faulty(usage_store, "append")
+    store.refuse(10_000)
+    site = install(store=store)
+    secret = set_up(
+        site,
+        Account(id=account, name="A"),
+        Key(id=f"{account}.k", account=account),
+        Route(id="r", method="POST", path="/r", price_nanos=7),
+    )[f"{account}.k"]
+
+    def authorize(hold_id: str) -> Admission | Denial:
+        found = site.holds.authorize(secret, "POST", "/r", NO_USAGE, Ticket(), hold_id=hold_id)
+        if isinstance(found, Denial):
+            return found
+        found[1].wait()
+        return found[0]
+
+    def settle(hold_id: str) -> None:
+        _, ticket = site.holds.settle_hold(hold_id, Outcome(), Ticket(), account_id=account)
+        assert ticket is not None
+        ticket.wait()
+        # The thread that committed it looks at what waits just after.
+        commit_all(site)
+
+    for name in ("one", "two", "three", "late", "voided"):
+        assert isinstance(authorize(name), Admission)
+    inside = site.holds.admit(secret, "POST", "/r")
+    assert isinstance(inside, Admission)
+    for name in ("one", "two"):
+        settle(name)
+        assert site.gate.refusing is None
+    settle("three")
+    with pytest.raises(Unavailable) as told:
+        site.ingest.take(
+            decode_events([{"id": "e", "time": "2026-03-18T11:00:00Z", "account": account}], now_us=NOON_US)
+        )
+    for refused in (authorize("four"), site.holds.admit(secret, "POST", "/r")):
+        assert isinstance(refused, Denial)
+        assert (refused.status, refused.reason, refused.retry_after_s) == (503, "unavailable", 1)
+        assert refused.message == str(told.value)
+    settle("late")
+    _, voided = site.holds.void_hold("voided", Ticket(), account_id=account)
+    assert voided is not None
+    voided.wait()
+    site.holds.settle(inside, Outcome())
+    commit_all(site)
+    assert site.pending.record_count == 5
+    store.refuse(0)
+    assert site.reports.fresh(None)
+    # Delivered, and nothing was committed since.
+    assert isinstance(authorize("five"), Admission)
+
+
+def test_a_gate_that_starts_with_too_much_waiting_refuses_at_once(
+    install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier process left it: it takes the same memory."""
+    store: Any = Faulty(usage_store, "append")
+    store.refuse(10_000)
+    before = install(store=store)
+    set_up(before, Account(id=account, name="A"))
+    event = {"id": "e", "time": "2026-03-18T11:00:00Z", "account": account}
+    assert before.ingest.take(decode_events([event], now_us=NOON_US)).accepted == 1
+    before.close()
+    monkeypatch.setattr("tollkeeper.services.pending.RECORDS_MAX", 0)
+    assert install(store=store).gate.refusing is not None
 
 
 def test_a_store_that_could_not_be_opened_is_opened_later(monkeypatch: pytest.MonkeyPatch) -> None:

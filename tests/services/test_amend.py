@@ -159,6 +159,58 @@ def test_a_correction_counts_once(tenant: Tenant) -> None:
     assert tenant.state()["cost_nanos"] == 30
 
 
+def test_a_correction_of_the_same_id_with_another_body_is_a_conflict(tenant: Tenant) -> None:
+    """Its sender would take it for booked: another cost, another event, or another way of correcting."""
+    tenant.record("a", cost_nanos=50, tokens={"prompt": 10})
+    tenant.record("b", cost_nanos=50)
+    tenant.amend("a", "fix", cost_nanos=80)
+    tenant.void("b", "gone")
+    before = tenant.state()
+    changed: list[dict[str, Any]] = [
+        {"cost_nanos": 81},
+        {"estimated_cost_nanos": 80},
+        {"cost_nanos": 80, "tokens": Tokens(prompt=11)},
+        {"cost_nanos": 80, "status": 500},
+        {"cost_nanos": 80, "credits": 1},
+        {"cost_nanos": 80, "tags": {"a": "b"}},
+    ]
+    for changes in changed:
+        with pytest.raises(EventConflict, match="another correction"):
+            tenant.amend("a", "fix", **changes)
+    for correct in (
+        lambda: tenant.amend("b", "fix", cost_nanos=80),
+        lambda: tenant.void("a", "fix"),
+        lambda: tenant.void("a", "gone"),
+        lambda: tenant.amend("b", "gone", cost_nanos=80),
+    ):
+        with pytest.raises(EventConflict, match="another correction"):
+            correct()
+    assert tenant.state() == before
+    # What says the same in other words is the same.
+    assert tenant.amend("a", "fix", cost_nanos=80, tokens=Tokens(prompt=10)).repeated
+    assert tenant.void("b", "gone").repeated
+
+
+def test_a_repeated_correction_is_one_whatever_the_prices_are_by_now(
+    toll: Tollkeeper, tenant: Tenant
+) -> None:
+    """The price list is ours: the sender said nothing else than before."""
+    model = f"{tenant.id}-m"
+    route = {"method": "POST", "route": "/v1/chat", "status": 200}
+    tenant.record("a", **route, model="m1", tokens={"prompt": 20})
+    assert tenant.amend("a", "fix", model=model).record.cost_state == "unpriced"
+    toll.apply(f"""
+        [[prices]]
+        id = "{model}"
+        model = "{model}"
+        prompt_nanos_per_million = 9_000_000
+    """)
+    again = tenant.amend("a", "fix", model=model)
+    assert (again.repeated, again.record.cost_state) == (True, "priced")
+    with pytest.raises(EventConflict):
+        tenant.amend("a", "fix", model="m2")
+
+
 def test_a_voided_event_is_in_no_total(tenant: Tenant) -> None:
     """And it stays voided: neither a second void nor an amendment takes it out again, nor brings it back."""
     tenant.record("a", cost_nanos=50, tokens={"prompt": 10})

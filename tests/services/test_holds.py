@@ -12,6 +12,7 @@ import pytest
 
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Limit, Plan, Price, Route
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.events import Event
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
@@ -232,6 +233,44 @@ def test_a_settled_hold_settles_no_other_outcome(api):
     with pytest.raises(HoldEnded):
         api.void("one")
     assert (api.used(), api.charged()) == (33, 33)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"latency_us": 6},
+        {"bytes_out": 8},
+        {"cache": "miss"},
+        {"tags": {"team": "blue"}},
+        {"error_type": "late"},
+        {"estimated": True},
+        {"usage": Usage(model="m2", cost_nanos=33)},
+        {"usage": Usage(model="m1", cost_nanos=33, credits=5)},
+        {"usage": Usage(model="m1")},
+    ],
+)
+def test_a_settle_with_another_body_is_no_repeat(api, other):
+    """Its sender would take for booked what was never heard of."""
+    api.authorize("one")
+    first = Outcome(
+        usage=Usage(model="m1", cost_nanos=33), latency_us=5, bytes_out=7, cache="hit", tags={"team": "red"}
+    )
+    api.settle("one", first)
+    with pytest.raises(HoldEnded, match="another outcome"):
+        api.settle("one", first._replace(**other))
+    assert api.settle("one", first).replayed
+    assert api.charged() == 33
+
+
+def test_a_retried_settle_is_a_repeat_though_its_event_was_corrected_since(api):
+    """Its sender cannot know of the correction."""
+    api.authorize("one")
+    api.settle("one", cost(33))
+    changes = Event(id="-", time="-", cost_nanos=40)
+    api.site.amend.amend(api.account, "one", "fix", changes)
+    assert api.site.reports.fresh(api.account)
+    assert api.settle("one", cost(33)).replayed
+    assert api.charged() == 40
 
 
 def test_a_voided_hold_frees_all_and_cannot_be_settled(api):

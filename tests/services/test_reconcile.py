@@ -7,13 +7,16 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
+from tollkeeper import columns
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, scopes
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.events import Event
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.gate.gate import Outcome
 from tollkeeper.installation import Installation
@@ -109,10 +112,47 @@ def test_an_event_that_is_in_no_counter_is_found(charged: Installation, account:
     from tests.faults.test_relay import record
     from tollkeeper.columns import table_of
 
-    stray = record(account, 7)._replace(key_id=f"{account}.k")
+    stray = record(account, 7)._replace(id="stray", key_id=f"{account}.k")
     charged.store.append(table_of([stray]), f"stray-{account}")
     assert sorted(got for _, _, got in found(charged, account)) == [60, 60]
     assert sorted(expected for _, expected, _ in found(charged, account)) == [67, 67]
+
+
+@pytest.mark.parametrize("row", ["event", "amendment", "void"])
+def test_a_record_that_is_stored_twice_is_named_where_no_budget_counts_it(
+    site: Installation, usage_store: Any, account: str, row: str
+) -> None:
+    """Rollups and index have both copies, so that only the id tells."""
+    set_up(site, Account(id=account, name="A"), Key(id=f"{account}.k", account=account))
+    events = [
+        {"id": f"e{n}", "time": "2026-03-18T11:00:00Z", "key_id": f"{account}.k", "cost_nanos": 5}
+        for n in range(3)
+    ]
+    assert site.ingest.take(decode_events(events, now_us=site.clock.now_us())).accepted == 3
+    site.amend.amend(account, "e1", f"{account}-fix", Event(id="-", time="-", cost_nanos=7))
+    site.amend.void(account, "e2", f"{account}-void")
+    assert site.reconcile.verify().ok
+    stored = columns.records_of(pa.concat_tables(usage_store.export(account, 0, 2**52)))
+    copied, line = {
+        "event": (("e0", 0, 1), "e0 of key {}.k, revision 0: recorded 2 times"),
+        "amendment": (("e1", 1, 1), "e1 of key {}.k, revision 1: recorded 2 times"),
+        "void": (("e2", 0, -1), "e2 of key {}.k, revision 0 taken back: recorded 2 times"),
+    }[row]
+    again = [record for record in stored if (record.id, record.revision, record.sign) == copied]
+    usage_store.append(columns.table_of(again), f"again-{account}")
+    try:
+        verdict = site.reconcile.verify()
+        assert (verdict.ok, verdict.differences) == (False, [])
+        assert verdict.store_differences == [f"events: {account} {line.format(account)}"]
+    finally:
+        # The store is shared with other tests.
+        with usage_store._reader() as client:
+            for table in ("events", "event_ids", "usage_rollups"):
+                client.command(
+                    f"ALTER TABLE {table} DELETE WHERE account_id = {{a:String}}",
+                    {"a": account},
+                    settings={"mutations_sync": 2},
+                )
 
 
 def test_a_budget_that_is_not_in_force_is_found(

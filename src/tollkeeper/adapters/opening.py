@@ -111,6 +111,9 @@ class OpeningUsageStore:
     def differences(self) -> list[str]:
         return self._store.differences()
 
+    def duplicates(self) -> list[str]:
+        return self._store.duplicates()
+
     def rebuild(self) -> Mapping[str, int]:
         return self._store.rebuild()
 

@@ -33,6 +33,14 @@ def prove(
             show_default=False,
         ),
     ] = None,
+    ledger_url: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger-url",
+            help="postgresql://… of an empty database, emptied again without --data; SQLite unless given.",
+            show_default=False,
+        ),
+    ] = None,
     shrink: Annotated[
         int, typer.Option("--shrink", help="Seconds to look for a smaller run that fails too.", min=0)
     ] = 60,
@@ -60,9 +68,10 @@ def prove(
 
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     say(f"seed {seed}")
-    proof = attack(Scale(rounds, clients, connections), seed, data=data, say=say)
-    if proof.findings and shrink:
-        proof = shrunk(proof, within_s=shrink, say=say)
+    proof = attack(Scale(rounds, clients, connections), seed, data=data, say=say, ledger_url=ledger_url)
+    # A database that keeps what was found has no room for another run.
+    if proof.findings and shrink and not (data and ledger_url):
+        proof = shrunk(proof, within_s=shrink, say=say, ledger_url=ledger_url)
     print_proof(proof, as_json=form == "json")
     if proof.findings:
         raise typer.Exit(FAILED)

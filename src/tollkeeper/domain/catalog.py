@@ -230,6 +230,13 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("sha256", "sha256 is 64 lower-case hex digits: the SHA-256 of the whole secret")
         for index, limit in enumerate(self.limits or []):
             limit.check(f"limits[{index}]")
+            if limit.per != "key":
+                # Shared by name, the amount of whichever key came last would hold for all.
+                raise Invalid(
+                    f"limits[{index}].per",
+                    "a key's own limits count that key: put what counts its project or account into a plan",
+                )
+        _check_unique([limit.name for limit in self.limits or []], "limits", "name")
 
     def __repr__(self) -> str:
         # Without the hash: what a trace shows is read by many.
@@ -481,7 +488,5 @@ def _check_unique(names: list[str], path: str, field: str) -> None:
     seen: set[str] = set()
     for index, name in enumerate(names):
         if name in seen:
-            raise Invalid(
-                f"{path}[{index}].{field}", f"{name!r} is used twice: names are unique within a plan"
-            )
+            raise Invalid(f"{path}[{index}].{field}", f"{name!r} is used twice: give each its own name")
         seen.add(name)

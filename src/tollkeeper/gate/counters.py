@@ -68,6 +68,9 @@ class Counter(Protocol):
     def resets_at_us(self, now_us: int) -> int | None:
         """Return when the current window or period ends; None without one."""
 
+    def is_idle(self, now_us: int) -> bool:
+        """Return whether a counter read anew from the ledger would say the same, if no hold refers to this one."""
+
 
 class RateCounter:
     """
@@ -77,6 +80,7 @@ class RateCounter:
     """
 
     __slots__ = (
+        "__weakref__",
         "account_id",
         "allowed",
         "changed",
@@ -119,6 +123,9 @@ class RateCounter:
     def expires_at_us(self) -> int:
         """Return from when on the stored slots mean nothing."""
         raise AssertionError("every window knows its own end")
+
+    def is_idle(self, now_us: int) -> bool:
+        return not self.dirty and self.expires_at_us() <= now_us
 
 
 class FixedWindow(RateCounter):
@@ -437,6 +444,9 @@ class Concurrency(RateCounter):
     def expires_at_us(self) -> int:
         return 0
 
+    def is_idle(self, now_us: int) -> bool:
+        return not self.used
+
 
 Window: TypeAlias = FixedWindow | SlidingWindow | PermitBucket | Concurrency
 WINDOWS: Final[dict[str, type[Window]]] = {
@@ -482,6 +492,7 @@ class BudgetCounter:
     """
 
     __slots__ = (
+        "__weakref__",
         "_at_least",
         "_most",
         "_period",
@@ -600,11 +611,15 @@ class BudgetCounter:
         self.fits(0, now_us)
         return self.end_us
 
+    def is_idle(self, now_us: int) -> bool:
+        return not any(period.open_count or period.uncommitted for period in self._periods.values())
+
 
 class CreditPool:
     """What is left of one account's credit balance: the committed book, less what is settled or held here."""
 
     __slots__ = (
+        "__weakref__",
         "_out",
         "account_id",
         "as_of_commit",
@@ -680,3 +695,6 @@ class CreditPool:
 
     def resets_at_us(self, now_us: int) -> int | None:
         return None
+
+    def is_idle(self, now_us: int) -> bool:
+        return not self._out

@@ -12,8 +12,9 @@ import itertools
 import os
 import random
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from tollkeeper.clock import Clock
@@ -32,6 +33,10 @@ HOLD_S_DEFAULT: Final = 300
 HOLD_S_MAX: Final = 7 * 86_400
 _ENTITLEMENTS_MAX: Final = 200_000
 _UNKNOWN_KEYS_MAX: Final = 10_000
+_IDLE_US: Final = 600 * US_PER_S
+"""A key that was not admitted for so long is compiled anew when it comes again, in some ms."""
+_PRUNED_AT_ONCE: Final = 1_000
+"""Keys or counters that one step of pruning looks at: it keeps the lock for about 1 ms."""
 _ANY_PATH: Final = Route(id="unknown", method="*", path="/*")
 _NO_TAGS: Final[Mapping[str, str]] = {}
 
@@ -143,6 +148,7 @@ class Permit:
     Attributes:
         current: False from the moment that the key, its plan or its budgets may have changed. What was
             admitted before is then charged by the budgets that are in force when it is committed.
+        used_at_us: About when it was last admitted, or when it was compiled.
     """
 
     __slots__ = (
@@ -157,6 +163,7 @@ class Permit:
         "pool",
         "profile",
         "project_id",
+        "used_at_us",
     )
 
     def __init__(
@@ -181,6 +188,7 @@ class Permit:
         if subscription is not None and subscription.expires_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.expires_at))
         self.lanes: dict[str, Lane] = {}
+        self.used_at_us = 0
 
     def lane(self, route: Route) -> Lane:
         """Return what a request to *route* must pass and take; remember it under the route's id."""
@@ -280,24 +288,27 @@ class Gate:
         self.lock = threading.Lock()
         self.abandoned: deque[list[Taken]] = deque()
         self.refusing: str | None = None
-        """Why nothing is admitted now (the ledger cannot be written), or None."""
+        """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self._sources = sources
         self._clock = clock
         self._settings = settings
         self._now_us = clock.now_us
         self._permits: dict[str, Permit] = {}
-        self._permits_by_account: dict[str, list[str]] = {}
+        self._permits_by_account: dict[str, set[str]] = {}
         self._unknown: set[str] = set()
         self._forgotten = 0
         """How often `forget` was called: what was read of the catalog before must not be remembered after."""
         self._counters: dict[tuple[str, str], RateCounter | BudgetCounter | CreditPool] = {}
         self._changed: list[RateCounter] = []
+        self._unsaved: set[RateCounter] = set()
+        """Windows that the committer took and has not committed yet."""
+        self._pruning = self._prune_on()
         self._routes: RouteTable | None = None
         self._ids = itertools.count()
         self._id_ending = "-" + os.urandom(6).hex()
         self._id_beginning = (-1, "")
-        self.last_used: dict[str, int] = {}
-        """Key id → when it was last admitted, since the committer last took this."""
+        self._last_used: dict[Permit, int] = {}
+        """When each was last admitted, since `take_last_used`."""
         self.admitted_count = 0
         """Requests admitted since start."""
 
@@ -369,7 +380,7 @@ class Gate:
             for counter in lane.taken:
                 amount = amounts[counter.unit_index]
                 taken.append((counter, amount, counter.take(amount, now_us)))
-            self.last_used[permit.key_id] = now_us
+            self._last_used[permit] = now_us
             self.admitted_count += 1
         return Admission(
             self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
@@ -651,8 +662,9 @@ class Gate:
                 return known
             if len(self._permits) >= _ENTITLEMENTS_MAX:
                 self._drop_permits(None)
+            permit.used_at_us = now_us
             self._permits[secret_sha256] = permit
-            self._permits_by_account.setdefault(permit.account_id, []).append(secret_sha256)
+            self._permits_by_account.setdefault(permit.account_id, set()).add(secret_sha256)
             return permit
 
     def permit_of(self, entitlement: Entitlement) -> Permit:
@@ -724,6 +736,62 @@ class Gate:
         for permit in dropped:
             permit.current = False
 
+    # -- forgetting what is idle ----------------------------------------------------------------------
+
+    def prune(self) -> None:
+        """
+        Look at the next keys and counters, a bounded number, and let go of those that are idle. Called every
+        half second or so; decides nothing: what is let go of is read anew, as it was, when it is asked for.
+        """
+        next(self._pruning)
+
+    def _prune_on(self) -> Iterator[None]:
+        """Go round all keys and then all counters, for ever; each step ends when it gave back the lock."""
+        while True:
+            # Copied in one step of the interpreter, so without the lock.
+            secrets = list(self._permits)
+            for first in range(0, len(secrets), _PRUNED_AT_ONCE):
+                self._prune_permits(secrets[first : first + _PRUNED_AT_ONCE])
+                yield
+            # Keys first, as a counter stays while a key refers to it.
+            places = list(self._counters)
+            for first in range(0, len(places), _PRUNED_AT_ONCE):
+                self._prune_counters(places[first : first + _PRUNED_AT_ONCE])
+                yield
+            if not secrets and not places:
+                yield
+
+    def _prune_permits(self, secrets: Iterable[str]) -> None:
+        idle_since_us = self._now_us() - _IDLE_US
+        with self.lock:
+            for secret_sha256 in secrets:
+                permit = self._permits.get(secret_sha256)
+                if permit is None or permit.used_at_us > idle_since_us:
+                    continue
+                # What it admitted and is still open would not hear of a change any more.
+                permit.current = False
+                del self._permits[secret_sha256]
+                others = self._permits_by_account[permit.account_id]
+                others.remove(secret_sha256)
+                if not others:
+                    del self._permits_by_account[permit.account_id]
+
+    def _prune_counters(self, places: Iterable[tuple[str, str]]) -> None:
+        now_us = self._now_us()
+        with self.lock:
+            for at in places:
+                counter = self._counters.get(at)
+                if counter is None or not counter.is_idle(now_us):
+                    continue
+                # Whoever refers to it (a key, a hold, a request that is being decided, a window on its way to the
+                # ledger) keeps it alive: then it goes back. Nobody misses it meanwhile, as we have the lock.
+                del self._counters[at]
+                left = weakref.ref(counter)
+                del counter
+                kept = left()
+                if kept is not None:
+                    self._counters[at] = kept
+
     def _load_routes(self) -> RouteTable:
         forgotten = self._forgotten
         table = RouteTable(self._sources.routes())
@@ -748,9 +816,12 @@ class Gate:
             charges: `(account, counter, period start)` → amount that the ledger was charged.
             counted: The part of each that was settled in this gate before.
             books: Account → its credit book after the commit.
+            commit: Its number; negative when nothing was written.
         """
         now_us = self._clock.now_us()
         with self.lock:
+            if commit >= 0:
+                self._unsaved.clear()
             # What was settled here may be charged to other budgets by now: then it is only counted.
             for at in charges.keys() | counted.keys():
                 counter = self._counters.get(at[:2])
@@ -774,14 +845,17 @@ class Gate:
                 (counter.account_id, counter.counter_id, counter.slots(), counter.expires_at_us())
                 for counter in self._changed
             ]
+            self._unsaved.update(self._changed)
             self._changed.clear()
             return taken
 
     def take_last_used(self) -> dict[str, int]:
-        """Take the keys admitted since the last call."""
+        """Take the keys admitted since the last call: key id → when last."""
         with self.lock:
-            taken, self.last_used = self.last_used, {}
-            return taken
+            taken, self._last_used = self._last_used, {}
+            for permit, at_us in taken.items():
+                permit.used_at_us = at_us
+            return {permit.key_id: at_us for permit, at_us in taken.items()}
 
     def hold_again(
         self, permit: Permit, route: Route, admission_id: str, amounts: Amounts, at_us: int

@@ -128,7 +128,7 @@ METRICS: Final = (
     Metric(
         "tollkeeper_gate_refusing",
         "gauge",
-        "1 while nothing is admitted because the ledger cannot be written.",
+        "1 while nothing is admitted: the ledger cannot be written, or too much waits for a store.",
         _one(lambda s: int(s.installation.gate.refusing is not None)),
     ),
     Metric(

@@ -32,6 +32,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.HoldEnded: (409, "Hold ended"),
     errors.Unavailable: (503, "Unavailable"),
     errors.DataDirectoryInUse: (503, "Data directory in use"),
+    errors.LedgerInUse: (503, "Ledger in use"),
     errors.InvariantBroken: (500, "Invariant broken"),
 }
 """Class → status and title. The title is the same for every occurrence, the detail is not."""

@@ -24,6 +24,7 @@ def print_proof(proof: Proof, *, as_json: bool) -> None:
     rows: list[list[Any]] = [
         ["machine", report["machine"]],
         ["versions", ", ".join(f"{name} {number}" for name, number in report["versions"].items())],
+        ["ledger", proof.ledger],
         ["seed", str(proof.seed)],
         [
             "rounds",
@@ -57,6 +58,7 @@ def report_of(proof: Proof) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: version(name) for name in _PARTS},
         },
+        "ledger": proof.ledger,
         "seed": proof.seed,
         **proof.scale._asdict(),
         "requests": proof.calls,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tollkeeper.adapters.sql.database import check_empty, open_engine, remove_tables
 from tollkeeper.cli.server_client import Server
 from tollkeeper.errors import Conflict, Unavailable
 from tollkeeper.prove.journal import Call, read_calls
@@ -41,6 +42,7 @@ class Proof(NamedTuple):
     kills: int
     verifies: int
     findings: tuple[tuple[Finding, tuple[str, ...]], ...]
+    ledger: str = "SQLite"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -48,7 +50,9 @@ class Proof(NamedTuple):
         return {kind: sum(finding.kind == kind for finding, _ in self.findings) for kind in KINDS}
 
 
-def prove(scale: Scale, seed: int, *, data: str | None, say: Callable[[str], None]) -> Proof:
+def prove(
+    scale: Scale, seed: int, *, data: str | None, say: Callable[[str], None], ledger_url: str | None = None
+) -> Proof:
     """
     Attack a new installation and return what was found.
 
@@ -56,20 +60,23 @@ def prove(scale: Scale, seed: int, *, data: str | None, say: Callable[[str], Non
         data: An empty directory, or one that is not there yet, to keep what is left in; None uses a temporary
             one and removes it.
         say: Takes a line for each round.
+        ledger_url: An empty PostgreSQL database for the ledger, which is emptied again unless *data* is given;
+            None has SQLite in the directory.
 
     Raises:
-        Conflict: *data* holds something.
-        Unavailable: The server cannot start, or a client got no answer.
+        BadParameter: *ledger_url* names no PostgreSQL database.
+        Conflict: *data* or the database holds something.
+        Unavailable: The database cannot be reached, the server cannot start, or a client got no answer.
     """
-    with _directory(data) as directory:
-        run = Run(scale, seed, directory)
+    with _directory(data) as directory, _database(ledger_url, keep=data is not None) as ledger:
+        run = Run(scale, seed, directory, ledger_url)
         try:
             for number in range(1, scale.rounds + 1):
                 say(run.round(number))
             say(run.last_look())
         finally:
             run.close()
-        return run.proof()
+        return run.proof()._replace(ledger=ledger)
 
 
 class Run:
@@ -80,8 +87,8 @@ class Run:
         rounds: Of each round that is through: its plan, what its clients did, how often the server was killed.
     """
 
-    def __init__(self, scale: Scale, seed: int, directory: Path) -> None:
-        self.server = ServerProcess(directory / "data", directory / "server.log")
+    def __init__(self, scale: Scale, seed: int, directory: Path, ledger_url: str | None = None) -> None:
+        self.server = ServerProcess(directory / "data", directory / "server.log", ledger_url)
         self._scale = scale
         self._seed = seed
         self._directory = directory
@@ -219,7 +226,9 @@ class Run:
         return [self._directory / f"journal-{number}-{client}" for client in range(self._scale.clients)]
 
 
-def shrink(proof: Proof, *, within_s: float, say: Callable[[str], None]) -> Proof:
+def shrink(
+    proof: Proof, *, within_s: float, say: Callable[[str], None], ledger_url: str | None = None
+) -> Proof:
     """
     Return the smallest run of the same seed that still finds something, of those tried *within_s* seconds.
 
@@ -237,7 +246,7 @@ def shrink(proof: Proof, *, within_s: float, say: Callable[[str], None]) -> Proo
         for scale in smaller:
             if scale == smallest.scale or time.monotonic() > until:
                 continue
-            again = prove(scale, proof.seed, data=None, say=lambda line: None)
+            again = prove(scale, proof.seed, data=None, say=lambda line: None, ledger_url=ledger_url)
             say(f"smaller, {_size(scale)}: {_told([finding for finding, _ in again.findings])}")
             if again.findings:
                 smallest = again
@@ -275,6 +284,28 @@ def _directory(data: str | None) -> Iterator[Path]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _database(ledger_url: str | None, *, keep: bool) -> Iterator[str]:
+    """
+    Yield what the ledger runs on.
+
+    A database that holds anything is refused: all that is in it in the end is removed, unless *keep* is set.
+    """
+    if ledger_url is None:
+        yield Proof._field_defaults["ledger"]
+        return
+    engine = open_engine(ledger_url)
+    try:
+        check_empty(engine)
+        try:
+            yield "PostgreSQL " + ".".join(map(str, engine.dialect.server_version_info or ()))
+        finally:
+            if not keep:
+                remove_tables(engine)
+    finally:
+        engine.dispose()
 
 
 def _interrupt(number: int, frame: object) -> None:

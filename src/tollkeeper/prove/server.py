@@ -33,8 +33,9 @@ _LOG_CHARS_SHOWN: Final = 1_000
 class ServerProcess:
     """One server on one directory and one port, through all its deaths."""
 
-    def __init__(self, directory: Path, log: Path) -> None:
+    def __init__(self, directory: Path, log: Path, ledger_url: str | None = None) -> None:
         self.directory = directory
+        self._settings = {} if ledger_url is None else {"TOLLKEEPER_LEDGER_URL": ledger_url}
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"
         self.kills = 0
@@ -64,13 +65,14 @@ class ServerProcess:
         # The usage store inserts from temporary files, which a killed process leaves behind.
         temporary = self._log.with_name("tmp")
         temporary.mkdir(exist_ok=True)
+        variables = {OPERATOR_KEY_VARIABLE: OPERATOR_KEY, "TMPDIR": str(temporary), **self._settings}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--host", HOST, "--port", str(self.port), "--log-level", "warning"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment({OPERATOR_KEY_VARIABLE: OPERATOR_KEY, "TMPDIR": str(temporary)}),
+                env=environment(variables),
                 # Ctrl-C is for whoever runs the proof, who then ends this process.
                 start_new_session=True,
             )

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tollkeeper.clock import Clock
-from tollkeeper.columns import table_of, to_ipc
-from tollkeeper.domain.events import Event, Record, latency_us
+from tollkeeper.columns import records_of, table_of, to_ipc
+from tollkeeper.domain.events import NOT_OF_BODY, RECORD_FIELDS, Event, Record, latency_us
 from tollkeeper.domain.pricing import cost_nanos
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ports import UsageStore
@@ -31,6 +32,8 @@ UNPRICED_BATCH: Final = 5_000
 _TRIES: Final = 20
 _FIXED: Final = ("id", "time", "account", "project", "key_id", "method", "route", "kind")
 """What names an event is no matter of correction: void it and send another."""
+_STATED: Final = frozenset({"given", "estimated"})
+"""How a cost is known that the caller stated."""
 
 
 class Correction(NamedTuple):
@@ -70,7 +73,7 @@ class Amend:
 
         Raises:
             NotFound: The account has no such event, or it was voided.
-            EventConflict: *correction_id* is the id of an event.
+            EventConflict: *correction_id* is the id of an event, or of another correction.
             BadParameter: *changes* states a field that cannot be corrected.
             Unavailable: A store failed; the same call again is safe.
         """
@@ -92,6 +95,10 @@ class Amend:
                 if self._is_known(account_id, correction_id):
                     if (account_id, correction_id) in self._store.records([(account_id, correction_id)]):
                         raise EventConflict(f"{correction_id[:128]!r} is the id of an event: use a new id.")
+                    if not self._is_repeat(current, correction_id, changes):
+                        raise EventConflict(
+                            f"{correction_id[:128]!r} is the id of another correction, which counts: use a new id."
+                        )
                     return Correction(current, True)
                 if current.sign < 0:
                     raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
@@ -226,6 +233,30 @@ class Amend:
         if record is None:
             raise NotFound(f"There is no event {event_id[:128]!r}.")
         return record
+
+    def _is_repeat(self, current: Record, correction_id: str, changes: Event | None) -> bool:
+        """Return whether the known correction of this id did to the event what *changes* ask."""
+        at_us = current.occurred_at_us
+        revisions: dict[int, Record] = {}
+        corrected: Record | None = None
+        for piece in self._store.export(current.account_id, at_us, at_us + 1):
+            for record in records_of(piece.filter(pc.equal(piece["id"], current.id))):
+                if record.sign > 0:
+                    revisions[record.revision] = record
+                if record.amendment_id == correction_id:
+                    corrected = record
+        if corrected is None or (corrected.sign < 0) != (changes is None):
+            return False
+        if changes is None:
+            return True
+        asked = self._amended(revisions[corrected.revision - 1], changes)
+        ours = NOT_OF_BODY
+        if not _STATED & {asked.cost_state, corrected.cost_state}:
+            # What a price list says by now is ours, not the caller's, as in `same_body`.
+            ours |= {"cost_nanos", "cost_state"}
+        return all(
+            getattr(asked, name) == getattr(corrected, name) for name in RECORD_FIELDS if name not in ours
+        )
 
     def _is_known(self, account_id: str, id_: str) -> bool:
         pair = pa.table({"account_id": [account_id], "id": [id_]})

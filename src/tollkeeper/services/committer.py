@@ -38,7 +38,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.errors import BadParameter, EventConflict, TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ports import Ledger
-from tollkeeper.services.pending import Pending, key_of
+from tollkeeper.services.pending import TOO_MANY, Pending, key_of
 from tollkeeper.services.tickets import Ticket, finish
 
 if TYPE_CHECKING:
@@ -431,6 +431,16 @@ class Committer:
         with self._arrived:
             return not self._queue and not self._under_way
 
+    def look_at_waiting(self) -> None:
+        """Have the gate refuse, or no longer, by how many records wait for the usage store. Any thread may call."""
+        with self._lock:
+            # Any other reason is the commit thread's, which knows when it is over.
+            if self._gate.refusing in (None, TOO_MANY):
+                self._gate.refusing = self._fullness()
+
+    def _fullness(self) -> str | None:
+        return TOO_MANY if self._pending.is_full else None
+
     def close(self, timeout_s: float = CLOSE_S) -> None:
         """Commit what is queued and end the thread; what the ledger does not take is logged as lost."""
         with self._arrived:
@@ -490,7 +500,7 @@ class Committer:
         with self._arrived:
             self._queue[:0] = kept
             if not kept:
-                self._gate.refusing = None
+                self._gate.refusing = self._fullness()
             if self._failures:
                 delay_s = RETRY_S[min(self._failures, len(RETRY_S)) - 1]
                 left_s = max(0.0, self._close_by - time.monotonic())
@@ -627,7 +637,8 @@ class Committer:
         self._fail(works, error)
         if kept:
             self._kept += kept
-            self._gate.refusing = _REFUSING
+            with self._lock:
+                self._gate.refusing = _REFUSING
         log.warning("tollkeeper.committer.unavailable", extra={"reason": str(error), "kept": len(kept)})
 
     def _refuse(self, work: Work, error: Exception) -> None:

@@ -577,14 +577,25 @@ def _one_owner(accounts: Sequence[str]) -> Sequence[str]:
 
 
 def _same_outcome(record: Record, outcome: Outcome) -> bool:
+    if record.revision > 0 or record.sign < 0:
+        # Corrected since, so it is not what it was: a retry can only be taken as a repeat, as at ingest.
+        return True
     usage = outcome.usage
+    stated = "estimated" if outcome.estimated else "given" if usage.cost_nanos is not None else None
     return (
         record.status == outcome.status
         and record.error_type == outcome.error_type
+        and record.latency_us == outcome.latency_us
+        and record.bytes_out == outcome.bytes_out
+        and record.cache == outcome.cache
+        # Left out, these two are the hold's.
+        and (not usage.model or record.model == usage.model)
+        and (not outcome.tags or record.tags == outcome.tags)
         and record.prompt_tokens == usage.prompt_tokens
         and record.cached_prompt_tokens == usage.cached_prompt_tokens
         and record.completion_tokens == usage.completion_tokens
         and record.reasoning_tokens == usage.reasoning_tokens
+        and (record.cost_state if record.cost_state in ("given", "estimated") else None) == stated
         and (usage.cost_nanos is None or record.cost_nanos == usage.cost_nanos)
         and (usage.credits is None or record.credits == usage.credits)
     )

@@ -27,13 +27,11 @@ from tollkeeper.ports import UsageStore
 from tollkeeper.services.committer import Batch, Committer, Stale
 from tollkeeper.services.decode import Decoded, Rejection
 from tollkeeper.services.directory import Directory
-from tollkeeper.services.pending import SEPARATOR, Pending
+from tollkeeper.services.pending import SEPARATOR, TOO_MANY, Pending
 from tollkeeper.services.pricing_columns import price_columns
 from tollkeeper.services.tickets import Ticket
 
 STALE_TRIES: Final = 20
-PENDING_RECORDS_MAX: Final = 5_000_000
-"""Records that may wait in the outbox before ingest refuses: bounds memory while the usage store is away."""
 
 Int64s = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -97,8 +95,8 @@ class Ingest:
         return result
 
     def _take(self, decoded: Decoded, account_id: str | None) -> IngestResult:
-        if self._pending.record_count > PENDING_RECORDS_MAX:
-            raise Unavailable("Too many events wait for the usage store. Try again later.")
+        if self._pending.is_full:
+            raise Unavailable(TOO_MANY)
         for _ in range(STALE_TRIES):
             version = self._committer.scopes_version
             resolved = self._resolve(decoded, account_id)

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tollkeeper.services.backlog import Backlog
 
 SEPARATOR: Final = "\x00"
+RECORDS_MAX: Final = 5_000_000
+"""Records that may wait before more are refused: bounds memory and disk while the usage store is away."""
+TOO_MANY: Final = "Too many events wait for the usage store. Try again later."
 WHOLE_IDS_MAX: Final = 100_000
 """Ids that are here whole: some 200 bytes each."""
 _UNDER_WAY: Final = 0
@@ -160,6 +163,11 @@ class Pending:
     def is_set_aside(self, key: str) -> bool:
         """Return whether *key* names an event that counts and can neither be read nor compared."""
         return key in self._set_aside
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many records wait that no more should be begun; those that are under way still come."""
+        return self.record_count > RECORDS_MAX
 
     def behind_s(self) -> int:
         """Return the seconds, rounded up, since the oldest record that is here was committed; 0 without any."""

@@ -109,7 +109,8 @@ class Reconcile:
             differences += found
             counters += compared
         with self._scopes.unchanged(), self._relay.exclusive():
-            store_differences += self._store.differences()
+            # Both copies of an event are in the rollups, and where no budget counts it in no other sum.
+            store_differences += self._store.differences() + self._store.duplicates()
         return Verdict(
             not differences and not store_differences, differences, store_differences, len(accounts), counters
         )

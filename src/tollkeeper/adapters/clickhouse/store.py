@@ -311,6 +311,28 @@ class ClickHouseUsageStore:
         """See `ports.UsageStore.differences`. At most 1,000 lines per table."""
         return self._damages() + self._rollup_differences() + self._id_differences()
 
+    def duplicates(self) -> list[str]:
+        """See `ports.UsageStore.duplicates`. At most 1,000 lines."""
+        # An id of the index has a row per revision. Those with several are found in the order of its key, in memory
+        # that does not grow with the ids; a record is there twice when one of its revisions is.
+        several = """
+            SELECT id, account_id FROM event_ids GROUP BY id, account_id HAVING count() > 1
+            SETTINGS optimize_aggregation_in_order = 1"""
+        rows = self._rows(
+            f"""
+            SELECT account_id, id, revision, sign, any(key_id), count() AS copies FROM events
+            WHERE (id, account_id) IN ({several}) OR (amendment_id, account_id) IN ({several})
+            GROUP BY account_id, id, revision, sign HAVING copies > 1
+            ORDER BY account_id, id, revision, sign DESC LIMIT {_DIFFERENCES_MAX}""",
+            {},
+            _COMPARISON,
+        )
+        return [
+            f"events: {account_id} {id_}{f' of key {key_id}' if key_id else ''}, "
+            f"revision {revision}{' taken back' if sign < 0 else ''}: recorded {copies} times"
+            for account_id, id_, revision, sign, key_id, copies in rows
+        ]
+
     def rebuild(self) -> Mapping[str, int]:
         """
         See `ports.UsageStore.rebuild`. Questions asked meanwhile see rollups that are not complete.

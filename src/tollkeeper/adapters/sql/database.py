@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import StaticPool
 
 from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, webhook_tables
 from tollkeeper.adapters.sql.metadata import metadata
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import BadParameter, Conflict, Unavailable
 
 SCHEMA_REVISION = "0003"
 """The newest migration; compared first, so that an up-to-date database opens without loading Alembic."""
 
 _BUSY_TIMEOUT_MS = 10_000
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
 
 __all__ = [
     "SCHEMA_REVISION",
+    "check_empty",
     "catalog_tables",
     "ledger_tables",
     "metadata",
     "migrate",
     "open_engine",
     "operator_keys",
+    "remove_tables",
     "webhook_tables",
 ]
 
@@ -36,11 +47,16 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
     Return an engine on *url*: `sqlite:///path`, `sqlite://` (in memory), or `postgresql://…`.
 
     Raises:
-        Unavailable: The database cannot be opened or written.
+        BadParameter: *url* is no such URL.
     """
-    parsed = sa.make_url(url)
-    if parsed.drivername in ("postgresql", "postgres"):
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    try:
+        parsed = sa.make_url(url)
+        parsed = parsed.set(drivername=_DRIVERS[parsed.drivername])
+    except (ArgumentError, ValueError, KeyError):
+        # Without the URL and its cause, in which there may be a password.
+        raise BadParameter(
+            "ledger_url is sqlite:///path or postgresql://user@host/name", field="ledger_url"
+        ) from None
     # Parameters stay out of errors and logs: among them are hashes of secrets.
     options: dict[str, Any] = {"hide_parameters": True}
     if parsed.get_backend_name() == "sqlite":
@@ -48,6 +64,10 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
             # One connection is one transaction at a time: fine for a test of one thread, not for a service.
             options["poolclass"] = StaticPool
         options["connect_args"] = {"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000}
+    else:
+        # A connection that the server ended while it was idle is replaced, and no caller hears of it.
+        options["pool_pre_ping"] = True
+        options["connect_args"] = {name: value for name, value in _link().items() if name not in parsed.query}
     engine = sa.create_engine(parsed, **options)
     if engine.dialect.name == "sqlite":
 
@@ -65,6 +85,18 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
             cursor.close()
 
     return engine
+
+
+def _link() -> dict[str, Any]:
+    """Return how we connect to PostgreSQL: a server that is not there is found out in seconds, not hours."""
+    return {
+        "application_name": f"tollkeeper process {os.getpid()} on {socket.gethostname()}"[:63],
+        "connect_timeout": 10,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
 
 
 def migrate(engine: sa.Engine) -> None:
@@ -85,6 +117,45 @@ def migrate(engine: sa.Engine) -> None:
     except (DBAPIError, sqlite3.Error) as exc:
         cause = exc.orig if isinstance(exc, DBAPIError) else exc
         raise Unavailable(f"The database {_name_of(engine)} cannot be opened: {cause}") from exc
+
+
+def check_empty(engine: sa.Engine) -> None:
+    """
+    See that nobody has put anything into a PostgreSQL database, in any schema.
+
+    Raises:
+        BadParameter: It is no PostgreSQL.
+        Conflict: It holds something.
+        Unavailable: It cannot be reached.
+    """
+    if engine.dialect.name != "postgresql":
+        raise BadParameter("ledger_url: name a PostgreSQL database, postgresql://…", field="ledger_url")
+    query = sa.text(
+        "SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+        r"WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\_%' LIMIT 1"
+    )
+    try:
+        with engine.connect() as connection:
+            found = connection.execute(query).scalar()
+    except DBAPIError as exc:
+        raise Unavailable(f"The database {_name_of(engine)} cannot be opened: {exc.orig}") from exc
+    if found is not None:
+        raise Conflict(f"The database {_name_of(engine)} is not empty, it has {found}: name an empty one.")
+
+
+def remove_tables(engine: sa.Engine) -> None:
+    """
+    Remove all that `migrate` made, with what is in it. Safe to repeat.
+
+    Raises:
+        Unavailable: The database cannot be reached or written.
+    """
+    try:
+        with engine.begin() as connection:
+            metadata.drop_all(connection)
+            connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
+    except DBAPIError as exc:
+        raise Unavailable(f"The tables of {_name_of(engine)} cannot be removed: {exc.orig}") from exc
 
 
 def _upgrade(connection: sa.Connection) -> None:

@@ -46,7 +46,7 @@ from tollkeeper.domain.entitlements import CREDIT_COUNTER, fingerprint_of
 from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance, book_of
-from tollkeeper.errors import BadInput, Conflict, Unavailable
+from tollkeeper.errors import BadInput, Conflict, LedgerInUse, Unavailable
 
 _HOUR_US: Final = 3_600_000_000
 _ENDED_HOLDS_KEPT_US: Final = 30 * 86_400_000_000
@@ -56,6 +56,9 @@ PENDING_ROWS: Final = 20
 """Outbox rows whose ids are read at a time: each has up to a batch of events."""
 _ENTRY: Final[Any] = (outbox.c.format, outbox.c.payload, outbox.c.record_count, outbox.c.id_keys)
 _IN_DOUBT_RETRY_S: Final = 0.5
+_CLAIM_STEP: Final = 2
+"""Commits count one by one: whoever looks for a commit of its own sees that the number cannot be its."""
+_TAKEN_OVER: Final = "Another process has taken over the ledger: this one must be started again to book more."
 
 log = logging.getLogger("tollkeeper.ledger")
 
@@ -70,6 +73,7 @@ class SqlLedger:
         self._engine = engine
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
+        self._claimed_seq: int | None = None
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         self._next_commit = Prepared(
             engine,
@@ -134,20 +138,40 @@ class SqlLedger:
 
     # -- writing --------------------------------------------------------------------------------------
 
+    def claim(self) -> None:
+        """
+        Be the one who writes from now on: whoever claimed it before is refused with `LedgerInUse`.
+
+        To be called before anything is read. It waits for a transaction of a process that was killed, which
+        PostgreSQL may be about to commit still: each of them writes the row that this one does.
+        """
+        with self._writing() as tx:
+            self._claimed_seq = tx.execute(
+                sa.update(progress)
+                .values(commit_seq=progress.c.commit_seq + _CLAIM_STEP)
+                .returning(progress.c.commit_seq)
+            ).scalar_one()
+
     def commit(self, group: Group) -> Committed:
         with self._write_lock, _database_errors("written"):
             with self._engine.connect() as tx, tx.begin() as transaction:
                 committed = self._write_group(tx, group)
                 try:
                     transaction.commit()
+                    self._wrote(committed)
                     return committed
                 except DBAPIError as exc:
                     # Whether it was committed is open: the database may have done so and its answer be lost.
                     tx.invalidate()
                     log.warning("tollkeeper.ledger.commit_in_doubt", extra={"reason": str(exc.orig)})
             if self._has_commit(committed.commit_seq):
+                self._wrote(committed)
                 return committed
             raise Unavailable("The ledger cannot be written: the commit failed.")
+
+    def _wrote(self, committed: Committed) -> None:
+        if self._claimed_seq is not None:
+            self._claimed_seq = committed.commit_seq
 
     def _has_commit(self, commit_seq: int) -> bool:
         """
@@ -160,7 +184,10 @@ class SqlLedger:
         while True:
             try:
                 with self._engine.connect() as tx:
-                    return int(tx.execute(query).scalar_one()) >= commit_seq
+                    found = int(tx.execute(query).scalar_one())
+                if self._claimed_seq is not None and found > commit_seq:
+                    raise LedgerInUse(_TAKEN_OVER)
+                return found >= commit_seq
             except SQLAlchemyError as exc:
                 if self._closed.wait(_IN_DOUBT_RETRY_S):
                     raise Unavailable(
@@ -169,6 +196,8 @@ class SqlLedger:
 
     def _write_group(self, tx: sa.Connection, group: Group) -> Committed:
         commit_seq = self._next_commit.scalar(tx, ())
+        if self._claimed_seq is not None and commit_seq != self._claimed_seq + 1:
+            raise LedgerInUse(_TAKEN_OVER)
         self._open_hold.run(
             tx,
             [
@@ -290,6 +319,9 @@ class SqlLedger:
 
     def book(self, account_id: str) -> tuple[CreditBook, int]:
         with self._reading() as tx:
+            if tx.dialect.name == "postgresql":
+                # All statements as of one instant: a grant and the overdraft that it covers belong together.
+                tx.execution_options(isolation_level="REPEATABLE READ")
             commit_seq = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
             return self._read_book(tx, account_id, lock=False), commit_seq
 
@@ -487,7 +519,10 @@ class SqlLedger:
     def ping(self) -> None:
         """Raise `Unavailable` unless the database can be read now."""
         with self._reading() as tx:
-            tx.execute(sa.select(progress.c.commit_seq)).scalar_one()
+            found = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
+        # Read before what is claimed: a commit of ours may be in the database and not yet known here.
+        if self._claimed_seq is not None and found > self._claimed_seq + 1:
+            raise LedgerInUse(_TAKEN_OVER)
 
     def close(self) -> None:
         self._closed.set()
@@ -498,6 +533,10 @@ class SqlLedger:
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         with _database_errors("written"), self._write_lock, self._engine.begin() as tx:
+            if self._claimed_seq is not None:
+                found = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
+                if found != self._claimed_seq:
+                    raise LedgerInUse(_TAKEN_OVER)
             yield tx
 
     @contextmanager

@@ -1,0 +1,328 @@
+"""The gate lets go of what is idle, and of nothing that a decision, a hold or a commit still needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import Entitlement, resolve
+from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.periods import FAR_FUTURE
+from tollkeeper.domain.pools import CreditBook, GrantBalance
+from tollkeeper.gate.gate import Admission, Charge, Gate, Outcome, Usage
+from tollkeeper.testing import ManualClock
+
+LIMITS = [
+    Limit(name="rpm", amount=6),
+    Limit(name="tpm", amount=100, unit="tokens", algorithm="sliding"),
+    Limit(name="permits", amount=60, burst=90, unit="tokens", algorithm="permits"),
+    Limit(name="open", amount=3, algorithm="concurrency"),
+    Limit(name="shared", amount=200, unit="tokens", window="1h", per="account"),
+]
+PLAN = Plan(slug="pro", limits=LIMITS)
+SPENT = Limit(name="calls", amount=3, window="5m")
+IDLE_S = 600
+
+
+class Site:
+    """A gate with a ledger in memory. Every secret is the key of its own name, of the account before its dot."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.used: dict[tuple[str, str, int], int] = defaultdict(int)
+        self.windows: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+        self.books: dict[str, CreditBook] = {}
+        self.commits = 0
+        self.settled: list[Charge] = []
+        self.gate = Gate(self, clock)
+        self.secrets: dict[str, str] = {}
+
+    # What the gate reads.
+
+    def entitlement(self, secret_sha256: str) -> Entitlement | None:
+        name = self.secrets[secret_sha256]
+        account = name.partition(".")[0]
+        return resolve(
+            Key(id=name, account=account, type="credit"),
+            line=[name],
+            account=Account(id=account, name=account),
+            subscription=None,
+            plan=PLAN,
+            budgets=[Budget(id="b", account=account, amount=400, period="day")],
+        )
+
+    def routes(self) -> list[Route]:
+        return [Route(id="chat", method="POST", path="/chat")]
+
+    def price(self, model: str, account_id: str, at_us: int) -> None:
+        return None
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        return self.used[account_id, counter_id, period_start_us], self.commits
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        return dict(self.windows[account_id, counter_id])
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        if account_id not in self.books:
+            grant = GrantBalance(1, FAR_FUTURE, "g", 1_000, 1_000)
+            self.books[account_id] = CreditBook().posted(grant)
+        return self.books[account_id], self.commits
+
+    # What is done with it.
+
+    def admit(self, name: str, tokens: int = 1, nanos: int = 1) -> Admission | Denial:
+        self.secrets[hash_secret(name)] = name
+        return self.gate.admit(name, "POST", "/chat", Usage(tokens, cost_nanos=nanos))
+
+    def settle(self, admission: Admission, tokens: int = 1, nanos: int = 1) -> None:
+        outcome = Outcome(usage=Usage(tokens, cost_nanos=nanos))
+        finished = self.gate.finish(admission, outcome, self.clock.now_us())
+        assert finished is not None
+        self.settled += finished[1]
+
+    def void(self, admission: Admission) -> None:
+        assert self.gate.claim(admission)
+        self.gate.void(admission)
+        admission.state = "ended"
+
+    def commit(self) -> None:
+        """Write what was settled, and the windows that changed."""
+        for account_id, counter_id, slots, _ in self.gate.dirty_windows():
+            self.windows[account_id, counter_id] |= slots
+        self.commits += 1
+        charges: dict[tuple[str, str, int], int] = defaultdict(int)
+        for charge in self.settled:
+            charges[charge[:3]] += charge.amount
+        books = {}
+        for at, amount in charges.items():
+            if at[1] == "credit":
+                book = self.book(at[0])[0].charged(amount, from_us(self.clock.now_us()))
+                books[at[0]] = self.books[at[0]] = book
+            else:
+                self.used[at] += amount
+        self.settled = []
+        self.gate.booked(dict(charges), dict(charges), books, self.commits)
+        self.gate.take_last_used()
+
+    def prune(self) -> None:
+        """Look at everything at least once."""
+        for _ in range(4):
+            self.gate.prune()
+
+    def standings(self, name: str) -> list[Denial]:
+        self.secrets[hash_secret(name)] = name
+        permit = self.gate.permit(name)
+        assert not isinstance(permit, Denial)
+        return self.gate.state_of(permit, self.clock.now_us())
+
+    @property
+    def counter_count(self) -> int:
+        return len(self.gate._counters)
+
+
+@pytest.fixture
+def site(clock: ManualClock) -> Site:
+    return Site(clock)
+
+
+def test_memory_is_bounded_when_keys_come_once_and_never_again(site: Site, clock: ManualClock) -> None:
+    """Each leaves five windows, a budget and a balance behind: for ever, they would fill the memory."""
+    most = 0
+    for number in range(2_000):
+        admission = site.admit(f"acct{number}.once")
+        assert isinstance(admission, Admission)
+        if number % 3:
+            site.settle(admission)
+        else:
+            site.void(admission)
+        del admission
+        if number % 10 == 9:
+            site.commit()
+        clock.advance(seconds=3)
+        for _ in range(2):
+            site.gate.prune()
+        most = max(most, site.counter_count)
+    # All of the keys of ten minutes, and the longest window, an hour, of the others; 14,000 if all stayed.
+    assert most < 200 * 7 + 1_200 + 1_000
+    assert len(site.gate._permits) <= IDLE_S // 3 + 20
+    clock.advance(seconds=7_200)
+    site.commit()
+    for _ in range(40):
+        site.gate.prune()
+    assert (site.counter_count, len(site.gate._permits), site.gate._permits_by_account) == (0, 0, {})
+
+
+def test_a_key_in_use_is_not_compiled_again(site: Site, clock: ManualClock) -> None:
+    """To resolve a key reads the catalog: what is in use must stay at hand."""
+    site.settle(admitted(site))
+    permit = site.gate.permit("a.k")
+    for _ in range(20):
+        clock.advance(seconds=IDLE_S // 2)
+        site.settle(admitted(site))
+        site.commit()
+        site.prune()
+    assert site.gate.permit("a.k") is permit
+
+
+def test_an_open_hold_keeps_its_counters(site: Site, clock: ManualClock) -> None:
+    """What it uses beyond its estimate counts where it was held, however long it was open."""
+    admission = admitted(site, nanos=0)
+    site.commit()
+    clock.advance(seconds=7_200)
+    site.prune()
+    assert site.counter_count == 7
+    site.settle(admission, tokens=30, nanos=300)
+    assert {state.limit: state.used for state in site.standings("a.k")} == {
+        "rpm": 0, "tpm": 0, "permits": 0, "open": 0, "shared": 0, "b": 300, "credit": 300,
+    }  # fmt: skip
+
+
+def test_what_is_not_committed_stays(site: Site, clock: ManualClock) -> None:
+    """The ledger does not have it yet: read anew, the budget and the balance would be full again."""
+    site.settle(admitted(site), nanos=300)
+    site.gate.take_last_used()
+    clock.advance(seconds=7_200)
+    site.prune()
+    assert {state.limit: state.used for state in site.standings("a.k") if state.used} == {
+        "b": 300,
+        "credit": 300,
+    }
+
+
+def test_a_window_on_its_way_to_the_ledger_stays(site: Site, clock: ManualClock) -> None:
+    """Until it is written its older form would be read."""
+    site.gate.spend("a", "calls", SPENT)
+    site.gate.dirty_windows()
+    clock.advance(seconds=7_200)
+    site.prune()
+    assert site.counter_count == 1
+    site.gate.booked({}, {}, {}, -1)
+    site.prune()
+    assert site.counter_count == 1
+    site.gate.booked({}, {}, {}, 1)
+    site.prune()
+    assert site.counter_count == 0
+
+
+def test_a_window_that_is_not_over_stays(site: Site, clock: ManualClock) -> None:
+    """It would have to be read from the ledger for the next key that shares it."""
+    site.settle(admitted(site))
+    site.commit()
+    clock.advance(seconds=IDLE_S)
+    site.prune()
+    assert [counter_id for _, counter_id in site.gate._counters] == [
+        "limit:account:plan:pro/shared:fixed:tokens:1h"
+    ]
+
+
+def test_a_change_reaches_what_was_admitted_before_its_key_was_let_go(site: Site, clock: ManualClock) -> None:
+    """Nobody tells a key that is no longer remembered that its budgets changed."""
+    admission = admitted(site)
+    site.commit()
+    clock.advance(seconds=IDLE_S)
+    site.prune()
+    assert not admission.permit.current
+    assert site.gate.permit("a.k") is not admission.permit
+
+
+def admitted(site: Site, **amounts: int) -> Admission:
+    found = site.admit("a.k", **amounts)
+    assert isinstance(found, Admission), found
+    return found
+
+
+NAMES = ("a.one", "a.two", "b.one")
+
+
+class PruningModel(RuleBasedStateMachine):
+    """Whatever is asked, a gate that forgets what is idle decides as one that never does."""
+
+    @initialize()
+    def start(self) -> None:
+        self.clock = ManualClock()
+        self.sites = (Site(self.clock), Site(self.clock))
+        self.open: list[tuple[Admission, Admission]] = []
+
+    @rule(name=st.sampled_from(NAMES), tokens=st.integers(0, 60), nanos=st.integers(0, 120))
+    def admit(self, name: str, tokens: int, nanos: int) -> None:
+        kept, pruned = (site.admit(name, tokens, nanos) for site in self.sites)
+        if isinstance(kept, Denial):
+            assert pruned == kept
+        else:
+            assert isinstance(pruned, Admission), pruned
+            self.open.append((kept, pruned))
+
+    @rule(account=st.sampled_from("ab"))
+    def spend(self, account: str) -> None:
+        kept, pruned = (site.gate.spend(account, "calls", SPENT, from_first=True) for site in self.sites)
+        assert pruned == kept
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), tokens=st.integers(0, 90), nanos=st.integers(0, 200))
+    def settle(self, data: Any, tokens: int, nanos: int) -> None:
+        for site, admission in zip(self.sites, self.taken(data), strict=True):
+            site.settle(admission, tokens, nanos)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), nanos=st.integers(0, 200))
+    def settle_and_fail(self, data: Any, nanos: int) -> None:
+        """Its commit failed: the hold is open again."""
+        pair = self.taken(data)
+        for site, admission in zip(self.sites, pair, strict=True):
+            assert site.gate.claim(admission)
+            outcome = Outcome(usage=Usage(cost_nanos=nanos))
+            record, _ = site.gate.settle(admission, outcome, self.clock.now_us())
+            site.gate.unsettle(admission, record)
+        self.open.append(pair)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def void(self, data: Any) -> None:
+        for site, admission in zip(self.sites, self.taken(data), strict=True):
+            site.void(admission)
+
+    def taken(self, data: Any) -> tuple[Admission, Admission]:
+        return self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+
+    @rule()
+    def commit(self) -> None:
+        for site in self.sites:
+            site.commit()
+
+    @rule(seconds=st.integers(1, 30) | st.sampled_from((60, 61, 300, 90_000)))
+    def wait(self, seconds: int) -> None:
+        self.clock.advance(seconds=seconds)
+
+    @rule()
+    def change_the_catalog(self) -> None:
+        for site in self.sites:
+            site.gate.forget()
+
+    @rule(seconds=st.sampled_from((0, IDLE_S, IDLE_S, 3_600)))
+    def wait_and_prune(self, seconds: int) -> None:
+        self.clock.advance(seconds=seconds)
+        self.sites[1].prune()
+
+    # Not after every step: to look at a key compiles it, and so keeps its counters.
+    @rule()
+    def both_stand_alike(self) -> None:
+        for name in NAMES:
+            kept, pruned = (site.standings(name) for site in self.sites)
+            assert pruned == kept
+
+    def teardown(self) -> None:
+        if hasattr(self, "sites"):
+            self.both_stand_alike()
+
+
+TestPruning = PruningModel.TestCase
+TestPruning.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
