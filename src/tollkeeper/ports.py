@@ -117,14 +117,23 @@ class UsageStore(Protocol):
     def export(self, account_id: str | None, from_us: int, to_us: int) -> Iterator[pa.Table]:
         """Yield all records (every revision) of a span, in pieces, for archives and tests."""
 
-    def differences(self) -> list[str]:
-        """Recompute rollups and the id index from the records; return a line per difference."""
+    def differences(self, records_min: int = 0) -> list[str]:
+        """
+        Recompute rollups and the id index from the records; return a line per difference.
+
+        Also when records are damaged, or fewer than *records_min*: how many were appended.
+        """
 
     def duplicates(self) -> list[str]:
         """Return a line per record that is stored more than once: its account, event and key, and how often."""
 
-    def rebuild(self) -> Mapping[str, int]:
-        """Make rollups and the id index anew from the records; return rows written per table."""
+    def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
+        """
+        Make rollups and the id index anew from the records; return rows written per table.
+
+        Raises:
+            Unavailable: Records are damaged, or fewer than *records_min*; nothing was changed.
+        """
 
     def ready(self) -> bool:
         """Return whether the engine answers now."""
@@ -326,7 +335,10 @@ class Ledger(Protocol):
         """
 
     def delivered(self, batch: int) -> None:
-        """Delete the rows of a batch."""
+        """Delete the rows of a batch, and count their records. A repeat changes nothing."""
+
+    def delivered_records(self) -> int:
+        """Return how many records were delivered, at least: those before this was counted are not among them."""
 
     def set_aside(self, seq: int, reason: str) -> None:
         """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""

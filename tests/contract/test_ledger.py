@@ -450,6 +450,20 @@ def test_a_batch_keeps_its_number_and_rows_until_delivered(ledger: SqlLedger) ->
     assert ledger.pending() == []
 
 
+def test_delivered_records_are_counted_once(ledger: SqlLedger, engine: sa.Engine) -> None:
+    """By their number a usage store that lost some is found out; what was set aside never came there."""
+    assert ledger.delivered_records() == 0
+    _, aside, _ = fill(ledger, 4, 5, 2)
+    begun = ledger.next_batch(100)
+    assert begun is not None
+    ledger.set_aside(aside, "cannot be read")
+    ledger.delivered(begun[0])
+    ledger.delivered(begun[0])
+    fill(ledger, 7)
+    assert ledger.next_batch(100) is not None
+    assert ledger.delivered_records() == SqlLedger(engine).delivered_records() == 6
+
+
 def test_a_batch_number_is_never_used_twice(ledger: SqlLedger, engine: sa.Engine) -> None:
     """Not even after a restart with an empty outbox: the store would take the new batch for a repeat."""
     numbers = []

@@ -193,9 +193,14 @@ def test_damaged_records_are_named_and_take_nothing_else_along(damaged: Any, fil
 
 def test_records_that_were_removed_are_missed(damaged: Any) -> None:
     """Nothing is left to be named but what was counted of them: the ledger and the rollups."""
-    verdict, totals = look(damaged("events", remove_part), "verify", "usage")
+    verdict, refused, totals = look(damaged("events", remove_part), "verify", "rebuild", "usage")
     assert verdict[0] is False
     assert verdict[1] == ["counter budget:b against its events"]
+    missing = f"events: {COUNT} of {COUNT} records are missing"
+    assert verdict[2][0] == missing
+    # Made anew from what is left, the rollups would forget them too.
+    assert "nothing was rebuilt" in refused
+    assert missing in refused
     assert any(line.startswith("usage_rollups: ") for line in verdict[2])
     assert any(line.startswith("event_ids: ") for line in verdict[2])
     assert totals == TOTALS
@@ -217,7 +222,7 @@ ONE_OF_MANY: Final = """
     parts = store._rows("SELECT path FROM system.parts WHERE table = 'events' AND active ORDER BY name", {})
     data = Path(parts[1][0]) / "data.bin"
     data.write_bytes(bytes(byte ^ 0xFF for byte in data.read_bytes()))
-    found += [len(parts), store._damages()]
+    found += [len(parts), store._damages(0)]
     store.close()
     print(json.dumps(found))
 """

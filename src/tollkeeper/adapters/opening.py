@@ -108,14 +108,14 @@ class OpeningUsageStore:
     def export(self, account_id: str | None, from_us: int, to_us: int) -> Iterator[pa.Table]:
         return self._store.export(account_id, from_us, to_us)
 
-    def differences(self) -> list[str]:
-        return self._store.differences()
+    def differences(self, records_min: int = 0) -> list[str]:
+        return self._store.differences(records_min)
 
     def duplicates(self) -> list[str]:
         return self._store.duplicates()
 
-    def rebuild(self) -> Mapping[str, int]:
-        return self._store.rebuild()
+    def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
+        return self._store.rebuild(records_min)
 
     def ready(self) -> bool:
         try:

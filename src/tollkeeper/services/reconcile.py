@@ -110,7 +110,8 @@ class Reconcile:
             counters += compared
         with self._scopes.unchanged(), self._relay.exclusive():
             # Both copies of an event are in the rollups, and where no budget counts it in no other sum.
-            store_differences += self._store.differences() + self._store.duplicates()
+            store_differences += self._store.differences(self._ledger.delivered_records())
+            store_differences += self._store.duplicates()
         return Verdict(
             not differences and not store_differences, differences, store_differences, len(accounts), counters
         )
@@ -121,7 +122,7 @@ class Reconcile:
             # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
             self._relay.deliver_up_to(self._committer.outbox_seq)
             try:
-                return self._store.rebuild()
+                return self._store.rebuild(self._ledger.delivered_records())
             finally:
                 # They were computed from what was there before, or from what was half made.
                 self._forget_answers()

@@ -307,9 +307,9 @@ class ClickHouseUsageStore:
                 {{last_account_id:String}}, fromUnixTimestamp64Micro({{last_at_us:Int64}}, 'UTC'),
                 {{last_id:String}}, {{last_revision:UInt16}}, {{last_sign:Int8}})"""
 
-    def differences(self) -> list[str]:
+    def differences(self, records_min: int = 0) -> list[str]:
         """See `ports.UsageStore.differences`. At most 1,000 lines per table."""
-        return self._damages() + self._rollup_differences() + self._id_differences()
+        return self._damages(records_min) + self._rollup_differences() + self._id_differences()
 
     def duplicates(self) -> list[str]:
         """See `ports.UsageStore.duplicates`. At most 1,000 lines."""
@@ -333,16 +333,18 @@ class ClickHouseUsageStore:
             for account_id, id_, revision, sign, key_id, copies in rows
         ]
 
-    def rebuild(self) -> Mapping[str, int]:
+    def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         """
         See `ports.UsageStore.rebuild`. Questions asked meanwhile see rollups that are not complete.
 
         An append that failed half-way must have been repeated before: its rollups are made here from the
         records that it left, and the repeat would add them once more.
         """
-        if damages := self._damages():
+        if damages := self._damages(records_min):
             # What is derived has what these records said, and goes on being right; it could not be made again.
-            raise Unavailable("records of the usage store are damaged, nothing was rebuilt", detail=damages)
+            raise Unavailable(
+                "records of the usage store are damaged or missing, nothing was rebuilt", detail=damages
+            )
         with _engine_errors(), self._append_lock:
             client = self._appender
             spans = _month_spans(
@@ -480,17 +482,28 @@ class ClickHouseUsageStore:
         newest = self._newest_id
         return newest is not None and pc.min(keys.column("id")).as_py() > newest
 
-    def _damages(self) -> list[str]:
-        """Return a line per part of `events` that is damaged, or that the engine set aside for it at its start."""
-        aside = [name for table, name in self._set_aside() if table == "events"]
+    def _damages(self, records_min: int) -> list[str]:
+        """
+        Return a line per part of `events` that is damaged, or that the engine set aside for it at its start, and one
+        if there are fewer records than *records_min*, whatever became of them.
+        """
+        lines = [
+            f"events: part {name} was damaged and is set aside"
+            for table, name in self._set_aside()
+            if table == "events"
+        ]
         with _engine_errors(), self._reader() as client:
             # As columns: what is no SELECT the driver would hand over as text, all parts in one row.
             checked = client.query_arrow("CHECK TABLE events SETTINGS check_query_single_value_result = 0")
-        return [f"events: part {name} was damaged and is set aside" for name in aside] + [
+        lines += [
             f"events: part {row['part_path']} is damaged"
             for row in checked.to_pylist()
             if not row["is_passed"]
         ]
+        ((count,),) = self._rows("SELECT count() FROM events", {})
+        if count < records_min:
+            lines.append(f"events: {records_min - count} of {records_min} records are missing")
+        return lines
 
     def _set_aside(self) -> list[tuple[str, str]]:
         """Return table and name of the parts that the engine found damaged at a start and put aside."""

@@ -131,7 +131,9 @@ class SqlLedger:
         with self._writing() as tx:
             tx.execute(
                 insert(progress)
-                .values(id=1, installation_id=uuid.uuid4().hex, commit_seq=0, batch_seq=0)
+                .values(
+                    id=1, installation_id=uuid.uuid4().hex, commit_seq=0, batch_seq=0, delivered_records=0
+                )
                 .on_conflict_do_nothing()
             )
             self.installation_id: str = tx.execute(sa.select(progress.c.installation_id)).scalar_one()
@@ -483,7 +485,14 @@ class SqlLedger:
 
     def delivered(self, batch: int) -> None:
         with self._writing() as tx:
-            tx.execute(sa.delete(outbox).where(outbox.c.batch == batch))
+            gone = tx.execute(
+                sa.delete(outbox).where(outbox.c.batch == batch).returning(outbox.c.record_count)
+            ).scalars()
+            tx.execute(sa.update(progress).values(delivered_records=progress.c.delivered_records + sum(gone)))
+
+    def delivered_records(self) -> int:
+        with self._reading() as tx:
+            return int(tx.execute(sa.select(progress.c.delivered_records)).scalar_one())
 
     def set_aside(self, seq: int, reason: str) -> None:
         with self._writing() as tx:

@@ -102,4 +102,6 @@ progress = Table(
     Column("installation_id", String(64), nullable=False),
     Column("commit_seq", BigInteger, nullable=False),
     Column("batch_seq", BigInteger, nullable=False),
+    # Records of the batches that were delivered, since revision 0004.
+    Column("delivered_records", BigInteger, nullable=False),
 )
