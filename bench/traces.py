@@ -75,6 +75,11 @@ class Trace:
         lines[:, TIME_AT : TIME_AT + TIME_LENGTH - 1] = text.view(np.uint8).reshape(count, TIME_LENGTH - 1)
         return lines[lines != 0].tobytes()
 
+    def one(self, key: str, *, at_ms: int) -> bytes:
+        """Return one event of *key*, as `batch` does."""
+        head, _, rest = self.batch(1, start_ms=at_ms, span_ms=1).partition(b'"key_id":"')
+        return head + b'"key_id":"' + key.encode() + rest[rest.index(b'"') :]
+
     def _pool(self) -> np.ndarray:
         draw = self._random
         share = 1 / np.arange(1, ACCOUNTS + 1) ** 1.2

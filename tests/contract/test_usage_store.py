@@ -18,11 +18,13 @@ import pytest
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, queries
 from tollkeeper.columns import SCHEMA, records_of, table_of
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.increments import brought_up
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
 from tollkeeper.domain.rollups import latency_bin, percentile_us
-from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery
+from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, Unavailable
+from tollkeeper.ports import UsageAnswer
 
 FROM_US = to_us(datetime(2026, 3, 20, tzinfo=UTC))
 TO_US = to_us(datetime(2026, 4, 10, tzinfo=UTC))
@@ -299,6 +301,10 @@ def check(
     assert answer.row_count == len(rows)
 
 
+NOT_ADDED = {"kinds", "latency_ms_avg", "peak_requests_per_minute", "peak_requests_per_hour"} | {
+    name for name in MEASURES if name.startswith("latency_ms_p")
+}
+
 # Append
 
 
@@ -566,6 +572,48 @@ def test_any_question(store: ClickHouseUsageStore, history: list[Record], seed: 
         random_record(rng, rng.choice(["acct_oracle", "acct_other"])) for _ in range(rng.choice([1, 30]))
     ]
     check(store, [*history, *coming], query, coming)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_an_answer_that_is_brought_up_to_date_is_the_stores_own(
+    store: ClickHouseUsageStore, history: list[Record], seed: int
+) -> None:
+    """What came since, added in Python to what the store said before: rows, order, totals, to the last member."""
+    rng = random.Random(seed)
+    times = sorted(row.occurred_at_us for row in history)
+    start, end = sorted(rng.choice(times) + rng.choice([0, 1, -1]) for _ in range(2))
+    dimensions = [*DIMENSIONS, "tag:team"]
+    measures = tuple(rng.sample([name for name in MEASURES if name not in NOT_ADDED], rng.randrange(1, 8)))
+    group_by = tuple(rng.sample(dimensions, rng.choice([0, 1, 2])))
+    granularity = rng.choice([None, "minute", "hour", "day", "week", "month"])
+    columns = [*measures, *group_by, *(["time"] if granularity else [])]
+    filters = dict(BOTH)
+    for name in rng.sample(dimensions, rng.choice([0, 0, 1])):
+        some = [str(dimension(row, name)) for row in rng.sample(history, 3)]
+        filters[name] = tuple({*some, rng.choice(["", "nothing", "0200", *HOSTILE])})
+    query = ask(
+        rng.choice(["acct_oracle", None]),
+        from_us=start,
+        to_us=end + rng.choice([0, 1, 3_600_000_000]),
+        granularity=granularity,
+        week_start=rng.choice(["monday", "sunday", "thursday"]),
+        group_by=group_by,
+        filters=filters,
+        measures=measures,
+        sort=tuple(rng.choice(["", "-"]) + name for name in rng.sample(columns, rng.choice([0, 1, 2]))),
+        limit=50_000,
+    )
+    coming = [
+        random_record(rng, rng.choice(["acct_oracle", "acct_other"])) for _ in range(rng.choice([0, 1, 30]))
+    ]
+    before, after = store.report(query), store.report(query, coming)
+    kept = UsageReport(
+        rows=before.rows, totals=before.totals, row_count=before.row_count, as_of_us=1, complete=True
+    )
+    report = brought_up(query, kept, coming)
+    assert report is not None
+    assert UsageAnswer(report.rows, report.totals, report.row_count) == after
+    assert [list(row) for row in report.rows] == [list(row) for row in after.rows]
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -54,6 +54,18 @@ class Appends:
         return self.port.calls
 
 
+class Questions:
+    """Counts the questions that an installation's usage store gets."""
+
+    def __init__(self, site: Installation) -> None:
+        self.port = Faulty(site.reports._store, "report")
+        site.reports._store = self.port  # type: ignore[assignment]
+
+    @property
+    def count(self) -> int:
+        return self.port.calls
+
+
 def settled(site: Installation) -> Appends:
     """Let the relay learn that nothing is left from before, and count from here."""
     assert site.relay.deliver() == 0
@@ -154,16 +166,84 @@ def test_what_a_process_before_may_have_inserted_is_not_counted_twice(
     assert requests(again.reports.usage(asked(account))) == 2
 
 
+def test_who_asks_again_gets_the_new_events_too_and_the_store_is_not_asked(
+    site: Installation, account: str
+) -> None:
+    appends, questions = settled(site), Questions(site)
+    for everybody in (account, None):
+        site.reports.usage(asked(everybody))
+    before = requests(site.reports.usage(asked(None)))
+    for number in range(1, 4):
+        send(site, account, f"e{number}", cost_nanos=number)
+        report = site.reports.usage(asked(account))
+        assert report.rows == [
+            {
+                "account": account,
+                "requests": number,
+                "cost_nanos": number * (number + 1) // 2,
+                "last_at": "2026-03-18T11:00:00.000000Z",
+            }
+        ]
+        assert requests(site.reports.usage(asked(None))) == before + number
+        site.relay.deliver()
+    assert (questions.count, appends.count) == (2, 3)
+
+
+def test_a_batch_that_is_on_its_way_keeps_nobody_waiting_who_asked_before(
+    site: Installation, account: str
+) -> None:
+    appends, questions = settled(site), Questions(site)
+    site.reports.usage(asked(account))
+    appends.port.delay()
+    send(site, account, "a")
+    relaying = threading.Thread(target=site.relay.deliver)
+    relaying.start()
+    assert appends.port.delayed.wait(10)
+    assert requests(site.reports.usage(asked(account))) == 1
+    send(site, account, "b")
+    assert requests(site.reports.usage(asked(account))) == 2
+    assert questions.count == 1
+    appends.port.go_on()
+    relaying.join(30)
+    assert requests(site.reports.usage(asked(account))) == 2
+
+
+def test_what_the_store_took_meanwhile_the_store_must_tell(site: Installation, account: str) -> None:
+    """The events are in no outbox any more, and the answer from before has them not."""
+    settled(site)
+    questions = Questions(site)
+    site.reports.usage(asked(account))
+    send(site, account, "a")
+    assert site.relay.flush(site.pending.newest_seq(None), 10)
+    send(site, account, "b")
+    assert requests(site.reports.usage(asked(account))) == 2
+    assert questions.count == 2
+
+
+def test_what_the_store_took_of_others_is_no_matter(site: Installation, account: str) -> None:
+    settled(site)
+    questions = Questions(site)
+    site.reports.usage(asked(account))
+    send(site, unique("other"), "a")
+    assert site.relay.flush(site.pending.newest_seq(None), 10)
+    send(site, account, "b")
+    assert requests(site.reports.usage(asked(account))) == 1
+    assert questions.count == 1
+
+
 def test_a_correction_goes_through_the_store(site: Installation, account: str) -> None:
     appends = settled(site)
     send(site, account, "a", "b")
+    assert requests(site.reports.usage(asked(account))) == 2
     site.amend.void(account, "a", "v1")
     report = site.reports.usage(asked(account))
     assert (requests(report), report.totals["cost_nanos"]) == (1, 2)
     assert appends.count >= 1
 
 
-@pytest.mark.parametrize(("bound", "value"), [("ALONG_MAX", 2), ("WAITING_MAX", 2), ("ALONG_BYTES_MAX", 100)])
+@pytest.mark.parametrize(
+    ("bound", "value"), [("LITTLE_RECORDS", 2), ("WAITING_MAX", 2), ("ALONG_BYTES_MAX", 100)]
+)
 def test_much_goes_through_the_store(
     site: Installation, account: str, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
@@ -183,3 +263,50 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_question(
     monkeypatch.setattr(site.reports, "_ledger", ledger)
     ledger.refuse()
     assert requests(site.reports.usage(asked(account))) == 1
+
+
+class Waits:
+    """In place of the event that a relay waits for while records gather: nothing is ever urgent."""
+
+    def __init__(self, site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = self.last = 0
+        self.of_each: list[int] = []
+        """How often it was waited before each append."""
+        self.more = threading.Condition()
+        append, before = site.store.append, site.relay._urgent
+
+        def counted(*args: Any) -> None:
+            append(*args)
+            with self.more:
+                self.of_each.append(self.last)
+                self.more.notify_all()
+
+        monkeypatch.setattr(site.relay, "_urgent", self)
+        monkeypatch.setattr(site.relay._store, "append", counted)
+        before.set()
+
+    def wait(self, timeout_s: float) -> bool:
+        self.count += 1
+        return False
+
+    def clear(self) -> None:
+        self.last, self.count = self.count, 0
+
+    def set(self) -> None:
+        pass
+
+    def until(self, appends: int) -> list[int]:
+        with self.more:
+            assert self.more.wait_for(lambda: len(self.of_each) >= appends, 30)
+        return self.of_each
+
+
+def test_little_gathers_longer(site: Installation, account: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes along with a question, which an insert would keep waiting."""
+    assert site.relay.deliver() == 0
+    waits = Waits(site, monkeypatch)
+    monkeypatch.setattr(relay_module, "LITTLE_RECORDS", 3)
+    send(site, account, *(f"a{number}" for number in range(3)))
+    assert waits.until(1) == [relay_module.LITTLE_GATHERS]
+    send(site, account, *(f"b{number}" for number in range(4)))
+    assert waits.until(2) == [relay_module.LITTLE_GATHERS, 1]

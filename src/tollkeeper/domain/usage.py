@@ -5,7 +5,7 @@ every profile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
@@ -121,3 +121,9 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of_us: int
     complete: bool
     behind_s: int = 0
+
+
+def statuses_of(allowed: Sequence[str]) -> list[int]:
+    """Return the statuses that a filter lets pass: none is 0, and what is no number of 16 bits matches no event."""
+    numbers = ["0" if value == "" else value for value in allowed]
+    return [int(text) for text in numbers if text.isascii() and text.isdigit() and len(text) <= 4]

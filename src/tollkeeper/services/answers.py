@@ -1,9 +1,10 @@
 """
-Usage answers that still hold: nothing of their account was committed since they were computed.
+Usage answers that were given: those that still hold, and those to which only what came since is missing.
 
 A report is a pure function of its query and of the events committed so far. So an answer holds until the next
-commit that has events of its account, which forgets it before anybody is told of that commit. One process has
-both the commits and this memory; where several nodes share the stores it must stay off.
+commit that has events of its account, which says so here before anybody is told of that commit. From then on it
+is the answer as of an outbox row: with the records of later rows it is up to date again (`domain/increments.py`).
+One process has both the commits and this memory; where several nodes share the stores it must stay off.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,26 +27,47 @@ _encode: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode: Final = msgspec.msgpack.Decoder(UsageReport).decode
 
 
+class Kept(NamedTuple):
+    """
+    An answer, of which the caller may change the rows.
+
+    Attributes:
+        seq: It has all of its account's outbox rows up to this one, and none that came later.
+        holds: Whether none came later.
+    """
+
+    report: UsageReport
+    seq: int
+    holds: bool
+
+
+class _Entry(NamedTuple):
+    account_id: str | None
+    value: bytes
+    seq: int
+
+
 class Answers:
     """The latest answers, least recently used first out. Any thread may call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._answers: OrderedDict[bytes, tuple[str | None, bytes]] = OrderedDict()
-        self._keys_by_account: dict[str | None, set[bytes]] = {}
+        self._answers: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._holding: dict[str | None, set[bytes]] = {}
         self._under_way: dict[str | None, set[object]] = {}
         self.bytes = 0
 
-    def find(self, query: UsageQuery) -> UsageReport | None:
-        """Return the answer to *query*, with the `as_of_us` that it was computed at, or None."""
+    def find(self, query: UsageQuery) -> Kept | None:
+        """Return the latest answer to *query*, with the `as_of_us` that it was computed at, or None."""
         key = _encode(query)
         with self._lock:
             found = self._answers.get(key)
             if found is None:
                 return None
             self._answers.move_to_end(key)
+            holds = key in self._holding.get(found.account_id, ())
         # Decoded for each caller, so that none can change what the next one gets.
-        return _decode(found[1])
+        return Kept(_decode(found.value), found.seq, holds)
 
     def begin(self, query: UsageQuery) -> object:
         """Say that an answer to *query* is about to be computed; `keep` or `give_up` what this returns."""
@@ -54,8 +76,13 @@ class Answers:
             self._under_way.setdefault(query.account_id, set()).add(token)
         return token
 
-    def keep(self, token: object, query: UsageQuery, report: UsageReport) -> None:
-        """Remember a complete answer, unless something of its account was committed since *token* was made."""
+    def keep(self, token: object, query: UsageQuery, report: UsageReport, seq: int) -> None:
+        """
+        Remember a complete answer, unless something of its account was committed since *token* was made.
+
+        Args:
+            seq: An outbox row that had been committed when *token* was made, and after which the answer has none.
+        """
         try:
             key, value = _encode(query), _encode(report)
         except OverflowError:
@@ -66,8 +93,8 @@ class Answers:
             if not self._end(token, query) or len(value) > ANSWER_BYTES_MAX:
                 return
             self._drop(key)
-            self._answers[key] = (query.account_id, value)
-            self._keys_by_account.setdefault(query.account_id, set()).add(key)
+            self._answers[key] = _Entry(query.account_id, value, seq)
+            self._holding.setdefault(query.account_id, set()).add(key)
             self.bytes += len(key) + len(value)
             while self.bytes > BYTES_MAX:
                 self._drop(next(iter(self._answers)))
@@ -77,13 +104,20 @@ class Answers:
         with self._lock:
             self._end(token, query)
 
-    def forget(self, accounts: Iterable[str]) -> None:
-        """Forget what is known of *accounts*, and of all accounts together: they have new events."""
+    def outdate(self, accounts: Iterable[str], seq: int) -> None:
+        """
+        Say that *accounts* have new events: their answers, and those of all accounts together, lack them.
+
+        Args:
+            seq: The last outbox row before those events.
+        """
         with self._lock:
             for account_id in (None, *accounts):
                 self._under_way.pop(account_id, None)
-                for key in tuple(self._keys_by_account.get(account_id, ())):
-                    self._drop(key)
+                for key in self._holding.pop(account_id, ()):
+                    entry = self._answers[key]
+                    # It held until now.
+                    self._answers[key] = entry._replace(seq=max(entry.seq, seq))
 
     def forget_all(self) -> None:
         """Forget every answer, and keep none that is being computed: what they were computed from was rebuilt."""
@@ -105,9 +139,9 @@ class Answers:
         found = self._answers.pop(key, None)
         if found is None:
             return
-        account_id, value = found
-        self.bytes -= len(key) + len(value)
-        keys = self._keys_by_account[account_id]
-        keys.remove(key)
-        if not keys:
-            del self._keys_by_account[account_id]
+        self.bytes -= len(key) + len(found.value)
+        keys = self._holding.get(found.account_id)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._holding[found.account_id]

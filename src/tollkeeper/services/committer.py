@@ -389,7 +389,7 @@ class Committer:
         """Called on the commit thread after each group: tells the relay that there is work."""
         self.on_charged: Callable[[Collection[CounterAt]], None] = lambda counters: None
         """Called on the commit thread after each group with the counters that it charged."""
-        self.before_telling: Callable[[set[str]], None] = lambda accounts: None
+        self.before_telling: Callable[[set[str], int], None] = lambda accounts, seq: None
         """Called on the commit thread with the accounts that have new events, before any caller is told."""
         self.on_last_used: Callable[[dict[str, int]], None] = lambda used: None
         self.before_scopes_change: Callable[[set[str]], None] = lambda accounts: None
@@ -582,7 +582,7 @@ class Committer:
             self._pending.committed(next(seqs), batch.keys, batch.accounts, batch.table.num_rows)
             changed |= batch.accounts
         if changed:
-            self.before_telling(changed)
+            self.before_telling(changed, min(committed.outbox_seqs) - 1)
         if draft.group.ended:
             self._pending.release(key_of(ended.account_id, ended.hold_id) for ended in draft.group.ended)
         self.outbox_seq = max(committed.outbox_seqs, default=self.outbox_seq)

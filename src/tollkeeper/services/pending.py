@@ -76,6 +76,8 @@ class Pending:
         self._keys_by_seq: dict[int, list[str]] = {}
         self._newest_seq_by_account: dict[str, int] = {}
         self._delivered_seq = 0
+        self.last_seq = 0
+        """The newest outbox row that is known here."""
         self._tick = 0
         self._look_ups: dict[int, int] = {}
         self._retired: list[tuple[int, int]] = []
@@ -181,6 +183,7 @@ class Pending:
 
     def _count(self, seq: int, accounts: Iterable[str], record_count: int, committed_at_us: int) -> None:
         self.record_count += record_count
+        self.last_seq = max(self.last_seq, seq)
         for account_id in accounts:
             self._newest_seq_by_account[account_id] = seq
         marks = self._committed_at
@@ -241,6 +244,14 @@ class Pending:
             if self._backlog or self.record_count > records_max:
                 return None
             return [seq for seq in self._keys_by_seq if seq > self._delivered_seq]
+
+    def since(self, seq: int, records_max: int) -> list[int] | None:
+        """Return the outbox rows after *seq*; None if some were delivered already, or more records wait."""
+        waiting = self.waiting(records_max)
+        # In this order: what was delivered before the first line would be missing.
+        if waiting is None or self._delivered_seq > seq:
+            return None
+        return [number for number in waiting if number > seq]
 
     @property
     def delivered_seq(self) -> int:

@@ -36,6 +36,9 @@ SMALL_RECORDS: Final = 20_000
 LARGE_RECORDS: Final = 20_000
 GATHER_S: Final = 1.0
 """How long committed records gather before they are relayed unasked: few large inserts cost least."""
+LITTLE_RECORDS: Final = 200
+"""So few go along with a question (`report.py`), sooner than an insert takes, and gather on: questions wait for it."""
+LITTLE_GATHERS: Final = 5
 RETRY_S: Final = (0.2, 1.0, 5.0)
 
 _UNREADABLE: Final = (
@@ -245,8 +248,9 @@ class Relay:
         while True:
             self._wake.wait()
             self._wake.clear()
-            if not self._urgent.is_set():
-                self._urgent.wait(GATHER_S)
+            for _ in range(LITTLE_GATHERS):
+                if self._urgent.wait(GATHER_S) or self._pending.record_count > LITTLE_RECORDS:
+                    break
             self._urgent.clear()
             try:
                 while self.deliver() and self._more_is_due():

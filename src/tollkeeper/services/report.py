@@ -3,30 +3,30 @@ Usage reports: the one usage query, always as fresh as the last acknowledged eve
 
 Read-your-writes: what is pending of the account goes along with the question, when it is little and nothing of
 it is on its way; else the relay delivers it first, for which a report waits for at most `FLUSH_S`. An account with
-nothing pending waits for nobody, and one without a new event since the same question gets the same answer
-(`answers.py`).
+nothing pending waits for nobody. Whoever asks the same again gets the same answer (`answers.py`), and if there are
+new events, that answer with them, without asking the usage store.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.increments import brought_up
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.ports import Ledger, UsageAnswer, UsageStore
-from tollkeeper.services.answers import Answers
+from tollkeeper.services.answers import Answers, Kept
 from tollkeeper.services.committer import Committer, Look
 from tollkeeper.services.pending import Pending
-from tollkeeper.services.relay import Relay, Unreadable, records_of_entry
+from tollkeeper.services.relay import LITTLE_RECORDS, Relay, Unreadable, records_of_entry
 from tollkeeper.services.tickets import Ticket
 
 FLUSH_S: Final = 5.0
-ALONG_MAX: Final = 200
-"""Records that go along with a question: to insert one takes longer than to read so many."""
 ALONG_TRIES: Final = 3
 ALONG_S: Final = 0.25
 """How long a question waits for a batch that is on its way; what it brings later would take another one."""
@@ -34,6 +34,13 @@ WAITING_MAX: Final = 1_000
 """Records, of all accounts, that are looked through for them."""
 ALONG_BYTES_MAX: Final = 100_000
 """Of the outbox rows that are looked through: the records travel as text."""
+
+
+class _Read(NamedTuple):
+    """An outbox row that was read: the bytes of its payload, and its records."""
+
+    size: int
+    records: list[Record]
 
 
 class Reports:
@@ -55,7 +62,9 @@ class Reports:
         self._committer = committer
         self._clock = clock
         self._answers = Answers()
-        committer.before_telling = self._answers.forget
+        self._read: dict[int, _Read] = {}
+        """By number, the outbox rows that the last question looked through: the next one needs some of them."""
+        committer.before_telling = self._answers.outdate
 
     def forget_all(self) -> None:
         """Compute every answer anew: the usage store was rebuilt."""
@@ -70,21 +79,30 @@ class Reports:
         """
         as_of_us = self._clock.now_us()
         booked = self._booked()
-        if booked and not self._relay.set_aside_records:
-            found = self._answers.find(query)
-            if found is not None:
-                return msgspec.structs.replace(found, as_of_us=as_of_us)
+        kept = self._answers.find(query) if booked and not self._relay.set_aside_records else None
+        if kept is not None and kept.holds:
+            return msgspec.structs.replace(kept.report, as_of_us=as_of_us)
         token = self._answers.begin(query)
         try:
-            report = self._computed(query, as_of_us, booked)
+            last_seq = self._pending.last_seq
+            report = self._brought_up(query, kept, as_of_us) if kept is not None else None
+            if report is None:
+                report = self._computed(query, as_of_us, booked)
         except BaseException:
             self._answers.give_up(token, query)
             raise
-        if report.complete:
-            self._answers.keep(token, query, report)
+        if report.complete and self._pending.newest_seq(query.account_id) <= last_seq:
+            self._answers.keep(token, query, report, last_seq)
         else:
             self._answers.give_up(token, query)
         return report
+
+    def _brought_up(self, query: UsageQuery, kept: Kept, as_of_us: int) -> UsageReport | None:
+        """Return an earlier answer with what was committed since, or None if that takes the usage store."""
+        seqs = self._pending.since(kept.seq, WAITING_MAX)
+        records = None if seqs is None else self._records(seqs)
+        report = None if records is None else brought_up(query, kept.report, records)
+        return None if report is None else msgspec.structs.replace(report, as_of_us=as_of_us)
 
     def _computed(self, query: UsageQuery, as_of_us: int, booked: bool) -> UsageReport:
         if booked and (along := self._asked_along(query)) is not None:
@@ -113,25 +131,28 @@ class Reports:
     def _waiting(self, account_id: str | None) -> list[Record] | None:
         """Return the records of an account that wait for the relay; None if they cannot go with a question."""
         seqs = self._pending.waiting(WAITING_MAX)
-        if seqs is None:
+        records = None if seqs is None else self._records(seqs)
+        if records is None:
             return None
-        try:
-            entries = self._ledger.entries(seqs).values()
-        except Unavailable:
-            # The usage store may be there all the same.
-            return None
-        if len(entries) < len(seqs):
-            return None
-        if sum(len(entry.payload) for entry in entries) > ALONG_BYTES_MAX:
-            return None
-        try:
-            rows = [row for entry in entries for row in records_of_entry(entry)]
-        except Unreadable:
-            # The relay will set it aside.
-            return None
-        also = [row for row in rows if account_id in (None, row.account_id)]
+        also = [record for record in records if account_id in (None, record.account_id)]
         # What is amended may have been the longest or the last, which only the store can tell.
-        return also if len(also) <= ALONG_MAX and all(row.sign == 1 for row in also) else None
+        return also if len(also) <= LITTLE_RECORDS and all(record.sign == 1 for record in also) else None
+
+    def _records(self, seqs: Sequence[int]) -> list[Record] | None:
+        """Return the records of outbox rows; None if they are large, or not all there."""
+        known = self._read
+        try:
+            missing = [seq for seq in seqs if seq not in known]
+            entries = self._ledger.entries(missing) if missing else {}
+            read = {seq: _Read(len(entry.payload), records_of_entry(entry)) for seq, entry in entries.items()}
+        except (Unavailable, Unreadable):
+            # The usage store may be there all the same; what is unreadable the relay will set aside.
+            return None
+        rows = {seq: found for seq in seqs if (found := known.get(seq) or read.get(seq)) is not None}
+        self._read = rows
+        if len(rows) < len(seqs) or sum(row.size for row in rows.values()) > ALONG_BYTES_MAX:
+            return None
+        return [record for row in rows.values() for record in row.records]
 
     def fresh(self, account_id: str | None) -> bool:
         """Have the store take what is pending of an account (None: of all); return whether it did in time."""

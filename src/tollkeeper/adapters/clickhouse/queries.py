@@ -35,7 +35,7 @@ from tollkeeper.domain.events import TIME_MIN_US, Record
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.rollups import bin_latency_us
-from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, MEASURES, UsageQuery
+from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, MEASURES, UsageQuery, statuses_of
 from tollkeeper.errors import BadParameter
 from tollkeeper.ports import UsageAnswer
 
@@ -610,7 +610,7 @@ class _Report:
 
     def _filter(self, index: int, name: str, allowed: Sequence[str]) -> str:
         if name == "status":
-            self.parameters[f"filter{index}"] = _statuses(allowed)
+            self.parameters[f"filter{index}"] = statuses_of(allowed)
             return f"has({{filter{index}:Array(UInt16)}}, status)"
         self.parameters[f"filter{index}"] = list(allowed)
         column = _COLUMNS.get(name, "")
@@ -683,12 +683,6 @@ def _bucket_reader(query: UsageQuery) -> Callable[[int], str]:
         return text
 
     return read
-
-
-def _statuses(allowed: Sequence[str]) -> list[int]:
-    # "none" is 0; what is no number of 16 bits matches no record.
-    numbers = ["0" if value == "" else value for value in allowed]
-    return [int(text) for text in numbers if text.isascii() and text.isdigit() and len(text) <= 4]
 
 
 def _check(query: UsageQuery) -> None:

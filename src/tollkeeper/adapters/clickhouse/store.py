@@ -71,8 +71,9 @@ _APPEND: Final = {
     # The view has summed up what there is to sum up.
     "optimize_on_insert": 0,
 }
-_REBUILD_ROWS: Final = 5_000_000
-"""Records per step of a rebuild, by whole months: this bounds the memory of one step."""
+_STEP_RECORDS: Final = 1_000_000
+"""Records per step of a rebuild or comparison, by whole UTC days, of which no rollup has two: bounds the memory."""
+_STEP: Final = "toYYYYMMDD({}) BETWEEN {{first:UInt32}} AND {{last:UInt32}}"
 _REBUILD: Final = {
     "insert_deduplicate": 0,
     "max_partitions_per_insert_block": 0,
@@ -315,9 +316,7 @@ class ClickHouseUsageStore:
         """See `ports.UsageStore.duplicates`. At most 1,000 lines."""
         # An id of the index has a row per revision. Those with several are found in the order of its key, in memory
         # that does not grow with the ids; a record is there twice when one of its revisions is.
-        several = """
-            SELECT id, account_id FROM event_ids GROUP BY id, account_id HAVING count() > 1
-            SETTINGS optimize_aggregation_in_order = 1"""
+        several = "SELECT id, account_id FROM event_ids GROUP BY id, account_id HAVING count() > 1"
         rows = self._rows(
             f"""
             SELECT account_id, id, revision, sign, any(key_id), count() AS copies FROM events
@@ -325,7 +324,7 @@ class ClickHouseUsageStore:
             GROUP BY account_id, id, revision, sign HAVING copies > 1
             ORDER BY account_id, id, revision, sign DESC LIMIT {_DIFFERENCES_MAX}""",
             {},
-            _COMPARISON,
+            _COMPARISON | {"optimize_aggregation_in_order": 1},
         )
         return [
             f"events: {account_id} {id_}{f' of key {key_id}' if key_id else ''}, "
@@ -347,9 +346,9 @@ class ClickHouseUsageStore:
             )
         with _engine_errors(), self._append_lock:
             client = self._appender
-            spans = _month_spans(
+            spans = _day_spans(
                 client.query(
-                    "SELECT toYYYYMM(occurred_at) AS month, count() FROM events GROUP BY month ORDER BY month"
+                    "SELECT toYYYYMMDD(occurred_at) AS day, count() FROM events GROUP BY day ORDER BY day"
                 ).result_rows
             )
             for table in dict.fromkeys(_VIEWS.values()):
@@ -357,7 +356,7 @@ class ClickHouseUsageStore:
                 # would the engine once it removes the emptied parts: the schema's `remove_empty_parts`.
                 client.command(f"ALTER TABLE {table} DELETE WHERE 1", settings={"mutations_sync": 2})
             for (view, table), (first, last) in itertools.product(_VIEWS.items(), spans):
-                select = _derivation(view, "toYYYYMM(occurred_at) BETWEEN {first:UInt32} AND {last:UInt32}")
+                select = _derivation(view, _STEP.format("occurred_at"))
                 client.command(
                     f"INSERT INTO {table} {select}",
                     parameters={"first": first, "last": last},
@@ -540,23 +539,31 @@ class ClickHouseUsageStore:
         shown = [f"d_{name}" for name in (*_SUMS, *_EXTREMES)]
         tests = [f"{name} <> 0" for name in shown]
         tests += [f"arrayExists(v -> v <> 0, mapValues(d_{name}))" for name in _MAPS]
-        rows = self._rows(
-            f"""
+        derived = _derivation("usage_rollups_of_events", _STEP.format("occurred_at"))
+        compared = f"""
             SELECT {", ".join([*_DIMENSIONS.values(), *shown])} FROM (
                 SELECT {dimensions}, {sums}, {maps}, {extremes}
                 FROM (
-                    SELECT toInt64(1) AS side, {columns} FROM usage_rollups
+                    SELECT toInt64(1) AS side, {columns} FROM usage_rollups WHERE {_STEP.format("at")}
                     UNION ALL
-                    SELECT toInt64(-1) AS side, {columns} FROM ({_derivation("usage_rollups_of_events")})
+                    SELECT toInt64(-1) AS side, {columns} FROM ({derived})
                 )
                 GROUP BY {dimensions}
             )
             WHERE {" OR ".join(tests)}
-            ORDER BY {dimensions} LIMIT {_DIFFERENCES_MAX}""",
-            {},
-            _COMPARISON,
-        )
-        return [_rollup_line(row) for row in rows]
+            ORDER BY {dimensions} LIMIT {_DIFFERENCES_MAX}"""
+        days = """
+            SELECT day, sum(records) FROM (
+                SELECT toYYYYMMDD(occurred_at) AS day, count() AS records FROM events GROUP BY day
+                UNION ALL SELECT toYYYYMMDD(at) AS day, 0 AS records FROM usage_rollups GROUP BY day
+            ) GROUP BY day ORDER BY day"""
+        lines: list[str] = []
+        for first, last in _day_spans(self._rows(days, {})):
+            rows = self._rows(compared, {"first": first, "last": last}, _COMPARISON)
+            lines += [_rollup_line(row) for row in rows]
+            if len(lines) >= _DIFFERENCES_MAX:
+                break
+        return lines[:_DIFFERENCES_MAX]
 
     def _id_differences(self) -> list[str]:
         # Sums of hashes per account and month find where to look, in memory that does not grow with the ids.
@@ -716,16 +723,16 @@ def _derivation(view: str, condition: str | None = None) -> str:
     return select.replace("FROM events", f"FROM (SELECT * FROM events WHERE {condition})")
 
 
-def _month_spans(counts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return spans of months (first, last) that cover *counts*, pairs of month and records in order."""
+def _day_spans(counts: Sequence[Sequence[Any]]) -> list[tuple[int, int]]:
+    """Return spans of days (first, last) that cover *counts*, pairs of day and records in order."""
     spans: list[tuple[int, int]] = []
     held = 0
-    for month, count in counts:
-        if spans and held + count <= _REBUILD_ROWS:
-            spans[-1] = (spans[-1][0], month)
+    for day, count in counts:
+        if spans and held + count <= _STEP_RECORDS:
+            spans[-1] = (spans[-1][0], day)
             held += count
         else:
-            spans.append((month, month))
+            spans.append((day, day))
             held = count
     return spans
 
