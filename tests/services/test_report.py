@@ -42,34 +42,21 @@ def requests(report: UsageReport) -> int:
     return int(report.totals["requests"])
 
 
-class Appends:
-    """Counts the appends of an installation's relay."""
+class Calls:
+    """Counts what *user*, the relay or the reports of an installation, asks of a method of the usage store."""
 
-    def __init__(self, site: Installation) -> None:
-        self.port = Faulty(site.relay._store, "append")
-        site.relay._store = self.port  # type: ignore[assignment]
-
-    @property
-    def count(self) -> int:
-        return self.port.calls
-
-
-class Questions:
-    """Counts the questions that an installation's usage store gets."""
-
-    def __init__(self, site: Installation) -> None:
-        self.port = Faulty(site.reports._store, "report")
-        site.reports._store = self.port  # type: ignore[assignment]
+    def __init__(self, user: Any, method: str) -> None:
+        self.port = user._store = Faulty(user._store, method)
 
     @property
     def count(self) -> int:
         return self.port.calls
 
 
-def settled(site: Installation) -> Appends:
+def settled(site: Installation) -> Calls:
     """Let the relay learn that nothing is left from before, and count from here."""
     assert site.relay.deliver() == 0
-    return Appends(site)
+    return Calls(site.relay, "append")
 
 
 def test_it_is_answered_without_waiting_for_an_insert(site: Installation, account: str) -> None:
@@ -169,7 +156,7 @@ def test_what_a_process_before_may_have_inserted_is_not_counted_twice(
 def test_who_asks_again_gets_the_new_events_too_and_the_store_is_not_asked(
     site: Installation, account: str
 ) -> None:
-    appends, questions = settled(site), Questions(site)
+    appends, questions = settled(site), Calls(site.reports, "report")
     for everybody in (account, None):
         site.reports.usage(asked(everybody))
     before = requests(site.reports.usage(asked(None)))
@@ -192,7 +179,7 @@ def test_who_asks_again_gets_the_new_events_too_and_the_store_is_not_asked(
 def test_a_batch_that_is_on_its_way_keeps_nobody_waiting_who_asked_before(
     site: Installation, account: str
 ) -> None:
-    appends, questions = settled(site), Questions(site)
+    appends, questions = settled(site), Calls(site.reports, "report")
     site.reports.usage(asked(account))
     appends.port.delay()
     send(site, account, "a")
@@ -211,7 +198,7 @@ def test_a_batch_that_is_on_its_way_keeps_nobody_waiting_who_asked_before(
 def test_what_the_store_took_meanwhile_the_store_must_tell(site: Installation, account: str) -> None:
     """The events are in no outbox any more, and the answer from before has them not."""
     settled(site)
-    questions = Questions(site)
+    questions = Calls(site.reports, "report")
     site.reports.usage(asked(account))
     send(site, account, "a")
     assert site.relay.flush(site.pending.newest_seq(None), 10)
@@ -222,7 +209,7 @@ def test_what_the_store_took_meanwhile_the_store_must_tell(site: Installation, a
 
 def test_what_the_store_took_of_others_is_no_matter(site: Installation, account: str) -> None:
     settled(site)
-    questions = Questions(site)
+    questions = Calls(site.reports, "report")
     site.reports.usage(asked(account))
     send(site, unique("other"), "a")
     assert site.relay.flush(site.pending.newest_seq(None), 10)
