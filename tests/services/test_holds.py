@@ -6,6 +6,7 @@ After each test the counter of the ledger is the sum of the events (`verify`).
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -379,6 +380,22 @@ def test_an_expired_hold_frees_what_it_held(api, clock):
     commit_all(api.site)
     assert (api.used(), api.used("open")) == (0, 0)
     assert api.site.ledger.hold(api.account, "one").state == "expired"
+
+
+def test_a_hold_that_ended_before_its_expiry_is_kept_no_longer(api):
+    def end(count: int) -> None:
+        for _ in range(count):
+            api.void(api.authorize(ttl_s=7 * 86_400).id)
+
+    end(20)
+    tracemalloc.start()
+    try:
+        end(200)
+        left = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, "*/services/holds.py")])
+    finally:
+        tracemalloc.stop()
+    assert sum(found.count for found in left.statistics("lineno")) < 100
+    assert api.site.holds.open_count == 0
 
 
 def test_a_hold_settled_after_its_expiry_is_booked_whole_and_shown_as_overdraft(api, clock):

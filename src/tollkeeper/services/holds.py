@@ -8,7 +8,6 @@ retry of any of the three calls gets the first answer.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +89,8 @@ class Holds:
         self._settling_late: set[tuple[str, str]] = set()
         self._open: dict[tuple[str, str], tuple[Admission, Ticket]] = {}
         self._accounts_by_hold: dict[str, list[str]] = {}
-        self._expiries: list[tuple[int, str, str]] = []
+        self._expiring: dict[int, set[tuple[str, str]]] = {}
+        """The open holds by the second in which they expire."""
         self.denied_unrecorded = 0
         self.denied_count_by_reason: dict[str, int] = {}
 
@@ -224,10 +224,7 @@ class Holds:
         admission.tags = tags
         admission.expires_at_us = admission.at_us + ttl_s * US_PER_S
         at = (admission.account_id, admission.id)
-        with self._lock:
-            self._open[at] = (admission, ticket)
-            self._accounts_by_hold.setdefault(admission.id, []).append(admission.account_id)
-            heapq.heappush(self._expiries, (admission.expires_at_us, *at))
+        self._keep(admission, ticket)
 
         def done(error: BaseException | None) -> None:
             if error is not None and self._gate.claim(admission):
@@ -454,36 +451,29 @@ class Holds:
         """Void the holds whose time is up; return how many. Called every second or so."""
         now_us = self._now_us()
         count = 0
-        while (at := self._next_expired(now_us)) is not None:
+        for at in self._expired(now_us):
             held = self._open.get(at)
-            if held is None:
+            if held is None or not self._gate.claim(held[0]):
+                # Ended since, or being ended, which may yet fail to commit: then the next call finds it.
                 continue
             admission = held[0]
-            if not self._gate.claim(admission):
-                if admission.state == "ending":
-                    # Its ending may yet fail to commit: look again.
-                    self._look_again(at, now_us)
-                continue
             try:
                 self._committer.submit(EndHold(EndedHold(*at, "expired", now_us), None))
             except Unavailable:
                 admission.state = "open"
-                self._look_again(at, now_us)
                 raise
             self._end(admission)
             count += 1
         return count
 
-    def _next_expired(self, now_us: int) -> tuple[str, str] | None:
+    def _expired(self, now_us: int) -> list[tuple[str, str]]:
         with self._lock:
-            if not self._expiries or self._expiries[0][0] > now_us:
-                return None
-            _, account_id, hold_id = heapq.heappop(self._expiries)
-            return account_id, hold_id
-
-    def _look_again(self, at: tuple[str, str], now_us: int) -> None:
-        with self._lock:
-            heapq.heappush(self._expiries, (now_us + US_PER_S, *at))
+            return [
+                at
+                for second in sorted(second for second in self._expiring if second <= now_us // US_PER_S)
+                for at in self._expiring[second]
+                if self._open[at][0].expires_at_us <= now_us
+            ]
 
     def restore(self) -> int:
         """Take up the holds that were open when the process ended; return how many. Called once, at start."""
@@ -497,9 +487,7 @@ class Holds:
                 log.warning("tollkeeper.hold.orphaned", extra={"account": at[0], "hold": at[1]})
                 self._committer.submit(EndHold(EndedHold(*at, "expired", self._now_us()), None))
                 continue
-            self._open[at] = (admission, Ticket.finished())
-            self._accounts_by_hold.setdefault(stored.hold_id, []).append(stored.account_id)
-            heapq.heappush(self._expiries, (admission.expires_at_us, *at))
+            self._keep(admission, Ticket.finished())
             count += 1
         return count
 
@@ -528,9 +516,21 @@ class Holds:
         admission.durable = True
         return admission
 
-    def _forget(self, admission: Admission) -> None:
+    def _keep(self, admission: Admission, ticket: Ticket) -> None:
+        at = (admission.account_id, admission.id)
         with self._lock:
-            self._open.pop((admission.account_id, admission.id), None)
+            self._open[at] = (admission, ticket)
+            self._expiring.setdefault(admission.expires_at_us // US_PER_S, set()).add(at)
+            self._accounts_by_hold.setdefault(admission.id, []).append(admission.account_id)
+
+    def _forget(self, admission: Admission) -> None:
+        at = (admission.account_id, admission.id)
+        second = admission.expires_at_us // US_PER_S
+        with self._lock:
+            if self._open.pop(at, None) is not None:
+                self._expiring[second].remove(at)
+                if not self._expiring[second]:
+                    del self._expiring[second]
             owners = self._accounts_by_hold.get(admission.id)
             if owners is not None:
                 if admission.account_id in owners:
