@@ -47,12 +47,19 @@ class UsageStore(Protocol):
     fails; nothing else of the engine's errors gets out.
     """
 
-    def append(self, records: pa.Table, token: str) -> None:
+    def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         """
-        Insert *records* (columns of `columns.SCHEMA`) and their rollups, all or nothing.
+        Insert *records* (columns of `columns.SCHEMA`) and their rollups, all or nothing; what is there when it
+        returns stays, whatever becomes of the machine.
 
         Called by the relay with the same *records* and *token* until it returned once; a repeat after a
         lost answer, however late, changes nothing.
+
+        Args:
+            records: What to insert.
+            token: Names this append.
+            begun_after: None when nobody called with *token* before. Else how many records were appended before:
+                the earlier call may have been cut short at any step, by the end of its process too. Takes longer.
         """
 
     def known_ids(self, keys: pa.Table) -> pa.Table:

@@ -148,10 +148,10 @@ def test_a_store_that_does_not_answer_costs_the_gate_nothing(
         def __getattr__(self, name: str) -> Any:
             return getattr(usage_store, name)
 
-        def append(self, records: Any, token: str) -> None:
+        def append(self, records: Any, token: str, *, begun_after: int | None = None) -> None:
             if not self.answers:
                 raise Unavailable("away")
-            usage_store.append(records, token)
+            usage_store.append(records, token, begun_after=begun_after)
 
         def ready(self) -> bool:
             self.questions += 1

@@ -73,10 +73,12 @@ class Recorded:
     def __init__(self, store: Any) -> None:
         self.store = store
         self.appends: list[tuple[str, list[str]]] = []
+        self.begun_after: list[int | None] = []
 
-    def append(self, records: pa.Table, token: str) -> None:
+    def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         self.appends.append((token, records.column("id").to_pylist()))
-        self.store.append(records, token)
+        self.begun_after.append(begun_after)
+        self.store.append(records, token, begun_after=begun_after)
 
 
 @settings(
@@ -158,6 +160,33 @@ def test_a_batch_is_repeated_with_the_same_rows_and_token(
     assert tokens[0] == tokens[1] == tokens[2] != tokens[3]
     assert [ids for _, ids in store.appends] == [[first[0].id]] * 3 + [[second[0].id]]
     assert totals(usage_store, account) == (2, 2)
+
+
+def test_what_may_have_been_begun_before_is_told_to_be(
+    engine: sa.Engine, usage_store: ClickHouseUsageStore
+) -> None:
+    """By a process before, or by a call that failed: it is compared with what is there, which takes longer."""
+    empty_tables(engine)
+    account, ledger, store = unique("acct"), SqlLedger(engine), Recorded(usage_store)
+    faulty: Any = Faulty(store, "append")
+    relay: Any = Relay(ledger, faulty, Pending())
+
+    def deliver(count: int) -> None:
+        ledger.commit(Group(now_us=NOON_US, outbox=[entry([record(account) for _ in range(count)])]))
+        assert relay.deliver() == 1
+
+    deliver(2)
+    deliver(3)
+    faulty.lose_replies(1)
+    with pytest.raises(Unavailable):
+        deliver(4)
+    relay.failure = None
+    assert relay.deliver() == 1
+    deliver(5)
+    relay = Relay(ledger, store, Pending())  # type: ignore[arg-type]
+    deliver(6)
+    assert store.begun_after == [0, None, None, 5, None, 14]
+    assert totals(usage_store, account) == (20, 20)
 
 
 def test_a_batch_whose_end_the_ledger_did_not_tell_is_ended_once_and_not_inserted_again(

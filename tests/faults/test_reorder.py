@@ -31,9 +31,9 @@ class Swapping:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    def append(self, records: pa.Table, token: str) -> None:
+    def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         """Write, then what was kept of the one before."""
-        self._target.append(records, token)
+        self._target.append(records, token, begun_after=begun_after)
         self.order.append(token)
         if self.kept is not None:
             (late, late_token), self.kept = self.kept, None
@@ -86,9 +86,9 @@ def test_batches_in_swapped_order_sum_up_to_the_same(
     site = install()
     Customer(site, account)
 
-    def note(records: pa.Table, token: str) -> None:
+    def note(records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         made.append((records, token))
-        real(records, token)
+        real(records, token, begun_after=begun_after)
 
     monkeypatch.setattr(usage_store, "append", note)
     send(site, account, "e1", "e2", "e3")

@@ -393,7 +393,7 @@ def test_a_store_that_is_behind_makes_corrections_wait(
     store = tenant.toll.installation.store
     append = store.append
 
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **options: Any) -> None:
         raise Unavailable("the disk of the store is full")
 
     monkeypatch.setattr(store, "append", fail)

@@ -262,8 +262,8 @@ class Waits:
         self.more = threading.Condition()
         append, before = site.store.append, site.relay._urgent
 
-        def counted(*args: Any) -> None:
-            append(*args)
+        def counted(*args: Any, **options: Any) -> None:
+            append(*args, **options)
             with self.more:
                 self.of_each.append(self.last)
                 self.more.notify_all()

@@ -71,8 +71,8 @@ class OpeningUsageStore:
                 self._start()
         raise Unavailable(str(error or "The usage store is still opening.")) from error
 
-    def append(self, records: pa.Table, token: str) -> None:
-        self._store.append(records, token)
+    def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
+        self._store.append(records, token, begun_after=begun_after)
 
     def known_ids(self, keys: pa.Table) -> pa.Table:
         return self._store.known_ids(keys)

@@ -161,13 +161,16 @@ class Relay:
                     self._moving = False
                     return 0
                 batch, rows = found
+                # After a start or a failure: who began this batch may have got anywhere with it.
+                begun_after = self._ledger.delivered_records() if self._moving else None
                 # In this order, and until the end: `mark` looks at both without a lock.
                 self._moving = True
                 self._moves += 1
                 tables = self._tables(rows)
                 if tables:
                     # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
-                    self._store.append(concat(tables), f"{self._ledger.installation_id}-{batch}")
+                    token = f"{self._ledger.installation_id}-{batch}"
+                    self._store.append(concat(tables), token, begun_after=begun_after)
                 counts = {seq: entry.record_count for seq, entry in rows}
                 self._inserted = _Inserted(batch, counts, sum(table.num_rows for table in tables))
                 del rows, tables

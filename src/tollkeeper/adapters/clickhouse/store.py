@@ -18,9 +18,9 @@ import logging
 import re
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
 from queue import Empty, LifoQueue
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlparse
@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from tollkeeper.adapters.clickhouse import code_pages, queries
+from tollkeeper.adapters.clickhouse import code_pages, queries, repeats, tables
 from tollkeeper.columns import SCHEMA, records_of
 from tollkeeper.domain.events import RECORD_FIELDS, Record
 from tollkeeper.domain.usage import UsageQuery
@@ -42,7 +42,11 @@ _READERS_MAX: Final = 4
 """More would only wait for one another: a report keeps two cores busy."""
 _LITERALS_MAX: Final = 200
 """Up to here ids are parameters; a list of 50,000 takes 1.2 s to parse, as a temporary table 25 ms."""
-_MARK_CACHE_BYTES: Final = 64 << 20
+_ENGINE: Final = {
+    "mark_cache_size": 64 << 20,
+    # Each idle thread keeps three files open, and what it has of memory.
+    "max_thread_pool_free_size": 16,
+}
 _IN_PROCESS: Final = {
     # Few rows per question: to compile its expressions takes longer than to run them.
     "compile_expressions": 0,
@@ -74,14 +78,6 @@ _APPEND: Final = {
 _STEP_RECORDS: Final = 1_000_000
 """Records per step of a rebuild or comparison, by whole UTC days, of which no rollup has two: bounds the memory."""
 _STEP: Final = "toYYYYMMDD({}) BETWEEN {{first:UInt32}} AND {{last:UInt32}}"
-_REBUILD: Final = {
-    "insert_deduplicate": 0,
-    "max_partitions_per_insert_block": 0,
-    "min_insert_block_size_rows": 100_000,
-    "max_insert_block_size": 100_000,
-    "max_threads": 2,
-    "max_bytes_before_external_group_by": 128 << 20,
-}
 _COMPARISON: Final = {"max_threads": 2, "max_bytes_before_external_group_by": 128 << 20}
 
 _RECORD_COLUMNS: Final = ", ".join(
@@ -89,12 +85,6 @@ _RECORD_COLUMNS: Final = ", ".join(
     for name in RECORD_FIELDS
 )
 _KEY: Final = ("account_id", "occurred_at", "id", "revision", "sign")
-_VIEWS: Final = {
-    "event_ids_of_events": "event_ids",
-    "event_ids_of_amendments": "event_ids",
-    "usage_rollups_of_events": "usage_rollups",
-}
-"""Materialized view → the table that it fills from `events`."""
 
 
 log = logging.getLogger("tollkeeper.usage")
@@ -139,7 +129,7 @@ class ClickHouseUsageStore:
         options: dict[str, Any] = {}
         settings: dict[str, Any] = {}
         if url.startswith("chdb:"):
-            options["mark_cache_size"] = _MARK_CACHE_BYTES
+            options |= _ENGINE
             settings |= _IN_PROCESS
             if memory_bytes_max is not None:
                 options["max_server_memory_usage"] = memory_bytes_max
@@ -148,7 +138,7 @@ class ClickHouseUsageStore:
         with _engine_errors():
             store = cls(url, options, settings)
             try:
-                _migrate(store._appender)
+                tables.migrate(store._appender)
                 store._look_for_losses()
                 if url.startswith("chdb:"):
                     # Only this process writes there, so that what it appends is all that can come to it.
@@ -164,7 +154,7 @@ class ClickHouseUsageStore:
                 raise
             return store
 
-    def append(self, records: pa.Table, token: str) -> None:
+    def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         """See `ports.UsageStore.append`."""
         if records.num_rows == 0:
             return
@@ -172,8 +162,31 @@ class ClickHouseUsageStore:
             if self._newest_id is not None:
                 # Before the insert, which may succeed without our hearing of it.
                 self._newest_id = max(self._newest_id, _newest_of(records))
-            settings = {**_APPEND, "insert_deduplication_token": token}
-            self._insert(self._appender, "events", _stored_form(records), settings)
+            rows = _stored_form(records)
+            if begun_after is None:
+                self._append(rows, token)
+            else:
+                self._append_again(rows, token, records_min=begun_after + rows.num_rows)
+
+    def _append(self, rows: pa.Table, token: str) -> None:
+        self._insert(self._appender, "events", rows, {**_APPEND, "insert_deduplication_token": token})
+
+    def _append_again(self, rows: pa.Table, token: str, *, records_min: int) -> None:
+        """Append what the store lacks of *rows*, whatever it remembers of *token*."""
+        client = self._appender
+        repeats.create(client)
+        self._insert(client, repeats.TABLE, repeats.listed(rows))
+        # The token first: on a server the earlier insert may still be running.
+        for name in (token, f"{token}-{uuid.uuid4()}"):
+            if not (missing := repeats.missing(client)):
+                break
+            self._append(rows.take(missing), name)
+        if client.query("SELECT count() FROM events").result_rows[0][0] < records_min:
+            # Others are missing. Made anew, a rollup would forget what they said; `verify` names them.
+            log.error("tollkeeper.usage.records_missing", extra={"token": token})
+        else:
+            repeats.derive(client)
+        repeats.drop(client)
 
     def known_ids(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.known_ids`."""
@@ -351,16 +364,16 @@ class ClickHouseUsageStore:
                     "SELECT toYYYYMMDD(occurred_at) AS day, count() FROM events GROUP BY day ORDER BY day"
                 ).result_rows
             )
-            for table in dict.fromkeys(_VIEWS.values()):
+            for table in dict.fromkeys(tables.VIEWS.values()):
                 # TRUNCATE would forget the tokens of these rows, and a repeated append would count again; so
                 # would the engine once it removes the emptied parts: the schema's `remove_empty_parts`.
                 client.command(f"ALTER TABLE {table} DELETE WHERE 1", settings={"mutations_sync": 2})
-            for (view, table), (first, last) in itertools.product(_VIEWS.items(), spans):
-                select = _derivation(view, _STEP.format("occurred_at"))
+            for (view, table), (first, last) in itertools.product(tables.VIEWS.items(), spans):
+                select = tables.derivation(view, _STEP.format("occurred_at"))
                 client.command(
                     f"INSERT INTO {table} {select}",
                     parameters={"first": first, "last": last},
-                    settings=dict(_REBUILD),
+                    settings=dict(tables.DERIVING),
                 )
             for table, name in self._lost:
                 # All that it had is there again.
@@ -374,7 +387,7 @@ class ClickHouseUsageStore:
                 self._newest_id = self._greatest_id()
             return {
                 table: client.query(f"SELECT count() FROM {table}").result_rows[0][0]
-                for table in dict.fromkeys(_VIEWS.values())
+                for table in dict.fromkeys(tables.VIEWS.values())
             }
 
     def ready(self) -> bool:
@@ -517,7 +530,7 @@ class ClickHouseUsageStore:
         aside = self._set_aside()
         for table, name in aside:
             log.error("tollkeeper.usage.part_set_aside", extra={"table": table, "part": name})
-        self._lost = [(table, name) for table, name in aside if table in _VIEWS.values()]
+        self._lost = [(table, name) for table, name in aside if table in tables.VIEWS.values()]
 
     def _check_whole(self) -> None:
         """Raise Unavailable while a derived table lacks a part: its answers would be too low, and look right."""
@@ -539,7 +552,7 @@ class ClickHouseUsageStore:
         shown = [f"d_{name}" for name in (*_SUMS, *_EXTREMES)]
         tests = [f"{name} <> 0" for name in shown]
         tests += [f"arrayExists(v -> v <> 0, mapValues(d_{name}))" for name in _MAPS]
-        derived = _derivation("usage_rollups_of_events", _STEP.format("occurred_at"))
+        derived = tables.derivation("usage_rollups_of_events", _STEP.format("occurred_at"))
         compared = f"""
             SELECT {", ".join([*_DIMENSIONS.values(), *shown])} FROM (
                 SELECT {dimensions}, {sums}, {maps}, {extremes}
@@ -568,7 +581,7 @@ class ClickHouseUsageStore:
     def _id_differences(self) -> list[str]:
         # Sums of hashes per account and month find where to look, in memory that does not grow with the ids.
         derived = " UNION ALL ".join(
-            _derivation(view) for view in ("event_ids_of_events", "event_ids_of_amendments")
+            tables.derivation(view) for view in ("event_ids_of_events", "event_ids_of_amendments")
         )
         both = f"""
             SELECT toInt64(1) AS side, id, account_id, occurred_minute FROM event_ids
@@ -676,51 +689,6 @@ def _engine_errors() -> Iterator[None]:
         damaged = _DAMAGED_FILE.search(str(exc))
         said = f"is damaged: {damaged[1]}" if damaged else "cannot answer now"
         raise Unavailable(f"the usage store {said}", detail=str(exc)) from exc
-
-
-def _migrate(client: Client) -> None:
-    """Apply the schema files that the database does not have yet. Repeating one changes nothing."""
-    client.command(
-        "CREATE TABLE IF NOT EXISTS schema_version (version UInt32, applied_at DateTime DEFAULT now()) "
-        "ENGINE = MergeTree ORDER BY version"
-    )
-    stored = client.query("SELECT max(version) FROM schema_version").result_rows[0][0]
-    files = _schema_files()
-    if stored > max(files):
-        raise Unavailable(
-            "the usage store was made by a later version of Tollkeeper", stored=stored, known=max(files)
-        )
-    for version in sorted(files):
-        if version > stored:
-            for statement in _statements(files[version]):
-                client.command(statement)
-            client.command(
-                "INSERT INTO schema_version (version) SELECT {version:UInt32}",
-                parameters={"version": version},
-            )
-
-
-def _schema_files() -> dict[int, str]:
-    folder = resources.files("tollkeeper.adapters.clickhouse") / "schema"
-    return {
-        int(file.name.split("_")[0]): file.read_text(encoding="utf-8")
-        for file in folder.iterdir()
-        if file.name.endswith(".sql")
-    }
-
-
-def _statements(text: str) -> list[str]:
-    return [statement.strip() for statement in text.split(";\n") if statement.strip()]
-
-
-def _derivation(view: str, condition: str | None = None) -> str:
-    """Return the SELECT of a materialized view, over the records for which *condition* holds."""
-    opening = f"CREATE MATERIALIZED VIEW IF NOT EXISTS {view} TO "
-    texts = (statement for text in _schema_files().values() for statement in _statements(text))
-    select = next(text.split(opening)[1].split(" AS\n", 1)[1] for text in texts if opening in text)
-    if condition is None:
-        return select
-    return select.replace("FROM events", f"FROM (SELECT * FROM events WHERE {condition})")
 
 
 def _day_spans(counts: Sequence[Sequence[Any]]) -> list[tuple[int, int]]:

@@ -1,0 +1,73 @@
+"""The tables of the usage store: how their schema is brought up to date, and what the materialized views derive."""
+
+# ruff: noqa: S608 - statements are put together from names in this package; values are parameters.
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Final
+
+from clickhouse_connect.driver.client import Client
+
+from tollkeeper.errors import Unavailable
+
+VIEWS: Final = {
+    "event_ids_of_events": "event_ids",
+    "event_ids_of_amendments": "event_ids",
+    "usage_rollups_of_events": "usage_rollups",
+}
+"""Materialized view → the table that it fills from `events`."""
+DERIVING: Final = {
+    "insert_deduplicate": 0,
+    "max_partitions_per_insert_block": 0,
+    "min_insert_block_size_rows": 100_000,
+    "max_insert_block_size": 100_000,
+    "max_threads": 2,
+    "max_bytes_before_external_group_by": 128 << 20,
+}
+"""Settings of an INSERT that derives what many records say, in bounded memory."""
+
+
+def migrate(client: Client) -> None:
+    """Apply the schema files that the database does not have yet. Repeating one changes nothing."""
+    client.command(
+        "CREATE TABLE IF NOT EXISTS schema_version (version UInt32, applied_at DateTime DEFAULT now()) "
+        "ENGINE = MergeTree ORDER BY version"
+    )
+    stored = client.query("SELECT max(version) FROM schema_version").result_rows[0][0]
+    files = _schema_files()
+    if stored > max(files):
+        raise Unavailable(
+            "the usage store was made by a later version of Tollkeeper", stored=stored, known=max(files)
+        )
+    for version in sorted(files):
+        if version > stored:
+            for statement in _statements(files[version]):
+                client.command(statement)
+            client.command(
+                "INSERT INTO schema_version (version) SELECT {version:UInt32}",
+                parameters={"version": version},
+            )
+
+
+def _schema_files() -> dict[int, str]:
+    folder = resources.files("tollkeeper.adapters.clickhouse") / "schema"
+    return {
+        int(file.name.split("_")[0]): file.read_text(encoding="utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".sql")
+    }
+
+
+def _statements(text: str) -> list[str]:
+    return [statement.strip() for statement in text.split(";\n") if statement.strip()]
+
+
+def derivation(view: str, condition: str | None = None) -> str:
+    """Return the SELECT of a materialized view, over the records for which *condition* holds."""
+    opening = f"CREATE MATERIALIZED VIEW IF NOT EXISTS {view} TO "
+    texts = (statement for text in _schema_files().values() for statement in _statements(text))
+    select = next(text.split(opening)[1].split(" AS\n", 1)[1] for text in texts if opening in text)
+    if condition is None:
+        return select
+    return select.replace("FROM events", f"FROM (SELECT * FROM events WHERE {condition})")
