@@ -50,7 +50,7 @@ scale: $(PEERS)
 	$(BIN)/python -m bench scale --events $(EVENTS)
 
 # SECONDS of load; exit code 1 when memory, handles, the outbox or latency drift beyond what bench/soak.py states.
-soak: SECONDS ?= 120
+soak: SECONDS ?= 600
 soak: $(READY)
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
