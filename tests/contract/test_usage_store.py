@@ -906,9 +906,39 @@ def test_differences_are_found_and_rebuilt(store: ClickHouseUsageStore, account:
     assert min(written.values()) > 0
     assert store.differences() == []
     assert store.report(query) == before
-    store.append(table_of(rows), f"{account}-1")  # A repeat is one after a rebuild too.
+    store.append(table_of(rows), f"{account}-1", begun_after=0)  # A repeat is one after a rebuild too.
     assert store.differences() == []
     assert store.report(query) == before
+    store.append(table_of([record(account)]), f"{account}-2")
+    assert store.differences() == []
+    assert store.report(query) != before
+
+
+def test_questions_are_answered_while_rollups_are_made_anew(
+    store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each step as before it: of half made rollups the sums would be too low, and of the ids a repeat be new."""
+    rows = random_history(random.Random(6), [account], 60)
+    store.append(table_of(rows), f"{account}-1")
+    query = ask(account, group_by=("key", "model"), granularity="hour", measures=MEASURES, limit=50_000)
+    ids = pa.table({"account_id": [row.account_id for row in rows], "id": [row.id for row in rows]})
+    command = store._appender.command
+
+    def answers() -> tuple[UsageAnswer, set[str]]:
+        return store.report(query), set(store.known_ids(ids).column("id").to_pylist())
+
+    before, steps = answers(), []
+
+    def look(statement: str, *args: Any, **options: Any) -> Any:
+        found = command(statement, *args, **options)
+        steps.append(statement)
+        assert answers() == before, statement
+        return found
+
+    monkeypatch.setattr(store._appender, "command", look)
+    store.rebuild()
+    assert len([step for step in steps if step.startswith("EXCHANGE")]) == 2
+    assert len(before[1]) == len({row.id for row in rows})
 
 
 @pytest.mark.parametrize("tier", ["hour", "day", "keys_hour", "keys_day", "kinds_hour", "kinds_day"])

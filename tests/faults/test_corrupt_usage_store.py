@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -60,9 +64,12 @@ LOOK: Final = """
         event = {"id": "e1", "time": NOON.isoformat(), "account": "acme", "cost_nanos": 2}
         return toll.record([event]).accepted
 
+    def more():
+        return toll.record([{"id": "more", "time": NOON.isoformat(), "account": "acme", "cost_nanos": 1}]).accepted
+
     with Tollkeeper.open(sys.argv[1], unknown_route="allow") as toll:
         store = toll.installation.store
-        steps = {"usage": totals, "verify": verdict, "differences": store.differences,
+        steps = {"more": more, "usage": totals, "verify": verdict, "differences": store.differences,
                  "rebuild": lambda: dict(toll.rebuild()), "again": again}
         print(json.dumps([said(steps[name]) for name in sys.argv[2:]]))
 """
@@ -204,6 +211,46 @@ def test_records_that_were_removed_are_missed(damaged: Any) -> None:
     assert any(line.startswith("usage_rollups: ") for line in verdict[2])
     assert any(line.startswith("event_ids: ") for line in verdict[2])
     assert totals == TOTALS
+
+
+KILLED: Final = """
+    import os, sys
+    from tollkeeper import Tollkeeper
+
+    with Tollkeeper.open(sys.argv[1], unknown_route="allow") as toll:
+        client, left = toll.installation.store._store._appender, int(sys.argv[2])
+        command = client.command
+
+        def count(*args, **options):
+            global left
+            if left == 0:
+                print("killed", flush=True)
+                os.kill(os.getpid(), 9)
+            left -= 1
+            return command(*args, **options)
+
+        client.command = count
+        toll.rebuild()
+        print("ended", flush=True)
+"""
+
+
+def test_a_rebuild_that_is_killed_changes_no_answer(filled: Path, tmp_path: Path) -> None:
+    """At whichever step; the next one takes up nothing that it left."""
+    for step in itertools.count():
+        directory = shutil.copytree(filled, tmp_path / str(step), symlinks=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), str(step)],
+            check=False, capture_output=True, text=True, timeout=120, cwd="/",
+        )  # fmt: skip
+        assert ended.stdout in ("killed\n", "ended\n"), ended.stderr
+        usage, again, more, verdict = look(directory, "usage", "again", "more", "verify")
+        assert (usage, again, more, verdict) == (TOTALS, 0, 1, [True, [], []]), step
+        if ended.stdout == "ended\n":
+            break
+        tables = {path.name for path in (directory / "usage" / "data" / "default").iterdir()}
+        assert not any("rebuilt" in name for name in tables)
+    assert step >= 11
 
 
 ONE_OF_MANY: Final = """

@@ -139,6 +139,7 @@ class ClickHouseUsageStore:
             store = cls(url, options, settings)
             try:
                 tables.migrate(store._appender)
+                tables.drop_unfinished(store._appender)
                 store._look_for_losses()
                 if url.startswith("chdb:"):
                     # Only this process writes there, so that what it appends is all that can come to it.
@@ -347,10 +348,10 @@ class ClickHouseUsageStore:
 
     def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         """
-        See `ports.UsageStore.rebuild`. Questions asked meanwhile see rollups that are not complete.
+        See `ports.UsageStore.rebuild`. They are made beside those in use, which answer until each is exchanged.
 
         An append that failed half-way must have been repeated before: its rollups are made here from the
-        records that it left, and the repeat would add them once more.
+        records that it left.
         """
         if damages := self._damages(records_min):
             # What is derived has what these records said, and goes on being right; it could not be made again.
@@ -364,30 +365,26 @@ class ClickHouseUsageStore:
                     "SELECT toYYYYMMDD(occurred_at) AS day, count() FROM events GROUP BY day ORDER BY day"
                 ).result_rows
             )
-            for table in dict.fromkeys(tables.VIEWS.values()):
-                # TRUNCATE would forget the tokens of these rows, and a repeated append would count again; so
-                # would the engine once it removes the emptied parts: the schema's `remove_empty_parts`.
-                client.command(f"ALTER TABLE {table} DELETE WHERE 1", settings={"mutations_sync": 2})
+            tables.drop_unfinished(client)
+            for table in tables.DERIVED:
+                client.command(f"CREATE TABLE {tables.unfinished(table)} AS {table}")
             for (view, table), (first, last) in itertools.product(tables.VIEWS.items(), spans):
-                select = tables.derivation(view, _STEP.format("occurred_at"))
                 client.command(
-                    f"INSERT INTO {table} {select}",
+                    f"INSERT INTO {tables.unfinished(table)} "
+                    f"{tables.derivation(view, _STEP.format('occurred_at'))}",
                     parameters={"first": first, "last": last},
                     settings=dict(tables.DERIVING),
                 )
-            for table, name in self._lost:
-                # All that it had is there again.
-                client.command(
-                    f"ALTER TABLE {table} DROP DETACHED PART {_quoted(name)}",
-                    settings={"allow_drop_detached": 1},
-                )
+            for table in tables.DERIVED:
+                client.command(f"EXCHANGE TABLES {table} AND {tables.unfinished(table)}")
+            # With them go the parts that were set aside: all that they had is there again.
+            tables.drop_unfinished(client)
             self._lost = []
             if self._directory is not None:
                 # What it was read from at the start may have lacked ids, which would then be taken to be new.
                 self._newest_id = self._greatest_id()
             return {
-                table: client.query(f"SELECT count() FROM {table}").result_rows[0][0]
-                for table in dict.fromkeys(tables.VIEWS.values())
+                table: client.query(f"SELECT count() FROM {table}").result_rows[0][0] for table in tables.DERIVED
             }
 
     def ready(self) -> bool:
@@ -530,7 +527,7 @@ class ClickHouseUsageStore:
         aside = self._set_aside()
         for table, name in aside:
             log.error("tollkeeper.usage.part_set_aside", extra={"table": table, "part": name})
-        self._lost = [(table, name) for table, name in aside if table in tables.VIEWS.values()]
+        self._lost = [(table, name) for table, name in aside if table in tables.DERIVED]
 
     def _check_whole(self) -> None:
         """Raise Unavailable while a derived table lacks a part: its answers would be too low, and look right."""

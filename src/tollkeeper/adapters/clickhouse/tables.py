@@ -17,6 +17,7 @@ VIEWS: Final = {
     "usage_rollups_of_events": "usage_rollups",
 }
 """Materialized view → the table that it fills from `events`."""
+DERIVED: Final = tuple(dict.fromkeys(VIEWS.values()))
 DERIVING: Final = {
     "insert_deduplicate": 0,
     "max_partitions_per_insert_block": 0,
@@ -26,6 +27,17 @@ DERIVING: Final = {
     "max_bytes_before_external_group_by": 128 << 20,
 }
 """Settings of an INSERT that derives what many records say, in bounded memory."""
+
+
+def unfinished(table: str) -> str:
+    """Return the name under which *table* is made anew, and after it is exchanged, what it was before."""
+    return f"{table}_rebuilt"
+
+
+def drop_unfinished(client: Client) -> None:
+    """Drop what a rebuild made, or left when it was killed."""
+    for table in DERIVED:
+        client.command(f"DROP TABLE IF EXISTS {unfinished(table)} SYNC")
 
 
 def migrate(client: Client) -> None:

@@ -1,8 +1,6 @@
 -- Where the event or amendment of an id is: id first, since UUIDv7 ids are ordered by time and a batch of new
 -- ones then touches only the end of the table. The minute finds the record in `events` and, in id order,
 -- compresses to almost nothing, which the microsecond does not.
--- The engine forgets the deduplication tokens of parts that it removes. A rebuild empties all parts (store.py): they
--- stay until they are merged, so that a repeated append is still known as one.
 CREATE TABLE IF NOT EXISTS event_ids
 (
     id String CODEC(ZSTD),
@@ -11,7 +9,7 @@ CREATE TABLE IF NOT EXISTS event_ids
 )
 ENGINE = MergeTree
 ORDER BY (id, account_id)
-SETTINGS non_replicated_deduplication_window = 10000, remove_empty_parts = 0;
+SETTINGS non_replicated_deduplication_window = 10000;
 
 -- One row per revision, since an amendment may move an event to another minute.
 CREATE MATERIALIZED VIEW IF NOT EXISTS event_ids_of_events TO event_ids AS

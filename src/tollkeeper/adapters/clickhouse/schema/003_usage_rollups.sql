@@ -4,8 +4,7 @@
 --   keys_hour   by project and key only, with latencies   keys_day    the same per day
 --   kinds_hour  by all the others, with latencies         kinds_day   the same per day
 -- A maximum or minimum cannot be subtracted: those of hours with corrections are taken from `events`.
--- Small granules, since a question wants few rows of a tier and reads no less than a granule. Emptied parts stay,
--- as in 002_event_ids.sql.
+-- Small granules, since a question wants few rows of a tier and reads no less than a granule.
 -- LZ4, since a report decodes much and keeps little: with ZSTD it takes up to twice as long.
 CREATE TABLE IF NOT EXISTS usage_rollups
 (
@@ -51,7 +50,7 @@ PARTITION BY toYear(at)
 ORDER BY (
     account_id, tier, at, project_id, key_id, kind, method, route, status, error_type, denied_reason, model, cache
 )
-SETTINGS non_replicated_deduplication_window = 10000, remove_empty_parts = 0, index_granularity = 1024;
+SETTINGS non_replicated_deduplication_window = 10000, index_granularity = 1024;
 
 -- The bin of a latency is that of domain/rollups.py latency_bin: the divisor is the same double, ln 1.02.
 -- Per-record forms of these sums are in queries.py; a test holds the two together.
