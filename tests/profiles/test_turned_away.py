@@ -233,3 +233,16 @@ def test_a_reply_stands_though_nobody_can_tell_whether_its_caller_is_known(
     app.close()
     logged = [entry for entry in caplog.records if entry.message == "tollkeeper.profile.failed"]
     assert len(logged) == FAILURES_MAX + 1
+
+
+def test_only_whole_paths_of_ours_are_ours(install: Install) -> None:
+    """The rest is the root profile's, which words its own 404."""
+    app = build_app(install(root_profile="cheapestinference"))
+    call = Caller(app)
+    for path in ("/metricsfoo", "/healthzz", "/tkx", "/metrics/x"):
+        answer = call("GET", path, [])
+        assert (answer.status, "error" in answer.json, "title" in answer.json) == (404, True, False), path
+    for path in ("/healthz", "/healthz/", "/readyz"):
+        assert call("GET", path, []).status == 200, path
+    call.close()
+    app.close()

@@ -36,8 +36,8 @@ Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
 
 PREFIX: Final = "/tk/v1"
 PROBES: Final = ("/healthz", "/readyz")
-OWN_PATHS: Final = ("/tk/", *PROBES, "/metrics")
-"""Served by the product whatever the root profile is."""
+OWN_PATHS: Final = frozenset({*PROBES, "/metrics"})
+"""Served by the product whatever the root profile is, beside all of `/tk/`."""
 _ADDRESS_CHARS_MAX: Final = 45
 """Of an IPv6 address in text: what is remembered of a failing caller has a bound."""
 _encode: Final = msgspec.json.Encoder().encode
@@ -83,7 +83,7 @@ class App:
             await self._serve_hot(found[0], found[1], scope, receive, send)
             return
         path = routed_path(scope)
-        if not path.startswith(OWN_PATHS):
+        if not path.startswith("/tk/") and path.rstrip("/") not in OWN_PATHS:
             vendor = self._profiles.find(path)
             if vendor is not None:
                 await self._serve_profile(*vendor, scope, receive, send)
