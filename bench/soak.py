@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,7 +42,12 @@ MEMORY_MB_MAX: Final = 600
 MEMORY_GROWTH_MB: Final = 60
 """From the first interval that counts to the last: half of what the engine's caches may still take."""
 HANDLES_GROWTH: Final = 16
-"""A keep-alive connection more or less is no leak."""
+"""A keep-alive connection more or less is no leak. Beside the statistics of threads, of which the engine keeps three
+files of each open; its threads have a bound of their own."""
+HANDLES_MAX: Final = 768
+"""All of them at any look, merges included: three quarters of what a process may usually open."""
+THREADS_MAX: Final = 160
+"""The engine's pool for input and output goes up to 100, as many as there were files to sync at one time."""
 HANDLES_EVERY_S: Final = 0.5
 """An interval has as many handles as the least of its looks: a merge has a hundred files open while it lasts."""
 OUTBOX_S_MAX: Final = 6.0
@@ -53,12 +58,22 @@ P99_SLACK_MS: Final = 10.0
 """The p99 of the last third may be twice that of the first third that counts, and this: the machine is shared."""
 
 
+class Handles(NamedTuple):
+    """What one look saw of open handles and threads."""
+
+    all: int
+    beside_threads: int
+    threads: int
+
+
 class Sample(NamedTuple):
     """What one interval saw: most of it at its end, the handles as `HANDLES_EVERY_S` says."""
 
     at_s: float
     memory_mb: float
     handles: int
+    handles_max: int
+    threads: int
     outbox: int
     records_per_s: float
     pairs_per_s: float
@@ -106,7 +121,9 @@ def soak(server: Process, seconds: float) -> tuple[list[Sample], float, bool]:
                 Sample(
                     time.perf_counter() - started,
                     server.memory_mb(),
-                    min(handles),
+                    min(seen.beside_threads for seen in handles),
+                    max(seen.all for seen in handles),
+                    max(seen.threads for seen in handles),
                     _outbox(server.port),
                     run.rounds_per_s + (sent[0] - sent_before) / took,
                     run.rounds_per_s,
@@ -137,6 +154,10 @@ def drifts(samples: list[Sample]) -> list[str]:
         found.append(f"memory grew from {first.memory_mb:.0f} to {last.memory_mb:.0f} MB")
     if last.handles - first.handles > HANDLES_GROWTH:
         found.append(f"open handles grew from {first.handles} to {last.handles}")
+    if (most := max(s.handles_max for s in samples)) > HANDLES_MAX:
+        found.append(f"{most} handles were open at once")
+    if (most := max(s.threads for s in samples)) > THREADS_MAX:
+        found.append(f"there were {most} threads")
     for sample in counted:
         if sample.outbox > OUTBOX_S_MAX * sample.records_per_s:
             found.append(f"the outbox had {sample.outbox:,} records after {sample.at_s:.0f} s")
@@ -150,14 +171,28 @@ def drifts(samples: list[Sample]) -> list[str]:
 def show(samples: list[Sample]) -> None:
     """Print a row per interval; those before the first that counts are marked."""
     table = Table(title=f"{CONNECTIONS} connections, {BATCH / BATCH_EVERY_S:,.0f} events/s beside them")
-    for name in ("s", "memory MB", "handles", "outbox", "pairs/s", "p50 ms", "p99 ms", "failed", ""):
+    names = (
+        "s",
+        "memory MB",
+        "handles",
+        "at most",
+        "threads",
+        "outbox",
+        "pairs/s",
+        "p50 ms",
+        "p99 ms",
+        "failed",
+        "",
+    )
+    for name in names:
         table.add_column(name, justify="right")
     for index, s in enumerate(samples):
         table.add_row(
-            f"{s.at_s:.0f}", f"{s.memory_mb:.0f}", str(s.handles), f"{s.outbox:,}", f"{s.pairs_per_s:,.0f}",
-            f"{s.p50_ms:.1f}", f"{s.p99_ms:.1f}", str(s.failures), "warming up" if index < WARM else "",
+            f"{s.at_s:.0f}", f"{s.memory_mb:.0f}", str(s.handles), str(s.handles_max), str(s.threads), f"{s.outbox:,}",
+            f"{s.pairs_per_s:,.0f}", f"{s.p50_ms:.1f}", f"{s.p99_ms:.1f}", str(s.failures),
+            "warming up" if index < WARM else "",
         )  # fmt: skip
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 def _feed(port: int, ended: threading.Event, sent: list[int], failures: list[BaseException]) -> None:
@@ -182,14 +217,14 @@ def _drain(port: int) -> float:
 
 
 @contextmanager
-def _handles(server: Process) -> Iterator[list[int]]:
-    """Give a list that gets the number of open handles every now and then until the block ends."""
+def _handles(server: Process) -> Iterator[list[Handles]]:
+    """Give a list that gets what is open every now and then until the block ends."""
     ended = threading.Event()
-    seen: list[int] = []
+    seen: list[Handles] = []
 
     def look() -> None:
         while not ended.wait(HANDLES_EVERY_S):
-            seen.append(sum(1 for _ in Path(f"/proc/{server.process.pid}/fd").iterdir()))
+            seen.append(_look(Path(f"/proc/{server.process.pid}")))
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -198,6 +233,16 @@ def _handles(server: Process) -> Iterator[list[int]]:
     finally:
         ended.set()
         looking.join()
+
+
+def _look(process: Path) -> Handles:
+    names = []
+    for handle in (process / "fd").iterdir():
+        # Closed since it was listed.
+        with suppress(FileNotFoundError):
+            names.append(str(handle.readlink()))
+    of_threads = sum(name.startswith("/proc/") and "/task/" in name for name in names)
+    return Handles(len(names), len(names) - of_threads, sum(1 for _ in (process / "task").iterdir()))
 
 
 def _outbox(port: int) -> int:
