@@ -49,7 +49,7 @@ HANDLES_MAX: Final = 768
 THREADS_MAX: Final = 160
 """The engine's pool for input and output goes up to 100, as many as there were files to sync at one time."""
 HANDLES_EVERY_S: Final = 0.5
-"""An interval has as many handles as the least of its looks: a merge has a hundred files open while it lasts."""
+"""The handles of an interval are the median of its looks: a merge has a hundred files open while it lasts."""
 OUTBOX_S_MAX: Final = 6.0
 """Records that wait, in seconds of the load: the relay gathers for one and takes a few for a large batch."""
 DRAIN_S_MAX: Final = 15.0
@@ -121,7 +121,7 @@ def soak(server: Process, seconds: float) -> tuple[list[Sample], float, bool]:
                 Sample(
                     time.perf_counter() - started,
                     server.memory_mb(),
-                    min(seen.beside_threads for seen in handles),
+                    statistics.median_low(seen.beside_threads for seen in handles),
                     max(seen.all for seen in handles),
                     max(seen.threads for seen in handles),
                     _outbox(server.port),
