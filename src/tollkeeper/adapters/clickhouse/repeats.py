@@ -129,12 +129,12 @@ def _derive_ids(client: Client) -> None:
         tables.derivation(view, f"(account_id, toStartOfMinute(occurred_at)) IN ({_MINUTES})")
         for view in ("event_ids_of_events", "event_ids_of_amendments")
     )
+    ours = f"(id, account_id) IN ({_IDS}) AND (account_id, occurred_minute) IN ({_MINUTES})"
     uneven = f"""
         SELECT id, account_id, occurred_minute, sum(side) AS surplus FROM (
-            SELECT toInt64(1) AS side, id, account_id, occurred_minute FROM event_ids
-            UNION ALL SELECT toInt64(-1) AS side, id, account_id, occurred_minute FROM ({derived})
+            SELECT toInt64(1) AS side, id, account_id, occurred_minute FROM event_ids WHERE {ours}
+            UNION ALL SELECT toInt64(-1) AS side, id, account_id, occurred_minute FROM ({derived}) WHERE {ours}
         )
-        WHERE (id, account_id) IN ({_IDS}) AND (account_id, occurred_minute) IN ({_MINUTES})
         GROUP BY id, account_id, occurred_minute HAVING surplus <> 0"""
     surpluses = [surplus for *_, surplus in client.query(uneven).result_rows]
     if not surpluses:

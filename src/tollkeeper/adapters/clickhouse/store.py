@@ -42,11 +42,7 @@ _READERS_MAX: Final = 4
 """More would only wait for one another: a report keeps two cores busy."""
 _LITERALS_MAX: Final = 200
 """Up to here ids are parameters; a list of 50,000 takes 1.2 s to parse, as a temporary table 25 ms."""
-_ENGINE: Final = {
-    "mark_cache_size": 64 << 20,
-    # Each idle thread keeps three files open, and what it has of memory.
-    "max_thread_pool_free_size": 16,
-}
+_MARK_CACHE_BYTES: Final = 64 << 20
 _IN_PROCESS: Final = {
     # Few rows per question: to compile its expressions takes longer than to run them.
     "compile_expressions": 0,
@@ -129,7 +125,7 @@ class ClickHouseUsageStore:
         options: dict[str, Any] = {}
         settings: dict[str, Any] = {}
         if url.startswith("chdb:"):
-            options |= _ENGINE
+            options["mark_cache_size"] = _MARK_CACHE_BYTES
             settings |= _IN_PROCESS
             if memory_bytes_max is not None:
                 options["max_server_memory_usage"] = memory_bytes_max

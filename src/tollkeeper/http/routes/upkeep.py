@@ -87,7 +87,7 @@ def verify(request: AnyRequest) -> Response[bytes]:
             "upkeep",
             OPERATOR,
             {200: json_answer(RebuildAnswer, "Rows written.", {"rows": {"usage_rollups": 1280}})},
-            description="Makes them anew from the records. Safe to repeat.",
+            description="Makes them anew from the records; answers go on meanwhile. Safe to repeat.",
         )
     ),
 )
