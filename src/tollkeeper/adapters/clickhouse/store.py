@@ -380,7 +380,8 @@ class ClickHouseUsageStore:
                 # What it was read from at the start may have lacked ids, which would then be taken to be new.
                 self._newest_id = self._greatest_id()
             return {
-                table: client.query(f"SELECT count() FROM {table}").result_rows[0][0] for table in tables.DERIVED
+                table: client.query(f"SELECT count() FROM {table}").result_rows[0][0]
+                for table in tables.DERIVED
             }
 
     def ready(self) -> bool:
