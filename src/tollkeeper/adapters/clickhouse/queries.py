@@ -70,8 +70,8 @@ _TIERS: Final = (
     _Tier("kinds_day", DAY_US, _OF_KINDS),
     _Tier("keys_day", DAY_US, _OF_KEYS),
     _Tier("day", DAY_US, frozenset(DIMENSIONS)),
-    _Tier("kinds_hour", HOUR_US, _OF_KINDS),
-    _Tier("keys_hour", HOUR_US, _OF_KEYS),
+    _Tier("kinds_hour", HOUR_US, _OF_KINDS | {"minutes"}),
+    _Tier("keys_hour", HOUR_US, _OF_KEYS | {"minutes"}),
     _Tier("hour", HOUR_US, frozenset({*DIMENSIONS, "latency_bins", "minutes"})),
 )
 """As the view of `usage_rollups` fills them."""

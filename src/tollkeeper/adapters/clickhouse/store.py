@@ -134,7 +134,7 @@ class ClickHouseUsageStore:
         with _engine_errors():
             store = cls(url, options, settings)
             try:
-                tables.migrate(store._appender)
+                tables.migrate(store._appender, store.rebuild)
                 tables.drop_unfinished(store._appender)
                 store._look_for_losses()
                 if url.startswith("chdb:"):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Final
 
@@ -29,6 +30,11 @@ DERIVING: Final = {
 """Settings of an INSERT that derives what many records say, in bounded memory."""
 
 
+_VIEW: Final = "CREATE MATERIALIZED VIEW IF NOT EXISTS "
+REDERIVED: Final = frozenset({5})
+"""Versions of the schema that drop a view, whose own file tells another form of it since."""
+
+
 def unfinished(table: str) -> str:
     """Return the name under which *table* is made anew, and after it is exchanged, what it was before."""
     return f"{table}_rebuilt"
@@ -40,8 +46,12 @@ def drop_unfinished(client: Client) -> None:
         client.command(f"DROP TABLE IF EXISTS {unfinished(table)} SYNC")
 
 
-def migrate(client: Client) -> None:
-    """Apply the schema files that the database does not have yet. Repeating one changes nothing."""
+def migrate(client: Client, rebuild: Callable[[], object]) -> None:
+    """
+    Apply the schema files that the database does not have yet. Repeating one changes nothing.
+
+    Where the views of an older database changed, *rebuild* makes anew what they derive.
+    """
     client.command(
         "CREATE TABLE IF NOT EXISTS schema_version (version UInt32, applied_at DateTime DEFAULT now()) "
         "ENGINE = MergeTree ORDER BY version"
@@ -56,6 +66,11 @@ def migrate(client: Client) -> None:
         if version > stored:
             for statement in _statements(files[version]):
                 client.command(statement)
+            if version in REDERIVED:
+                for statement in _views(files):
+                    client.command(statement)
+                if stored:
+                    rebuild()
             client.command(
                 "INSERT INTO schema_version (version) SELECT {version:UInt32}",
                 parameters={"version": version},
@@ -75,11 +90,19 @@ def _statements(text: str) -> list[str]:
     return [statement.strip() for statement in text.split(";\n") if statement.strip()]
 
 
+def _views(files: Mapping[int, str]) -> list[str]:
+    return [
+        statement[statement.index(_VIEW) :]
+        for text in files.values()
+        for statement in _statements(text)
+        if _VIEW in statement
+    ]
+
+
 def derivation(view: str, condition: str | None = None) -> str:
     """Return the SELECT of a materialized view, over the records for which *condition* holds."""
-    opening = f"CREATE MATERIALIZED VIEW IF NOT EXISTS {view} TO "
-    texts = (statement for text in _schema_files().values() for statement in _statements(text))
-    select = next(text.split(opening)[1].split(" AS\n", 1)[1] for text in texts if opening in text)
+    opening = f"{_VIEW}{view} TO "
+    select = next(text for text in _views(_schema_files()) if text.startswith(opening)).split(" AS\n", 1)[1]
     if condition is None:
         return select
     return select.replace("FROM events", f"FROM (SELECT * FROM events WHERE {condition})")

@@ -1,8 +1,8 @@
 -- Usage summed into UTC hours and days: sums of sign * value, so that corrections subtract. Each record counts
 -- once in each tier, so that a question reads the smallest tier that can tell (queries.py):
---   hour        every dimension, with histograms          day         every dimension, without histograms
---   keys_hour   by project and key only, with latencies   keys_day    the same per day
---   kinds_hour  by all the others, with latencies         kinds_day   the same per day
+--   hour        every dimension, latencies, minutes       day         every dimension, neither
+--   keys_hour   by project and key only, both             keys_day    the same per day, latencies
+--   kinds_hour  by all the others, both                   kinds_day   the same per day, latencies
 -- A maximum or minimum cannot be subtracted: those of hours with corrections are taken from `events`.
 -- Small granules, since a question wants few rows of a tier and reads no less than a granule.
 -- LZ4, since a report decodes much and keeps little: with ZSTD it takes up to twice as long.
@@ -89,7 +89,7 @@ SELECT
     sum(h.latency_sum_us) AS latency_sum_us,
     max(h.latency_max_us) AS latency_max_us,
     sumMapIf(h.latency_bins, tier <> 'day') AS latency_bins,
-    sumMapIf(h.minutes, tier = 'hour') AS minutes,
+    sumMapIf(h.minutes, tier IN ('hour', 'keys_hour', 'kinds_hour')) AS minutes,
     min(h.first_at_us) AS first_at_us,
     max(h.last_at_us) AS last_at_us,
     sum(h.corrections) AS corrections
