@@ -528,8 +528,9 @@ class Holds:
         second = admission.expires_at_us // US_PER_S
         with self._lock:
             if self._open.pop(at, None) is not None:
-                self._expiring[second].remove(at)
-                if not self._expiring[second]:
+                of_second = self._expiring[second]
+                of_second.remove(at)
+                if not of_second:
                     del self._expiring[second]
             owners = self._accounts_by_hold.get(admission.id)
             if owners is not None:
