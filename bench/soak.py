@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,12 +42,12 @@ MEMORY_MB_MAX: Final = 600
 MEMORY_GROWTH_MB: Final = 60
 """From the first interval that counts to the last: half of what the engine's caches may still take."""
 HANDLES_GROWTH: Final = 16
-"""A keep-alive connection more or less is no leak. Beside the statistics of threads, of which the engine keeps three
-files of each open; its threads have a bound of their own."""
+"""A keep-alive connection or a part that is being merged more or less is no leak."""
 HANDLES_MAX: Final = 768
 """All of them at any look, merges included: three quarters of what a process may usually open."""
 THREADS_MAX: Final = 160
-"""The engine's pool for input and output goes up to 100, as many as there were files to sync at one time."""
+"""The engine's pool for input and output goes up to 100, as many as there were files to sync at one time; it keeps
+three files open for each."""
 HANDLES_EVERY_S: Final = 0.5
 """The handles of an interval are the median of its looks: a merge has a hundred files open while it lasts."""
 OUTBOX_S_MAX: Final = 6.0
@@ -58,11 +58,10 @@ P99_SLACK_MS: Final = 10.0
 """The p99 of the last third may be twice that of the first third that counts, and this: the machine is shared."""
 
 
-class Handles(NamedTuple):
+class Look(NamedTuple):
     """What one look saw of open handles and threads."""
 
-    all: int
-    beside_threads: int
+    handles: int
     threads: int
 
 
@@ -114,16 +113,16 @@ def soak(server: Process, seconds: float) -> tuple[list[Sample], float, bool]:
     try:
         for _ in range(INTERVALS):
             sent_before, began = sent[0], time.perf_counter()
-            with _handles(server) as handles:
+            with _looking(server) as looks:
                 run = load.run(server.port, steps, connections=CONNECTIONS, seconds=seconds / INTERVALS)
             took = time.perf_counter() - began
             samples.append(
                 Sample(
                     time.perf_counter() - started,
                     server.memory_mb(),
-                    statistics.median_low(seen.beside_threads for seen in handles),
-                    max(seen.all for seen in handles),
-                    max(seen.threads for seen in handles),
+                    statistics.median_low(look.handles for look in looks),
+                    max(look.handles for look in looks),
+                    max(look.threads for look in looks),
                     _outbox(server.port),
                     run.rounds_per_s + (sent[0] - sent_before) / took,
                     run.rounds_per_s,
@@ -217,10 +216,10 @@ def _drain(port: int) -> float:
 
 
 @contextmanager
-def _handles(server: Process) -> Iterator[list[Handles]]:
+def _looking(server: Process) -> Iterator[list[Look]]:
     """Give a list that gets what is open every now and then until the block ends."""
     ended = threading.Event()
-    seen: list[Handles] = []
+    seen: list[Look] = []
 
     def look() -> None:
         while not ended.wait(HANDLES_EVERY_S):
@@ -235,14 +234,8 @@ def _handles(server: Process) -> Iterator[list[Handles]]:
         looking.join()
 
 
-def _look(process: Path) -> Handles:
-    names = []
-    for handle in (process / "fd").iterdir():
-        # Closed since it was listed.
-        with suppress(FileNotFoundError):
-            names.append(str(handle.readlink()))
-    of_threads = sum(name.startswith("/proc/") and "/task/" in name for name in names)
-    return Handles(len(names), len(names) - of_threads, sum(1 for _ in (process / "task").iterdir()))
+def _look(process: Path) -> Look:
+    return Look(*(sum(1 for _ in (process / kind).iterdir()) for kind in ("fd", "task")))
 
 
 def _outbox(port: int) -> int:
