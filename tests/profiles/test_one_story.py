@@ -52,11 +52,10 @@ def secrets(site: Installation, account: str) -> dict[str, str]:
     return {key_id.removeprefix(f"{account}."): secret for key_id, secret in made.items()}
 
 
-def ask(site: Installation, name: str, path: str, secret: str) -> dict[str, Any]:
-    """Return the body of a vendor's answer."""
-    profile = load(name)
+def call_of(site: Installation, name: str, path: str, secret: str) -> Call:
+    """Return a GET of a vendor's path with *secret* wherever a dialect looks for it."""
     where, _, query = path.partition("?")
-    call = Call(
+    return Call(
         method="GET",
         path=where,
         query=parse_qs(query),
@@ -65,9 +64,14 @@ def ask(site: Installation, name: str, path: str, secret: str) -> dict[str, Any]
         params={},
         now=site.clock.now(),
         request_id="req_1",
-        settings=dict(profile.settings),
+        settings=dict(load(name).settings),
     )
-    reply = ProfileSite(profile, site.desk(profile)).answer(call)
+
+
+def ask(site: Installation, name: str, path: str, secret: str) -> dict[str, Any]:
+    """Return the body of a vendor's answer."""
+    profile = load(name)
+    reply = ProfileSite(profile, site.desk(profile)).answer(call_of(site, name, path, secret))
     assert reply.status == 200, reply
     body: dict[str, Any] = reply.body
     return body

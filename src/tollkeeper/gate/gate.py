@@ -96,6 +96,13 @@ class Sources(Protocol):
     def book(self, account_id: str) -> tuple[CreditBook, int]: ...
 
 
+class Spend(NamedTuple):
+    """One that `Gate.spend` counted, for `Gate.give_back`."""
+
+    counter: Counter
+    mark: int
+
+
 class Settings(NamedTuple):
     """What the gate does where the catalog is silent."""
 
@@ -404,9 +411,9 @@ class Gate:
                 counter.take(1, now_us)
         return None
 
-    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | None:
+    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Spend:
         """
-        Count one against a rate limit that belongs to no key; return why it is refused, or None.
+        Count one against a rate limit that belongs to no key; return why it is refused, or what was counted.
 
         Args:
             name: Names the counter within the account.
@@ -419,8 +426,12 @@ class Gate:
         with self.lock:
             if not counter.fits(1, now_us):
                 return self._denial(counter, [counter], Amounts(), now_us)
-            counter.take(1, now_us)
-        return None
+            return Spend(counter, counter.take(1, now_us))
+
+    def give_back(self, spend: Spend) -> None:
+        """Take back what `spend` counted, once: the call failed through no fault of its caller."""
+        with self.lock:
+            spend.counter.give_back(spend.mark, 1)
 
     def spent(self, account_id: str, name: str, limit: Limit) -> tuple[int, int | None]:
         """Return what is used of a limit that `spend` counts, and when its window ends."""

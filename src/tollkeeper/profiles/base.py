@@ -120,12 +120,17 @@ class Desk(Protocol):
     def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
         """Count one request to *route* against the key's rate limits (only); return a refusal or None."""
 
-    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | None:
+    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Any:
         """
         Count one against a limit of an account that belongs to no key; durable when this returns.
 
+        Returns a refusal, or what `give_back` takes.
+
         With *from_first* a `fixed` window opens with its first request instead of at a multiple of its length.
         """
+
+    def give_back(self, spend: Any) -> None:
+        """Take back what `spend` counted, once: the call failed on our side. Durable when this returns."""
 
     def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:
         """Return where a limit stands that `spend` counts (without *from_first*)."""
@@ -143,7 +148,12 @@ class Desk(Protocol):
         """Return where each limit, budget and balance of an active key stands: limits, budgets, credit."""
 
     def usage(self, query: UsageQuery) -> UsageReport:
-        """Answer a usage query; the answer contains everything that was acknowledged before."""
+        """
+        Answer a usage query; the answer contains everything that was acknowledged before.
+
+        Raises:
+            Unavailable: It would lack some of it.
+        """
 
     def balance_nanos(self, account_id: str) -> int:
         """Return what an account may still spend of its credit; negative while overdrawn."""

@@ -316,17 +316,38 @@ def _api_usage(call: Call, desk: Desk) -> Reply:
     counter = NAME + ".usage"
     if desk.settings["list_limit_per"] == "credential":
         counter += ":" + hashlib.sha256(_bearer(call.headers).encode()).hexdigest()[:32]
-    denial = (
-        desk.spend(account_id, counter, LIST_LIMIT, from_first=True)
-        if desk.settings["list_limit_window"] == "first_call"
-        else desk.spend(account_id, counter, _sliding(LIST_LIMIT))
-    )
-    if denial is not None:
-        return _api_limited(denial)
-    keys = _listed(desk, account_id)
-    cache_s = int(desk.settings["list_cache_s"])
-    headers = [("Cache-Control", f"private, max-age={cache_s}")] if cache_s else []
-    return Reply(200, {"success": True, "data": _items(call, desk, account_id, keys, ())}, headers)
+    from_first = desk.settings["list_limit_window"] == "first_call"
+    limit = LIST_LIMIT if from_first else _sliding(LIST_LIMIT)
+
+    def listed() -> Reply:
+        keys = _listed(desk, account_id)
+        cache_s = int(desk.settings["list_cache_s"])
+        headers = [("Cache-Control", f"private, max-age={cache_s}")] if cache_s else []
+        return Reply(200, {"success": True, "data": _items(call, desk, account_id, keys, ())}, headers)
+
+    return _limited(desk, account_id, counter, limit, listed, from_first=from_first)
+
+
+def _limited(
+    desk: Desk,
+    account_id: str,
+    counter: str,
+    limit: Limit,
+    answer: Callable[[], Reply],
+    *,
+    from_first: bool = False,
+) -> Reply:
+    """Return *answer* within *limit*; a call that fails on our side counts against nothing."""
+    counted = desk.spend(account_id, counter, limit, from_first=from_first)
+    if isinstance(counted, Denial):
+        return _api_limited(counted)
+    try:
+        return answer()
+    except _Stop:
+        raise
+    except Exception:
+        desk.give_back(counted)
+        raise
 
 
 def _listed(desk: Desk, account_id: str) -> list[StoredKey]:
@@ -338,12 +359,13 @@ def _listed(desk: Desk, account_id: str) -> list[StoredKey]:
 def _api_usage_of_key(call: Call, desk: Desk) -> Reply:
     account_id = _dashboard_account(call, desk)
     limit = Limit(name="usage-key", amount=int(desk.settings["single_key_per_minute"]), window="1m")
-    denial = desk.spend(account_id, NAME + ".usage-key", limit)
-    if denial is not None:
-        return _api_limited(denial)
-    key = _own_key(call, desk, account_id)
-    item = _items(call, desk, account_id, [key], (key.entry.id,))[0]
-    return Reply(200, _wrapped(item, desk.settings["single_key_envelope"]))
+
+    def single() -> Reply:
+        key = _own_key(call, desk, account_id)
+        item = _items(call, desk, account_id, [key], (key.entry.id,))[0]
+        return Reply(200, _wrapped(item, desk.settings["single_key_envelope"]))
+
+    return _limited(desk, account_id, NAME + ".usage-key", limit, single)
 
 
 def _items(

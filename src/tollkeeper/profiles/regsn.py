@@ -582,10 +582,10 @@ def _pass_per_minute(
 ) -> Headers:
     """Count a call of *owner* in a bucket that no plan has; return its headers."""
     limit, name = _per_minute(bucket, amount), _counter_of(bucket, owner)
-    denial = desk.spend(account_id, name, limit)
+    counted = desk.spend(account_id, name, limit)
     standing = desk.standing_of(account_id, name, limit)
-    if denial is not None:
-        raise _Stopped(_too_fast(call, denial, standing))
+    if isinstance(counted, Denial):
+        raise _Stopped(_too_fast(call, counted, standing))
     return _rate_headers(standing, call.now)
 
 

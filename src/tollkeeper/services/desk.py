@@ -17,7 +17,8 @@ from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import UsageQuery, UsageReport
-from tollkeeper.gate.gate import Gate, Permit
+from tollkeeper.errors import Unavailable
+from tollkeeper.gate.gate import Gate, Permit, Spend
 from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.services.committer import AddCharges, Committer, Settle
 from tollkeeper.services.directory import Directory
@@ -79,14 +80,21 @@ class ProfileDesk:
         permit = self._permit(key)
         return None if permit is None else self._gate.pass_limits(permit, route)
 
-    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | None:
-        denial = self._gate.spend(account_id, name, limit, from_first=from_first)
-        if denial is None:
-            # An empty work makes a commit, which takes the window with it: it must survive a crash.
-            ticket = Ticket()
-            self._committer.submit(AddCharges({}, ticket))
-            ticket.wait()
-        return denial
+    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Spend:
+        counted = self._gate.spend(account_id, name, limit, from_first=from_first)
+        if isinstance(counted, Spend):
+            self._save_windows()
+        return counted
+
+    def give_back(self, spend: Spend) -> None:
+        self._gate.give_back(spend)
+        self._save_windows()
+
+    def _save_windows(self) -> None:
+        # An empty work makes a commit, which takes the changed windows with it: they must survive a crash.
+        ticket = Ticket()
+        self._committer.submit(AddCharges({}, ticket))
+        ticket.wait()
 
     def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:
         used, resets_at_us = self._gate.spent(account_id, name, limit)
@@ -139,7 +147,13 @@ class ProfileDesk:
         return [] if permit is None else standings_of(self._gate, permit, self._clock.now_us())
 
     def usage(self, query: UsageQuery) -> UsageReport:
-        return self._reports.usage(query)
+        report = self._reports.usage(query)
+        if not report.complete:
+            # A dialect has no word for "some are missing", and its client would go on spending.
+            raise Unavailable(
+                "The usage answer would lack acknowledged requests. Try again shortly; /readyz says why."
+            )
+        return report
 
     def balance_nanos(self, account_id: str) -> int:
         return self._ledger.book(account_id)[0].balance_nanos(self._clock.now())
