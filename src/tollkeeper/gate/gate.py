@@ -96,7 +96,7 @@ class Sources(Protocol):
     def book(self, account_id: str) -> tuple[CreditBook, int]: ...
 
 
-class Spend(NamedTuple):
+class CountedCall(NamedTuple):
     """One that `Gate.spend` counted, for `Gate.give_back`."""
 
     counter: Counter
@@ -411,7 +411,9 @@ class Gate:
                 counter.take(1, now_us)
         return None
 
-    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Spend:
+    def spend(
+        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
+    ) -> Denial | CountedCall:
         """
         Count one against a rate limit that belongs to no key; return why it is refused, or what was counted.
 
@@ -426,12 +428,12 @@ class Gate:
         with self.lock:
             if not counter.fits(1, now_us):
                 return self._denial(counter, [counter], Amounts(), now_us)
-            return Spend(counter, counter.take(1, now_us))
+            return CountedCall(counter, counter.take(1, now_us))
 
-    def give_back(self, spend: Spend) -> None:
+    def give_back(self, counted: CountedCall) -> None:
         """Take back what `spend` counted, once: the call failed through no fault of its caller."""
         with self.lock:
-            spend.counter.give_back(spend.mark, 1)
+            counted.counter.give_back(counted.mark, 1)
 
     def spent(self, account_id: str, name: str, limit: Limit) -> tuple[int, int | None]:
         """Return what is used of a limit that `spend` counts, and when its window ends."""

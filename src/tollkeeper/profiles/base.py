@@ -129,7 +129,7 @@ class Desk(Protocol):
         With *from_first* a `fixed` window opens with its first request instead of at a multiple of its length.
         """
 
-    def give_back(self, spend: Any) -> None:
+    def give_back(self, counted: Any) -> None:
         """Take back what `spend` counted, once: the call failed on our side. Durable when this returns."""
 
     def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:

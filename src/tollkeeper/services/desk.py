@@ -18,7 +18,7 @@ from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import Gate, Permit, Spend
+from tollkeeper.gate.gate import Gate, Permit, CountedCall
 from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.services.committer import AddCharges, Committer, Settle
 from tollkeeper.services.directory import Directory
@@ -80,14 +80,16 @@ class ProfileDesk:
         permit = self._permit(key)
         return None if permit is None else self._gate.pass_limits(permit, route)
 
-    def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Spend:
+    def spend(
+        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
+    ) -> Denial | CountedCall:
         counted = self._gate.spend(account_id, name, limit, from_first=from_first)
-        if isinstance(counted, Spend):
+        if isinstance(counted, CountedCall):
             self._save_windows()
         return counted
 
-    def give_back(self, spend: Spend) -> None:
-        self._gate.give_back(spend)
+    def give_back(self, counted: CountedCall) -> None:
+        self._gate.give_back(counted)
         self._save_windows()
 
     def _save_windows(self) -> None:
