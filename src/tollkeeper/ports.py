@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from tollkeeper.domain.bookings import Committed, Group, OutboxEntry, PendingRow, SetAside, StoredHold
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.domain.webhooks import Message, Sent, StoredWebhook
@@ -187,11 +187,12 @@ class Catalog(Protocol):
     def entries(self, kind: str, account: str | None = None) -> Sequence[Entry]:
         """Return all entries of *kind*, of one account or of all."""
 
-    def put(self, entry: Entry, now_us: int) -> Outcome:
+    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> Outcome:
         """
         Store *entry* whole, in place of the one of its id. A plan that changes gets the next version.
 
-        The caller has checked it. Of a key, everything but its secret; keys are made by `add_key`.
+        The caller has checked it. Of a key, everything but its secret; keys are made by `add_key`. *origin* is
+        stored with a key that changes; None leaves it as it is.
 
         Raises:
             NotFound: *entry* is a key that does not exist.
@@ -218,6 +219,7 @@ class Catalog(Protocol):
         shown_prefix: str | None,
         now_us: int,
         lineage_id: str | None = None,
+        origin: KeyOrigin = KeyOrigin(),
     ) -> None:
         """
         Store a new key; *lineage_id* is its own id unless it replaces another.
@@ -226,8 +228,10 @@ class Catalog(Protocol):
             Conflict: The id or the secret is taken, by whatever account.
         """
 
-    def set_key_state(self, account: str, key_id: str, state: KeyState, now_us: int) -> bool:
-        """Set the state of a key; return whether the account has it. `revoked_at` is kept once set."""
+    def set_key_state(
+        self, account: str, key_id: str, state: KeyState, now_us: int, *, by: Actor = "operator"
+    ) -> bool:
+        """Set the state of a key and who set it; return whether the account has it. `revoked_at` is kept once set."""
 
     def replace_key(self, account: str, key_id: str, *, by: str, expires_at_us: int, now_us: int) -> bool:
         """Note that a rotation put key *by* in its place and ends it; return whether the account has it."""

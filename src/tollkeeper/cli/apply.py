@@ -78,12 +78,12 @@ def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]
     """Apply to a data directory; the answer is as the API's."""
     from tollkeeper.cli.catalog import issued_json
     from tollkeeper.http.routes.entry_json import change_json, issued_webhooks
-    from tollkeeper.services.declaration import parse_declaration
+    from tollkeeper.services.declaration import apply_declaration, parse_declaration
 
     # Before anything is made: a wrong file leaves no new data directory behind.
     entries = parse_declaration(text)
     with open_data(data, create=True) as toll:
-        applied = toll.manage.apply(entries, dry_run=dry_run)
+        applied = apply_declaration(entries, toll.manage, dry_run=dry_run)
         return {
             "dry_run": dry_run,
             # Both are in the order of the kinds, then of the file.
@@ -96,13 +96,15 @@ def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]
 
 
 def _print(answer: dict[str, Any]) -> None:
-    signs = {"created": "+", "changed": "~", "deleted": "-"}
+    from tollkeeper.services.declaration import change_line
+
     counts = dict.fromkeys(("created", "changed", "unchanged"), 0)
     for change in answer["changes"]:
         counts[change["action"]] += 1
-        if change["action"] in signs:
-            fields = f": {', '.join(change['fields'])}" if change["fields"] else ""
-            print(plain(f"{signs[change['action']]} {change['kind']} {change['id']}{fields}"))
+        note = change.get("note", "")
+        if change["action"] != "unchanged" or note:
+            line = change_line(change["action"], change["kind"], change["id"], change["fields"], note)
+            print(plain(line))
     summary = ", ".join(f"{count} {action}" for action, count in counts.items())
     print(f"{summary}{' (dry run: nothing was changed)' if answer['dry_run'] else ''}")
     if answer["issued"]:

@@ -195,6 +195,11 @@ class Subscription(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True)
         _check_aware(self.started_at, "started_at")
         _check_aware(self.expires_at, "expires_at")
 
+    @property
+    def ends_at(self) -> datetime | None:
+        """When its keys end; None while it goes on. Canceled, it runs to its `expires_at`, or has ended."""
+        return self.started_at if self.status == "canceled" and self.expires_at is None else self.expires_at
+
 
 class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
@@ -223,9 +228,21 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lower-case hex SHA-256 of an existing secret to import; write-only."""
     metadata: dict[str, str] = {}
 
+    @property
+    def is_metered(self) -> bool:
+        """Whether it makes requests that are counted: events, holds and budgets name no other keys."""
+        return self.role == "consumption"
+
+    @property
+    def draws_on_credit(self) -> bool:
+        """Whether its events charge the account's credit balance. Charging and verifying both ask this."""
+        return self.type == "credit"
+
     def check(self) -> None:
         super().check()
         _check_aware(self.expires_at, "expires_at")
+        if self.role == "management" and self.type == "credit":
+            raise Invalid("type", "a management key makes no requests that credit could pay: leave type out")
         if self.sha256 is not None and not _SHA256.match(self.sha256):
             raise Invalid("sha256", "sha256 is 64 lower-case hex digits: the SHA-256 of the whole secret")
         for index, limit in enumerate(self.limits or []):

@@ -69,6 +69,14 @@ class LimitScope(NamedTuple):
     limit: Limit
 
 
+class Maker(NamedTuple):
+    """A key that made the one in question: its limits and budgets hold for both together."""
+
+    key: Key
+    line: Sequence[str]
+    plan: Plan | None
+
+
 class Entitlement(NamedTuple):
     """What a key permits: everything that the gate needs to decide without asking anyone."""
 
@@ -89,6 +97,7 @@ def resolve(
     subscription: Subscription | None,
     plan: Plan | None,
     budgets: Sequence[Budget],
+    makers: Sequence[Maker] = (),
 ) -> Entitlement:
     """
     Return what *key* permits.
@@ -98,18 +107,23 @@ def resolve(
             They share their counters, so that rotating frees nobody of a limit.
         plan: The plan in force: the key's own, else its subscription's, else its account's.
         budgets: The budgets of the account, of any scope.
+        makers: The keys that made it, the first one first: making keys frees no key of a bound.
     """
-    limits = key.limits if key.limits is not None else (plan.limits if plan else [])
     return Entitlement(
         key=key,
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=tuple(LimitScope(_limit_counter(limit, key, line[0], plan), limit) for limit in limits),
+        limits=_limit_scopes(key, line, plan, makers),
         budgets=budget_scopes(
-            account.id, key.project, line, subscription=subscription, plan=plan, budgets=budgets
+            account.id,
+            key.project,
+            [*(name for maker in makers for name in maker.line), *line],
+            subscription=subscription,
+            plan=plan,
+            budgets=budgets,
         ),
-        draws_on_credit=key.type == "credit" and key.role == "consumption",
+        draws_on_credit=key.draws_on_credit and key.is_metered,
     )
 
 
@@ -143,7 +157,7 @@ def budget_scopes(
     Return the budgets that an event of this account, project and key is charged to.
 
     Args:
-        line: As in `resolve`; empty for an event without a key.
+        line: As in `resolve`, after the lines of its makers; empty for an event without a key.
     """
     scopes = [
         scope_of_budget(budget)
@@ -160,11 +174,11 @@ def budget_scopes(
         owner = {
             "subscription": subscription.id if subscription else None,
             "key": line[0],
-            "project": project_id,
+            # What has no project shares one scope, which counts as a project of its own.
+            "project": project_id or "",
             "account": account_id,
         }[per]
-        if owner is None:
-            continue
+        assert owner is not None
         scopes.append(
             BudgetScope(
                 account_id=account_id,
@@ -201,10 +215,27 @@ def fingerprint_of(scope: BudgetScope) -> str:
     return "|".join(parts)
 
 
+def _limit_scopes(
+    key: Key, line: Sequence[str], plan: Plan | None, makers: Sequence[Maker]
+) -> tuple[LimitScope, ...]:
+    """Return the limits of a key, then those of its makers; a made key without its own has theirs alone."""
+    scopes: dict[str, LimitScope] = {}
+    for holder, holder_line, holder_plan in (Maker(key, line, plan), *reversed(makers)):
+        limits = holder.limits
+        if limits is None and holder is key and makers:
+            continue
+        if limits is None:
+            limits = [] if holder_plan is None else holder_plan.limits
+        for limit in limits:
+            counter_id = _limit_counter(limit, holder, holder_line[0], holder_plan)
+            scopes.setdefault(counter_id, LimitScope(counter_id, limit))
+    return tuple(scopes.values())
+
+
 def _limit_counter(limit: Limit, key: Key, line_id: str, plan: Plan | None) -> str:
-    if limit.per == "account" or (limit.per == "project" and key.project is not None):
+    if limit.per in ("account", "project"):
         # Of its plan: another plan's limit of this name is another limit, however many keys share either.
-        owner = limit.per if limit.per == "account" else f"project:{key.project}"
+        owner = limit.per if limit.per == "account" else f"project:{key.project or ''}"
         source = f"plan:{plan.slug}/" if plan is not None and key.limits is None else ""
         return f"limit:{owner}:{source}{limit.name}"
     return f"limit:key:{line_id}:{limit.name}"

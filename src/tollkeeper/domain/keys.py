@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -43,6 +43,24 @@ def shown_prefix(secret: str) -> str:
     return secret[: min(head + 4, len(secret) // 3 + 1)] + "…"
 
 
+Actor = Literal["operator", "customer"]
+
+
+class KeyOrigin(NamedTuple):
+    """
+    Whose word a key's state and expiry are, which a customer cannot take back.
+
+    Attributes:
+        state_by: Who set the state. What the operator, an alert or a webhook made inactive stays so for customers.
+        expires_latest_us: A customer sets no later expiry than this; None where the operator set none.
+        made_by: The consumption key that made it, whose limits and budgets hold for both together.
+    """
+
+    state_by: Actor = "operator"
+    expires_latest_us: int | None = None
+    made_by: str | None = None
+
+
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     """
     A key as the catalog keeps it.
@@ -54,6 +72,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
         revoked_at_us: When it was revoked or deleted for good, whichever came first.
         lineage_id: The first key of its chain of rotations, itself when it was never rotated.
         replaced_by: The key that a rotation put in its place.
+        state_by, expires_latest_us, made_by: As in `KeyOrigin`.
     """
 
     entry: Key
@@ -65,6 +84,13 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     revoked_at_us: int | None = None
     lineage_id: str
     replaced_by: str | None = None
+    state_by: Actor = "operator"
+    expires_latest_us: int | None = None
+    made_by: str | None = None
+
+    @property
+    def origin(self) -> KeyOrigin:
+        return KeyOrigin(self.state_by, self.expires_latest_us, self.made_by)
 
     def state_at(self, now_us: int) -> KeyState:
         """Return the state in force: `expired` from `expires_at` on, unless revoked or deleted."""

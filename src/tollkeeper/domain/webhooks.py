@@ -91,7 +91,7 @@ def message_of(
         "id": id_,
         "type": "usage.limit_exceeded" if threshold >= LIMIT_PERCENT else "usage.threshold_reached",
         "timestamp": _instant(now_us),
-        "project_id": scope.project_id,
+        "project_id": scope.project_id or None,
         "data": {
             "account_id": entry.account,
             "webhook_id": entry.id,

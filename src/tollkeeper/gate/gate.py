@@ -192,8 +192,8 @@ class Permit:
         expires_at = entitlement.key.expires_at
         self.expires_at_us = 2**62 if expires_at is None else to_us(expires_at)
         subscription = entitlement.subscription
-        if subscription is not None and subscription.expires_at is not None:
-            self.expires_at_us = min(self.expires_at_us, to_us(subscription.expires_at))
+        if subscription is not None and subscription.ends_at is not None:
+            self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
         self.lanes: dict[str, Lane] = {}
         self.used_at_us = 0
 
@@ -652,7 +652,7 @@ class Gate:
             return _UNKNOWN_KEY
         forgotten = self._forgotten
         entitlement = self._sources.entitlement(secret_sha256)
-        if entitlement is None or entitlement.key.role != "consumption":
+        if entitlement is None or not entitlement.key.is_metered:
             with self.lock:
                 if forgotten == self._forgotten:
                     if len(self._unknown) >= _UNKNOWN_KEYS_MAX:

@@ -18,6 +18,7 @@ import msgspec
 
 from tollkeeper import errors
 from tollkeeper.domain import alerts
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
@@ -732,6 +733,8 @@ def create_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
     limits, about["burstLimit"] = _limits(body.get("rateLimit"), entitlement, desk)
     parent = caller.entry
     expiry = _expiry(body.get("expiry"), call.now)
+    if expiry is not None and parent.expires_at is not None:
+        expiry = min(expiry, parent.expires_at)
     stored, secret = desk.issue_key(
         Key(
             id=desk.new_key_id(),
@@ -745,7 +748,8 @@ def create_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
             limits=limits,
             expires_at=expiry,
             metadata={METADATA: json.dumps(about)},
-        )
+        ),
+        Customer(parent.account, parent.id),
     )
     key = _key_members(stored, desk, call.now)
     key["usage"] = {"totalRequests": 0, "requestsToday": 0, "requestsThisMonth": 0}
@@ -807,7 +811,7 @@ def revoke_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
     if key is None or key.entry.account != caller.entry.account or key.entry.state == "deleted":
         return error(call, 404, "KEY_NOT_FOUND", "API key not found")
     if key.entry.state != "revoked":
-        desk.set_key_state(key, "revoked")
+        desk.set_key_state(key, "revoked", Customer(caller.entry.account, caller.entry.id))
         key = desk.key(key.entry.id) or key
     revoked_at = call.now if key.revoked_at_us is None else from_us(key.revoked_at_us)
     body = {
@@ -978,8 +982,9 @@ def _limits(given: Any, entitlement: Entitlement | None, desk: Desk) -> tuple[li
         given = {desk.settings["rate_limit_number"]: given}
     if not isinstance(given, dict) or not given.keys() <= {*WINDOWS, "burstLimit"}:
         raise _invalid("rateLimit")
-    plan = entitlement.plan if entitlement is not None else None
-    limits = list(plan.limits) if plan is not None else []
+    # Those of the caller, which it passes on: its own, its plan's, or those of the keys that made it.
+    own = [] if entitlement is None else [scope.limit for scope in entitlement.limits]
+    limits = list({limit.name: limit for limit in reversed(own) if limit.per == "key"}.values())[::-1]
     for name, window_s in WINDOWS.items():
         amount = _rate(given, name)
         if amount is None:

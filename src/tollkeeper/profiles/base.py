@@ -26,6 +26,7 @@ from typing import (
 
 import msgspec
 
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
@@ -173,14 +174,24 @@ class Desk(Protocol):
     def plans(self) -> list[Plan]:
         """Return all plans, sellable or not."""
 
-    def issue_key(self, key: Key) -> tuple[StoredKey, str]:
-        """Make a key of this profile (its id should be a uuid4) and return it with its secret."""
+    def issue_key(self, key: Key, by: Customer) -> tuple[StoredKey, str]:
+        """
+        Make a key of this profile (its id should be a uuid4) for a customer and return it with its secret.
+
+        Raises:
+            Forbidden: The customer would be freer than the operator made it; the message says what to do.
+        """
 
     def new_key_id(self) -> str:
         """Return a fresh uuid4."""
 
-    def set_key_state(self, key: StoredKey, state: KeyState) -> None:
-        """Set a key's state, in force when this returns."""
+    def set_key_state(self, key: StoredKey, state: KeyState, by: Customer) -> None:
+        """
+        Set a key's state for a customer, in force when this returns.
+
+        Raises:
+            Forbidden: The operator made it inactive, or an alert: only the operator makes it active.
+        """
 
 
 class Endpoint(NamedTuple):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import ID_PATTERN, Key, Limit, Plan, Route, Subscription
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
@@ -23,7 +24,7 @@ from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.money import NANOS_PER_UNIT, format_nanos
 from tollkeeper.domain.periods import check_period, duration_s, period_of
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
-from tollkeeper.errors import BadInput, Conflict, NotFound, Unavailable
+from tollkeeper.errors import BadInput, Conflict, Forbidden, NotFound, Unavailable
 from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply
 
 NAME: Final = "cheapestinference"
@@ -464,7 +465,8 @@ def _list_keys(call: Call, desk: Desk) -> Reply:
 
 
 def _make_credit_key(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
+    by = _dashboard_customer(call, desk)
+    account_id = by.account_id
     name = _text(_body(call), "name")
     if desk.balance_nanos(account_id) <= 0:
         return _api_error(402, "Insufficient credits: top up first")
@@ -480,11 +482,12 @@ def _make_credit_key(call: Call, desk: Desk) -> Reply:
         plan=plan,
         limits=limits,
     )
-    return _made(call, desk, key)
+    return _made(call, desk, key, by)
 
 
 def _make_subscription_key(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
+    by = _dashboard_customer(call, desk)
+    account_id = by.account_id
     body = _body(call)
     name, subscription_id = _text(body, "name"), _text(body, "subscriptionId")
     subscription = _Plans(desk, account_id).subscriptions.get(subscription_id)
@@ -493,11 +496,14 @@ def _make_subscription_key(call: Call, desk: Desk) -> Reply:
     if _plan_status(subscription, call.now)[0] != "active":
         return _api_error(409, "Subscription is not active")
     key = Key(id=desk.new_key_id(), account=account_id, name=name, profile=NAME, subscription=subscription_id)
-    return _made(call, desk, key)
+    return _made(call, desk, key, by)
 
 
-def _made(call: Call, desk: Desk, key: Key) -> Reply:
-    stored, secret = desk.issue_key(key)
+def _made(call: Call, desk: Desk, key: Key, by: Customer) -> Reply:
+    try:
+        stored, secret = desk.issue_key(key, by)
+    except Forbidden as exc:
+        return _api_error(403, str(exc))
     item = _key_item(call, desk, _Plans(desk, key.account), stored)
     return Reply(201, _wrapped({**item, "apiKey": secret}, desk.settings["keys_envelope"]))
 
@@ -508,14 +514,18 @@ def _patch_key(call: Call, desk: Desk) -> Reply:
     active = _body(call).get("isActive")
     if not isinstance(active, bool):
         return _api_error(400, "isActive must be true or false")
-    desk.set_key_state(key, "active" if active else "inactive")
+    try:
+        desk.set_key_state(key, "active" if active else "inactive", Customer(account_id))
+    except Forbidden as exc:
+        return _api_error(403, str(exc))
     item = _key_item(call, desk, _Plans(desk, account_id), desk.key(key.entry.id) or key)
     return Reply(200, _wrapped(item, desk.settings["keys_envelope"]))
 
 
 def _delete_key(call: Call, desk: Desk) -> Reply:
-    key = _own_key(call, desk, _dashboard_account(call, desk))
-    desk.set_key_state(key, "deleted")
+    account_id = _dashboard_account(call, desk)
+    key = _own_key(call, desk, account_id)
+    desk.set_key_state(key, "deleted", Customer(account_id))
     return Reply(200, {"success": True})
 
 
@@ -585,6 +595,11 @@ def _billing_credits(call: Call, desk: Desk) -> Reply:
 
 def _dashboard_account(call: Call, desk: Desk) -> str:
     """Return the account that a management key or a session stands for."""
+    return _dashboard_customer(call, desk).account_id
+
+
+def _dashboard_customer(call: Call, desk: Desk) -> Customer:
+    """Return the customer that a management key or a session stands for."""
     token = _bearer(call.headers)
     if token.startswith("mk_"):
         key = desk.find_management_key(token)
@@ -595,9 +610,9 @@ def _dashboard_account(call: Call, desk: Desk) -> str:
             and (entitlement := desk.entitlement(key)) is not None
             and entitlement.account.active
         ):
-            return key.entry.account
+            return Customer(key.entry.account, key.entry.id)
     elif token and (session := desk.session(token)) is not None:
-        return session.account_id
+        return Customer(session.account_id)
     raise _Stop(_api_error(401, "Unauthorized", [("WWW-Authenticate", "Bearer")]))
 
 
@@ -665,15 +680,17 @@ def _is_active(key: StoredKey, subscription: Subscription | None, now: datetime,
     """Return whether *key* may ask: some time after its subscription ended it counts as revoked."""
     if key.state_at(to_us(now)) != "active":
         return False
-    if subscription is None or subscription.expires_at is None or key.entry.type == "credit":
+    if subscription is None or subscription.ends_at is None or key.entry.type == "credit":
         return True
+    if subscription.expires_at is None:
+        return False  # Canceled at once: no period runs out.
     return now < subscription.expires_at + timedelta(seconds=int(desk.settings["expired_grace_s"]))
 
 
 def _plan_status(subscription: Subscription | None, now: datetime) -> tuple[str, str | None]:
     """Return a subscription's status and the instant of its end, None without one."""
     if subscription is None or subscription.expires_at is None:
-        return "active", None
+        return "active" if subscription is None or subscription.ends_at is None else "canceled", None
     status = "expired" if subscription.expires_at <= now else "active"
     return status, timestamp(subscription.expires_at)
 

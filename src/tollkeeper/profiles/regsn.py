@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Key, Limit, Route, check_zone
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
@@ -24,7 +25,7 @@ from tollkeeper.domain.keys import SECRET_CHARS, StoredKey
 from tollkeeper.domain.money import cents_half_up
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
-from tollkeeper.errors import BadInput, Unavailable
+from tollkeeper.errors import BadInput, Forbidden, Unavailable
 from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, failure
 
 Headers = list[tuple[str, str]]
@@ -462,9 +463,16 @@ def _create_key(call: Call, desk: Desk, session: Session, headers: Headers) -> R
     if len(name) > NAME_CHARS_MAX:
         fault = _Invalid("name", f"name must be at most {NAME_CHARS_MAX} characters")
         return _invalid(call, fault, headers)
-    stored, secret = desk.issue_key(
-        Key(id=desk.new_key_id(), account=session.account_id, name=name, profile=NAME)
-    )
+    key = Key(id=desk.new_key_id(), account=session.account_id, name=name, profile=NAME)
+    by = Customer(session.account_id)
+    try:
+        stored, secret = desk.issue_key(key, by)
+    except Forbidden:
+        # No plan bounds it: it draws on the account's balance, which does.
+        try:
+            stored, secret = desk.issue_key(msgspec.structs.replace(key, type="credit"), by)
+        except Forbidden as exc:
+            return _problem(call, _FORBIDDEN, str(exc), headers=headers)
     return _answer(call, 201, _key(stored, secret), headers)
 
 
@@ -482,7 +490,7 @@ def _revoke_key(call: Call, desk: Desk, session: Session, headers: Headers) -> R
     if stored is None or stored.entry.account != session.account_id or stored.entry.state == "deleted":
         return _problem(call, _NOT_FOUND, "There is no such key.", headers=headers)
     if stored.entry.state != "revoked":
-        desk.set_key_state(stored, "revoked")
+        desk.set_key_state(stored, "revoked", Customer(session.account_id))
     return _answer(call, 204, None, headers)
 
 

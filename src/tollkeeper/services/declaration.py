@@ -8,21 +8,34 @@ fields of its struct in `domain.catalog`. Applying a file again changes nothing.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.services.entries import at_path, entry_from
-from tollkeeper.services.manage import Applied, Change, Manage
+from tollkeeper.services.manage import STATE_FIELDS, Applied, Change, Manage
 
-_SIGNS: Final = {"created": "+", "changed": "~", "unchanged": "=", "deleted": "-"}
+_SIGNS: Final[dict[str, str]] = {"created": "+", "changed": "~", "unchanged": "=", "deleted": "-"}
 
 
-def parse_declaration(text: str) -> list[Entry]:
+class Declaration(list[Entry]):
     """
-    Return the entries of a declarative file, in the order of `KINDS`, then of the file.
+    The entries of a declarative file, in the order of `KINDS`, then of the file.
+
+    Attributes:
+        stateless: The places of those whose state the file does not name: of these, the state stays as it is.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = (), stateless: Collection[int] = ()) -> None:
+        super().__init__(entries)
+        self.stateless = frozenset(stateless)
+
+
+def parse_declaration(text: str) -> Declaration:
+    """
+    Return the entries of a declarative file.
 
     Raises:
         Malformed: The text is not TOML: where it stops being so.
@@ -44,7 +57,8 @@ def parse_declaration(text: str) -> list[Entry]:
             raise BadParameter(f"{name[:64]}: unknown table: {hint}", field=name[:64])
         if not isinstance(table, list):
             raise BadParameter(f"{name}: not an array of tables: write [[{name}]]", field=name)
-    entries = []
+    entries: list[Entry] = []
+    stateless = []
     seen: dict[tuple[str, ...], str] = {}
     for kind in KINDS:
         for index, raw in enumerate(tables.get(kind, ())):
@@ -64,22 +78,43 @@ def parse_declaration(text: str) -> list[Entry]:
                 raise BadParameter(
                     f"{field}: {entry.entry_id!r} is given by {earlier} too: drop one", field=field
                 )
+            if kind in STATE_FIELDS and STATE_FIELDS[kind] not in raw:
+                stateless.append(len(entries))
             entries.append(entry)
-    return entries
+    return Declaration(entries, stateless)
 
 
 def apply_declaration(entries: Sequence[Entry], manage: Manage, *, dry_run: bool) -> Applied:
     """Put all *entries* or none: see `Manage.apply`. The secrets of new keys are only in the result."""
-    return manage.apply(entries, dry_run=dry_run)
+    stateless = entries.stateless if isinstance(entries, Declaration) else ()
+    return manage.apply(entries, dry_run=dry_run, stateless=stateless)
 
 
 def render_changes(changes: Sequence[Change]) -> list[str]:
-    """Return a line for people per change: `+ accounts acme`, `~ plans pro: limits`, `= keys k1`."""
-    lines = []
-    for change in changes:
-        fields = f": {', '.join(change.fields)}" if change.fields else ""
-        lines.append(f"{_SIGNS[change.action]} {change.kind} {change.id}{fields}")
-    return lines
+    """
+    Return a line for people per change: `+ accounts acme`, `~ plans pro: limits`, `= keys k1`.
+
+    A changed state is shown with both values, `~ keys k1: state active → inactive`; a note in brackets.
+    """
+    return [
+        change_line(change.action, change.kind, change.id, change.fields, change.note) for change in changes
+    ]
+
+
+def change_line(
+    action: str, kind: str, entry_id: str, fields: Mapping[str, Sequence[Any]], note: str = ""
+) -> str:
+    """Return the line of one change, whose *fields* have their old and new values."""
+    shown = [
+        f"{name} {_word(old)} → {_word(new)}" if name == STATE_FIELDS.get(kind) else name
+        for name, (old, new) in fields.items()
+    ]
+    end = f": {', '.join(shown)}" if shown else ""
+    return f"{_SIGNS[action]} {kind} {entry_id}{end}{f' ({note})' if note else ''}"
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _too_deep() -> Malformed:

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, cast
 
 from tollkeeper.clock import Clock
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
@@ -183,16 +184,16 @@ class ProfileDesk:
     def plans(self) -> list[Plan]:
         return cast("list[Plan]", list(self._catalog.entries("plans")))
 
-    def issue_key(self, key: Key) -> tuple[StoredKey, str]:
-        issued = self._manage.issue_key(key)
+    def issue_key(self, key: Key, by: Customer) -> tuple[StoredKey, str]:
+        issued = self._manage.issue_key(key, by=by)
         assert issued.secret is not None
         return self._manage.stored_key(key.account, issued.entry.id), issued.secret
 
     def new_key_id(self) -> str:
         return str(uuid.uuid4())
 
-    def set_key_state(self, key: StoredKey, state: KeyState) -> None:
-        self._manage.set_key_state(key.entry.account, key.entry.id, state)
+    def set_key_state(self, key: StoredKey, state: KeyState, by: Customer) -> None:
+        self._manage.set_key_state(key.entry.account, key.entry.id, state, by=by)
 
     def _permit(self, key: StoredKey) -> Permit | None:
         entitlement = self._directory.entitlement_of(key)

@@ -11,12 +11,15 @@ import threading
 from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeVar, cast
 
+import msgspec
+
 from tollkeeper.domain.bookings import CounterAt
-from tollkeeper.domain.catalog import Account, Budget, Plan, Price, Route, Subscription
+from tollkeeper.domain.catalog import Account, Budget, Key, Plan, Price, Route, Subscription
 from tollkeeper.domain.entitlements import (
     CREDIT_COUNTER,
     BudgetScope,
     Entitlement,
+    Maker,
     budget_scopes,
     resolve,
     scope_of_budget,
@@ -86,10 +89,11 @@ class Directory:
 
     def entitlement_of(self, stored: StoredKey) -> Entitlement | None:
         """Return what a key permits, with the budgets that are in force; None without its account."""
-        key = stored.entry
-        account = self.account(key.account)
+        account = self.account(stored.entry.account)
         if account is None:
             return None
+        makers = self.makers_of(stored)
+        key = _ended_with(stored.entry, [self._successor(maker) for maker in makers])
         subscription, plan = self._plan_of(stored, account)
         entitlement = resolve(
             key,
@@ -98,6 +102,9 @@ class Directory:
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account.id),
+            makers=[
+                Maker(maker.entry, self.line_of(maker), self._plan_of(maker, account)[1]) for maker in makers
+            ],
         )
         active = self._active_scopes(account.id)
         return entitlement._replace(budgets=tuple(b for b in entitlement.budgets if b.counter_id in active))
@@ -116,9 +123,28 @@ class Directory:
         ]
         return sorted(line, key=lambda key_id: key_id != stored.lineage_id)
 
-    def _line_of_id(self, key_id: str) -> list[str]:
-        stored = self.key(key_id)
-        return [key_id] if stored is None else self.line_of(stored)
+    def makers_of(self, stored: StoredKey) -> list[StoredKey]:
+        """Return the consumption keys that made a key, the first one first; most keys have none."""
+        makers: list[StoredKey] = []
+        made_by = stored.made_by
+        while made_by is not None and (maker := self._catalog.find_key(made_by)) is not None:
+            makers.insert(0, maker)
+            made_by = maker.made_by
+        return makers
+
+    def _successor(self, stored: StoredKey) -> StoredKey:
+        """Return the key that rotations put in the place of a key, itself if there is none."""
+        while stored.replaced_by is not None:
+            found = self._catalog.find_key(stored.replaced_by)
+            if found is None:
+                break
+            stored = found
+        return stored
+
+    def _bounding_line(self, stored: StoredKey) -> list[str]:
+        """Return the ids of the keys whose budgets count a key: its makers' lines, then its own."""
+        makers = [name for maker in self.makers_of(stored) for name in self.line_of(maker)]
+        return [*makers, *self.line_of(stored)]
 
     def _budgets(self, account_id: str) -> list[Budget]:
         return cast("list[Budget]", list(self._catalog.entries("budgets", account_id)))
@@ -136,11 +162,22 @@ class Directory:
         lines: dict[str, list[str]] = {}
         for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.lineage_id):
             lines.setdefault(stored.lineage_id, []).append(stored.entry.id)
-        line_of = {stored.entry.id: lines[stored.lineage_id] for stored in keys}
+        by_id = {stored.entry.id: stored for stored in keys}
+        line_of: dict[str, list[str]] = {}
+        counted_for: dict[str, list[str]] = {}
+        for stored in keys:
+            bounding = lines[stored.lineage_id]
+            maker = by_id.get(stored.made_by or "")
+            while maker is not None:
+                bounding = [*lines[maker.lineage_id], *bounding]
+                maker = by_id.get(maker.made_by or "")
+            line_of[stored.entry.id] = bounding
+            for name in bounding:
+                counted_for.setdefault(name, []).append(stored.entry.id)
         wanted: dict[str, tuple[BudgetScope, list[str] | None]] = {}
         for budget in self._budgets(account_id):
             scope = scope_of_budget(budget)
-            line = None if budget.key is None else line_of.get(budget.key, [budget.key])
+            line = None if budget.key is None else counted_for.get(budget.key, [budget.key])
             wanted[scope.counter_id] = (scope, line)
         plans = _PlansOf(self._catalog, account)
         on_project: dict[str, list[str]] = {}
@@ -174,7 +211,7 @@ class Directory:
         return [
             stored.entry.id
             for stored in self._catalog.keys_of_account(account_id)
-            if stored.entry.type == "credit" and stored.entry.role == "consumption"
+            if stored.entry.draws_on_credit
         ]
 
     def account(self, account_id: str) -> Account | None:
@@ -251,7 +288,7 @@ class Directory:
         budgets = budget_scopes(
             account_id,
             project_id or None,
-            [] if stored is None else self.line_of(stored),
+            [] if stored is None else self._bounding_line(stored),
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account_id),
@@ -259,7 +296,7 @@ class Directory:
         active = self._active_scopes(account_id)
         return Scopes(
             tuple(budget for budget in budgets if budget.counter_id in active),
-            stored is not None and stored.entry.type == "credit",
+            stored is not None and stored.entry.draws_on_credit,
         )
 
     def active_from_us(self, account_id: str, counter_id: str) -> int:
@@ -328,6 +365,17 @@ class Directory:
             if len(memory) >= _REMEMBERED_MAX:
                 memory.clear()
             memory[at] = value
+
+
+def _ended_with(key: Key, makers: Iterable[StoredKey]) -> Key:
+    """Return a key as its makers leave it: it ends with one that the operator ended, or that expired."""
+    for maker in makers:
+        if maker.state_by == "operator" and maker.entry.state != "active" and key.state == "active":
+            key = msgspec.structs.replace(key, state=maker.entry.state)
+        ends_at = maker.entry.expires_at
+        if ends_at is not None and (key.expires_at is None or ends_at < key.expires_at):
+            key = msgspec.structs.replace(key, expires_at=ends_at)
+    return key
 
 
 class _PlansOf:

@@ -164,6 +164,13 @@ class Ingest:
                 return Rejection(
                     0, "key_id", "unknown_key", f"there is no key {key_id[:64]!r}: issue it first"
                 )
+            if not stored.entry.is_metered:
+                return Rejection(
+                    0,
+                    "key_id",
+                    "unknown_key",
+                    f"key {key_id[:64]!r} is a management key, which makes no requests: name an api key",
+                )
             owner = stored.entry.account
             if account and account != owner:
                 return Rejection(

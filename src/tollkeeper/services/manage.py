@@ -11,14 +11,21 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 
 from tollkeeper.clock import Clock
+from tollkeeper.domain.bounds import (
+    Customer,
+    Terms,
+    inherited_objection,
+    key_objection,
+    project_objection,
+)
 from tollkeeper.domain.catalog import (
     ID_PATTERN,
     KINDS,
@@ -27,7 +34,10 @@ from tollkeeper.domain.catalog import (
     Grant,
     Key,
     KeyState,
+    Plan,
     Price,
+    Project,
+    Subscription,
     Webhook,
     references,
 )
@@ -35,12 +45,14 @@ from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.keys import (
     MANAGEMENT_PREFIX,
     NATIVE_PREFIX,
+    Actor,
+    KeyOrigin,
     StoredKey,
     hash_secret,
     new_secret,
     shown_prefix,
 )
-from tollkeeper.errors import BadParameter, Conflict, IdempotencyConflict, NotFound, Unavailable
+from tollkeeper.errors import BadParameter, Conflict, Forbidden, IdempotencyConflict, NotFound, Unavailable
 from tollkeeper.ports import Catalog, CatalogStore
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import NATIVE
@@ -59,6 +71,10 @@ KEY_TRANSITIONS: Final[dict[KeyState, frozenset[KeyState]]] = {
 """Which state may follow which. `expired` is never set: it follows from `expires_at`."""
 
 _IMMUTABLE_KEY_FIELDS: Final = ("role", "type", "profile")
+CUSTOMER_KEY_FIELDS: Final = ("name", "project", "subscription", "expires_at", "metadata")
+"""What a customer changes of a key; everything else of it stays as it is stored."""
+STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "status"}
+"""What is set by hand in the course of things: a declaration that does not name it leaves it alone."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
 
@@ -73,6 +89,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         account_id: The account that the entry belongs to, or is; None for plans, routes and prices for all.
         fields: For `changed`: the old and new value of each field that differs. Never a secret or its hash.
+        note: Why `apply` left an entry as it is although the file says otherwise; "" if it did not.
     """
 
     kind: str
@@ -80,6 +97,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str | None
     action: Action
     fields: dict[str, tuple[Any, Any]] = {}
+    note: str = ""
 
 
 class IssuedKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +122,9 @@ class Manage:
     The use cases of the catalog. Every method raises `Unavailable` when the store fails.
 
     Where a method takes *account*, the entry must belong to it: another account's entry is `NotFound`, like
-    one that does not exist. None is for the operator, who sees all.
+    one that does not exist. None is for the operator, who sees all. Where a method takes *by*, a customer asks:
+    it changes no management key, and what it makes or changes is never freer than what it has
+    (`domain.bounds`), else `Forbidden`; None is the operator, whose word on state and expiry then stands.
 
     Args:
         choice: Picks one character of an alphabet; for secrets, so it must be unpredictable.
@@ -139,22 +159,29 @@ class Manage:
         self._on_doubt = on_doubt
         self._plain_http = plain_http
 
-    def put(self, entry: Entry) -> Change:
+    def put(self, entry: Entry, *, by: Customer | None = None) -> Change:
         """
         Create or change one entry, whole: a field that is left out gets its default. A repeat is safe.
 
-        A key is created here only with `sha256`; `issue_key` makes secrets.
+        A key is created here only with `sha256`; `issue_key` makes secrets. Of a key, a customer changes
+        `CUSTOMER_KEY_FIELDS` only; without an `expires_at` it keeps the latest that the operator set.
 
         Raises:
+            Forbidden: *by* would be freer than the operator made it.
             BadParameter: A field breaks a rule, or names an entry that does not exist.
             Conflict: A field that cannot change would, or the id is taken.
             IdempotencyConflict: A grant of this id was posted with another body.
         """
-        return self._write([entry], [""], issue=False, dry_run=False).changes[0]
+        return self._write([entry], [""], issue=False, dry_run=False, by=by).changes[0]
 
-    def apply(self, entries: Sequence[Entry], *, dry_run: bool = False) -> Applied:
+    def apply(
+        self, entries: Sequence[Entry], *, dry_run: bool = False, stateless: Collection[int] = ()
+    ) -> Applied:
         """
         Put many entries, all or none, in any order: they may name each other. Nothing else is removed.
+
+        A key that is revoked or deleted for good stays as it is: its change has a note, and the rest applies.
+        Of the entries at the places *stateless*, those that exist keep their state (`STATE_FIELDS`).
 
         Keys that do not exist and bring no `sha256` are issued. With *dry_run* nothing is kept and no key
         is issued; the changes are those that a real call would make.
@@ -169,27 +196,34 @@ class Manage:
             index = counts.get(entry.kind, 0)
             counts[entry.kind] = index + 1
             paths.append(f"{entry.kind}[{index}]")
-        return self._write(entries, paths, issue=True, dry_run=dry_run)
+        return self._write(entries, paths, issue=True, dry_run=dry_run, stateless=stateless)
 
-    def issue_key(self, entry: Key) -> IssuedKey:
+    def issue_key(self, entry: Key, *, by: Customer | None = None) -> IssuedKey:
         """
         Make a new key and return it with its secret; without one when it brings its `sha256`.
 
+        One that a customer makes ends with the key that made it, at the latest.
+
         Raises:
+            Forbidden: *by* would be freer than the operator made it.
             BadParameter: A field breaks a rule, or names an entry that does not exist.
             Conflict: The id or the secret is taken.
         """
         key = checked(entry, "")
         with self._transaction() as catalog:
-            work = _Work(catalog, self._clock.now_us(), self._choice, issue=True)
+            work = _Work(catalog, self._clock.now_us(), self._choice, issue=True, by=by)
             work.create_key(key, "")
             work.check_references(key, "")
         self._announce(work.changes)
         return work.issued[0]
 
-    def rotate_key(self, account: str | None, key_id: str, overlap_s: int) -> IssuedKey:
+    def rotate_key(
+        self, account: str | None, key_id: str, overlap_s: int, *, by: Customer | None = None
+    ) -> IssuedKey:
         """
         Make a key that is like *key_id* but for its id and secret, and end the old one after *overlap_s*.
+
+        An inactive key's successor is inactive, by the same word.
 
         The two share their limits' and budgets' counters, so that rotating never frees a key of its bounds.
 
@@ -202,16 +236,20 @@ class Manage:
             raise BadParameter(f"overlap_s is from 0 to {OVERLAP_S_MAX} seconds", field="overlap_s")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            work = _Work(catalog, now_us, self._choice, issue=True)
-            work.rotate(_stored_key(catalog, account, key_id), overlap_s)
+            work = _Work(catalog, now_us, self._choice, issue=True, by=by)
+            work.rotate(work.managed(_stored_key(catalog, account, key_id)), overlap_s)
         self._announce(work.changes)
         return work.issued[0]
 
-    def set_key_state(self, account: str | None, key_id: str, state: KeyState) -> Change:
+    def set_key_state(
+        self, account: str | None, key_id: str, state: KeyState, *, by: Customer | None = None
+    ) -> Change:
         """
-        Set the state of a key, in force when this returns. Setting the state that it has changes nothing.
+        Set the state of a key, in force when this returns. Setting the state that it has changes nothing,
+        but that the operator's word then keeps it so.
 
         Raises:
+            Forbidden: A customer would activate a key that it did not make inactive itself.
             BadParameter: *state* is none that can be set.
             NotFound: The account has no such key.
             Conflict: The state may not follow the one that the key has (`KEY_TRANSITIONS`).
@@ -220,14 +258,24 @@ class Manage:
             raise BadParameter(f"state is one of {', '.join(KEY_TRANSITIONS)}", field="state")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            stored = _stored_key(catalog, account, key_id)
+            work = _Work(catalog, now_us, self._choice, issue=False, by=by)
+            stored = work.managed(_stored_key(catalog, account, key_id))
             old, owner = stored.state_at(now_us), stored.entry.account
             if old == "expired" and state == "active":
                 raise Conflict(f"key {key_id} has expired: set a later expires_at, or make a new key")
             _check_transition(stored.entry.state, state, f"key {key_id}")
+            actor = work.actor
             if stored.entry.state == state:
+                if by is None and stored.state_by != actor:
+                    catalog.set_key_state(owner, key_id, state, now_us, by=actor)
                 return _change(stored.entry, "unchanged")
-            catalog.set_key_state(owner, key_id, state, now_us)
+            if by is not None and state == "active" and stored.state_by != actor:
+                raise Forbidden(
+                    f"Key {key_id} was made inactive by your provider, or by an alert of its own: "
+                    "only your provider can make it active.",
+                    account=owner,
+                )
+            catalog.set_key_state(owner, key_id, state, now_us, by=actor)
         action: Action = "deleted" if state == "deleted" else "changed"
         change = _change(stored.entry, action, {"state": (old, state)})
         self._announce([change])
@@ -273,7 +321,9 @@ class Manage:
         """Return a key with what is shown beside its entry: prefix, last use. Raises `NotFound`."""
         return _stored_key(self._store, account, key_id)
 
-    def delete(self, kind: str, entry_id: str, account: str | None = None) -> Change:
+    def delete(
+        self, kind: str, entry_id: str, account: str | None = None, *, by: Customer | None = None
+    ) -> Change:
         """
         Remove an entry; of a key, leave a tombstone for good.
 
@@ -284,7 +334,7 @@ class Manage:
         """
         check_kind(kind)
         if kind == "keys":
-            return self.set_key_state(account, entry_id, "deleted")
+            return self.set_key_state(account, entry_id, "deleted", by=by)
         with self._transaction() as catalog:
             entry = _found(catalog, kind, entry_id, account)
             if kind == "grants":
@@ -304,19 +354,34 @@ class Manage:
         return change
 
     def _write(
-        self, entries: Sequence[Entry], paths: Sequence[str], *, issue: bool, dry_run: bool
+        self,
+        entries: Sequence[Entry],
+        paths: Sequence[str],
+        *,
+        issue: bool,
+        dry_run: bool,
+        stateless: Collection[int] = (),
+        by: Customer | None = None,
     ) -> Applied:
         order = list(KINDS)
         pairs = [(checked(entry, path), path) for entry, path in zip(entries, paths, strict=True)]
+        keep_state = {paths[place] for place in stateless}
         pairs.sort(key=lambda pair: order.index(pair[0].kind))
         for entry, path in pairs:
             if isinstance(entry, Webhook) and not (self._plain_http or entry.url.startswith("https:")):
                 field = at_path(path, "url")
                 raise BadParameter(f"{field}: url begins with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
-            work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue)
+            work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue, by=by)
             for entry, path in pairs:
-                work.put(entry, path)
+                if (
+                    issue
+                    and isinstance(entry, Key)
+                    and (note := work.ended_for_good(entry, path in keep_state))
+                ):
+                    work.changes.append(note)
+                else:
+                    work.put(entry, path, keep_state=path in keep_state)
             # Only now, since entries of one declaration may name each other in any direction. What is
             # unchanged stays as it is, even when what it names was deleted since.
             for (entry, path), change in zip(pairs, work.changes, strict=True):
@@ -350,28 +415,123 @@ class Manage:
 class _Work:
     """The steps of one transaction: what they did so far, to be told once it committed."""
 
-    def __init__(self, catalog: Catalog, now_us: int, choice: Callable[[str], str], *, issue: bool) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        now_us: int,
+        choice: Callable[[str], str],
+        *,
+        issue: bool,
+        by: Customer | None = None,
+    ) -> None:
         self._catalog = catalog
         self._now_us = now_us
         self._choice = choice
         self._issue = issue
+        self._by = by
+        self.actor: Actor = "operator" if by is None else "customer"
         self.changes: list[Change] = []
         self.issued: list[IssuedKey] = []
 
-    def put(self, entry: Entry, path: str) -> None:
+    def put(self, entry: Entry, path: str, *, keep_state: bool = False) -> None:
         if isinstance(entry, Key):
             stored = self._catalog.find_key(entry.id)
             if stored is not None and stored.entry.account == entry.account:
+                if keep_state:
+                    entry = msgspec.structs.replace(entry, state=stored.entry.state)
                 self._change_key(stored, entry, path)
             else:
                 self.create_key(entry, path)
             return
         old = self._catalog.get(entry.kind, entry.entry_id, _owner(entry))
         if old is not None:
+            if keep_state:
+                field = STATE_FIELDS[entry.kind]
+                entry = msgspec.structs.replace(entry, **{field: getattr(old, field)})
             _check_immutable(old, entry, path)
-        elif isinstance(entry, Price) and self._catalog.get("prices", entry.id) is not None:
+        elif self._by is not None and isinstance(entry, Project):
+            self._refuse(project_objection(self._plans(entry.account), self._budgets(entry.account)))
+        if old is None and isinstance(entry, Price) and self._catalog.get("prices", entry.id) is not None:
             raise Conflict(f"{at_path(path, 'id')}: the price id {entry.id!r} is taken: choose another")
         self._store(old, entry)
+
+    def ended_for_good(self, key: Key, keep_state: bool) -> Change | None:
+        """Return the note on a declared key that is revoked or deleted, if the declaration says otherwise."""
+        stored = self._catalog.find_key(key.id)
+        if stored is None or stored.entry.account != key.account:
+            return None
+        old = stored.entry
+        if old.state not in ("revoked", "deleted") or (old.state == key.state == "revoked"):
+            return None
+        state = old.state if keep_state else key.state
+        if msgspec.structs.replace(key, sha256=None, state=state) == old:
+            return None
+        change = _change(old, "unchanged")
+        return msgspec.structs.replace(change, note=f"the key is {old.state} for good: left as it is")
+
+    def managed(self, stored: StoredKey) -> StoredKey:
+        """Return a key that the caller may manage: a customer manages no management key."""
+        if self._by is not None and not stored.entry.is_metered:
+            raise Forbidden("A management key is changed by your provider only.", account=self._by.account_id)
+        return stored
+
+    def _refuse(self, objection: str | None) -> None:
+        if objection is not None:
+            raise Forbidden(objection, account=None if self._by is None else self._by.account_id)
+
+    def _budgets(self, account: str) -> list[Budget]:
+        return cast("list[Budget]", list(self._catalog.entries("budgets", account)))
+
+    def _plans(self, account: str) -> list[tuple[Plan, bool]]:
+        """Return the plans that keys of an account are or may come to be on, and whether by a subscription."""
+        found = self._catalog.get("accounts", account)
+        subscriptions = cast("list[Subscription]", self._catalog.entries("subscriptions", account))
+        slugs: set[tuple[str | None, bool]] = {(subscription.plan, True) for subscription in subscriptions}
+        slugs.add((getattr(found, "plan", None), False))
+        slugs |= {
+            (stored.entry.plan, stored.entry.subscription is not None)
+            for stored in self._catalog.keys_of_account(account)
+        }
+        plans = [
+            (self._catalog.get("plans", slug), subscribed)
+            for slug, subscribed in sorted(slugs, key=str)
+            if slug is not None
+        ]
+        return [(cast("Plan", plan), subscribed) for plan, subscribed in plans if plan is not None]
+
+    def _terms(self, key: Key) -> Terms:
+        subscription = None
+        if key.subscription is not None:
+            found = self._catalog.get("subscriptions", key.subscription, key.account)
+            subscription = cast("Subscription | None", found)
+        account = self._catalog.get("accounts", key.account)
+        slug = key.plan or (subscription.plan if subscription else None) or getattr(account, "plan", None)
+        plan = None if slug is None else cast("Plan | None", self._catalog.get("plans", slug))
+        has_credit = bool(self._catalog.entries("grants", key.account)) or any(
+            stored.entry.draws_on_credit and stored.entry.state not in ("revoked", "deleted")
+            for stored in self._catalog.keys_of_account(key.account)
+        )
+        return Terms(plan, subscription, self._budgets(key.account), has_credit)
+
+    def _made_by_customer(self, key: Key, by: Customer, path: str) -> tuple[Key, KeyOrigin]:
+        """Return a new key as a customer gets it: it ends no later than the key that makes it."""
+        if not key.is_metered or key.account != by.account_id:
+            raise Forbidden("Only your provider makes such a key.", account=by.account_id)
+        maker = None if by.key_id is None else _stored_key(self._catalog, by.account_id, by.key_id)
+        if maker is None or not maker.entry.is_metered:
+            self._refuse(key_objection(key, self._terms(key)))
+        else:
+            self._refuse(inherited_objection(key, maker.entry))
+        latest_us = None
+        if maker is not None:
+            if maker.state_at(self._now_us) != "active":
+                raise Forbidden(
+                    f"The key that asks is {maker.state_at(self._now_us)}.", account=by.account_id
+                )
+            latest_us = None if maker.entry.expires_at is None else to_us(maker.entry.expires_at)
+        made_by = maker.entry.id if maker is not None and maker.entry.is_metered else None
+        key = msgspec.structs.replace(key, expires_at=_no_later(key.expires_at, latest_us, path))
+        return key, KeyOrigin("customer", latest_us, made_by)
 
     def create_key(self, key: Key, path: str) -> None:
         startable = ("active", "inactive") if key.sha256 is None else ("active", "inactive", "revoked")
@@ -380,6 +540,9 @@ class _Work:
                 f"{at_path(path, 'state')}: a new key is {' or '.join(startable)}, not {key.state}",
                 field=at_path(path, "state"),
             )
+        origin = _set_by_operator(key)
+        if self._by is not None:
+            key, origin = self._made_by_customer(key, self._by, path)
         secret = None
         if key.sha256 is None:
             if not self._issue:
@@ -388,7 +551,7 @@ class _Work:
                     field=at_path(path, "sha256"),
                 )
             secret = new_secret(_prefix_of(key), self._choice)
-        self._add_key(key, secret, lineage_id=None)
+        self._add_key(key, secret, lineage_id=None, origin=origin)
 
     def rotate(self, stored: StoredKey, overlap_s: int) -> None:
         old = stored.entry
@@ -398,7 +561,9 @@ class _Work:
         if stored.replaced_by is not None:
             raise Conflict(f"key {old.id} was rotated before, to {stored.replaced_by}: rotate that one")
         new = msgspec.structs.replace(old, id=str(uuid.uuid4()))
-        self._add_key(new, new_secret(_prefix_of(new), self._choice), lineage_id=stored.lineage_id)
+        self._add_key(
+            new, new_secret(_prefix_of(new), self._choice), lineage_id=stored.lineage_id, origin=stored.origin
+        )
         ends_at_us = self._now_us + overlap_s * 1_000_000
         if old.expires_at is not None:
             ends_at_us = min(ends_at_us, to_us(old.expires_at))
@@ -420,13 +585,13 @@ class _Work:
                     field=at_path(path, field),
                 )
 
-    def _store(self, old: Entry | None, new: Entry) -> None:
-        action = self._catalog.put(new, self._now_us)
+    def _store(self, old: Entry | None, new: Entry, *, origin: KeyOrigin | None = None) -> None:
+        action = self._catalog.put(new, self._now_us, origin=origin)
         self.changes.append(
             _change(new, action, _differences(old, new) if old and action == "changed" else {})
         )
 
-    def _add_key(self, key: Key, secret: str | None, *, lineage_id: str | None) -> None:
+    def _add_key(self, key: Key, secret: str | None, *, lineage_id: str | None, origin: KeyOrigin) -> None:
         sha256 = key.sha256 if secret is None else hash_secret(secret)
         assert sha256 is not None
         key = msgspec.structs.replace(key, sha256=None)
@@ -436,6 +601,7 @@ class _Work:
             shown_prefix=None if secret is None else shown_prefix(secret),
             now_us=self._now_us,
             lineage_id=lineage_id,
+            origin=origin,
         )
         self.changes.append(_change(key, "created"))
         if self._issue:
@@ -443,6 +609,13 @@ class _Work:
 
     def _change_key(self, stored: StoredKey, key: Key, path: str) -> None:
         old = stored.entry
+        if self._by is not None:
+            # As stored, not as the caller read it: the operator may have changed it meanwhile.
+            fields = {field: getattr(key, field) for field in CUSTOMER_KEY_FIELDS}
+            key = msgspec.structs.replace(self.managed(stored).entry, **fields)
+            expires_at = _no_later(key.expires_at, stored.expires_latest_us, path)
+            key = msgspec.structs.replace(key, expires_at=expires_at)
+            self._check_moved(stored, key)
         for field in _IMMUTABLE_KEY_FIELDS:
             _check_same(old, key, field, path, "make a new key and revoke this one")
         if key.sha256 is not None and key.sha256 != stored.secret_sha256:
@@ -456,7 +629,32 @@ class _Work:
         _check_transition(old.state, key.state, f"{at_path(path, 'state')}: key {key.id}")
         if old.state == "deleted" and key != old:
             raise Conflict(f"{at_path(path, 'id')}: key {key.id} is deleted for good: make a new key")
-        self._store(old, key)
+        self._store(old, key, origin=self._origin(stored, key))
+
+    def _check_moved(self, stored: StoredKey, key: Key) -> None:
+        """Raise `Forbidden` when a customer moves a key to where it is less bounded."""
+        old = stored.entry
+        same_plan = key.subscription == old.subscription
+        if same_plan and key.project == old.project:
+            return
+        line = [
+            other.entry.id
+            for other in self._catalog.keys_of_account(old.account)
+            if other.lineage_id == stored.lineage_id
+        ]
+        self._refuse(key_objection(key, self._terms(key), line=line, same_plan=same_plan))
+
+    def _origin(self, stored: StoredKey, key: Key) -> KeyOrigin:
+        """Return whose word state and expiry of a changed key are: what the operator did not change stays."""
+        origin = stored.origin
+        if self._by is not None:
+            return origin
+        declared = _set_by_operator(key)
+        if key.state != stored.entry.state:
+            origin = origin._replace(state_by="operator")
+        if key.expires_at != stored.entry.expires_at:
+            origin = origin._replace(expires_latest_us=declared.expires_latest_us)
+        return origin
 
     def _settable_state(self, stored: StoredKey, key: Key, path: str) -> KeyState:
         if key.state != "expired":
@@ -518,6 +716,22 @@ def _expiry(stored: StoredKey, key: Key, path: str) -> datetime | None:
             "leave expires_at out, or set an earlier one"
         )
     return key.expires_at or end_at
+
+
+def _set_by_operator(key: Key) -> KeyOrigin:
+    return KeyOrigin("operator", None if key.expires_at is None else to_us(key.expires_at))
+
+
+def _no_later(expires_at: datetime | None, latest_us: int | None, path: str) -> datetime | None:
+    """Return when a customer's key ends: as it says, else at the latest that the operator set."""
+    if latest_us is None:
+        return expires_at
+    if expires_at is not None and to_us(expires_at) > latest_us:
+        raise Forbidden(
+            f"{at_path(path, 'expires_at')}: the key must end at {to_text(from_us(latest_us))} or earlier, "
+            "as your provider set it"
+        )
+    return expires_at or from_us(latest_us)
 
 
 def _found(catalog: Catalog, kind: str, entry_id: str, account: str | None) -> Entry:

@@ -269,7 +269,11 @@ class Webhooks:
             raise
 
     def _counted_keys(self, account_id: str, counter_id: str) -> list[str]:
-        """Return the active consumption keys whose events the budget counts."""
+        """
+        Return the consumption keys in use whose events the budget counts.
+
+        Keys that a customer made inactive are among them, or it would activate them afterwards.
+        """
         scope, key_ids = self._directory.wanted_scopes(account_id).get(counter_id, (None, None))
         if scope is None:
             return []
@@ -277,10 +281,13 @@ class Webhooks:
         return [
             stored.entry.id
             for stored in self._directory.keys_of(account_id)
-            if stored.entry.role == "consumption"
-            and stored.state_at(now_us) == "active"
+            if stored.entry.is_metered
+            and (
+                stored.state_at(now_us) == "active"
+                or (stored.state_at(now_us) == "inactive" and stored.state_by == "customer")
+            )
             and (key_ids is None or stored.entry.id in key_ids)
-            and scope.project_id in (None, stored.entry.project)
+            and scope.project_id in (None, stored.entry.project or "")
         ]
 
     # -- telling --------------------------------------------------------------------------------------

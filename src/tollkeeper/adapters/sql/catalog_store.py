@@ -19,7 +19,7 @@ from sqlalchemy import exc as sql_errors
 from tollkeeper.adapters.sql import catalog_tables as tables
 from tollkeeper.domain.catalog import KINDS, REFERENCES, Entry, Key, KeyState, Plan
 from tollkeeper.domain.instants import from_us, to_us
-from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.errors import Conflict, NotFound, Unavailable
 from tollkeeper.ports import Catalog, Outcome, PlanVersion
 
@@ -99,7 +99,7 @@ class _SqlCatalog(Catalog):
         query = _of_account(mapping, sa.select(mapping.table), account).order_by(*_order(mapping))
         return self._entries(mapping, query)
 
-    def put(self, entry: Entry, now_us: int) -> Outcome:
+    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> Outcome:
         mapping = _MAPPINGS[entry.kind]
         here = _is(
             mapping, entry.entry_id, getattr(entry, "account", None) if mapping.is_account_scoped else None
@@ -117,6 +117,7 @@ class _SqlCatalog(Catalog):
                 values["version"] = _add_version(connection, entry, now_us)
             if isinstance(entry, Key):
                 values |= _revoked_at(entry.state, row["revoked_at_us"], now_us)
+                values |= {} if origin is None else origin._asdict()
             connection.execute(sa.update(mapping.table).where(here).values(values))
             return "changed"
 
@@ -171,6 +172,7 @@ class _SqlCatalog(Catalog):
         shown_prefix: str | None,
         now_us: int,
         lineage_id: str | None = None,
+        origin: KeyOrigin = KeyOrigin(),
     ) -> None:
         values = {
             **_MAPPINGS["keys"].encode(entry),
@@ -178,6 +180,7 @@ class _SqlCatalog(Catalog):
             "secret_sha256": secret_sha256,
             "shown_prefix": shown_prefix,
             "lineage_id": lineage_id or entry.id,
+            **origin._asdict(),
             "created_at_us": now_us,
             "updated_at_us": now_us,
         }
@@ -194,7 +197,9 @@ class _SqlCatalog(Catalog):
                 raise Conflict("this secret is the secret of another key: import each secret once")
             connection.execute(sa.insert(tables.keys).values(values))
 
-    def set_key_state(self, account: str, key_id: str, state: KeyState, now_us: int) -> bool:
+    def set_key_state(
+        self, account: str, key_id: str, state: KeyState, now_us: int, *, by: Actor = "operator"
+    ) -> bool:
         here = _is(_MAPPINGS["keys"], key_id, account)
         with self._writing() as connection:
             row = connection.execute(sa.select(tables.keys.c.revoked_at_us).where(here)).first()
@@ -202,6 +207,7 @@ class _SqlCatalog(Catalog):
                 return False
             values = {
                 "state": state,
+                "state_by": by,
                 "updated_at_us": now_us,
                 **_revoked_at(state, row.revoked_at_us, now_us),
             }
@@ -386,7 +392,7 @@ def _stored_key(row: Mapping[str, Any]) -> StoredKey:
     entry = _MAPPINGS["keys"].decode(row)
     assert isinstance(entry, Key)
     own = ("created_at_us", "updated_at_us", "last_used_at_us", "revoked_at_us", "lineage_id", "replaced_by")
-    return StoredKey(entry=entry, **{name: row[name] for name in (*_KEY_SECRETS, *own)})
+    return StoredKey(entry=entry, **{name: row[name] for name in (*_KEY_SECRETS, *own, *KeyOrigin._fields)})
 
 
 def _column_of(field: str) -> str:

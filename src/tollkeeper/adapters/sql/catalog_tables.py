@@ -119,6 +119,9 @@ keys: Final = _table(
     _integer("revoked_at_us", nullable=True),
     _id("lineage_id"),
     _id("replaced_by", nullable=True),
+    sa.Column("state_by", sa.String(16), nullable=False, server_default="operator"),
+    _integer("expires_latest_us", nullable=True),
+    _id("made_by", nullable=True),
 )
 """Rows are never removed: a deleted key is a tombstone that keeps its id and its hash taken."""
 

@@ -212,7 +212,8 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             entry: Entry = keys.changed_by_management(installation, principal, raw)
         else:
             entry = entry_from(kind, raw)
-        return _written(installation, principal, entry, installation.manage.put(entry))
+        change = installation.manage.put(entry, by=keys.customer_of(principal))
+        return _written(installation, principal, entry, change)
 
     @post(
         path,
@@ -261,12 +262,14 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             raw.setdefault("id", str(uuid.uuid4()))
             key = entry_from(kind, raw)
             assert isinstance(key, Key)
-            return keys.issued(installation, installation.manage.issue_key(key))
+            issued = installation.manage.issue_key(key, by=keys.customer_of(principal))
+            return keys.issued(installation, issued)
         if kind in _NAMED_BY_US:
             raw.setdefault("id", str(uuid.uuid4()))
         entry = entry_from(kind, raw)
         _check_free(installation, entry)
-        return _written(installation, principal, entry, installation.manage.put(entry))
+        change = installation.manage.put(entry, by=keys.customer_of(principal))
+        return _written(installation, principal, entry, change)
 
     @delete(
         f"{path}/{{entry_id:str}}",
@@ -297,7 +300,8 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
         account = account_in_scope(principal, params.get("account"))
         if kind == "keys":
             keys.check_manageable(installation, principal, entry_id)
-        return answer({"change": change_json(installation.manage.delete(kind, entry_id, account))})
+        change = installation.manage.delete(kind, entry_id, account, by=keys.customer_of(principal))
+        return answer({"change": change_json(change)})
 
     return [list_entries, get_entry, put_entry, post_entry, delete_entry]
 

@@ -71,6 +71,7 @@ def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
         "account": change.account_id,
         "action": change.action,
         "fields": fields,
+        **({"note": change.note} if change.note else {}),
     }
 
 

@@ -1,8 +1,8 @@
 """
 Keys beyond their entry: issue, rotate, set the state; and what a management key may do to keys.
 
-A customer's management key makes and manages consumption keys of its own account, but never frees one of
-a bound: plan, limits and profile stay the operator's, and a key under no plan must draw on credit.
+A customer's management key makes and manages consumption keys of its own account. Plan, limits and profile stay
+the operator's; that no key becomes freer is for `domain.bounds`, which `services.manage` asks.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Entry, KeyState
-from tollkeeper.errors import Forbidden
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
@@ -40,11 +40,10 @@ from tollkeeper.http.routes.entry_json import change_json, key_json
 from tollkeeper.http.routes.fields import RotateRequest, StateRequest, fields_of
 from tollkeeper.installation import Installation
 from tollkeeper.services.entries import entry_from
-from tollkeeper.services.manage import IssuedKey
+from tollkeeper.services.manage import CUSTOMER_KEY_FIELDS, IssuedKey
 
-_CHANGED_BY_MANAGEMENT: Final = ("name", "project", "subscription", "expires_at", "metadata")
-_SET_BY_MANAGEMENT: Final = (*_CHANGED_BY_MANAGEMENT, "type")
-"""In a new key. Whatever its type, it is under a plan or draws on the account's own balance."""
+_SET_BY_MANAGEMENT: Final = (*CUSTOMER_KEY_FIELDS, "type")
+"""In a new key. Whether it may is for `domain.bounds`."""
 
 
 def handlers() -> list[HTTPRouteHandler]:
@@ -77,7 +76,8 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
     account = account_in_scope(principal, params.get("account"))
     check_manageable(installation, principal, entry_id)
     asked = fields_of(json_object(request, body), RotateRequest)
-    return issued(installation, installation.manage.rotate_key(account, entry_id, asked.overlap_s))
+    made = installation.manage.rotate_key(account, entry_id, asked.overlap_s, by=customer_of(principal))
+    return issued(installation, made)
 
 
 @post(
@@ -118,9 +118,18 @@ def set_key_state(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -
     account = account_in_scope(principal, params.get("account"))
     check_manageable(installation, principal, entry_id)
     asked = fields_of(json_object(request, body), StateRequest)
-    change = installation.manage.set_key_state(account, entry_id, cast("KeyState", asked.state))
+    change = installation.manage.set_key_state(
+        account, entry_id, cast("KeyState", asked.state), by=customer_of(principal)
+    )
     stored = installation.manage.stored_key(account, entry_id)
     return answer({"entry": key_json(stored, installation.clock.now_us()), "change": change_json(change)})
+
+
+def customer_of(principal: Principal) -> Customer | None:
+    """Return the customer that a credential stands for; None for the operator."""
+    if principal.account_id is None:
+        return None
+    return Customer(principal.account_id, principal.key_id)
 
 
 def issued(installation: Installation, key: IssuedKey) -> Response[bytes]:
@@ -156,14 +165,13 @@ def new_by_management(
     Return the fields of a new key that a management key asks for.
 
     Raises:
-        Forbidden: It sets what is the operator's, or the key would be under no plan and draw on no credit.
+        Forbidden: It sets what is the operator's.
     """
     for name in raw:
         if name not in (*_SET_BY_MANAGEMENT, "account"):
             raise refuse(principal, f"set {name} of a key")
     assert principal.key_id is not None
     own = installation.manage.stored_key(principal.account_id, principal.key_id).entry
-    _check_bounded(installation, principal, raw.get("type"), raw.get("subscription"))
     return {**raw, "profile": own.profile}
 
 
@@ -180,22 +188,14 @@ def changed_by_management(installation: Installation, principal: Principal, raw:
     kept = msgspec.to_builtins(stored.entry, builtin_types=(datetime,))
     kept["state"] = stored.state_at(installation.clock.now_us())
     for name, value in raw.items():
-        if name not in _CHANGED_BY_MANAGEMENT and kept.get(name) != value:
+        if name not in CUSTOMER_KEY_FIELDS and kept.get(name) != value:
             raise refuse(principal, f"set {name} of a key")
-    if raw.get("subscription") != stored.entry.subscription and stored.entry.plan is None:
-        _check_bounded(installation, principal, kept["type"], raw.get("subscription"))
     kept["state"] = stored.entry.state
-    kept = {name: value for name, value in kept.items() if name not in _CHANGED_BY_MANAGEMENT}
-    changed = {name: raw[name] for name in _CHANGED_BY_MANAGEMENT if name in raw}
+    kept = {
+        name: value
+        for name, value in kept.items()
+        # The end of a key is not given up by leaving it out.
+        if name == "expires_at" or name not in CUSTOMER_KEY_FIELDS
+    }
+    changed = {name: raw[name] for name in CUSTOMER_KEY_FIELDS if name in raw}
     return entry_from("keys", {**kept, **changed})
-
-
-def _check_bounded(
-    installation: Installation, principal: Principal, key_type: object, subscription: object
-) -> None:
-    account = installation.manage.get("accounts", str(principal.account_id))
-    if key_type != "credit" and subscription is None and getattr(account, "plan", None) is None:
-        raise Forbidden(
-            "The key would be under no plan: name a subscription, or make it of type credit.",
-            account=principal.account_id,
-        )

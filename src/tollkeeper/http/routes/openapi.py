@@ -183,6 +183,10 @@ _CHANGE: Final = {
             "description": "The old and the new value of each field that changed.",
             "additionalProperties": {"type": "array", "minItems": 2, "maxItems": 2},
         },
+        "note": {
+            "type": "string",
+            "description": "Why apply left the entry as it is although the file says otherwise; absent if it did not.",
+        },
     },
 }
 _ISSUED_KEY: Final = {
