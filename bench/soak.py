@@ -26,7 +26,7 @@ from rich.table import Table
 
 from bench import authorize, load
 from bench.client import Client
-from bench.fixture import directory, events
+from bench.fixture import OPERATOR_KEY, directory, events
 from bench.processes import Process, running
 
 CONNECTIONS: Final = 32
@@ -239,7 +239,10 @@ def _look(process: Path) -> Look:
 
 
 def _outbox(port: int) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {OPERATOR_KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
         for line in answer.read().decode().splitlines():
             if line.startswith("tollkeeper_outbox_records "):
                 return int(line.split()[1])

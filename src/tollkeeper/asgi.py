@@ -4,21 +4,24 @@ The ASGI middleware: any Starlette, FastAPI, Litestar, Django or plain ASGI app 
 It reads the api key, admits the request, runs the app, and settles with the status, latency and bytes that
 the app produced. By default the last piece of the response waits for the group commit (a few ms at most),
 so a request that was answered is booked, `kill -9` included.
+
+A WebSocket is one request: admitted at its handshake, before it opens, and settled at its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
 from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
-from tollkeeper.http.profiles import send_reply
+from tollkeeper.http.profiles import reply_parts
 from tollkeeper.profiles import names
 from tollkeeper.services.tickets import Ticket
 
@@ -33,6 +36,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY_HEADERS: Final = (b"authorization", b"x-api-key")
 STATE_KEY: Final = "tollkeeper"
+HANDSHAKE_METHOD: Final = "GET"
+"""Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
 
 
 class Metering:
@@ -62,7 +67,7 @@ class Middleware:
 
     Args:
         expect: Returns the most that a request may use, from its scope; nothing is known by default.
-        exempt: Paths that pass without a key, e.g. `{"/healthz"}`.
+        exempt: Paths that pass without a key, e.g. `{"/healthz"}`; WebSockets of these paths too.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
         durable: Hold the end of the response back until the request is booked durably. Without it the
@@ -93,15 +98,24 @@ class Middleware:
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in self._exempt:
+        kind = scope["type"]
+        if kind == "lifespan" or (kind in ("http", "websocket") and scope["path"] in self._exempt):
             await self.app(scope, receive, send)
             return
+        if kind == "http":
+            method: str = scope["method"]
+        elif kind == "websocket":
+            method = HANDSHAKE_METHOD
+        else:
+            raise unsupported(scope)
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         dialect = self._dialect
         if dialect is None:
-            found = self._holds.admit(_api_key(scope), scope["method"], scope["path"], expected)
+            found = self._holds.admit(_api_key(scope), method, scope["path"], expected)
             if isinstance(found, Denial):
-                await _refuse(send, found)
+                body = denial_body(found)
+                sent = [(b"content-type", b"application/problem+json"), *denial_headers(found)]
+                await _refuse(scope, receive, send, found.status, sent, body)
                 return
             await self._run(Metering(found), scope, receive, send, None)
             return
@@ -110,13 +124,13 @@ class Middleware:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         secret = dialect.credential(headers)
-        found = self._holds.admit(secret, scope["method"], scope["path"], expected)
+        found = self._holds.admit(secret, method, scope["path"], expected)
         if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
             self._holds.void(found)
             found = objection
         if isinstance(found, Denial):
-            reply = dialect.refused(secret, scope["method"], scope["path"], headers, found, request_id)
-            await send_reply(send, reply)
+            reply = dialect.refused(secret, method, scope["path"], headers, found, request_id)
+            await _refuse(scope, receive, send, *reply_parts(reply))
             return
         metering = Metering(found)
         metering.tags.update(dialect.tags(headers))
@@ -135,6 +149,9 @@ class Middleware:
             state = scope["state"] = {}
         state[STATE_KEY] = metering
         started_ns = time.perf_counter_ns()
+        if scope["type"] == "websocket":
+            await self._run_websocket(metering, scope, receive, send, worded, started_ns)
+            return
         status = 0
         bytes_out = 0
         settled = False
@@ -144,12 +161,7 @@ class Middleware:
             kind = message["type"]
             if kind == "http.response.start":
                 status = message["status"]
-                if worded is not None:
-                    dialect, extra = worded
-                    if not metering.void:
-                        outcome = _outcome(metering, status, started_ns, bytes_out)
-                        extra = dialect.headers_at_start(extra, metering.admission, outcome)
-                    message["headers"] = [*message.get("headers", ()), *encoded(extra)]
+                _add_headers(message, worded, metering, status, started_ns)
             elif kind == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):
@@ -167,6 +179,67 @@ class Middleware:
             raise
         if not settled:
             self._book(metering, status or 500, started_ns, bytes_out, None)
+
+    async def _run_websocket(
+        self,
+        metering: Metering,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        worded: tuple[Dialect, Headers] | None,
+        started_ns: int,
+    ) -> None:
+        """
+        Run an admitted handshake to the end of its connection.
+
+        It is settled when the app closes it, before the client hears of that, else when the app returns: an app
+        whose client went away may still state what it used. Its bytes are those of the messages sent.
+        """
+        status = 0
+        bytes_out = 0
+        is_gone = settled = False
+
+        async def watched_receive() -> Message:
+            nonlocal is_gone
+            message = await receive()
+            is_gone = is_gone or message["type"] == "websocket.disconnect"
+            return message
+
+        async def metered_send(message: Message) -> None:
+            nonlocal status, bytes_out, settled
+            kind = message["type"]
+            is_last = False
+            if kind == "websocket.send":
+                text = message.get("text")
+                bytes_out += len(message.get("bytes") or b"") if text is None else len(text.encode())
+            elif kind == "websocket.accept":
+                status = SWITCHING_PROTOCOLS
+                _add_headers(message, worded, metering, status, started_ns)
+            elif kind == "websocket.close":
+                # Before it was accepted, this is the app's refusal: the server answers 403.
+                status = status or 403
+                is_last = True
+            elif kind == "websocket.http.response.start":
+                status = message["status"]
+                _add_headers(message, worded, metering, status, started_ns)
+            elif kind == "websocket.http.response.body":
+                bytes_out += len(message.get("body", b""))
+                is_last = not message.get("more_body", False)
+            if is_last and not settled:
+                settled = True
+                await self._settle(metering, status, started_ns, bytes_out)
+            await send(message)
+
+        try:
+            await self.app(scope, watched_receive, metered_send)
+        except BaseException as exc:
+            # After the client left, frameworks end the handler by raising: that is how connections end.
+            if not settled and not is_gone:
+                metering.error_type = metering.error_type or type(exc).__name__
+            raise
+        finally:
+            if not settled:
+                self._book(metering, status or 500, started_ns, bytes_out, None)
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
         ticket = Ticket(asyncio.get_running_loop()) if self._durable else None
@@ -205,12 +278,34 @@ def _api_key(scope: Scope) -> str:
     return ""
 
 
-async def _refuse(send: Send, denial: Denial) -> None:
-    body = denial_body(denial)
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        *denial_headers(denial),
-    ]
-    await send({"type": "http.response.start", "status": denial.status, "headers": headers})
+def _add_headers(
+    message: Message,
+    worded: tuple[Dialect, Headers] | None,
+    metering: Metering,
+    status: int,
+    started_ns: int,
+) -> None:
+    """Add the dialect's headers to a message that begins an answer."""
+    if worded is None:
+        return
+    dialect, extra = worded
+    if not metering.void:
+        outcome = _outcome(metering, status, started_ns, 0)
+        extra = dialect.headers_at_start(extra, metering.admission, outcome)
+    message["headers"] = [*message.get("headers", ()), *encoded(extra)]
+
+
+async def _refuse(
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    status: int,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+) -> None:
+    headers = [*headers, (b"content-length", str(len(body)).encode())]
+    if scope["type"] == "websocket":
+        await refuse_handshake(scope, receive, send, status, headers, body)
+        return
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -20,6 +20,7 @@ from typing import IO, Final
 
 import msgspec
 
+from tollkeeper.adapters.jwks import read_jwks
 from tollkeeper.adapters.opening import OpeningUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
@@ -50,7 +51,7 @@ from tollkeeper.services.reconcile import Reconcile
 from tollkeeper.services.relay import Relay, keys_of, read_back
 from tollkeeper.services.report import Reports
 from tollkeeper.services.scopes import ScopeKeeper
-from tollkeeper.services.sessions import Sessions
+from tollkeeper.services.sessions import Sessions, check_login
 from tollkeeper.services.tickets import Ticket, finish
 from tollkeeper.services.webhooks import Webhooks
 from tollkeeper.settings import Settings
@@ -73,7 +74,8 @@ class Installation:
     Everything that one process runs. Close it to commit what is queued.
 
     Raises:
-        BadParameter: `profile_settings` names no profile, or no setting of it, or a value it cannot have.
+        BadParameter: `profile_settings` names no profile, or no setting of it, or a value it cannot have;
+            `session_jwks` has no issuer and audience, or comes over plain http.
         DataDirectoryInUse: Another process has the data directory.
         LedgerInUse: Another process has the PostgreSQL database.
         Unavailable: A store cannot be opened or written.
@@ -95,6 +97,7 @@ class Installation:
     def _open(self, store: UsageStore | None) -> None:
         settings = self.settings
         self._switches = switches(settings.profile_settings)
+        check_login(settings.session_jwks, settings.session_issuer, settings.session_audience)
         self._opened.callback(_lock(Path(settings.data_dir)).close)
         engine = open_engine(settings.ledger)
         self._opened.callback(engine.dispose)
@@ -174,6 +177,7 @@ class Installation:
             issuer=settings.session_issuer,
             audience=settings.session_audience,
             account_claim=settings.session_account_claim,
+            fetch=read_jwks,
         )
         self._used: dict[str, int] = {}
         self._used_lock = threading.Lock()

@@ -56,6 +56,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The claim of the other login's tokens that names the account."""
     client_address_header: str = ""
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
+    metrics_open: bool = False
+    """Answers `/metrics` without an operator key, to everybody who can reach the port."""
     webhook_allow_private: bool = False
     """Lets webhooks have http URLs and private or loopback addresses: for tests and local use."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

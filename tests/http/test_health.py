@@ -25,7 +25,7 @@ def test_readiness_says_why_not(
     """Each thing that a request needs, and all of them at once."""
     installation.reports.fresh(None)
     assert installation.store.records([("none", "none")]) == {}  # Waits until the engine is open.
-    assert api("GET", "/readyz", key=None).json() == {"ready": True, "reasons": []}
+    assert api("GET", "/readyz", key=None).json() == {"ready": True, "reasons": [], "notices": []}
 
     def fails() -> None:
         raise Unavailable("disk full")

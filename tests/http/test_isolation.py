@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.http.conftest import OPERATOR_KEY, Api, World
+from tollkeeper import testing
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.http.app import build_app
 from tollkeeper.http.routes.catalog import NAMED_WITHIN_ACCOUNT, READ_BY_MANAGEMENT, WRITTEN_BY_MANAGEMENT
 
 
@@ -146,12 +150,20 @@ def test_the_table_above_has_every_operation(api: Api, world: World) -> None:
     assert {(m, path) for path, found in paths.items() for m in found} == known | open_to_all | elsewhere
 
 
-def test_metrics_are_open_on_this_machine_only(api: Api) -> None:
-    """Behind a proxy everybody comes from this machine: then the header counts."""
-    assert api("GET", "/metrics", key=None, peer="127.0.0.1").status_code == 200
-    assert api("GET", "/metrics", key=None, peer="::1").status_code == 200
-    forwarded = {"X-Forwarded-For": "203.0.113.9"}
-    assert api("GET", "/metrics", key=None, peer="127.0.0.1", headers=forwarded).status_code == 401
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "203.0.113.9"])
+@pytest.mark.parametrize("name", [None, "X-Forwarded-For", "Forwarded", "X-Real-IP"])
+def test_metrics_take_an_operator_key_on_this_machine_too(api: Api, peer: str, name: str | None) -> None:
+    """Behind a proxy that adds no header, as nginx by default, everybody comes from this machine."""
+    headers = {} if name is None else {name: "203.0.113.9"}
+    assert api("GET", "/metrics", key=None, peer=peer, headers=headers).status_code == 401
+    assert api("GET", "/metrics", peer=peer, headers=headers).status_code == 200
+
+
+def test_metrics_are_open_when_the_setting_says_so(tmp_path: Path, usage_store: ClickHouseUsageStore) -> None:
+    with testing.installation(tmp_path / "data", store=usage_store, metrics_open=True) as site:
+        app = build_app(site)
+        assert Api(app)("GET", "/metrics", key=None, peer="203.0.113.9").status_code == 200
+        app.close()
 
 
 @pytest.mark.parametrize("role", ["management", "consumption"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
+import http.server
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,9 +22,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
+from tollkeeper import Tollkeeper
+from tollkeeper.adapters.jwks import JWKS_BYTES_MAX, read_jwks
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.standing import Session
-from tollkeeper.services.sessions import OWN_ISSUER, OWN_TTL_S, Sessions
+from tollkeeper.errors import BadParameter
+from tollkeeper.services.sessions import OWN_ISSUER, OWN_TTL_S, Sessions, check_login
 from tollkeeper.testing import ManualClock
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"
@@ -152,6 +158,27 @@ def test_a_token_of_the_other_login_is_good(
         {"exp": True},
         {"nbf": "now"},
         {"nbf": {}},
+        *(
+            {name: value}
+            for name in ("exp", "nbf", "iat")
+            for value in (
+                float("inf"),
+                float("-inf"),
+                float("nan"),
+                1e300,
+                1e9,
+                1_767_225_600.5,
+                -1,
+                -1.0,
+                10**12,
+                10**40,
+                2**63,
+                "1767225600",
+                False,
+                [],
+                {},
+            )
+        ),
     ],
     ids=str,
 )
@@ -169,7 +196,8 @@ def test_times_are_taken_with_a_leeway_of_thirty_seconds(
     assert sessions.verify(sign(exp=now_s - 30)) is None
     assert sessions.verify(sign(nbf=now_s + 30)) == ADA
     assert sessions.verify(sign(nbf=now_s + 31)) is None
-    assert sessions.verify(sign(exp=now_s + 0.5)) == ADA, "numbers may have fractions"
+    assert sessions.verify(sign(exp=253_402_300_799)) == ADA, "a time that a calendar has"
+    assert sessions.verify(sign(exp=now_s + 0.5)) is None, "whole seconds, as every login writes them"
 
 
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512", "PS256"])
@@ -322,6 +350,185 @@ def test_all_who_come_at_the_start_are_let_in_by_one_read(
     assert (found, issuer.reads) == ([ADA] * 8, 1)
 
 
+def test_a_slow_login_holds_up_one_thread(
+    sessions: Sessions, sign: Sign, issuer: Issuer, clock: ManualClock
+) -> None:
+    """One reads. Others go on with the keys that are known, and after a second those without one are refused."""
+    assert sessions.verify(sign()) == ADA
+    clock.advance(seconds=3600)
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(source: str) -> bytes:
+        reading.set()
+        assert go_on.wait(60)
+        return issuer.document
+
+    sessions._fetch = slow
+    issuer.publish(jwk(RSA_KEY, "rsa-1"), jwk(RSA_KEY_2, "rsa-2"))
+    found: list[Session | None] = []
+    first = threading.Thread(target=lambda: found.append(sessions.verify(sign(RSA_KEY_2, kid="rsa-2"))))
+    first.start()
+    assert reading.wait(60)
+    assert sessions.verify(sign()) == ADA, "by the key that is known"
+    clock.advance(seconds=1)
+    assert sessions.verify(sign(RSA_KEY_2, kid="rsa-2")) is None
+    assert sessions.verify(sign(kid="unknown")) is None
+    assert first.is_alive()
+    assert found == []
+    go_on.set()
+    first.join()
+    assert found == [ADA]
+    assert sessions.verify(sign(RSA_KEY_2, kid="rsa-2")) == ADA
+
+
+def test_who_comes_second_waits_for_a_read_that_is_quick(
+    sessions: Sessions, sign: Sign, issuer: Issuer
+) -> None:
+    """The first read began, and nobody is known yet: a good token must not be refused for that."""
+    token = sign()
+    reading, go_on, waits = threading.Event(), threading.Event(), threading.Event()
+
+    def fetch(source: str) -> bytes:
+        reading.set()
+        assert go_on.wait(60)
+        return issuer.document
+
+    class Watched:
+        def __init__(self, lock: Any) -> None:
+            self.acquire_, self.release, self.locked = lock.acquire, lock.release, lock.locked
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if blocking:
+                waits.set()
+            return bool(self.acquire_(blocking, 60 if blocking else -1))
+
+    sessions._fetch = fetch
+    sessions._reading = Watched(sessions._reading)  # type: ignore[assignment]
+    found: list[Session | None] = []
+    threads = [threading.Thread(target=lambda: found.append(sessions.verify(token))) for _ in range(2)]
+    threads[0].start()
+    assert reading.wait(60)
+    threads[1].start()
+    assert waits.wait(60)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert found == [ADA, ADA]
+
+
+@pytest.mark.parametrize(
+    ("issuer_", "audience", "field"),
+    [("", "", "session_issuer"), (ISSUER, "", "session_audience"), ("", AUDIENCE, "session_issuer")],
+)
+def test_a_jwks_without_issuer_and_audience_is_refused_at_the_start(
+    tmp_path: Path, issuer_: str, audience: str, field: str
+) -> None:
+    """Else tokens that the login made for any other application are good here, and nobody is told."""
+    with pytest.raises(BadParameter, match="any other application") as refused:
+        check_login("https://login.example/jwks", issuer_, audience)
+    assert refused.value.field == field
+    settings = {"session_jwks": "jwks.json", "session_issuer": issuer_, "session_audience": audience}
+    with pytest.raises(BadParameter, match=field):
+        Tollkeeper.open(str(tmp_path / "data"), **settings)
+    assert not (tmp_path / "data").exists(), "before anything is opened"
+
+
+@pytest.mark.parametrize(
+    ("source", "is_good"),
+    [
+        ("https://login.example/jwks", True),
+        ("https://login.example:8443/jwks", True),
+        ("http://127.0.0.1:8080/jwks", True),
+        ("http://[::1]:8080/jwks", True),
+        ("http://localhost/jwks", True),
+        ("/etc/jwks.json", True),
+        ("jwks.json", True),
+        ("http://login.example/jwks", False),
+        ("HTTP://login.example/jwks", False),
+        ("http://127.0.0.1.login.example/jwks", False),
+        ("http://localhost@login.example/jwks", False),
+        ("http://10.0.0.1/jwks", False),
+        ("ftp://127.0.0.1/jwks", False),
+        ("file:///etc/jwks.json", False),
+        ("data://x", False),
+        ("https://", False),
+        ("https://[::1/jwks", False),
+        ("https://login.example:port/jwks", False),
+    ],
+)
+def test_a_jwks_comes_over_https_or_from_this_machine(source: str, is_good: bool) -> None:
+    """Over plain http anybody on the way can put a key of their own into it."""
+    if is_good:
+        check_login(source, ISSUER, AUDIENCE)
+    else:
+        with pytest.raises(BadParameter, match="must be an https URL or a file"):
+            check_login(source, ISSUER, AUDIENCE)
+
+
+class Login(http.server.BaseHTTPRequestHandler):
+    """Answers as its path says."""
+
+    def do_GET(self) -> None:
+        asked.append(self.path)
+        if self.path == "/redirect":
+            self.send_response(302)
+            self.send_header("Location", "/jwks")
+            self.end_headers()
+            return
+        if self.path == "/drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            # Until the other side has had enough.
+            with contextlib.suppress(OSError):
+                while not stop_dripping.wait(0.01):
+                    self.wfile.write(b"a")
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"x" * JWKS_BYTES_MAX + (b"x" if self.path == "/long" else b""))
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+asked: Final[list[str]] = []
+stop_dripping: Final = threading.Event()
+
+
+@pytest.fixture
+def login() -> Iterator[str]:
+    asked.clear()
+    stop_dripping.clear()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Login)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    stop_dripping.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_jwks_is_read_within_bounds_and_without_redirects(
+    login: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert len(read_jwks(f"{login}/jwks")) == JWKS_BYTES_MAX
+    with pytest.raises(ValueError, match="at most"):
+        read_jwks(f"{login}/long")
+    with pytest.raises(OSError, match="302"):
+        read_jwks(f"{login}/redirect")
+    assert asked == ["/jwks", "/long", "/redirect"]
+    (tmp_path / "long").write_bytes(b"x" * (JWKS_BYTES_MAX + 1))
+    with pytest.raises(ValueError, match="at most"):
+        read_jwks(str(tmp_path / "long"))
+
+
+def test_a_jwks_that_drips_is_given_up(login: str) -> None:
+    """Each byte comes in time, but the whole never does."""
+    with pytest.raises((OSError, HTTPException)):
+        read_jwks(f"{login}/drip", deadline_s=0.2)
+
+
 def test_without_a_jwks_only_our_own_tokens_are_good(clock: ManualClock, sign: Sign) -> None:
     sessions = Sessions(clock, SECRET)
     assert sessions.verify(sign()) is None
@@ -331,7 +538,15 @@ def test_without_a_jwks_only_our_own_tokens_are_good(clock: ManualClock, sign: S
 def test_a_jwks_may_be_a_file(tmp_path: Path, clock: ManualClock, sign: Sign) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(json.dumps({"keys": [jwk(RSA_KEY, "rsa-1")]}))
-    sessions = Sessions(clock, SECRET, jwks=str(path), issuer=ISSUER, audience=AUDIENCE, account_claim="org")
+    sessions = Sessions(
+        clock,
+        SECRET,
+        jwks=str(path),
+        issuer=ISSUER,
+        audience=AUDIENCE,
+        account_claim="org",
+        fetch=read_jwks,
+    )
     assert sessions.verify(sign()) == ADA
 
 
@@ -340,7 +555,13 @@ def test_a_shared_secret_cannot_be_put_on_the_list(
     clock: ManualClock, sign: Sign, issuer: Issuer, algorithms: tuple[str, ...]
 ) -> None:
     sessions = Sessions(
-        clock, SECRET, jwks="https://login.example/jwks", algorithms=algorithms, fetch=issuer.fetch
+        clock,
+        SECRET,
+        jwks="https://login.example/jwks",
+        issuer=ISSUER,
+        audience=AUDIENCE,
+        algorithms=algorithms,
+        fetch=issuer.fetch,
     )
     assert sessions.verify(sign()) is None
     assert issuer.reads == 0

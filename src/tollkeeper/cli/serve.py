@@ -76,6 +76,10 @@ def serve(
         str | None,
         _setting("client-address-header", "The header in which your proxy tells the client's address."),
     ] = None,
+    metrics_open: Annotated[
+        bool | None,
+        _setting("metrics-open", "Answer /metrics without a key, to everybody who can reach the port."),
+    ] = None,
     webhook_allow_private: Annotated[
         bool | None,
         _setting("webhook-allow-private", "Let webhooks go to http URLs and to private addresses."),
@@ -111,6 +115,7 @@ def serve(
             "session_audience": session_audience,
             "session_account_claim": session_account_claim,
             "client_address_header": client_address_header,
+            "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,
             "log_level": log_level,
         }

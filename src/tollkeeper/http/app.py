@@ -1,25 +1,25 @@
 """
 The server's ASGI application: a small dispatcher in front of the hot handlers and the Litestar API.
 
-It gives every request an id, bounds its body, authenticates hot calls, throttles addresses that keep
-failing to authenticate, and turns errors into problem documents; on a vendor's paths, its profile words them.
+It gives every request an id, bounds its body, authenticates hot calls, throttles the answers to credentials that
+keep failing, and turns errors into problem documents; on a vendor's paths, its profile words them. It serves HTTP
+only: a WebSocket is refused before it opens.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
-from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
-from tollkeeper.http.bodies import check_length, header, read_body
+from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
+from tollkeeper.http.bodies import check_length, read_body
+from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
@@ -35,12 +35,13 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
 
 PREFIX: Final = "/tk/v1"
-PROBES: Final = ("/healthz", "/readyz")
-OWN_PATHS: Final = frozenset({*PROBES, "/metrics"})
+OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Served by the product whatever the root profile is, beside all of `/tk/`."""
-_ADDRESS_CHARS_MAX: Final = 45
-"""Of an IPv6 address in text: what is remembered of a failing caller has a bound."""
 _encode: Final = msgspec.json.Encoder().encode
+_NO_WEBSOCKETS: Final = (
+    b'{"type":"https://tollkeeper.dev/problems/not_found","title":"Not found","status":404,'
+    b'"detail":"Tollkeeper has no WebSockets.","code":"not_found"}'
+)
 _BLOCKED: Final = (
     b'{"type":"https://tollkeeper.dev/problems/too_many_failures","title":"Too many failures","status":429,'
     b'"detail":"Too many failed authentications from this address. Wait a minute.","code":"too_many_failures"}'
@@ -72,11 +73,10 @@ class App:
         self._api = api(self.authenticator)
         self._profiles = Profiles(installation)
         self._random = random.Random()
-        self._address_header = installation.settings.client_address_header.lower().encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._api(scope, receive, send)
+            await self._serve_other(scope, receive, send)
             return
         found = self._hot.get(scope["path"])
         if found is not None and scope["method"] == "POST":
@@ -90,16 +90,22 @@ class App:
                 return
         await self._serve_api(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
 
+    async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._api(scope, receive, send)
+        elif scope["type"] == "websocket":
+            headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode())]
+            await refuse_handshake(scope, receive, send, 404, headers, _NO_WEBSOCKETS)
+        else:
+            raise unsupported(scope)
+
     async def _serve_hot(
         self, handler: Hot, bytes_max: int, scope: Scope, receive: Receive, send: Send
     ) -> None:
         request_id = self._request_id()
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         try:
-            principal = self._principal(scope)
-            if principal is None:
-                await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
-                return
+            principal = self.authenticator.principal(headers)
             if bytes_max > SMALL_BODY_BYTES_MAX:
                 check_length(headers, bytes_max)
             body = await read_body(receive, bytes_max)
@@ -107,6 +113,9 @@ class App:
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError):
                 raise
+            if isinstance(exc, Unauthenticated) and credential(headers) and self._throttles(scope):
+                await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
+                return
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
             extra = [(k.lower().encode(), v.encode()) for k, v in problem.headers.items()]
             await _send(send, problem.status, extra, _encode(problem.body), request_id, problem=True)
@@ -131,18 +140,19 @@ class App:
         self, site: ProfileSite, path: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         request_id = self._request_id()
-        address = self._address(scope)
-        throttle = self.authenticator.throttle
-        # Nobody is authenticated here: to one who guesses, the headers of a good key would tell it.
-        if throttle.blocked(address):
-            await self._profiles.turn_away(site, path, scope, send, request_id, _BLOCKED_BY_PROFILE)
-            return
+        self.authenticator.throttle.look_at(scope["headers"])
         if len(scope["query_string"]) > QUERY_BYTES_MAX:
             why = BadInput(f"The query has more than {QUERY_BYTES_MAX} bytes: ask for less.")
             await self._profiles.turn_away(site, path, scope, send, request_id, why)
             return
         await self._profiles.serve(
-            site, path, scope, receive, send, request_id, lambda: throttle.failed(address)
+            site,
+            path,
+            scope,
+            receive,
+            send,
+            request_id,
+            lambda: _BLOCKED_BY_PROFILE if self._throttles(scope) else None,
         )
 
     async def _serve_api(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,41 +168,27 @@ class App:
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
             await _send(send, problem.status, [], _encode(problem.body), request_id, problem=True)
             return
-        address = self._address(scope)
-        # Who asks whether the process lives shows no credential, and must not be told by another's failures.
-        if scope["path"] not in PROBES and self.authenticator.throttle.blocked(address):
-            await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
-            return
+        self.authenticator.throttle.look_at(scope["headers"])
+        is_throttled = False
 
         async def send_with_id(message: Message) -> None:
+            nonlocal is_throttled
             if message["type"] == "http.response.start":
-                if message["status"] == 401:
-                    self.authenticator.throttle.failed(address)
+                if message["status"] == 401 and credential(scope["headers"]) and self._throttles(scope):
+                    is_throttled = True
+                    await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
+                    return
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-            await send(message)
+            # The answer that was refused has a body too.
+            if not is_throttled:
+                await send(message)
 
         await self._api(scope, receive, send_with_id)
 
-    def _principal(self, scope: Scope) -> Principal | None:
-        """Return whom a hot call stands for; None when its address is blocked."""
-        address = self._address(scope)
-        if self.authenticator.throttle.blocked(address):
-            return None
-        try:
-            return self.authenticator.principal(scope["headers"])
-        except Unauthenticated:
-            self.authenticator.throttle.failed(address)
-            raise
-
-    def _address(self, scope: Scope) -> str:
-        """Return whom failed authentications count against."""
+    def _throttles(self, scope: Scope) -> bool:
+        """Count a failing credential; return whether its answer is 429."""
         client = scope.get("client")
-        address = str(client[0]) if client else ""
-        if self._address_header:
-            # Through a proxy all come from its address. What it added itself is the last of a list.
-            told = header(scope["headers"], self._address_header).rpartition(b",")[2].strip()
-            address = told.decode("latin-1")[:_ADDRESS_CHARS_MAX] or address
-        return _network(address)
+        return self.authenticator.throttle.refuses(str(client[0]) if client else "", scope["headers"])
 
     def _request_id(self) -> str:
         return f"req_{self._random.getrandbits(80):020x}"
@@ -210,18 +206,6 @@ def build_app(installation: Installation) -> App:
         installation,
         lambda authenticator: build_api(installation, authenticator, version=__version__),  # type: ignore[arg-type,return-value]
     )
-
-
-@lru_cache(maxsize=4096)
-def _network(address: str) -> str:
-    """Return what counts as one peer: an IPv4 address, or the /64 of an IPv6 one, which is a customer's least."""
-    if ":" not in address:
-        return address
-    try:
-        found = ipaddress.IPv6Address(address)
-    except ValueError:
-        return address
-    return str(found.ipv4_mapped or found.packed[:8].hex())
 
 
 async def _send(

@@ -1,27 +1,41 @@
 """
 Who calls the product's own API: an operator (`ok_`), a management key (`mk_`), or a consumption key.
 
-Keys are looked up by their SHA-256, so timing tells nothing. A caller who keeps failing is slowed down by
-its address (`Throttle`), in bounded memory.
+Keys are looked up by their SHA-256, so timing tells nothing. A good credential is always served: only answers to
+failing ones are throttled, by address (`Throttle`), in bounded memory. A key has 190 bits, so there is nothing to
+guess, and an address may be a proxy's, with everybody behind it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
-from tollkeeper.domain.keys import OPERATOR_PREFIX, hash_secret
+from tollkeeper.domain.keys import OPERATOR_PREFIX, StoredKey, hash_secret
 from tollkeeper.errors import Forbidden, Unauthenticated
+from tollkeeper.http.forwarding import forwarded_address, names_a_client, network_of
 from tollkeeper.installation import Installation
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 _REMEMBERED_MAX: Final = 10_000
 _SECRET_CHARS_MAX: Final = 512
+_GOOD_KEYS_MAX: Final = 4_096
 FAILURES_MAX: Final = 50
 FAILURES_WINDOW_S: Final = 60
+NO_ADDRESS_HEADER: Final = (
+    "requests carry a proxy's header (Forwarded, X-Forwarded-For or X-Real-IP) while client_address_header is unset: "
+    "all clients of the proxy are throttled as one"
+)
+ONE_PEER: Final = (
+    f"{FAILURES_MAX} failed authentications in a minute came from one peer address, and none from another: "
+    "if that is a proxy, client_address_header must name the header in which it puts the client's address"
+)
+
+log = logging.getLogger("tollkeeper.http")
 
 
 class Principal(NamedTuple):
@@ -37,32 +51,72 @@ OPERATOR: Final = Principal("operator", None, None)
 
 class Throttle:
     """
-    Counts failed authentications per address and minute.
+    Counts failing credentials per address and minute, and says when their answers are to be 429.
 
     It remembers `_REMEMBERED_MAX` addresses of a minute at most; those that come after them go uncounted.
+
+    Args:
+        address_header: In which the proxy puts the client's address, in lower case; empty: the peer's counts.
+
+    Attributes:
+        failed_count: Failing credentials since start.
+        throttled_count: Those of them that were answered 429.
+        notices: Why addresses may not be those of the clients, each once.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, address_header: bytes = b"") -> None:
         self._clock = clock
+        self._address_header = address_header
         self._window = 0
         self._failures: dict[str, int] = {}
+        self._only_peers = True
+        self.failed_count = 0
+        self.throttled_count = 0
+        self.notices: list[str] = []
 
-    def blocked(self, address: str) -> bool:
-        """Return whether *address* failed too often in this minute."""
-        self._roll()
-        return self._failures.get(address, 0) >= FAILURES_MAX
+    def refuses(self, peer: str, headers: Headers) -> bool:
+        """
+        Count a failing credential; return whether its answer is 429, as its address failed too often this minute.
 
-    def failed(self, address: str) -> None:
-        """Count a failed authentication."""
-        self._roll()
-        if len(self._failures) < _REMEMBERED_MAX or address in self._failures:
-            self._failures[address] = self._failures.get(address, 0) + 1
+        Args:
+            peer: The address of the connection.
+        """
+        address = ""
+        if self._address_header:
+            # Through a proxy all come from its address.
+            address = forwarded_address(headers, self._address_header)
+        else:
+            self.look_at(headers)
+        self.failed_count += 1
+        refused = self._is_over(network_of(address or peer), from_peer=not address)
+        self.throttled_count += refused
+        return refused
 
-    def _roll(self) -> None:
+    def look_at(self, headers: Headers) -> None:
+        """Notice a proxy whose clients cannot be told apart."""
+        if not self._address_header and NO_ADDRESS_HEADER not in self.notices and names_a_client(headers):
+            self._notice(NO_ADDRESS_HEADER)
+
+    def _is_over(self, network: str, *, from_peer: bool) -> bool:
         window = self._clock.now_us() // (FAILURES_WINDOW_S * US_PER_S)
         if window != self._window:
             self._window = window
             self._failures = {}
+            self._only_peers = True
+        self._only_peers = self._only_peers and from_peer
+        count = self._failures.get(network, 0)
+        if count >= FAILURES_MAX:
+            return True
+        if count or len(self._failures) < _REMEMBERED_MAX:
+            self._failures[network] = count + 1
+            if count + 1 == FAILURES_MAX and len(self._failures) == 1 and self._only_peers:
+                self._notice(ONE_PEER)
+        return False
+
+    def _notice(self, what: str) -> None:
+        if what not in self.notices:
+            self.notices.append(what)
+            log.warning("tollkeeper.http.client_address", extra={"reason": what})
 
 
 class Authenticator:
@@ -71,7 +125,10 @@ class Authenticator:
     def __init__(self, installation: Installation) -> None:
         self._installation = installation
         self._operators = installation.operator_keys.all()
-        self.throttle = Throttle(installation.clock)
+        self._good: tuple[int, dict[str, StoredKey]] = (-1, {})
+        """Keys that were looked up, with the version of the directory that they were read under."""
+        header = installation.settings.client_address_header
+        self.throttle = Throttle(installation.clock, header.lower().encode())
 
     def principal(self, headers: Headers) -> Principal:
         """
@@ -93,7 +150,7 @@ class Authenticator:
 
     def _key_principal(self, secret_sha256: str) -> Principal:
         installation = self._installation
-        stored = installation.directory.key_by_hash(secret_sha256)
+        stored = self._stored(secret_sha256)
         if stored is None:
             raise Unauthenticated("The key is not known here.")
         state = stored.state_at(installation.clock.now_us())
@@ -103,6 +160,29 @@ class Authenticator:
         if account is None or not account.active:
             raise Forbidden("The account of this key is not active.")
         return Principal(stored.entry.role, stored.entry.account, stored.entry.id)
+
+    def _stored(self, secret_sha256: str) -> StoredKey | None:
+        """
+        Return the key of a hash in whatever state.
+
+        A key that was looked up before costs no read, so that it is served while others fail. Its state is asked
+        of the clock each time, and any change of the catalog drops all: a key that ended is never good from here.
+        """
+        directory = self._installation.directory
+        version = directory.version
+        read_under, good = self._good
+        if read_under != version:
+            good = {}
+            self._good = (version, good)
+        stored = good.get(secret_sha256)
+        if stored is None:
+            stored = directory.key_by_hash(secret_sha256)
+            if stored is not None:
+                if len(good) >= _GOOD_KEYS_MAX:
+                    good.clear()
+                # When the catalog changed since, these are a version's that is not asked any more.
+                good[secret_sha256] = stored
+        return stored
 
 
 def credential(headers: Headers) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from tollkeeper.installation import Installation
 
 if TYPE_CHECKING:
+    from tollkeeper.http.auth import Throttle
     from tollkeeper.http.routes.calls import Upkeep
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
@@ -25,6 +26,8 @@ class Source(NamedTuple):
     installation: Installation
     upkeep: Upkeep
     version: str
+    throttle: Throttle | None = None
+    """Of the server that answers; without one there are no failing credentials to tell of."""
 
 
 class Metric(NamedTuple):
@@ -53,6 +56,10 @@ def _differences(source: Source) -> Sequence[Sample]:
 def _verified_at(source: Source) -> Sequence[Sample]:
     at_us = source.upkeep.verified_at_us
     return [({}, at_us // 1_000_000)] if at_us else []
+
+
+def _of_throttle(read: Callable[[Throttle], int]) -> Callable[[Source], Sequence[Sample]]:
+    return lambda source: [] if source.throttle is None else [({}, read(source.throttle))]
 
 
 METRICS: Final = (
@@ -94,6 +101,24 @@ METRICS: Final = (
         "counter",
         "Events that ingest rejected since start.",
         lambda s: [({}, s.installation.ingest.rejected_count)],
+    ),
+    Metric(
+        "tollkeeper_authentications_failed_total",
+        "counter",
+        "Failing credentials since start.",
+        _of_throttle(lambda throttle: throttle.failed_count),
+    ),
+    Metric(
+        "tollkeeper_authentications_throttled_total",
+        "counter",
+        "Failing credentials since start that were answered 429, as their address failed too often.",
+        _of_throttle(lambda throttle: throttle.throttled_count),
+    ),
+    Metric(
+        "tollkeeper_client_addresses_unknown",
+        "gauge",
+        "1 when a proxy seems to stand before the server and client_address_header does not say so: see readyz.",
+        _of_throttle(lambda throttle: int(bool(throttle.notices))),
     ),
     Metric(
         "tollkeeper_build_info",
@@ -182,9 +207,11 @@ METRICS: Final = (
 )
 
 
-def render_metrics(installation: Installation, upkeep: Upkeep, version: str) -> str:
+def render_metrics(
+    installation: Installation, upkeep: Upkeep, version: str, throttle: Throttle | None = None
+) -> str:
     """Return all metrics in Prometheus's text format 0.0.4."""
-    source = Source(installation, upkeep, version)
+    source = Source(installation, upkeep, version, throttle)
     lines = []
     for metric in METRICS:
         samples = metric.read(source)

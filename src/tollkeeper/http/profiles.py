@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
 from tollkeeper.http.bodies import read_body
 from tollkeeper.http.paths import segment_text
@@ -58,18 +59,22 @@ class ProfileSite:
         except Exception as exc:
             return failure(self.profile, call, exc)
 
-    def is_guess(self, call: Call, reply: Reply) -> bool:
-        """Return whether *reply* is one to a credential, or none, that authenticates nobody. Blocking."""
-        # Some dialects refuse a bad key with another status.
-        if reply.status in (401, self.desk.settings.get("invalid_key_status")):
-            return True
-        secret = self.profile.credential(call.headers)
-        if reply.status not in (404, 405) or not secret:
+    def is_failed_credential(self, call: Call, reply: Reply) -> bool:
+        """Return whether *reply* is one to a credential that authenticates nobody. Blocking."""
+        # Some dialects refuse a bad key with another status, and a path that is not there refuses nobody, but its
+        # headers tell a good key from a bad one.
+        if reply.status not in (401, 404, 405, self.desk.settings.get("invalid_key_status")):
             return False
-        # A path that is not there refuses nobody, but its headers tell a good key from a bad one.
+        secret = self.profile.credential(call.headers)
+        if not secret:
+            return False
         desk = self.desk
         try:
-            return not (desk.find_key(secret) or desk.find_management_key(secret) or desk.session(secret))
+            keys = (find(secret) for find in (desk.find_key, desk.find_management_key))
+            now_us = to_us(call.now)
+            if any(key is not None and key.state_at(now_us) == "active" for key in keys):
+                return False
+            return desk.session(secret) is None
         except Unavailable:
             return False  # Nobody was told anything.
         except Exception:
@@ -131,9 +136,15 @@ class Profiles:
         receive: Receive,
         send: Send,
         request_id: str,
-        guessed: Callable[[], None],
+        failed_credential: Callable[[], Denial | None],
     ) -> None:
-        """Answer one request to a vendor's *path*; *guessed* is called before the answer to a guess."""
+        """
+        Answer one request to a vendor's *path*.
+
+        Args:
+            failed_credential: Counts a credential that authenticates nobody, before it is answered; returns what
+                to answer instead, or None.
+        """
         try:
             body = await read_body(receive, BODY_BYTES_MAX)
         except TollkeeperError:
@@ -143,8 +154,10 @@ class Profiles:
         query = parse_qs(text, keep_blank_values=True, errors="replace")
         call = self._call(path, scope, request_id)._replace(query=query, body=body)
         reply = await asyncio.to_thread(site.answer, call)
-        if reply.status >= 400 and await asyncio.to_thread(site.is_guess, call, reply):
-            guessed()
+        if reply.status >= 400 and await asyncio.to_thread(site.is_failed_credential, call, reply):
+            denial = failed_credential()
+            if denial is not None:
+                reply = site.turned_away(call, denial)
         await send_reply(send, reply)
 
     async def turn_away(
@@ -175,14 +188,20 @@ class Profiles:
         )
 
 
-async def send_reply(send: Send, reply: Reply) -> None:
-    """Write *reply*; a reply without a body has none."""
+def reply_parts(reply: Reply) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return status, headers and body of *reply*; a reply without a body has none."""
     body = b"" if reply.body is None else _encode(reply.body)
     headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in reply.headers]
     if reply.body is not None:
         headers.append((b"content-type", reply.media_type.encode()))
+    return reply.status, headers, body
+
+
+async def send_reply(send: Send, reply: Reply) -> None:
+    """Write *reply*."""
+    status, headers, body = reply_parts(reply)
     headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -64,6 +64,11 @@ class Directory:
         self._route_table: RouteTable | None = None
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
 
+    @property
+    def version(self) -> int:
+        """A number that changes with every `forget`: what was read under another one may be out of date."""
+        return self._forgotten
+
     # -- for the gate (`gate.Sources`) ----------------------------------------------------------------
 
     def entitlement(self, secret_sha256: str) -> Entitlement | None:

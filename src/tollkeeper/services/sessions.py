@@ -3,20 +3,21 @@ Session tokens: who signed in to a dashboard.
 
 Two kinds are accepted. Our own login's are JWTs that this installation signs (HMAC) with a secret that it
 keeps. Another login's are JWTs verified against a JWKS: only the algorithms of the allow-list, the issuer and
-audience that are set, expiry with a stated leeway. Unknown key ids make the JWKS be read again, at most once
-a minute, so that its keys can rotate; known ones are read again every hour, so that a withdrawn key ends.
+audience that are set (both must be), expiry with a stated leeway. Unknown key ids make the JWKS be read again, at
+most once a minute, so that its keys can rotate; known ones are read again every hour, so that a withdrawn key ends.
+One thread reads at a time, and no other waits for it longer than a second.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import threading
-import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import jwt
 from jwt import PyJWK, PyJWKSet
@@ -24,6 +25,7 @@ from jwt import PyJWK, PyJWKSet
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.standing import Session
+from tollkeeper.errors import BadParameter
 
 OWN_ALGORITHM: Final = "HS256"
 OWN_ISSUER: Final = "tollkeeper"
@@ -33,7 +35,10 @@ _REREAD_S: Final = 60
 _KEEP_S: Final = 3600
 _PUBLIC_KEY_TYPES: Final = ("RSA", "EC", "OKP")
 _TOKEN_CHARS_MAX: Final = 8_192
-_JWKS_BYTES_MAX: Final = 1 << 20
+_WAIT_S: Final = 1.0
+"""How long after its begin a read of the JWKS is waited for by others whose key is not known yet."""
+_SECONDS_MAX: Final = 253_402_300_799
+"""The end of the year 9999, as times of a token go."""
 
 log = logging.getLogger("tollkeeper.sessions")
 
@@ -44,8 +49,11 @@ class Sessions:
 
     Args:
         secret: The installation's signing secret, at least 32 bytes.
-        jwks: `https://…` or a file's path; empty when there is no other login.
+        jwks: `https://…` or a file's path; empty when there is no other login. *fetch* reads it.
         account_claim: The claim that names the account; `sub` names the user.
+
+    Raises:
+        BadParameter: See `check_login`.
     """
 
     def __init__(
@@ -61,6 +69,7 @@ class Sessions:
         leeway_s: int = 30,
         fetch: Callable[[str], bytes] | None = None,
     ) -> None:
+        check_login(jwks, issuer, audience)
         self._clock = clock
         self._secret = secret
         self._jwks = jwks
@@ -70,7 +79,7 @@ class Sessions:
         self._algorithms = [name for name in algorithms if not name.startswith("HS") and name != "none"]
         self._account_claim = account_claim
         self._leeway_s = leeway_s
-        self._fetch = fetch or _read
+        self._fetch = fetch or _no_reader
         self._keys: dict[str, PyJWK] = {}
         self._read_at_us = -(10**18)
         self._reading = threading.Lock()
@@ -124,7 +133,8 @@ class Sessions:
                 "verify_aud": bool(audience),
             },
         )
-        now_s = self._clock.now_us() / US_PER_S
+        now_s = self._clock.now_us() // US_PER_S
+        _seconds(claims.get("iat", 0))
         if _seconds(claims["exp"]) + self._leeway_s <= now_s:
             raise jwt.ExpiredSignatureError
         if _seconds(claims.get("nbf", 0)) - self._leeway_s > now_s:
@@ -134,12 +144,16 @@ class Sessions:
     def _key(self, key_id: str) -> PyJWK | None:
         if not self._jwks:
             return None
-        # One reads. Who has a known key goes on; the others wait: nobody is refused for being second.
-        if self._is_due(key_id) and self._reading.acquire(blocking=key_id not in self._keys):
+        if self._is_due(key_id) and self._reading.acquire(blocking=False):
             try:
                 if self._is_due(key_id):
                     self._reread()
             finally:
+                self._reading.release()
+        elif key_id not in self._keys and self._reading.locked():
+            # Nobody is refused for being second, unless the other login is slow: then it holds up one thread only.
+            left_s = _WAIT_S - (self._clock.now_us() - self._read_at_us) / US_PER_S
+            if self._reading.acquire(timeout=min(max(left_s, 0.0), _WAIT_S)):
                 self._reading.release()
         return self._keys.get(key_id)
 
@@ -156,6 +170,49 @@ class Sessions:
             log.warning("tollkeeper.sessions.jwks_unreadable", extra={"reason": str(exc)})
 
 
+def check_login(jwks: str, issuer: str, audience: str) -> None:
+    """
+    Check the settings of the other login before anything is opened.
+
+    Raises:
+        BadParameter: *jwks* without both others, with which tokens that the same login made for other applications
+            would be good here; or a *jwks* that comes over plain http from elsewhere, or in another way.
+    """
+    if not jwks:
+        return
+    missing = [
+        name for name, value in (("session_issuer", issuer), ("session_audience", audience)) if not value
+    ]
+    if missing:
+        raise BadParameter(
+            f"session_jwks must have {' and '.join(missing)} too: without, tokens that the login issued for any other "
+            "application would be good here. Set them to the `iss` and `aud` of your tokens.",
+            field=missing[0],
+        )
+    if "://" not in jwks:
+        return
+    try:
+        parts = urlsplit(jwks)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise BadParameter(
+            "session_jwks must be an https URL or a file's path", field="session_jwks"
+        ) from None
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))):
+        raise BadParameter(
+            "session_jwks must be an https URL or a file's path: over plain http, which may only go to this machine "
+            "itself, anybody on the way could put keys of their own into it.",
+            field="session_jwks",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _session(claims: dict[str, Any], account_claim: str) -> Session | None:
     account_id, user_id = claims.get(account_claim), claims["sub"]
     if not (isinstance(account_id, str) and isinstance(user_id, str) and account_id and user_id):
@@ -163,9 +220,10 @@ def _session(claims: dict[str, Any], account_claim: str) -> Session | None:
     return Session(account_id, user_id)
 
 
-def _seconds(claim: object) -> float:
-    if isinstance(claim, bool) or not isinstance(claim, int | float):
-        raise ValueError("the times of a token are numbers")
+def _seconds(claim: object) -> int:
+    # `Infinity` never ends, and so does a number that no calendar has. A fraction says nothing of use.
+    if isinstance(claim, bool) or not isinstance(claim, int) or not 0 <= claim <= _SECONDS_MAX:
+        raise ValueError("the times of a token must be whole seconds since 1970, up to the year 9999")
     return claim
 
 
@@ -179,8 +237,5 @@ def _keys_of(jwks: bytes) -> dict[str, PyJWK]:
     return {key.key_id or "": key for key in PyJWKSet.from_dict({"keys": public}).keys}
 
 
-def _read(source: str) -> bytes:
-    if source.startswith("https://"):
-        with urllib.request.urlopen(source, timeout=5) as answer:
-            return bytes(answer.read(_JWKS_BYTES_MAX))
-    return Path(source).read_bytes()
+def _no_reader(source: str) -> bytes:
+    raise OSError(f"nothing here reads {source}")

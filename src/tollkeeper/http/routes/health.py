@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from tollkeeper.errors import Forbidden, TollkeeperError
-from tollkeeper.http.bodies import header
 from tollkeeper.http.metrics import METRICS_MEDIA_TYPE, render_metrics
 from tollkeeper.http.routes.calls import (
     NOBODY_ASKED,
@@ -25,8 +23,6 @@ from tollkeeper.http.routes.calls import (
 )
 from tollkeeper.installation import Installation
 
-_FORWARDED: Final = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
-
 
 class Liveness(msgspec.Struct, frozen=True):
     """The process answers."""
@@ -39,6 +35,8 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool
     reasons: list[str]
+    notices: list[str]
+    """What should be seen to, though requests are served."""
 
 
 def handlers() -> list[HTTPRouteHandler]:
@@ -67,11 +65,15 @@ def healthz(request: AnyRequest) -> Response[bytes]:
             "health",
             NOBODY_ASKED,
             {
-                200: json_answer(Readiness, "Ready.", {"ready": True, "reasons": []}),
+                200: json_answer(Readiness, "Ready.", {"ready": True, "reasons": [], "notices": []}),
                 503: json_answer(
                     Readiness,
                     "Not ready.",
-                    {"ready": False, "reasons": ["the usage store does not answer, or is still opening"]},
+                    {
+                        "ready": False,
+                        "reasons": ["the usage store does not answer, or is still opening"],
+                        "notices": [],
+                    },
                 ),
             },
         )
@@ -80,7 +82,9 @@ def healthz(request: AnyRequest) -> Response[bytes]:
 def readyz(request: AnyRequest) -> Response[bytes]:
     """Say whether requests can be served."""
     reasons = reasons_not_ready(installation_of(request))
-    return answer(Readiness(ready=not reasons, reasons=reasons), status=503 if reasons else 200)
+    notices = context_of(request).authenticator.throttle.notices
+    found = Readiness(ready=not reasons, reasons=reasons, notices=list(notices))
+    return answer(found, status=503 if reasons else 200)
 
 
 @get(
@@ -92,8 +96,7 @@ def readyz(request: AnyRequest) -> Response[bytes]:
             "health",
             NOBODY_ASKED,
             {200: Sent({"text/plain": {"type": "string"}}, None, "Prometheus text format 0.0.4.")},
-            description="Open to peers on this machine; from elsewhere, or through a proxy, it takes an "
-            "operator key.",
+            description="Takes an operator key, unless the setting `metrics_open` opens it to everybody.",
             problems=(401, 403),
         )
     ),
@@ -102,10 +105,13 @@ def metrics(request: AnyRequest) -> Response[bytes]:
     """Tell the metrics."""
     context = context_of(request)
     scope: Any = request.scope
-    if not _is_local(scope) and context.authenticator.principal(scope["headers"]).role != "operator":
+    is_open = context.installation.settings.metrics_open
+    if not is_open and context.authenticator.principal(scope["headers"]).role != "operator":
         raise Forbidden("Metrics take an operator key.")
     return Response(
-        render_metrics(context.installation, context.upkeep, context.version).encode(),
+        render_metrics(
+            context.installation, context.upkeep, context.version, context.authenticator.throttle
+        ).encode(),
         media_type=METRICS_MEDIA_TYPE,
         headers={"Cache-Control": "no-store"},
     )
@@ -123,13 +129,3 @@ def reasons_not_ready(installation: Installation) -> list[str]:
     if installation.gate.refusing is not None:
         reasons.append(installation.gate.refusing)
     return reasons
-
-
-def _is_local(scope: Any) -> bool:
-    # Behind a proxy on this machine everybody comes from a loopback address: then the header tells.
-    if any(header(scope["headers"], name) for name in _FORWARDED):
-        return False
-    try:
-        return ipaddress.ip_address(scope["client"][0]).is_loopback
-    except (KeyError, TypeError, ValueError):
-        return False
