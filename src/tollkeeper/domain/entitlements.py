@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
+import msgspec
+
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Subscription
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.periods import period_of
@@ -63,10 +65,21 @@ class BudgetScope(NamedTuple):
 
 
 class LimitScope(NamedTuple):
-    """One rate limit as it applies to one thing; *counter_id* names its counter within the account."""
+    """
+    One rate limit as it applies to one thing; *counter_id* names its counter within the account.
+
+    Attributes:
+        own_amount: Another key counts in the same counter and has another amount: see `of_rotations`.
+    """
 
     counter_id: str
     limit: Limit
+    own_amount: bool = False
+
+    @property
+    def counted_as(self) -> tuple[str, str, str, str]:
+        """Return what names the counter: two limits that differ in one of these count apart."""
+        return (self.counter_id, self.limit.algorithm, self.limit.unit, self.limit.window)
 
 
 class Entitlement(NamedTuple):
@@ -79,6 +92,8 @@ class Entitlement(NamedTuple):
     limits: tuple[LimitScope, ...]
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
+    waits_for: str = ""
+    """The name of a budget that the key must not be admitted without and that is not in force yet; or ""."""
 
 
 def resolve(
@@ -99,18 +114,51 @@ def resolve(
         plan: The plan in force: the key's own, else its subscription's, else its account's.
         budgets: The budgets of the account, of any scope.
     """
-    limits = key.limits if key.limits is not None else (plan.limits if plan else [])
     return Entitlement(
         key=key,
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=tuple(LimitScope(_limit_counter(limit, key, line[0], plan), limit) for limit in limits),
+        limits=limit_scopes(key, line, plan),
         budgets=budget_scopes(
             account.id, key.project, line, subscription=subscription, plan=plan, budgets=budgets
         ),
         draws_on_credit=key.type == "credit" and key.role == "consumption",
     )
+
+
+def limit_scopes(key: Key, line: Sequence[str], plan: Plan | None) -> tuple[LimitScope, ...]:
+    """Return the rate limits of *key*, which are its own or its plan's. Arguments as in `resolve`."""
+    limits = key.limits if key.limits is not None else (plan.limits if plan else [])
+    return tuple(LimitScope(_limit_counter(limit, key, line[0], plan), limit) for limit in limits)
+
+
+def of_rotations(
+    limits: Sequence[LimitScope], others: Sequence[Sequence[LimitScope]]
+) -> tuple[LimitScope, ...]:
+    """
+    Return the *limits* of a key whose rotations have the limits *others* and count in the same counters.
+
+    What all of them used counts for each, against its own amount. A bucket of permits is refilled at one pace, so
+    there the least of the amounts holds for all. Either way no key gets more than its own limit says.
+    """
+    found = []
+    for scope in limits:
+        same = [other.limit for mine in others for other in mine if other.counted_as == scope.counted_as]
+        if all(_amounts(other) == _amounts(scope.limit) for other in same):
+            found.append(scope)
+        elif scope.limit.algorithm == "permits":
+            amount, burst = (min(of) for of in zip(*map(_amounts, [scope.limit, *same]), strict=True))
+            found.append(
+                scope._replace(limit=msgspec.structs.replace(scope.limit, amount=amount, burst=burst))
+            )
+        else:
+            found.append(scope._replace(own_amount=True))
+    return tuple(found)
+
+
+def _amounts(limit: Limit) -> tuple[int, int]:
+    return limit.amount, limit.amount if limit.burst is None else limit.burst
 
 
 def scope_of_budget(budget: Budget) -> BudgetScope:

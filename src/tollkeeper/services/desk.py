@@ -179,8 +179,7 @@ class ProfileDesk:
         self._manage.set_key_state(key.entry.account, key.entry.id, state)
 
     def _permit(self, key: StoredKey) -> Permit | None:
-        entitlement = self._directory.entitlement_of(key)
-        return None if entitlement is None else self._gate.permit_of(entitlement)
+        return self._gate.permit_of(lambda: self._directory.entitlement_of_id(key.entry.id))
 
 
 def standings_of(gate: Gate, permit: Permit, now_us: int) -> list[Standing]:
