@@ -112,7 +112,7 @@ class Installation:
         self._opened.callback(self.ledger.close)
         self.store: UsageStore = store or OpeningUsageStore(lambda: _open_usage(settings))
         self._opened.callback(self.store.close)
-        self.directory = Directory(self.catalog, self.ledger)
+        self.directory = Directory(self.catalog, self.ledger, self.clock)
         self.gate = Gate(
             self.directory,
             self.clock,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import pytest
 
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Route
@@ -345,8 +346,7 @@ def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered_as_good(s
     change_meanwhile(
         site, "entitlement", lambda: site.manage.set_key_state(None, f"{account}-key", "revoked")
     )
-    first = site.holds.admit(secret, "POST", "/chat")
-    assert isinstance(first, Admission), "the request came before the change"
+    assert site.holds.admit(secret, "POST", "/chat").reason == "key_revoked"
     assert site.holds.admit(secret, "POST", "/chat").reason == "key_revoked"
 
 
@@ -369,16 +369,139 @@ def test_a_route_that_is_made_while_routes_are_read_is_not_missed(site, account)
 
 
 def test_a_budget_that_is_set_while_a_key_is_looked_up_charges_the_request(site, account):
-    """The request was admitted without the budget, and is counted by it all the same."""
+    """The key is looked up again: the budget is in force."""
     secret = secret_of(site, account, "fixed")
     site.gate.forget()
     budget = Budget(id="b", account=account, amount=10**9, period="day")
     change_meanwhile(site, "entitlement", lambda: site.manage.put(budget))
     admission = site.holds.admit(secret, "POST", "/chat")
+    assert admission.permit.budgets
     site.holds.settle(admission, Outcome())
     assert verify(site).ok
     assert counters(site, account) == {"budget:b": PRICE}
-    assert site.holds.admit(secret, "POST", "/chat").permit.budgets
+
+
+LOWERED = ("fixed", "sliding", "permits", "concurrency", "nanos limit", "budget", "requests budget")
+FEW = 5
+
+
+def lowered(account: str, bound: str, where: str) -> Entry:
+    """Return the entry that lets `FEW` requests pass where `entries` lets `FITS`."""
+    entry = next(
+        e for e in entries(account, bound) if e.kind == ("budgets" if "budget" in bound else "plans")
+    )
+    if isinstance(entry, Budget):
+        return msgspec.structs.replace(entry, amount=entry.amount // FITS * FEW)
+    limit = msgspec.structs.replace(entry.limits[0], amount=entry.limits[0].amount // FITS * FEW)
+    if where == "key":
+        return Key(id=f"{account}-key", account=account, limits=[limit], plan=f"{account}-plan")
+    return msgspec.structs.replace(entry, limits=[limit])
+
+
+@pytest.mark.parametrize("door", ["admit", "state"])
+@pytest.mark.parametrize(
+    ("bound", "where"),
+    [(bound, "plan") for bound in LOWERED] + [(bound, "key") for bound in LOWERED if "budget" not in bound],
+)
+def test_what_was_lowered_while_a_key_was_looked_up_stays_lowered(site, account, bound, where, door):
+    """The look-up read the catalog before the change and goes on after it: it must not undo the change."""
+    made = entries(account, bound)
+    if where == "key":
+        made = [msgspec.structs.replace(e, limits=made[1].limits) if isinstance(e, Key) else e for e in made]
+    secret = set_up(site, *made)[f"{account}-key"]
+    # So that the counter is there, and shared.
+    assert isinstance(site.holds.admit(secret, "POST", "/chat"), Admission)
+    gc.collect()
+    passed = []
+
+    def change() -> None:
+        assert site.manage.put(lowered(account, bound, where)).action == "changed"
+        passed.extend(admitted(site, secret, 3))
+
+    site.gate.forget()
+    if door == "admit":
+        change_meanwhile(site, "entitlement", change)
+    else:
+        reader = site.directory.entitlement_of_id
+
+        def read() -> Any:
+            answer = reader(f"{account}-key")
+            if not passed:
+                change()
+            return answer
+
+        site.gate.permit_of(read)
+    passed.extend(admitted(site, secret, FITS))
+    assert len(passed) == FEW
+
+
+def admitted(site: Installation, secret: str, calls: int) -> list[Admission]:
+    found = [site.holds.admit(secret, "POST", "/chat") for _ in range(calls)]
+    return [admission for admission in found if isinstance(admission, Admission)]
+
+
+def test_credit_spent_while_a_key_was_looked_up_is_spent(site, account):
+    secret = secret_of(site, account, "credit")
+    site.gate.forget()
+    passed: list[Admission] = []
+    change_meanwhile(site, "book", lambda: None)
+    change_meanwhile(site, "entitlement", lambda: passed.extend(admitted(site, secret, 60)))
+    passed += admitted(site, secret, FITS)
+    assert len(passed) == FITS
+
+
+def test_a_request_whose_key_was_looked_up_before_a_change_is_decided_by_the_change(site, account):
+    """Between the look-up and the decision the budget is lowered: the request must find the lower one."""
+    secret = secret_of(site, account, "budget")
+    site.holds.admit(secret, "POST", "/chat")
+    gc.collect()
+    change = lowered(account, "budget", "plan")
+    gate: Any = site.gate
+    routes = gate._routes
+
+    class Changing:
+        def match(self, *args: Any) -> Any:
+            gate._routes = routes
+            site.manage.put(change)
+            admitted_after.extend(admitted(site, secret, FEW))
+            return routes.match(*args)
+
+    admitted_after: list[Admission] = []
+    gate._routes = Changing()
+    assert site.holds.admit(secret, "POST", "/chat").reason == "budget_exhausted"
+    assert len(admitted_after) == FEW
+
+
+@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "permits", "concurrency"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("where", ["plan", "key"])
+def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, algorithm, order, where):
+    """Rotated, then moved to a larger limit: whichever of them was compiled last, neither gets the other's."""
+    small = Limit(name="l", amount=FEW, algorithm=algorithm)
+    large = Limit(name="l", amount=FITS, algorithm=algorithm)
+    set_up(
+        site,
+        Account(id=account, name="Acme"),
+        Plan(slug=f"{account}-s", limits=[small]),
+        Plan(slug=f"{account}-l", limits=[large]),
+        Route(id="chat", method="POST", path="/chat"),
+    )
+    old = Key(id=f"{account}-key", account=account, plan=f"{account}-s", sha256=hash_secret(account))
+    if where == "key":
+        old = msgspec.structs.replace(old, limits=[small])
+    site.manage.put(old)
+    issued = site.manage.rotate_key(account, old.entry_id, 3600)
+    moved = {"limits": [large]} if where == "key" else {"plan": f"{account}-l"}
+    site.manage.put(msgspec.structs.replace(issued.entry, **moved))
+    secrets = [account, str(issued.secret)]
+    for index in order:
+        site.gate.permit(secrets[index])
+    kept = admitted(site, secrets[0], FITS)
+    assert len(kept) == FEW
+    # What one used counts for the other; a bucket of permits has one pace, the lesser.
+    more = admitted(site, secrets[1], FITS)
+    assert len(more) == (0 if algorithm == "permits" else FITS - FEW)
+    assert not admitted(site, secrets[0], 1)
 
 
 def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(site, account, monkeypatch):

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
+import msgspec
+
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Subscription
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.periods import period_of
@@ -63,10 +65,21 @@ class BudgetScope(NamedTuple):
 
 
 class LimitScope(NamedTuple):
-    """One rate limit as it applies to one thing; *counter_id* names its counter within the account."""
+    """
+    One rate limit as it applies to one thing; *counter_id* names its counter within the account.
+
+    Attributes:
+        own_amount: Another key counts in the same counter and has another amount: see `of_rotations`.
+    """
 
     counter_id: str
     limit: Limit
+    own_amount: bool = False
+
+    @property
+    def counted_as(self) -> tuple[str, str, str, str]:
+        """Return what names the counter: two limits that differ in one of these count apart."""
+        return (self.counter_id, self.limit.algorithm, self.limit.unit, self.limit.window)
 
 
 class Maker(NamedTuple):
@@ -87,6 +100,8 @@ class Entitlement(NamedTuple):
     limits: tuple[LimitScope, ...]
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
+    waits_for: str = ""
+    """The name of a budget that the key must not be admitted without and that is not in force yet; or ""."""
 
 
 def resolve(
@@ -114,7 +129,7 @@ def resolve(
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=_limit_scopes(key, line, plan, makers),
+        limits=limit_scopes(key, line, plan, makers),
         budgets=budget_scopes(
             account.id,
             key.project,
@@ -125,6 +140,55 @@ def resolve(
         ),
         draws_on_credit=key.draws_on_credit and key.is_metered,
     )
+
+
+def limit_scopes(
+    key: Key, line: Sequence[str], plan: Plan | None, makers: Sequence[Maker] = ()
+) -> tuple[LimitScope, ...]:
+    """
+    Return the rate limits of *key*, which are its own or its plan's, then those of its makers.
+
+    A key that another one made and that has no limits of its own has its makers' alone. Arguments as in `resolve`.
+    """
+    scopes: dict[str, LimitScope] = {}
+    for holder, holder_line, holder_plan in (Maker(key, line, plan), *reversed(makers)):
+        limits = holder.limits
+        if limits is None and holder is key and makers:
+            continue
+        if limits is None:
+            limits = [] if holder_plan is None else holder_plan.limits
+        for limit in limits:
+            counter_id = _limit_counter(limit, holder, holder_line[0], holder_plan)
+            scopes.setdefault(counter_id, LimitScope(counter_id, limit))
+    return tuple(scopes.values())
+
+
+def of_rotations(
+    limits: Sequence[LimitScope], others: Sequence[Sequence[LimitScope]]
+) -> tuple[LimitScope, ...]:
+    """
+    Return the *limits* of a key whose rotations have the limits *others* and count in the same counters.
+
+    What all of them used counts for each, against its own amount. A bucket of permits is refilled at one pace, so
+    there the least of the amounts holds for all. Either way no key gets more than its own limit says.
+    """
+    found = []
+    for scope in limits:
+        same = [other.limit for mine in others for other in mine if other.counted_as == scope.counted_as]
+        if all(_amounts(other) == _amounts(scope.limit) for other in same):
+            found.append(scope)
+        elif scope.limit.algorithm == "permits":
+            amount, burst = (min(of) for of in zip(*map(_amounts, [scope.limit, *same]), strict=True))
+            found.append(
+                scope._replace(limit=msgspec.structs.replace(scope.limit, amount=amount, burst=burst))
+            )
+        else:
+            found.append(scope._replace(own_amount=True))
+    return tuple(found)
+
+
+def _amounts(limit: Limit) -> tuple[int, int]:
+    return limit.amount, limit.amount if limit.burst is None else limit.burst
 
 
 def scope_of_budget(budget: Budget) -> BudgetScope:
@@ -213,23 +277,6 @@ def fingerprint_of(scope: BudgetScope) -> str:
         scope.members,
     )
     return "|".join(parts)
-
-
-def _limit_scopes(
-    key: Key, line: Sequence[str], plan: Plan | None, makers: Sequence[Maker]
-) -> tuple[LimitScope, ...]:
-    """Return the limits of a key, then those of its makers; a made key without its own has theirs alone."""
-    scopes: dict[str, LimitScope] = {}
-    for holder, holder_line, holder_plan in (Maker(key, line, plan), *reversed(makers)):
-        limits = holder.limits
-        if limits is None and holder is key and makers:
-            continue
-        if limits is None:
-            limits = [] if holder_plan is None else holder_plan.limits
-        for limit in limits:
-            counter_id = _limit_counter(limit, holder, holder_line[0], holder_plan)
-            scopes.setdefault(counter_id, LimitScope(counter_id, limit))
-    return tuple(scopes.values())
 
 
 def _limit_counter(limit: Limit, key: Key, line_id: str, plan: Plan | None) -> str:

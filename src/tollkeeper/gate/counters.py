@@ -458,6 +458,68 @@ WINDOWS: Final[dict[str, type[Window]]] = {
 }
 
 
+class OwnAmount:
+    """
+    One key's own amount of a window whose counts it shares with keys of other amounts.
+
+    Rotations share a window; when their limits differ, each is held to its own amount of what all of them used.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_window",
+        "account_id",
+        "counter_id",
+        "give_back",
+        "is_idle",
+        "name",
+        "reason",
+        "settle",
+        "slot_us",
+        "take",
+        "unit",
+        "unit_index",
+        "unsettle",
+        "width_us",
+    )
+    charged: ClassVar[bool] = False
+    counts_open: ClassVar[bool] = True
+
+    def __init__(self, window: Window, limit: Limit) -> None:
+        self._window = window
+        self._allowed = limit.amount
+        self.account_id = window.account_id
+        self.counter_id = window.counter_id
+        self.name = window.name
+        self.unit: str = window.unit
+        self.unit_index = window.unit_index
+        self.reason = window.reason
+        self.width_us = window.width_us
+        self.slot_us: int | None = getattr(window, "slot_us", None)
+        self.take = window.take
+        self.settle = window.settle
+        self.unsettle = window.unsettle
+        self.give_back = window.give_back
+        self.is_idle = window.is_idle
+
+    def fits(self, amount: int, now_us: int) -> bool:
+        return self._mine().fits(amount, now_us)
+
+    def allowed_used(self, now_us: int) -> tuple[int | None, int]:
+        return self._mine().allowed_used(now_us)
+
+    def lifts_at_us(self, amount: int, now_us: int) -> int | None:
+        return self._mine().lifts_at_us(amount, now_us)
+
+    def resets_at_us(self, now_us: int) -> int | None:
+        return self._mine().resets_at_us(now_us)
+
+    def _mine(self) -> Window:
+        """Return the window as this key has it. All callers hold the gate's lock, so nobody else asks meanwhile."""
+        self._window.allowed = self._allowed
+        return self._window
+
+
 class Stored(Protocol):
     """Reads the truth of one budget counter: what is committed, and as of which commit."""
 
@@ -565,6 +627,14 @@ class BudgetCounter:
         period.used += amount
         period.open_count += 1
         return self.start_us
+
+    def take_at(self, amount: int, at_us: int) -> int:
+        """Set aside what was admitted at *at_us*, before this counter was asked, whether or not it fits."""
+        start_us = self.scope.span_us(at_us)[0]
+        period = self._period_at(start_us)
+        period.used += amount
+        period.open_count += 1
+        return start_us
 
     def settle(self, mark: int, held: int, actual: int) -> None:
         period = self._periods[mark]

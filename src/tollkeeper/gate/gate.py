@@ -14,7 +14,7 @@ import random
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from tollkeeper.clock import Clock
@@ -26,7 +26,15 @@ from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice, cost_nanos
-from tollkeeper.gate.counters import WINDOWS, BudgetCounter, Concurrency, Counter, CreditPool, RateCounter
+from tollkeeper.gate.counters import (
+    WINDOWS,
+    BudgetCounter,
+    Counter,
+    CreditPool,
+    OwnAmount,
+    RateCounter,
+    Window,
+)
 from tollkeeper.gate.routes import RouteTable
 
 HOLD_S_DEFAULT: Final = 300
@@ -37,6 +45,10 @@ _IDLE_US: Final = 600 * US_PER_S
 """A key that was not admitted for so long is compiled anew when it comes again, in some ms."""
 _PRUNED_AT_ONCE: Final = 1_000
 """Keys or counters that one step of pruning looks at: it keeps the lock for about 1 ms."""
+_COMPILED_MAX: Final = 8
+"""How often a key is compiled again because the catalog changed meanwhile, before its request is refused."""
+_NEVER_CURRENT: Final = -1
+"""What is compiled as of this version amends no counter that others share."""
 _ANY_PATH: Final = Route(id="unknown", method="*", path="/*")
 _NO_TAGS: Final[Mapping[str, str]] = {}
 
@@ -116,6 +128,8 @@ Taken: TypeAlias = tuple[Counter, int, int]
 
 
 _Actual: TypeAlias = tuple[int, int, int, int]
+StartedBudget: TypeAlias = tuple[BudgetScope, "Sequence[str] | None"]
+"""A budget that comes into force, and the ids of the keys that it counts; None: every event of its scope."""
 
 
 class Lane:
@@ -155,6 +169,8 @@ class Permit:
     Attributes:
         current: False from the moment that the key, its plan or its budgets may have changed. What was
             admitted before is then charged by the budgets that are in force when it is committed.
+        open: What it admitted and is open still, by the identity of what each took: a budget that comes into
+            force counts it too (`Gate.begin_budgets`).
         used_at_us: About when it was last admitted, or when it was compiled.
     """
 
@@ -167,6 +183,7 @@ class Permit:
         "key_id",
         "lanes",
         "limits",
+        "open",
         "pool",
         "profile",
         "project_id",
@@ -195,6 +212,7 @@ class Permit:
         if subscription is not None and subscription.ends_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
         self.lanes: dict[str, Lane] = {}
+        self.open: dict[int, tuple[list[Taken], Amounts, int]] = {}
         self.used_at_us = 0
 
     def lane(self, route: Route) -> Lane:
@@ -285,7 +303,7 @@ class Admission:
     def __del__(self) -> None:
         # Runs wherever the last reference goes, perhaps inside the gate's lock: only leave a note.
         if self.state == "open" and not self.durable:
-            self._gate.abandoned.append(self.taken)
+            self._gate.abandoned.append((self.permit, self.taken))
 
 
 class Gate:
@@ -293,7 +311,7 @@ class Gate:
 
     def __init__(self, sources: Sources, clock: Clock, settings: Settings = Settings()) -> None:
         self.lock = threading.Lock()
-        self.abandoned: deque[list[Taken]] = deque()
+        self.abandoned: deque[tuple[Permit, list[Taken]]] = deque()
         self.refusing: str | None = None
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self._sources = sources
@@ -304,7 +322,15 @@ class Gate:
         self._permits_by_account: dict[str, set[str]] = {}
         self._unknown: set[str] = set()
         self._forgotten = 0
-        """How often `forget` was called: what was read of the catalog before must not be remembered after."""
+        """
+        How often `forget` was called, which is the version of the catalog: what was read as of an older one must
+        neither be remembered nor amend a counter.
+        """
+        self._forgotten_all = 0
+        self._forgotten_of: dict[str, int] = {}
+        """The version from which on what is read of all, or of one account, is current."""
+        self._dropped: dict[str, list[Permit]] = {}
+        """Permits that are current no more, by account, while something that they admitted is open."""
         self._counters: dict[tuple[str, str], RateCounter | BudgetCounter | CreditPool] = {}
         self._changed: list[RateCounter] = []
         self._unsaved: set[RateCounter] = set()
@@ -378,17 +404,23 @@ class Gate:
             self._collect_abandoned()
         taken: list[Taken] = []
         with self.lock:
-            for counter in lane.checked:
-                if not counter.fits(amounts[counter.unit_index], now_us):
-                    return self._denial(counter, lane.checked, amounts, now_us)
-            for counter in lane.unchecked:
-                counter.fits(0, now_us)
-            # Nothing can fail from here on: what one counter took, all have taken.
-            for counter in lane.taken:
-                amount = amounts[counter.unit_index]
-                taken.append((counter, amount, counter.take(amount, now_us)))
-            self._last_used[permit] = now_us
-            self.admitted_count += 1
+            current = permit.current
+            if current:
+                for counter in lane.checked:
+                    if not counter.fits(amounts[counter.unit_index], now_us):
+                        return self._denial(counter, lane.checked, amounts, now_us)
+                for counter in lane.unchecked:
+                    counter.fits(0, now_us)
+                # Nothing can fail from here on: what one counter took, all have taken.
+                for counter in lane.taken:
+                    amount = amounts[counter.unit_index]
+                    taken.append((counter, amount, counter.take(amount, now_us)))
+                permit.open[id(taken)] = (taken, amounts, now_us)
+                self._last_used[permit] = now_us
+                self.admitted_count += 1
+        if not current:
+            # The catalog changed since the key was looked up: a budget may be lower by now.
+            return self.admit(secret, method, path, expected, hold_id=hold_id)
         return Admission(
             self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
         )
@@ -424,7 +456,7 @@ class Gate:
         now_us = self._now_us()
         algorithm = "from_first" if from_first and limit.algorithm == "fixed" else limit.algorithm
         counter_id = f"limit:{name}:{algorithm}:{limit.window}"
-        counter = self._window(account_id, counter_id, limit, now_us, algorithm)
+        counter = self._window(account_id, counter_id, limit, now_us, self._forgotten, algorithm)
         with self.lock:
             if not counter.fits(1, now_us):
                 return self._denial(counter, [counter], Amounts(), now_us)
@@ -439,7 +471,7 @@ class Gate:
         """Return what is used of a limit that `spend` counts, and when its window ends."""
         now_us = self._now_us()
         counter_id = f"limit:{name}:{limit.algorithm}:{limit.window}"
-        counter = self._window(account_id, counter_id, limit, now_us)
+        counter = self._window(account_id, counter_id, limit, now_us, self._forgotten)
         with self.lock:
             return counter.allowed_used(now_us)[1], counter.resets_at_us(now_us)
 
@@ -471,7 +503,7 @@ class Gate:
         lifts_at_us = counter.lifts_at_us(amount, now_us)
         rooms = []
         for other in counters:
-            if other.unit == counter.unit and not isinstance(other, Concurrency):
+            if other.unit == counter.unit and other.reason != "too_many_concurrent":
                 most, taken = other.allowed_used(now_us)
                 if most is not None:
                     rooms.append(most - taken)
@@ -485,7 +517,7 @@ class Gate:
             unit=counter.unit,
             allowed=allowed,
             used=used,
-            largest_fit=0 if isinstance(counter, Concurrency) else max(0, min(rooms, default=0)),
+            largest_fit=0 if counter.reason == "too_many_concurrent" else max(0, min(rooms, default=0)),
             retry_after_s=retry_after_s,
             resets_at_us=counter.resets_at_us(now_us),
         )
@@ -502,6 +534,7 @@ class Gate:
         """
         record, actual = self._priced(admission, outcome, received_at_us)
         with self.lock:
+            admission.permit.open.pop(id(admission.taken), None)
             return record, _settle(admission.taken, actual)
 
     def finish(
@@ -513,6 +546,7 @@ class Gate:
             if admission.state != "open":
                 return None
             admission.state = "ended"
+            admission.permit.open.pop(id(admission.taken), None)
             return record, _settle(admission.taken, actual)
 
     def unsettle(self, admission: Admission, record: Record) -> None:
@@ -527,12 +561,13 @@ class Gate:
         with self.lock:
             for counter, held, mark in admission.taken:
                 counter.unsettle(mark, held, actual[counter.unit_index])
+            self._keep_open(admission)
             admission.state = "open"
 
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
         with self.lock:
-            self._give_back(admission.taken)
+            self._give_back(admission.permit, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
         """Make the caller the one that ends *admission*; False when somebody else did or does."""
@@ -650,6 +685,16 @@ class Gate:
         secret_sha256 = hash_secret(secret)
         if secret_sha256 in self._unknown:
             return _UNKNOWN_KEY
+        for _ in range(_COMPILED_MAX):
+            found = self._compiled(secret_sha256, now_us)
+            if found is not None:
+                return found
+        return Denial(
+            "unavailable", "The catalog is being changed too often to read this key.", retry_after_s=1
+        )
+
+    def _compiled(self, secret_sha256: str, now_us: int) -> Permit | Denial | None:
+        """Compile a key; None when the catalog changed while it was read."""
         forgotten = self._forgotten
         entitlement = self._sources.entitlement(secret_sha256)
         if entitlement is None or not entitlement.key.is_metered:
@@ -664,12 +709,17 @@ class Gate:
             return Denial(f"key_{key.state}", f"The api key is {key.state}.")  # type: ignore[arg-type]
         if not entitlement.account.active:
             return Denial("account_inactive", "The account of this api key is not active.")
-        permit = self._compile(entitlement, now_us)
+        if entitlement.waits_for:
+            return Denial(
+                "unavailable",
+                f"Budget {entitlement.waits_for} of this key is not in force yet. Try again shortly.",
+                limit=entitlement.waits_for,
+                retry_after_s=1,
+            )
+        permit = self._compile(entitlement, now_us, forgotten)
         with self.lock:
-            if forgotten != self._forgotten:
-                # The catalog changed while we read it: good for this one request, which began before.
-                permit.current = False
-                return permit
+            if not self._is_current(permit.account_id, forgotten):
+                return None
             known = self._permits.get(secret_sha256)
             if known is not None:
                 return known
@@ -680,31 +730,62 @@ class Gate:
             self._permits_by_account.setdefault(permit.account_id, set()).add(secret_sha256)
             return permit
 
-    def permit_of(self, entitlement: Entitlement) -> Permit:
-        """Return a permit for a key that was found without its secret, in whatever state it is."""
-        permit = self._compile(entitlement, self._clock.now_us())
-        # It is not among those that `forget` drops.
-        permit.current = False
+    def permit_of(self, read: Callable[[], Entitlement | None]) -> Permit | None:
+        """
+        Return a permit for a key that was found without its secret, in whatever state it is.
+
+        Args:
+            read: Reads its entitlement from the catalog, again when that changed meanwhile; a permit is not
+                to amend a shared counter to what was in force before.
+
+        Returns:
+            None when *read* does.
+        """
+        for _ in range(_COMPILED_MAX):
+            forgotten = self._forgotten
+            entitlement = read()
+            if entitlement is None:
+                return None
+            # A key that is not admitted must not change what others of its rotations may use.
+            admitted = entitlement.key.state == "active" and entitlement.key.role == "consumption"
+            permit = self._compile(entitlement, self._now_us(), forgotten if admitted else _NEVER_CURRENT)
+            # It is not among those that `forget` drops.
+            permit.current = False
+            if self._is_current(permit.account_id, forgotten):
+                break
         return permit
 
-    def _compile(self, entitlement: Entitlement, now_us: int) -> Permit:
+    def _is_current(self, account_id: str, forgotten: int) -> bool:
+        """Return whether what was read of an account when `_forgotten` was *forgotten* is in force still."""
+        return forgotten >= self._forgotten_all and forgotten >= self._forgotten_of.get(account_id, 0)
+
+    def _compile(self, entitlement: Entitlement, now_us: int, forgotten: int) -> Permit:
         account_id = entitlement.account.id
         limits: list[tuple[str | None, Counter]] = []
         for scope in entitlement.limits:
             limit = scope.limit
             counter_id = f"{scope.counter_id}:{limit.algorithm}:{limit.unit}:{limit.window}"
-            limits.append((limit.bucket, self._window(account_id, counter_id, limit, now_us)))
-        budgets = [self._budget(scope, now_us) for scope in entitlement.budgets]
+            window = self._window(account_id, counter_id, limit, now_us, forgotten)
+            limits.append((limit.bucket, OwnAmount(window, limit) if scope.own_amount else window))
+        budgets = [self._budget(scope, now_us, forgotten) for scope in entitlement.budgets]
         pool = self._pool(account_id, now_us) if entitlement.draws_on_credit else None
         return Permit(entitlement, limits, budgets, pool)
 
     def _window(
-        self, account_id: str, counter_id: str, limit: Limit, now_us: int, algorithm: str | None = None
-    ) -> Counter:
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        forgotten: int,
+        algorithm: str | None = None,
+    ) -> Window:
         with self.lock:
             known = self._counters.get((account_id, counter_id))
             if isinstance(known, RateCounter):
-                known.amend(limit)
+                # Others count in it: what was read before a change must not undo the change.
+                if self._is_current(account_id, forgotten):
+                    known.amend(limit)
                 return known  # type: ignore[return-value]
             stored = self._sources.slots(account_id, counter_id)
             window = WINDOWS[algorithm or limit.algorithm]
@@ -712,15 +793,19 @@ class Gate:
             self._counters[account_id, counter_id] = made
             return made
 
-    def _budget(self, scope: BudgetScope, now_us: int) -> BudgetCounter:
+    def _budget(self, scope: BudgetScope, now_us: int, forgotten: int) -> BudgetCounter:
         with self.lock:
-            known = self._counters.get((scope.account_id, scope.counter_id))
-            if isinstance(known, BudgetCounter):
+            return self._budget_counter(scope, now_us, amend=self._is_current(scope.account_id, forgotten))
+
+    def _budget_counter(self, scope: BudgetScope, now_us: int, *, amend: bool) -> BudgetCounter:
+        known = self._counters.get((scope.account_id, scope.counter_id))
+        if isinstance(known, BudgetCounter):
+            if amend:
                 known.amend(scope, now_us)
-                return known
-            made = BudgetCounter(scope, now_us, self._sources.counter)
-            self._counters[scope.account_id, scope.counter_id] = made
-            return made
+            return known
+        made = BudgetCounter(scope, now_us, self._sources.counter)
+        self._counters[scope.account_id, scope.counter_id] = made
+        return made
 
     def _pool(self, account_id: str, now_us: int) -> CreditPool:
         with self.lock:
@@ -734,10 +819,44 @@ class Gate:
     def forget(self, account_id: str | None = None) -> None:
         """Drop what was compiled of one account, or of all: the catalog changed. Counters stay."""
         with self.lock:
-            self._forgotten += 1
-            self._unknown.clear()
-            self._routes = None
-            self._drop_permits(account_id)
+            self._forget(account_id)
+
+    def _forget(self, account_id: str | None) -> None:
+        self._forgotten += 1
+        if account_id is None:
+            self._forgotten_all = self._forgotten
+            self._forgotten_of.clear()
+        else:
+            self._forgotten_of[account_id] = self._forgotten
+        self._unknown.clear()
+        self._routes = None
+        self._drop_permits(account_id)
+
+    def begin_budgets(self, account_id: str, started: Iterable[StartedBudget]) -> None:
+        """
+        Have budgets that come into force count what the keys that they are of hold open, and forget the account.
+
+        Called on the commit thread when the ledger has the budgets, before anybody can be admitted under them.
+        Both are one step, so that no request is admitted without them and missed by them.
+        """
+        self._collect_abandoned()
+        now_us = self._now_us()
+        with self.lock:
+            self._forget(account_id)
+            holding = self._dropped[account_id] = [p for p in self._dropped.get(account_id, ()) if p.open]
+            if not holding:
+                del self._dropped[account_id]
+            for scope, key_ids in started:
+                members = None if key_ids is None else frozenset(key_ids)
+                for permit in holding:
+                    if (members is None or permit.key_id in members) and (
+                        scope.project_id is None or permit.project_id == scope.project_id
+                    ):
+                        counter = self._budget_counter(scope, now_us, amend=True)
+                        for taken, amounts, at_us in permit.open.values():
+                            if all(other is not counter for other, _, _ in taken):
+                                amount = amounts[counter.unit_index]
+                                taken.append((counter, amount, counter.take_at(amount, at_us)))
 
     def _drop_permits(self, account_id: str | None) -> None:
         if account_id is None:
@@ -748,6 +867,8 @@ class Gate:
             dropped = [self._permits.pop(at) for at in self._permits_by_account.pop(account_id, ())]
         for permit in dropped:
             permit.current = False
+            if permit.open:
+                self._keep_dropped(permit)
 
     # -- forgetting what is idle ----------------------------------------------------------------------
 
@@ -771,8 +892,15 @@ class Gate:
             for first in range(0, len(places), _PRUNED_AT_ONCE):
                 self._prune_counters(places[first : first + _PRUNED_AT_ONCE])
                 yield
+            self._prune_dropped()
             if not secrets and not places:
                 yield
+
+    def _prune_dropped(self) -> None:
+        with self.lock:
+            for account_id in list(self._dropped):
+                if not any(permit.open for permit in self._dropped[account_id]):
+                    del self._dropped[account_id]
 
     def _prune_permits(self, secrets: Iterable[str]) -> None:
         idle_since_us = self._now_us() - _IDLE_US
@@ -783,6 +911,8 @@ class Gate:
                     continue
                 # What it admitted and is still open would not hear of a change any more.
                 permit.current = False
+                if permit.open:
+                    self._keep_dropped(permit)
                 del self._permits[secret_sha256]
                 others = self._permits_by_account[permit.account_id]
                 others.remove(secret_sha256)
@@ -879,13 +1009,15 @@ class Gate:
         with self.lock:
             for counter in lane.taken:
                 amount = amounts[counter.unit_index]
-                if not counter.charged and not isinstance(counter, Concurrency):
+                if not counter.charged and counter.reason != "too_many_concurrent":
                     # The stored window already contains the hold: only find where it is.
                     taken.append((counter, amount, _mark_of(counter, at_us)))
                     continue
                 counter.fits(0, at_us)
                 taken.append((counter, amount, counter.take(amount, at_us)))
-        return Admission(self, admission_id, permit, route, "", amounts, NO_USAGE, taken, at_us)
+            admission = Admission(self, admission_id, permit, route, "", amounts, NO_USAGE, taken, at_us)
+            self._keep_open(admission)
+        return admission
 
     def state_of(self, permit: Permit, now_us: int) -> list[Denial]:
         """Return, as denials that nobody got, where each counter of a key stands."""
@@ -930,13 +1062,24 @@ class Gate:
     def _collect_abandoned(self) -> None:
         while self.abandoned:
             try:
-                taken = self.abandoned.popleft()
+                permit, taken = self.abandoned.popleft()
             except IndexError:
                 return
             with self.lock:
-                self._give_back(taken)
+                self._give_back(permit, taken)
 
-    def _give_back(self, taken: list[Taken]) -> None:
+    def _keep_open(self, admission: Admission) -> None:
+        permit = admission.permit
+        permit.open[id(admission.taken)] = (admission.taken, admission.amounts, admission.at_us)
+        if not permit.current:
+            self._keep_dropped(permit)
+
+    def _keep_dropped(self, permit: Permit) -> None:
+        dropped = self._dropped.get(permit.account_id, ())
+        self._dropped[permit.account_id] = [p for p in dropped if p.open and p is not permit] + [permit]
+
+    def _give_back(self, permit: Permit, taken: list[Taken]) -> None:
+        permit.open.pop(id(taken), None)
         for counter, held, mark in taken:
             counter.give_back(mark, held)
 

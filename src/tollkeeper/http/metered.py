@@ -88,14 +88,15 @@ class Dialect:
 
     def settled_headers(self, record: Record) -> Headers:
         """Return the headers that tell what a settled request used."""
-        key = None if self._more is None else self._installation.directory.key(record.key_id)
-        entitlement = None if key is None else self._installation.directory.entitlement_of(key)
-        if self._more is None or entitlement is None:
+        if self._more is None:
+            return ()
+        directory = self._installation.directory
+        permit = self._installation.gate.permit_of(lambda: directory.entitlement_of_id(record.key_id))
+        if permit is None:
             return ()
         route = self._installation.directory.route_table().match(
             record.method, record.route, self.profile.name
         )
-        permit = self._installation.gate.permit_of(entitlement)
         metered = self._metered(permit, route or _UNKNOWN_ROUTE, "")
         return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 

@@ -19,7 +19,7 @@ from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import Gate, Permit, CountedCall
+from tollkeeper.gate.gate import CountedCall, Gate, Permit
 from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.services.committer import AddCharges, Committer, Settle
 from tollkeeper.services.directory import Directory
@@ -196,8 +196,7 @@ class ProfileDesk:
         self._manage.set_key_state(key.entry.account, key.entry.id, state, by=by)
 
     def _permit(self, key: StoredKey) -> Permit | None:
-        entitlement = self._directory.entitlement_of(key)
-        return None if entitlement is None else self._gate.permit_of(entitlement)
+        return self._gate.permit_of(lambda: self._directory.entitlement_of_id(key.entry.id))
 
 
 def standings_of(gate: Gate, permit: Permit, now_us: int) -> list[Standing]:

@@ -8,19 +8,23 @@ the catalog touched. Budgets count from the moment that they are in force in the
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.catalog import Account, Budget, Key, Plan, Price, Route, Subscription
 from tollkeeper.domain.entitlements import (
     CREDIT_COUNTER,
     BudgetScope,
     Entitlement,
+    LimitScope,
     Maker,
     budget_scopes,
+    limit_scopes,
+    of_rotations,
     resolve,
     scope_of_budget,
 )
@@ -50,9 +54,10 @@ class Scopes(NamedTuple):
 class Directory:
     """Answers from memory; reads the stores for what it has not seen. Any thread may call."""
 
-    def __init__(self, catalog: CatalogStore, ledger: Ledger) -> None:
+    def __init__(self, catalog: CatalogStore, ledger: Ledger, clock: Clock) -> None:
         self._catalog = catalog
         self._ledger = ledger
+        self._clock = clock
         self._lock = threading.Lock()
         self._forgotten = 0
         """How often `forget` was called: what was read before it must not be remembered after it."""
@@ -62,6 +67,8 @@ class Directory:
         self._scopes: dict[tuple[str, str, str], Scopes] = {}
         self._active: dict[str, dict[str, tuple[str, int]]] = {}
         self._route_table: RouteTable | None = None
+        self.must_wait: Callable[[str], bool] = lambda account_id: False
+        """Whether keys of an account must not be admitted without a budget that is not in force yet."""
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
 
     @property
@@ -97,36 +104,70 @@ class Directory:
         account = self.account(stored.entry.account)
         if account is None:
             return None
+        plans = _PlansOf(self._catalog, account)
         makers = self.makers_of(stored)
         key = _ended_with(stored.entry, [self._successor(maker) for maker in makers])
-        subscription, plan = self._plan_of(stored, account)
+        subscription, plan = plans.of(stored)
+        rotations = self._rotations_of(stored)
+        line = [other.entry.id for other in rotations]
+        made_by: list[Maker] = []
+        others: list[Sequence[LimitScope]] = []
+        for maker in makers:
+            maker_rotations = self._rotations_of(maker)
+            maker_line = [other.entry.id for other in maker_rotations]
+            made_by.append(Maker(maker.entry, maker_line, plans.of(maker)[1]))
+            others += self._other_limits(maker, maker_rotations, plans, ())
+        others += self._other_limits(stored, rotations, plans, made_by)
         entitlement = resolve(
             key,
-            line=self.line_of(stored),
+            line=line,
             account=account,
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account.id),
-            makers=[
-                Maker(maker.entry, self.line_of(maker), self._plan_of(maker, account)[1]) for maker in makers
-            ],
+            makers=made_by,
         )
         active = self._active_scopes(account.id)
-        return entitlement._replace(budgets=tuple(b for b in entitlement.budgets if b.counter_id in active))
+        missing = [b for b in entitlement.budgets if b.counter_id not in active]
+        return entitlement._replace(
+            limits=of_rotations(entitlement.limits, others),
+            budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
+            waits_for=missing[0].name if missing and self.must_wait(account.id) else "",
+        )
+
+    def _other_limits(
+        self, stored: StoredKey, rotations: Sequence[StoredKey], plans: _PlansOf, makers: Sequence[Maker]
+    ) -> list[Sequence[LimitScope]]:
+        """Return the limits of the active keys that count in the same counters as a key, its rotations."""
+        line = [other.entry.id for other in rotations]
+        now_us = self._clock.now_us()
+        return [
+            limit_scopes(other.entry, line, plans.of(other)[1], makers)
+            for other in rotations
+            if other.entry.id != stored.entry.id and other.state_at(now_us) == "active"
+        ]
+
+    def entitlement_of_id(self, key_id: str) -> Entitlement | None:
+        """Return what the key of an id permits, as `entitlement_of`; None without the key or its account."""
+        stored = self.key(key_id)
+        return None if stored is None else self.entitlement_of(stored)
 
     def _plan_of(self, stored: StoredKey, account: Account) -> tuple[Subscription | None, Plan | None]:
         return _PlansOf(self._catalog, account).of(stored)
 
     def line_of(self, stored: StoredKey) -> list[str]:
         """Return the ids of the keys that rotations made of one another, the first one first."""
+        return [key.entry.id for key in self._rotations_of(stored)]
+
+    def _rotations_of(self, stored: StoredKey) -> list[StoredKey]:
         if stored.lineage_id == stored.entry.id and stored.replaced_by is None:
-            return [stored.entry.id]
+            return [stored]
         line = [
-            other.entry.id
+            other
             for other in self._catalog.keys_of_account(stored.entry.account)
             if other.lineage_id == stored.lineage_id
         ]
-        return sorted(line, key=lambda key_id: key_id != stored.lineage_id)
+        return sorted(line, key=lambda key: key.entry.id != stored.lineage_id)
 
     def makers_of(self, stored: StoredKey) -> list[StoredKey]:
         """Return the consumption keys that made a key, the first one first; most keys have none."""

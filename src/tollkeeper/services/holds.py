@@ -493,11 +493,9 @@ class Holds:
 
     def _restore(self, stored: StoredHold, *, hold: bool) -> Admission:
         body = stored.body
-        key = self._directory.key(body.key_id)
-        entitlement = None if key is None else self._directory.entitlement_of(key)
-        if entitlement is None:
+        permit = self._gate.permit_of(lambda: self._directory.entitlement_of_id(body.key_id))
+        if permit is None:
             raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
-        permit = self._gate.permit_of(entitlement)
         route = self._directory.route_table().match(body.method, body.path, permit.profile) or _UNSEEN_ROUTE
         amounts = Amounts(*body.amounts)
         if hold:

@@ -203,10 +203,10 @@ def standing_of(installation: Installation, stored: StoredKey) -> KeyStanding:
     state = stored.state_at(now_us)
     entitlement = installation.directory.entitlement_of(stored)
     standings: list[Denial] = []
-    # Only of a key that the gate admits: its permit amends shared counters to the amounts of its plan.
+    # Only of a key that the gate admits: others use nothing.
     if entitlement is not None and state == "active" and key.role == "consumption":
-        gate = installation.gate
-        standings = gate.state_of(gate.permit_of(entitlement), now_us)
+        permit = installation.gate.permit_of(lambda: installation.directory.entitlement_of_id(key.id))
+        standings = [] if permit is None else installation.gate.state_of(permit, now_us)
     of_credit = [s for s in standings if s.reason == "credit_exhausted"]
     return KeyStanding(
         key_id=key.id,
@@ -255,7 +255,8 @@ def _pool_of(installation: Installation, account_id: str) -> CreditPool | None:
             continue
         if stored.state_at(installation.clock.now_us()) != "active":
             continue
-        entitlement = installation.directory.entitlement_of(stored)
-        if entitlement is not None:
-            return installation.gate.permit_of(entitlement).pool
+        key_id = stored.entry.id
+        permit = installation.gate.permit_of(lambda id_=key_id: installation.directory.entitlement_of_id(id_))  # type: ignore[misc]
+        if permit is not None:
+            return permit.pool
     return None
