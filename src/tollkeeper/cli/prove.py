@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +11,14 @@ from tollkeeper.cli import options
 from tollkeeper.cli.failures import FAILED, misused
 from tollkeeper.cli.output import stderr
 
+if TYPE_CHECKING:
+    from tollkeeper.prove.faults import Fault
+
 
 def prove(
     rounds: Annotated[
         int, typer.Option("--rounds", help="Each kills the server once or twice.", min=1, max=10_000)
-    ] = 5,
+    ] = 6,
     clients: Annotated[int, typer.Option("--clients", help="Client processes.", min=1, max=64)] = 4,
     connections: Annotated[
         int, typer.Option("--connections", help="Connections of each.", min=1, max=64)
@@ -41,6 +44,16 @@ def prove(
             show_default=False,
         ),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            "--only",
+            metavar="FAULTS",
+            help="Make these in every round: kills, noisy, minting, restores, fail-over, copies, full-disk. "
+            "Drawn by the seed unless given.",
+            show_default=False,
+        ),
+    ] = None,
     shrink: Annotated[
         int, typer.Option("--shrink", help="Seconds to look for a smaller run that fails too.", min=0)
     ] = 60,
@@ -51,7 +64,8 @@ def prove(
     Attack a throw-away installation, and count overshoot, lost and double-counted. Exit code 1 unless all are 0.
 
     Client processes send mixed traffic over HTTP and cut their own connections; the server is killed (-9) and
-    started again in every round. docs/prove.md says how to read the report.
+    started again in every round. Rounds also draw noisy customers, customers who mint keys, older ledgers put back
+    (restores, fail-over, copies) and full disks. docs/prove.md says how to read the report.
     """
     from tollkeeper.prove.plan import Scale
     from tollkeeper.prove.report import print_proof
@@ -61,6 +75,7 @@ def prove(
     form = options.output_format(output, as_json)
     if form == "csv":
         raise misused("The report is a table or JSON: give --format table or json.")
+    faults = _faults(only)
     console = stderr()
 
     def say(line: str) -> None:
@@ -68,10 +83,29 @@ def prove(
 
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     say(f"seed {seed}")
-    proof = attack(Scale(rounds, clients, connections), seed, data=data, say=say, ledger_url=ledger_url)
+    scale = Scale(rounds, clients, connections)
+    proof = attack(scale, seed, data=data, say=say, ledger_url=ledger_url, only=faults)
     # A database that keeps what was found has no room for another run.
     if proof.findings and shrink and not (data and ledger_url):
         proof = shrunk(proof, within_s=shrink, say=say, ledger_url=ledger_url)
     print_proof(proof, as_json=form == "json")
     if proof.findings:
         raise typer.Exit(FAILED)
+
+
+def _faults(only: str | None) -> tuple[Fault, ...]:
+    """
+    Return the faults that `--only` names, comma-separated; none when it is not given.
+
+    Raises:
+        Failure: One of them is none.
+    """
+    from tollkeeper.prove.faults import FAULTS
+
+    if only is None:
+        return ()
+    names = [name.strip() for name in only.split(",")]
+    unknown = [name for name in names if name not in FAULTS]
+    if unknown:
+        raise misused(f"--only {unknown[0]}: there is no such fault. Give some of {', '.join(FAULTS)}.")
+    return tuple(fault for fault in FAULTS if fault in names)

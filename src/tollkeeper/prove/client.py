@@ -20,12 +20,13 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.prove.journal import Journal, Op
+from tollkeeper.prove.journal import ANSWER_S_MAX, TIMED_OUT, Journal, Op
 from tollkeeper.prove.plan import Correct, Cut, Post, Put, Scale, Spend, Step, event_of, secret_of, steps_of
 from tollkeeper.prove.server import HOST, OPERATOR_KEY
 
 REFUSED: Final = (402, 429)
-ANSWER_S_MAX: Final = 30
+STUCK: Final = 3
+"""Exit code of a client whose calls got no answer; its journal says which."""
 CALL_S_MAX: Final = 90
 """One try, and one call with all its tries: longer than two starts of the server."""
 _AGAIN_S: Final = 0.02
@@ -135,7 +136,10 @@ class Connection:
                 self._http.request(method, "/tk/v1" + path, content, self._headers)
                 answer = self._http.getresponse()
                 told = msgspec.json.decode(answer.read())
-            except (OSError, HTTPException, msgspec.DecodeError):
+            except (OSError, HTTPException, msgspec.DecodeError) as exc:
+                # A killed server resets or refuses the connection: only one that runs and hangs times out.
+                if isinstance(exc, TimeoutError):
+                    self._journal.write(op, id_, status=TIMED_OUT)
                 self._http.close()
                 time.sleep(_AGAIN_S)
                 continue
@@ -179,22 +183,25 @@ _BEING_ENDED: Final = ("settle", "void")
 def main(port: int, seed: int, number: int, client: int, scale: Scale, journal: Journal) -> int:
     """Walk all connections of one client; return 0 when each came to its end."""
     stuck: list[str] = []
+    failed: list[str] = []
 
     def walk(connection: int) -> None:
         try:
             steps = list(steps_of(seed, number, client, connection, scale))
             Connection(port, seed, journal).walk(steps)
-        except Exception as exc:
+        except Stuck as exc:
             stuck.append(repr(exc))
+        except Exception as exc:
+            failed.append(repr(exc))
 
     threads = [threading.Thread(target=walk, args=(number,)) for number in range(scale.connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    if stuck:
-        print("\n".join(stuck), file=sys.stderr)
-    return 1 if stuck else 0
+    if stuck or failed:
+        print("\n".join(stuck + failed), file=sys.stderr)
+    return 1 if failed else STUCK if stuck else 0
 
 
 if __name__ == "__main__":

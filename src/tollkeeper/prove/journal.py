@@ -10,15 +10,20 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 Op = Literal["authorize", "settle", "void", "events", "amend", "void_event", "grants", "budgets"]
 
 
+ANSWER_S_MAX: Final = 30
+"""A call that waits longer for its answer has none: the server runs, and does not do its work."""
+TIMED_OUT: Final = -1
+
+
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
-    """*status* 0: the call was sent. Else its answer came."""
+    """*status* 0: the call was sent; `TIMED_OUT`: a try had no answer in time. Else its answer came."""
 
     at_us: int
     op: Op
@@ -47,16 +52,17 @@ class Call:
         sent: How often.
         answered_us: When an answer came: by then the server had done it. None: nobody knows whether.
         status, answer: What came; 0 and None without an answer.
+        timed_out: How many tries had no answer within `ANSWER_S_MAX`, from a server that was not killed.
     """
 
-    __slots__ = ("answer", "answered_us", "body", "id", "op", "sent", "sent_us", "status")
+    __slots__ = ("answer", "answered_us", "body", "id", "op", "sent", "sent_us", "status", "timed_out")
 
     def __init__(self, line: Line) -> None:
         self.op = line.op
         self.id = line.id
         self.body = line.body
         self.sent_us = line.at_us
-        self.sent = 0
+        self.sent = self.timed_out = 0
         self.answered_us: int | None = None
         self.status = 0
         self.answer: Any = None
@@ -76,7 +82,9 @@ def read_calls(paths: Iterable[Path]) -> list[Call]:
             call = calls.get((line.op, line.id))
             if call is None:
                 call = calls[line.op, line.id] = Call(line)
-            if line.status:
+            if line.status == TIMED_OUT:
+                call.timed_out += 1
+            elif line.status:
                 call.answered_us, call.status, call.answer = line.at_us, line.status, line.body
             else:
                 call.sent += 1

@@ -6,6 +6,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from http.client import HTTPException
 from typing import Final, NamedTuple
 
 from tollkeeper.cli.server_client import Server
@@ -15,7 +16,6 @@ from tollkeeper.prove.plan import Round, accounts_of
 QUIET_S_MAX: Final = 60
 """By then the last hold has expired and all events are delivered."""
 _PAGE_SIZE: Final = 50_000
-_HOLDS_OPEN: Final = re.compile(r"^tollkeeper_holds_open (\d+)", re.MULTILINE)
 
 
 class Counted(NamedTuple):
@@ -67,8 +67,8 @@ def look(server: Server, key: str, plan: Round) -> Seen:
         used |= {b["name"]: int(b["used"]) for b in server.call("GET", f"/keys/{key_id}/state")["budgets"]}
     balances = [server.call("GET", f"/accounts/{account}/balance") for account in accounts]
     return Seen(
-        events=dict(_usage(server, accounts, "tag.op", [("denied_reason", "")])),
-        keys=dict(_usage(server, accounts, "key", [])),
+        events=dict(usage(server, accounts, "tag.op", [("denied_reason", "")])),
+        keys=dict(usage(server, accounts, "key", [])),
         used=used,
         spent_nanos=int(balances[1]["spent_nanos"]),
         grants={grant["id"]: int(grant["amount_nanos"]) for b in balances for grant in b["grants"]},
@@ -87,9 +87,15 @@ def verify(server: Server) -> tuple[str, ...]:
     return tuple(found) if found or verdict["ok"] else ("verify is not ok, and does not say why",)
 
 
-def _usage(
+def usage(
     server: Server, accounts: tuple[str, ...], group: str, filters: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Counted]]:
+    """
+    Yield each group of the usage of *accounts*, from answers that are complete.
+
+    Raises:
+        Unavailable: They do not become complete.
+    """
     offset: int | None = 0
     until = time.monotonic() + QUIET_S_MAX
     while offset is not None:
@@ -108,16 +114,29 @@ def _usage(
         offset = page["next_offset"]
 
 
+def outbox_records(url: str, key: str) -> int:
+    """Return how many records the usage store has not got yet."""
+    return _metric(url, key, "tollkeeper_outbox_records")
+
+
 def _wait_for_holds(url: str, key: str) -> int:
     """Return how many holds are open when none is, or when their time is long over."""
-    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     until = time.monotonic() + QUIET_S_MAX
     while True:
-        with opener.open(request, timeout=QUIET_S_MAX) as answer:
-            found = _HOLDS_OPEN.search(answer.read().decode())
-        if found is None:
-            raise Unavailable("The server's metrics do not tell how many holds are open.")
-        if found[1] == "0" or time.monotonic() > until:
-            return int(found[1])
+        count = _metric(url, key, "tollkeeper_holds_open")
+        if count == 0 or time.monotonic() > until:
+            return count
         time.sleep(0.05)
+
+
+def _metric(url: str, key: str, name: str) -> int:
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=QUIET_S_MAX) as answer:
+            found = re.search(rf"^{name} (\d+)", answer.read().decode(), re.MULTILINE)
+    except (OSError, HTTPException) as exc:
+        raise Unavailable(f"The server's metrics cannot be read: {exc}") from None
+    if found is None:
+        raise Unavailable(f"The server's metrics do not have {name}.")
+    return int(found[1])

@@ -14,21 +14,30 @@ from typing import Any, Final, Literal, NamedTuple
 from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.periods import duration_s
-from tollkeeper.prove.journal import Call
+from tollkeeper.prove.faults import Fault
+from tollkeeper.prove.journal import ANSWER_S_MAX, Call
 from tollkeeper.prove.look import Counted, Seen
 from tollkeeper.prove.plan import Bound, Round, secret_of
 
-Kind = Literal["overshoot", "lost", "double-counted", "verify", "other"]
-KINDS: Final[tuple[Kind, ...]] = ("overshoot", "lost", "double-counted", "verify", "other")
+Kind = Literal["overshoot", "lost", "double-counted", "verify", "unanswered", "other"]
+KINDS: Final[tuple[Kind, ...]] = ("overshoot", "lost", "double-counted", "verify", "unanswered", "other")
 _NOTHING: Final = Counted(0, 0)
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong: what, in words, and the ids of the calls and events that show it."""
+    """
+    One thing that is wrong.
+
+    Attributes:
+        what: In words.
+        ids: Of the calls and events that show it.
+        fault: Which fault was being made.
+    """
 
     kind: Kind
     what: str
     ids: tuple[str, ...] = ()
+    fault: Fault = "kills"
 
 
 class Hold(NamedTuple):
@@ -286,6 +295,10 @@ def _grants(plan: Round, calls: Sequence[Call], seen: Seen) -> Iterator[Finding]
 
 def _odd_answers(calls: Sequence[Call]) -> Iterator[Finding]:
     voided: set[str] = set()
+    for call in calls:
+        if call.timed_out:
+            what = f"{call.op} {call.id}: no answer within {ANSWER_S_MAX} s, {call.timed_out} times"
+            yield Finding("unanswered", what, (call.id,))
     refused = {call.id for call in calls if call.op == "authorize" and not call.acknowledged}
     for call in calls:
         if call.op == "void" and call.status == 404 and call.id in refused:

@@ -7,13 +7,14 @@ first is up to the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.prove.faults import Fault
 
 Cut = Literal["unread", "half"]
 """A connection closed on purpose: before its answer is read, or with half of the body sent."""
@@ -45,6 +46,8 @@ SHORT_S: Final = 1
 """How long holds stay open: those that never expire within a round, and those that do."""
 AMPLE: Final = 10**15
 EVENTS_PER_POST: Final = 20
+MINTED_MAX: Final = 5
+"""Requests that fit into the bound of each account that mints keys."""
 _FIRST_AT: Final = datetime(2025, 1, 1, tzinfo=UTC)
 _HOURS: Final = 480
 """Events lie in these hours, so that batches come late and out of order, in many buckets."""
@@ -216,6 +219,50 @@ def _key(key_id: str, account: str, limit: Bound | None) -> str:
             f'algorithm = "{limit.kind}"{window}'
         )
     return text
+
+
+def attackers_declaration(number: int, faults: Sequence[Fault]) -> str:
+    """Return the accounts of the customers who misbehave in round *number*."""
+    parts = []
+    if "noisy" in faults:
+        parts += [
+            f'[[plans]]\nslug = "noisy-{number}"\nbudgets = [{{ name = "noise", amount = {AMPLE}, unit = "nanos", '
+            'period = "month", per = "account" }]',
+            _account(f"noisy-{number}", f"noisy-{number}"),
+            _management_key(f"noisy-{number}"),
+            _key(f"noisy-{number}", f"noisy-{number}", None),
+        ]
+    if "minting" in faults:
+        nanos = MINTED_MAX * EVEN_NANOS
+        parts += [
+            f'[[plans]]\nslug = "rates-{number}"\nlimits = [{{ name = "rate", amount = 100000, window = "1m" }}]',
+            _account(f"mint-credit-{number}", f"rates-{number}"),
+            _management_key(f"mint-credit-{number}"),
+            _key(f"mint-credit-{number}", f"mint-credit-{number}", None) + '\ntype = "credit"',
+            f'[[grants]]\nid = "mint-{number}"\naccount = "mint-credit-{number}"\namount_nanos = {nanos}',
+            f'[[plans]]\nslug = "shared-{number}"\nbudgets = [{{ name = "shared", amount = {nanos}, '
+            'unit = "nanos", period = "total", per = "account" }]',
+            _account(f"mint-plan-{number}", f"shared-{number}"),
+            _management_key(f"mint-plan-{number}"),
+            _key(f"mint-plan-{number}", f"mint-plan-{number}", None),
+            _account(f"mint-key-{number}", None),
+            _key(f"mint-key-{number}", f"mint-key-{number}", None)
+            + f'\nprofile = "anylayer"\nlimits = [{{ name = "few", amount = {MINTED_MAX}, window = "{WINDOW}" }}]',
+        ]
+    return "\n\n".join(parts)
+
+
+def management_id_of(account: str) -> str:
+    """Return the id of the management key of an account that misbehaves."""
+    return f"manages-{account}"
+
+
+def _account(account: str, plan: str | None) -> str:
+    return f'[[accounts]]\nid = "{account}"\nname = "{account}"' + (f'\nplan = "{plan}"' if plan else "")
+
+
+def _management_key(account: str) -> str:
+    return _key(management_id_of(account), account, None) + '\nrole = "management"'
 
 
 def steps_of(seed: int, number: int, client: int, connection: int, scale: Scale) -> Iterator[Step]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from tollkeeper.cli.output import Column, plain, print_json, print_table
+from tollkeeper.prove.faults import FAULTS, NOT_COVERED
+from tollkeeper.prove.oracle import KINDS
 from tollkeeper.prove.run import Proof
 
 _PARTS: Final = ("tollkeeper", "chdb", "sqlalchemy", "granian")
@@ -39,6 +42,12 @@ def print_proof(proof: Proof, *, as_json: bool) -> None:
     print()
     counts = [[_WORDS[kind], count] for kind, count in proof.counts.items()]
     print_table([Column("found"), Column("count", True)], counts)
+    print()
+    columns = [Column("fault"), *(Column(name, True) for name in ("times", *KINDS))]
+    print_table(columns, [[fault, *found.values()] for fault, found in proof.by_fault.items()])
+    print()
+    for line in not_covered(proof):
+        print(f"not covered: {plain(line)}")
     for finding, lines in proof.findings[:FINDINGS_SHOWN]:
         print(f"\n{finding.kind}: {plain(finding.what)}")
         for line in lines:
@@ -67,8 +76,10 @@ def report_of(proof: Proof) -> dict[str, Any]:
         "verifies": proof.verifies,
         "took_s": round(proof.took_s, 1),
         **{kind.replace("-", "_"): count for kind, count in proof.counts.items()},
+        "faults": proof.by_fault,
+        "not_covered": list(not_covered(proof)),
         "findings": [
-            {"kind": finding.kind, "what": finding.what, "history": lines}
+            {"kind": finding.kind, "fault": finding.fault, "what": finding.what, "history": lines}
             for finding, lines in proof.findings
         ],
     }
@@ -77,7 +88,19 @@ def report_of(proof: Proof) -> dict[str, Any]:
 def options_of(proof: Proof) -> str:
     """Return the options that repeat the plan of a run."""
     rounds, clients, connections = proof.scale
-    return f"--seed {proof.seed} --rounds {rounds} --clients {clients} --connections {connections}"
+    options = f"--seed {proof.seed} --rounds {rounds} --clients {clients} --connections {connections}"
+    return f"{options} --only {','.join(proof.only)}" if proof.only else options
+
+
+def not_covered(proof: Proof) -> Iterator[str]:
+    """Yield what this run says nothing of: faults that were not made, with the reason, and what no run has."""
+    yield from proof.skipped
+    skipped = {line.partition(":")[0] for line in proof.skipped}
+    times = dict(proof.drawn)
+    missing = [fault for fault in FAULTS if not times.get(fault) and fault not in skipped]
+    if missing:
+        yield f"{', '.join(missing)}: not drawn in {proof.scale.rounds} rounds"
+    yield from NOT_COVERED
 
 
 def machine() -> str:
@@ -96,5 +119,6 @@ _WORDS: Final = {
     "lost": "lost: acknowledged, and not there",
     "double-counted": "double-counted: there more than once, or never sent",
     "verify": "verify differences",
+    "unanswered": "unanswered: no answer within 30 s from a server that runs",
     "other": "other: wrong answers, refusals without reason, holds that never end",
 }

@@ -10,18 +10,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tollkeeper.adapters.sql.database import check_empty, open_engine, remove_tables
+from tollkeeper.cli.failures import Failure
 from tollkeeper.cli.server_client import Server
-from tollkeeper.errors import Conflict, Unavailable
+from tollkeeper.errors import Conflict, TollkeeperError, Unavailable
+from tollkeeper.prove.client import STUCK
+from tollkeeper.prove.drills import Skipped, plan_drill, run_drill
+from tollkeeper.prove.faults import FAULTS, IN_TRAFFIC, Fault, faults_of
 from tollkeeper.prove.journal import Call, read_calls
 from tollkeeper.prove.look import look, verify
+from tollkeeper.prove.minting import check_minting
 from tollkeeper.prove.oracle import KINDS, Finding, check, history
-from tollkeeper.prove.plan import Round, Scale, plan_round
+from tollkeeper.prove.plan import Round, Scale, attackers_declaration, plan_round
 from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess, environment
 
 DIRECTORY_PREFIX: Final = "tollkeeper-prove-"
@@ -32,7 +38,14 @@ HISTORY_LINES_MAX: Final = 40
 
 
 class Proof(NamedTuple):
-    """What a run found. Findings are told once, each with the calls that show it."""
+    """
+    What a run found. Findings are reported once, each with the calls that show it.
+
+    Attributes:
+        only: The faults that the run was limited to; nothing when its seed drew them.
+        drawn: How often each fault was made.
+        skipped: Faults that were drawn and could not be made, with the reason.
+    """
 
     seed: int
     scale: Scale
@@ -43,6 +56,24 @@ class Proof(NamedTuple):
     verifies: int
     findings: tuple[tuple[Finding, tuple[str, ...]], ...]
     ledger: str = "SQLite"
+    only: tuple[Fault, ...] = ()
+    drawn: tuple[tuple[Fault, int], ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def by_fault(self) -> dict[str, dict[str, int]]:
+        """How often each fault was made, and what was found while it was."""
+        times = dict(self.drawn)
+        return {
+            fault: {
+                "times": times.get(fault, 0),
+                **{
+                    kind: sum(found.kind == kind and found.fault == fault for found, _ in self.findings)
+                    for kind in KINDS
+                },
+            }
+            for fault in FAULTS
+        }
 
     @property
     def counts(self) -> dict[str, int]:
@@ -51,12 +82,19 @@ class Proof(NamedTuple):
 
 
 def prove(
-    scale: Scale, seed: int, *, data: str | None, say: Callable[[str], None], ledger_url: str | None = None
+    scale: Scale,
+    seed: int,
+    *,
+    data: str | None,
+    say: Callable[[str], None],
+    ledger_url: str | None = None,
+    only: Sequence[Fault] = (),
 ) -> Proof:
     """
     Attack a new installation and return what was found.
 
     Args:
+        only: Make these faults in every round; none lets the seed draw them.
         data: An empty directory, or one that is not there yet, to keep what is left in; None uses a temporary
             one and removes it.
         say: Takes a line for each round.
@@ -69,7 +107,7 @@ def prove(
         Unavailable: The database cannot be reached, the server cannot start, or a client got no answer.
     """
     with _directory(data) as directory, _database(ledger_url, keep=data is not None) as ledger:
-        run = Run(scale, seed, directory, ledger_url)
+        run = Run(scale, seed, directory, ledger_url, only)
         try:
             for number in range(1, scale.rounds + 1):
                 say(run.round(number))
@@ -84,10 +122,18 @@ class Run:
     One run. Whoever made it closes it, which ends every process that it started.
 
     Attributes:
-        rounds: Of each round that is through: its plan, what its clients did, how often the server was killed.
+        rounds: Of each round that is through: its plan, what its clients did, how often the server was
+            killed, and the fault that its findings are of.
     """
 
-    def __init__(self, scale: Scale, seed: int, directory: Path, ledger_url: str | None = None) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        seed: int,
+        directory: Path,
+        ledger_url: str | None = None,
+        only: Sequence[Fault] = ("kills",),
+    ) -> None:
         self.server = ServerProcess(directory / "data", directory / "server.log", ledger_url)
         self._scale = scale
         self._seed = seed
@@ -95,52 +141,127 @@ class Run:
         self._began = time.monotonic()
         self._client = Server(self.server.url, OPERATOR_KEY)
         self._clients: list[subprocess.Popen[bytes]] = []
-        self.rounds: list[tuple[Round, list[Call], int]] = []
+        self.rounds: list[tuple[Round, list[Call], int, Fault]] = []
         self._findings: dict[Finding, tuple[str, ...]] = {}
         self._verifies = 0
+        self._ledger_url = ledger_url
+        self._only = tuple(only)
+        self._faults: Counter[Fault] = Counter()
+        self._skipped: dict[str, None] = {}
+        self._fault: Fault = "kills"
+        """What is being done, for the findings."""
 
     def round(self, number: int) -> str:
-        """Run one round and check it; return a line that tells of it."""
-        plan = plan_round(self._seed, number, self._scale)
-        if number == 1:
-            self.server.start()
-        kills, known, began = self.server.kills, len(self._findings), time.monotonic()
-        self._client.call("POST", "/apply", body=plan.declaration.encode(), media_type="application/toml")
-        answered = self._traffic(plan)
-        kills = self.server.kills - kills
-        self.rounds.append((plan, read_calls(self._journals(number)), kills))
-        self.verify()
-        self.check(number)
+        """Make the faults of one round and check them; return a line that tells of it."""
+        faults = faults_of(self._seed, number, self._only)
+        known, began = len(self._findings), time.monotonic()
+        lines = []
+        if set(faults) & set(IN_TRAFFIC):
+            lines.append(self._attack(number, faults))
+        lines += [self._drill(number, fault) for fault in faults if fault not in IN_TRAFFIC]
         found = list(self._findings)[known:]
         took_s = time.monotonic() - began
         return (
-            f"round {number} of {self._scale.rounds}: {answered:,} answers, {kills} kills, "
-            f"the first after {plan.kill_at:,} answers; {_told(found)}; {took_s:.1f} s"
+            f"round {number} of {self._scale.rounds}: {'; '.join(lines)}; {_counted(found)}; {took_s:.1f} s"
         )
 
+    def _attack(self, number: int, faults: Sequence[Fault]) -> str:
+        """Run the traffic of a round, with what happens beside it; return what was done."""
+        plan = plan_round(self._seed, number, self._scale)
+        if not self.rounds:
+            self.server.start()
+        kills = self.server.kills
+        self._fault = "noisy" if "noisy" in faults else "kills"
+        declaration = f"{plan.declaration}\n{attackers_declaration(number, faults)}"
+        self._client.call("POST", "/apply", body=declaration.encode(), media_type="application/toml")
+        self._faults.update(fault for fault in faults if fault in IN_TRAFFIC)
+        if "minting" in faults:
+            self._fault = "minting"
+            self._note(check_minting(self.server.port, number), [])
+            self._fault = "noisy" if "noisy" in faults else "kills"
+        with self._noise(number) if "noisy" in faults else nullcontext():
+            answered = self._traffic(plan, killing="kills" in faults)
+        kills = self.server.kills - kills
+        calls = read_calls(self._journals(number))
+        self.rounds.append((plan, calls, kills, self._fault))
+        if any(call.timed_out or call.status == 429 for call in calls if self._fault == "noisy"):
+            # The sums are asked of a server that answers: what it did not is a finding already.
+            self.server.kill()
+            self.server.start()
+        self.verify()
+        self.check(len(self.rounds))
+        done = f"{answered:,} answers, {kills} kills"
+        if "kills" in faults:
+            done += f", the first after {plan.kill_at:,} answers"
+        return ", ".join([done, *(fault for fault in faults if fault in ("noisy", "minting"))])
+
+    def _drill(self, number: int, fault: Fault) -> str:
+        """Make one fault on an installation of its own; return what was done."""
+        self._fault = fault
+        drill = plan_drill(self._seed, number, fault)
+        directory = self._directory / f"{fault}-{number}"
+        directory.mkdir()
+        try:
+            found = run_drill(drill, self._seed, number, directory, self._ledger_url)
+        except Skipped as exc:
+            self._skipped[f"{fault}: {exc}"] = None
+            return f"{fault} skipped: {exc}"
+        except (Failure, TollkeeperError) as exc:
+            found = [Finding("unanswered", f"{drill.variant}: {exc}")]
+        self._faults[fault] += 1
+        self._note(found, [])
+        if not found:
+            shutil.rmtree(directory)
+        return f"{fault} ({drill.variant})"
+
+    @contextmanager
+    def _noise(self, number: int) -> Iterator[None]:
+        """Let the noisy customer of a round do its worst."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tollkeeper.prove.noisy", str(self.server.port), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment({}),
+            start_new_session=True,
+        )
+        try:
+            yield
+        finally:
+            process.kill()
+            process.communicate()
+
     def check(self, number: int) -> list[Finding]:
-        """Hold what the server says of a round against its journals; return what was not found before."""
-        plan, calls, kills = self.rounds[number - 1]
+        """Hold what the server says of the round at *number*, from 1 on, against its journals; return what is new."""
+        plan, calls, kills, self._fault = self.rounds[number - 1]
         seen = look(self._client, OPERATOR_KEY, plan)
         return self._note(check(plan, calls, seen, callers=self._scale.callers, kills=kills), calls)
 
     def verify(self) -> list[Finding]:
         """Have the server verify itself; return what was not found before."""
         self._verifies += 1
-        return self._note([Finding("verify", difference) for difference in verify(self._client)], [])
+        try:
+            found = [Finding("verify", difference) for difference in verify(self._client)]
+        except Failure as exc:
+            if self._fault != "noisy":
+                raise
+            found = [Finding("unanswered", f"verify: {exc}")]
+        return self._note(found, [])
 
     def last_look(self) -> str:
         """Stop the server as an operator would, start it again and check every round once more."""
+        if not self.rounds:
+            return "no round had traffic: nothing to check once more"
         self.server.stop()
         self.server.start()
         found = self.verify()
         for number in range(1, len(self.rounds) + 1):
             found += self.check(number)
-        return f"all rounds once more after a clean restart: {_told(found)}"
+        return f"all rounds once more after a clean restart: {_counted(found)}"
 
     def proof(self) -> Proof:
         """Return what was found so far."""
-        calls = [call for _, calls, _ in self.rounds for call in calls]
+        calls = [call for _, calls, _, _ in self.rounds for call in calls]
         return Proof(
             self._seed,
             self._scale,
@@ -150,6 +271,9 @@ class Run:
             self.server.kills,
             self._verifies,
             tuple(self._findings.items()),
+            only=self._only,
+            drawn=tuple(self._faults.items()),
+            skipped=tuple(self._skipped),
         )
 
     def close(self) -> None:
@@ -161,20 +285,21 @@ class Run:
         self.server.kill()
 
     def _note(self, found: list[Finding], calls: list[Call]) -> list[Finding]:
-        fresh = [finding for finding in dict.fromkeys(found) if finding not in self._findings]
+        named = [finding._replace(fault=self._fault) for finding in found]
+        fresh = [finding for finding in dict.fromkeys(named) if finding not in self._findings]
         for finding in fresh:
             self._findings[finding] = tuple(history(calls, finding.ids)[:HISTORY_LINES_MAX])
         return fresh
 
-    def _traffic(self, plan: Round) -> int:
-        """Run all clients of a round to their end, and kill the server on the way; return how many answers came."""
+    def _traffic(self, plan: Round, *, killing: bool = True) -> int:
+        """Run all clients of a round to their end, perhaps killing the server on the way; return the answers' count."""
         until = time.monotonic() + ROUND_S_MAX
         reader, writer = os.pipe()
         try:
             self._start_clients(plan.number, writer)
         finally:
             os.close(writer)
-        answered, killed = 0, False
+        answered, killed = 0, not killing
         with open(reader, "rb", buffering=0) as answers:
             while True:
                 ready, _, _ = select.select([answers], [], [], max(0.0, until - time.monotonic()))
@@ -217,7 +342,7 @@ class Run:
 
     def _wait_for_clients(self, number: int) -> None:
         for client, journal in zip(self._clients, self._journals(number), strict=True):
-            if client.wait(CLIENT_END_S_MAX):
+            if client.wait(CLIENT_END_S_MAX) not in (0, STUCK):
                 errors = journal.with_suffix(".errors").read_text(errors="replace")[-1_000:].strip()
                 raise Unavailable(f"A client of round {number} failed (seed {self._seed}): {errors}")
         self._clients.clear()
@@ -246,8 +371,10 @@ def shrink(
         for scale in smaller:
             if scale == smallest.scale or time.monotonic() > until:
                 continue
-            again = prove(scale, proof.seed, data=None, say=lambda line: None, ledger_url=ledger_url)
-            say(f"smaller, {_size(scale)}: {_told([finding for finding, _ in again.findings])}")
+            again = prove(
+                scale, proof.seed, data=None, say=lambda line: None, ledger_url=ledger_url, only=proof.only
+            )
+            say(f"smaller, {_size(scale)}: {_counted([finding for finding, _ in again.findings])}")
             if again.findings:
                 smallest = again
                 break
@@ -260,7 +387,7 @@ def _size(scale: Scale) -> str:
     return f"{scale.rounds} rounds of {scale.clients} clients with {scale.connections} connections"
 
 
-def _told(found: list[Finding]) -> str:
+def _counted(found: list[Finding]) -> str:
     return ", ".join(f"{kind} {sum(f.kind == kind for f in found)}" for kind in KINDS)
 
 

@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
@@ -78,6 +79,48 @@ class ServerProcess:
             )
         return self._process
 
+    def opens(self, within_s: float) -> bool:
+        """
+        Start it where it may refuse to; return whether it is ready. It is left running if it does not end.
+
+        It has refused when its process ended, or when it answers for *within_s* seconds that it is not ready.
+
+        Raises:
+            Unavailable: It neither ends nor answers.
+        """
+        process = self.spawn()
+        started = time.monotonic()
+        answered: float | None = None
+        while process.poll() is None:
+            status = self._ready_status()
+            now = time.monotonic()
+            if status == 200:
+                return True
+            answered = now if answered is None and status else answered
+            if answered is not None and now > answered + within_s:
+                return False
+            if now > started + START_S_MAX:
+                raise Unavailable(f"The server neither ends nor answers within {START_S_MAX} s.")
+            time.sleep(0.05)
+        return False
+
+    def refusal(self) -> str:
+        """Return the end of its log: why it did not start."""
+        return self._log.read_text(errors="replace")[-_LOG_CHARS_SHOWN:].strip()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold the process still, so that its files can be copied as they are at one instant."""
+        process = self._process
+        if process is None:
+            yield
+            return
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End it as a power cut would. A repeat changes nothing."""
         process, self._process = self._process, None
@@ -107,12 +150,16 @@ class ServerProcess:
             raise Unavailable(f"The server stopped with exit code {code}.")
 
     def _answers(self) -> bool:
+        return self._ready_status() == 200
+
+    def _ready_status(self) -> int:
+        """Return the status of `/readyz`; 0 without an answer."""
         connection = HTTPConnection(HOST, self.port, timeout=START_S_MAX)
         try:
             connection.request("GET", "/readyz")
-            return connection.getresponse().status == 200
+            return connection.getresponse().status
         except (OSError, HTTPException):
-            return False
+            return 0
         finally:
             connection.close()
 
