@@ -17,6 +17,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.executors import Threads
 from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
 from tollkeeper.http.profiles import send_reply
 from tollkeeper.profiles import names
@@ -33,6 +34,8 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 KEY_HEADERS: Final = (b"authorization", b"x-api-key")
 STATE_KEY: Final = "tollkeeper"
+_THREADS: Final = 8
+"""For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
 
 
 class Metering:
@@ -88,6 +91,7 @@ class Middleware:
         self._now_us = toll.installation.clock.now_us
         self._request_id = toll.installation.gate.new_id
         name = toll.installation.settings.root_profile if profile is None else profile
+        self._threads = Threads("admit", _THREADS)
         self._dialect = Dialects(toll.installation).of(name)
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
@@ -99,7 +103,9 @@ class Middleware:
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         dialect = self._dialect
         if dialect is None:
-            found = self._holds.admit(_api_key(scope), scope["method"], scope["path"], expected)
+            found = await self._threads.attempt(
+                self._holds.admit, _api_key(scope), scope["method"], scope["path"], expected
+            )
             if isinstance(found, Denial):
                 await _refuse(send, found)
                 return
@@ -110,17 +116,22 @@ class Middleware:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         secret = dialect.credential(headers)
-        found = self._holds.admit(secret, scope["method"], scope["path"], expected)
+        found = await self._threads.attempt(
+            self._holds.admit, secret, scope["method"], scope["path"], expected
+        )
         if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
             self._holds.void(found)
             found = objection
         if isinstance(found, Denial):
-            reply = dialect.refused(secret, scope["method"], scope["path"], headers, found, request_id)
+            reply = await self._threads.run(
+                dialect.refused, secret, scope["method"], scope["path"], headers, found, request_id
+            )
             await send_reply(send, reply)
             return
         metering = Metering(found)
         metering.tags.update(dialect.tags(headers))
-        await self._run(metering, scope, receive, send, (dialect, dialect.headers(found, request_id)))
+        worded = await self._threads.attempt(dialect.headers, found, request_id)
+        await self._run(metering, scope, receive, send, (dialect, worded))
 
     async def _run(
         self,
@@ -148,7 +159,9 @@ class Middleware:
                     dialect, extra = worded
                     if not metering.void:
                         outcome = _outcome(metering, status, started_ns, bytes_out)
-                        extra = dialect.headers_at_start(extra, metering.admission, outcome)
+                        extra = await self._threads.attempt(
+                            dialect.headers_at_start, extra, metering.admission, outcome
+                        )
                     message["headers"] = [*message.get("headers", ()), *encoded(extra)]
             elif kind == "http.response.body":
                 bytes_out += len(message.get("body", b""))

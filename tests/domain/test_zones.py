@@ -12,7 +12,16 @@ from tollkeeper.domain.zones import zone_of
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import setting_fault
 
-NO_ZONES = ["right/UTC", "right/Europe/Berlin", "posix/UTC", "localtime", "posixrules", "Mars/Base", "", "a" * 80]
+NO_ZONES = [
+    "right/UTC",
+    "right/Europe/Berlin",
+    "posix/UTC",
+    "localtime",
+    "posixrules",
+    "Mars/Base",
+    "",
+    "a" * 80,
+]
 
 
 @pytest.mark.parametrize("name", NO_ZONES)

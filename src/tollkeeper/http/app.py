@@ -20,10 +20,12 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
+from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
+from tollkeeper.http.routes.health import probes_of
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
@@ -59,18 +61,24 @@ _BLOCKED_BY_PROFILE: Final = Denial(
 class App:
     """The whole HTTP surface of one installation."""
 
-    def __init__(self, installation: Installation, api: Callable[[Authenticator], ASGIApp]) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        api: Callable[[Authenticator, Executors, tuple[Probe, ...]], ASGIApp],
+    ) -> None:
         self.installation = installation
         self.authenticator = Authenticator(installation)
-        self.hot = HotEndpoints(installation)
+        self.executors = Executors()
+        self._probes = probes_of(installation)
+        self.hot = HotEndpoints(installation, self.executors.hot)
         self._hot: dict[str, tuple[Hot, int]] = {
             f"{PREFIX}/authorize": (self.hot.authorize, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/settle": (self.hot.settle, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/void": (self.hot.void, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/events": (self.hot.events, installation.settings.body_bytes_max),
         }
-        self._api = api(self.authenticator)
-        self._profiles = Profiles(installation)
+        self._api = api(self.authenticator, self.executors, self._probes)
+        self._profiles = Profiles(installation, self.executors.of("profiles"))
         self._random = random.Random()
         self._address_header = installation.settings.client_address_header.lower().encode()
 
@@ -96,7 +104,7 @@ class App:
         request_id = self._request_id()
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         try:
-            principal = self._principal(scope)
+            principal = await self._principal(scope)
             if principal is None:
                 await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                 return
@@ -173,13 +181,14 @@ class App:
 
         await self._api(scope, receive, send_with_id)
 
-    def _principal(self, scope: Scope) -> Principal | None:
+    async def _principal(self, scope: Scope) -> Principal | None:
         """Return whom a hot call stands for; None when its address is blocked."""
         address = self._address(scope)
         if self.authenticator.throttle.blocked(address):
             return None
         try:
-            return self.authenticator.principal(scope["headers"])
+            # The operator is known here; another key may be in the catalog only.
+            return await self.executors.hot.attempt(self.authenticator.principal, scope["headers"])
         except Unauthenticated:
             self.authenticator.throttle.failed(address)
             raise
@@ -200,6 +209,9 @@ class App:
     def close(self) -> None:
         """Release the threads of the handlers. The installation is closed by whoever opened it."""
         self.hot.close()
+        self.executors.close()
+        for probe in self._probes:
+            probe.close()
 
 
 def build_app(installation: Installation) -> App:
@@ -208,7 +220,9 @@ def build_app(installation: Installation) -> App:
 
     return App(
         installation,
-        lambda authenticator: build_api(installation, authenticator, version=__version__),  # type: ignore[arg-type,return-value]
+        lambda authenticator, executors, probes: build_api(  # type: ignore[arg-type,return-value]
+            installation, authenticator, version=__version__, executors=executors, probes=probes
+        ),
     )
 
 

@@ -7,7 +7,6 @@ and body: a profile sees the vendor's path only.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -19,6 +18,7 @@ import msgspec
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
 from tollkeeper.http.bodies import read_body
+from tollkeeper.http.executors import Threads
 from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
@@ -99,13 +99,14 @@ class ProfileSite:
 class Profiles:
     """All profiles that an installation serves."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, threads: Threads) -> None:
         settings = installation.settings
         root = settings.root_profile
         served = (
             [name.strip() for name in settings.profiles.split(",")] if settings.profiles != ALL else names()
         )
         self._installation = installation
+        self._threads = threads
         self.sites = {name: self._site(name) for name in dict.fromkeys([*served, root]) if name}
         self.root = self.sites.get(root)
 
@@ -142,8 +143,8 @@ class Profiles:
         text = scope["query_string"].decode("latin-1")
         query = parse_qs(text, keep_blank_values=True, errors="replace")
         call = self._call(path, scope, request_id)._replace(query=query, body=body)
-        reply = await asyncio.to_thread(site.answer, call)
-        if reply.status >= 400 and await asyncio.to_thread(site.is_guess, call, reply):
+        reply = await self._threads.run(site.answer, call)
+        if reply.status >= 400 and await self._threads.run(site.is_guess, call, reply):
             guessed()
         await send_reply(send, reply)
 
