@@ -17,6 +17,7 @@ LAYERS: Final = {
     "errors": 0,
     "version": 0,
     "domain": 1,
+    "blocking": 2,
     "clock": 2,
     "collector": 2,
     "ports": 2,

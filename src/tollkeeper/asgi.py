@@ -19,6 +19,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.executors import Threads
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
 from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
 from tollkeeper.http.profiles import reply_parts
@@ -38,6 +39,8 @@ KEY_HEADERS: Final = (b"authorization", b"x-api-key")
 STATE_KEY: Final = "tollkeeper"
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
+_THREADS: Final = 8
+"""For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
 
 
 class Metering:
@@ -93,6 +96,7 @@ class Middleware:
         self._now_us = toll.installation.clock.now_us
         self._request_id = toll.installation.gate.new_id
         name = toll.installation.settings.root_profile if profile is None else profile
+        self._threads = Threads("admit", _THREADS)
         self._dialect = Dialects(toll.installation).of(name)
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
@@ -111,7 +115,9 @@ class Middleware:
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         dialect = self._dialect
         if dialect is None:
-            found = self._holds.admit(_api_key(scope), method, scope["path"], expected)
+            found = await self._threads.attempt(
+                self._holds.admit, _api_key(scope), method, scope["path"], expected
+            )
             if isinstance(found, Denial):
                 body = denial_body(found)
                 sent = [(b"content-type", b"application/problem+json"), *denial_headers(found)]
@@ -124,17 +130,20 @@ class Middleware:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         secret = dialect.credential(headers)
-        found = self._holds.admit(secret, method, scope["path"], expected)
+        found = await self._threads.attempt(self._holds.admit, secret, method, scope["path"], expected)
         if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
             self._holds.void(found)
             found = objection
         if isinstance(found, Denial):
-            reply = dialect.refused(secret, method, scope["path"], headers, found, request_id)
+            reply = await self._threads.run(
+                dialect.refused, secret, method, scope["path"], headers, found, request_id
+            )
             await _refuse(scope, receive, send, *reply_parts(reply))
             return
         metering = Metering(found)
         metering.tags.update(dialect.tags(headers))
-        await self._run(metering, scope, receive, send, (dialect, dialect.headers(found, request_id)))
+        worded = await self._threads.attempt(dialect.headers, found, request_id)
+        await self._run(metering, scope, receive, send, (dialect, worded))
 
     async def _run(
         self,
@@ -161,7 +170,7 @@ class Middleware:
             kind = message["type"]
             if kind == "http.response.start":
                 status = message["status"]
-                _add_headers(message, worded, metering, status, started_ns)
+                await self._add_headers(message, worded, metering, status, started_ns)
             elif kind == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):
@@ -214,14 +223,14 @@ class Middleware:
                 bytes_out += len(message.get("bytes") or b"") if text is None else len(text.encode())
             elif kind == "websocket.accept":
                 status = SWITCHING_PROTOCOLS
-                _add_headers(message, worded, metering, status, started_ns)
+                await self._add_headers(message, worded, metering, status, started_ns)
             elif kind == "websocket.close":
                 # Before it was accepted, this is the app's refusal: the server answers 403.
                 status = status or 403
                 is_last = True
             elif kind == "websocket.http.response.start":
                 status = message["status"]
-                _add_headers(message, worded, metering, status, started_ns)
+                await self._add_headers(message, worded, metering, status, started_ns)
             elif kind == "websocket.http.response.body":
                 bytes_out += len(message.get("body", b""))
                 is_last = not message.get("more_body", False)
@@ -240,6 +249,23 @@ class Middleware:
         finally:
             if not settled:
                 self._book(metering, status or 500, started_ns, bytes_out, None)
+
+    async def _add_headers(
+        self,
+        message: Message,
+        worded: tuple[Dialect, Headers] | None,
+        metering: Metering,
+        status: int,
+        started_ns: int,
+    ) -> None:
+        """Add the dialect's headers to a message that begins an answer."""
+        if worded is None:
+            return
+        dialect, extra = worded
+        if not metering.void:
+            outcome = _outcome(metering, status, started_ns, 0)
+            extra = await self._threads.attempt(dialect.headers_at_start, extra, metering.admission, outcome)
+        message["headers"] = [*message.get("headers", ()), *encoded(extra)]
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
         ticket = Ticket(asyncio.get_running_loop()) if self._durable else None
@@ -276,23 +302,6 @@ def _api_key(scope: Scope) -> str:
             scheme, _, rest = text.partition(" ")
             return rest.strip() if scheme.lower() == "bearer" and rest else text
     return ""
-
-
-def _add_headers(
-    message: Message,
-    worded: tuple[Dialect, Headers] | None,
-    metering: Metering,
-    status: int,
-    started_ns: int,
-) -> None:
-    """Add the dialect's headers to a message that begins an answer."""
-    if worded is None:
-        return
-    dialect, extra = worded
-    if not metering.void:
-        outcome = _outcome(metering, status, started_ns, 0)
-        extra = dialect.headers_at_start(extra, metering.admission, outcome)
-    message["headers"] = [*message.get("headers", ()), *encoded(extra)]
 
 
 async def _refuse(

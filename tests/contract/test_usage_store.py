@@ -867,6 +867,7 @@ def test_hostile_values_may_come_with_the_question(
         ({"granularity": "second"}, "granularity"),
         ({"time_zone": "Mars/Olympus"}, "time_zone"),
         ({"time_zone": "../../etc/passwd"}, "time_zone"),
+        ({"time_zone": "right/UTC", "granularity": "day"}, "time_zone"),
         ({"week_start": "payday"}, "week_start"),
         ({"limit": -1}, "limit"),
     ],

@@ -277,6 +277,7 @@ def test_balance_and_key_state_show_what_is_left(
         ("accounts/a", {"name": "A", "id": "b"}, "id"),
         ("accounts/..%20", {"name": "A"}, "id"),
         ("accounts/a", {"name": "A", "time_zone": "Mars/Base"}, "time_zone"),
+        ("accounts/a", {"name": "A", "time_zone": "right/UTC"}, "time_zone"),
         ("budgets/b", {"amount": 5}, "account"),
         ("budgets/b?account=nobody", {"amount": 5}, "account"),
         ("budgets/b?account=x", {"amount": 5, "account": "y"}, "account"),

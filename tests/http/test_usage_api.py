@@ -160,6 +160,8 @@ def test_csv_comes_in_pieces(busy: str) -> None:
         ("time_zone=Mars/Base", "time_zone"),
         ("time_zone=../../etc/passwd", "time_zone"),
         ("time_zone=America", "time_zone"),
+        ("time_zone=right/UTC&granularity=day", "time_zone"),
+        ("time_zone=localtime&granularity=day", "time_zone"),
         ("week_start=1", "week_start"),
         ("group_by=colour", "group_by"),
         ("group_by=model,model", "group_by"),

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 from tollkeeper.domain import periods
 from tollkeeper.domain.money import NANOS_MAX
+from tollkeeper.domain.zones import zone_of
 
 Unit = Literal["requests", "tokens", "nanos", "credits"]
 """What a limit or budget counts. `nanos` is money, `credits` the provider's own unit."""
@@ -470,11 +470,9 @@ def _check_aware(value: datetime | None, field: str) -> None:
 def check_zone(name: str, path: str = "") -> None:
     """Raise `Invalid` unless *name* is a time zone; *path* begins the field's."""
     try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        raise Invalid(
-            f"{path}time_zone", f"{name[:64]!r} is not an IANA time zone such as Europe/Berlin"
-        ) from None
+        zone_of(name)
+    except ValueError as exc:
+        raise Invalid(f"{path}time_zone", str(exc)) from None
 
 
 def _check_url(url: str) -> None:

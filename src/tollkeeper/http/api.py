@@ -1,13 +1,12 @@
 """
 The Litestar application: everything under `/tk/v1` but the hot endpoints, and health and metrics.
 
-Handlers block (they read and write stores), so they run in threads. Nobody gets past the guard without the
-role that a handler's `Endpoint` names; whatever is raised leaves as a problem document.
+Handlers block (they read and write stores), so they run in threads (`executors.py`). Nobody gets past the guard
+without the role that a handler's `Endpoint` names; whatever is raised leaves as a problem document.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import msgspec
@@ -22,6 +21,7 @@ from tollkeeper import errors
 from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.bodies import broken_off, too_large
 from tollkeeper.http.denials import PROBLEM_BASE
+from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.paths import segment_text
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
 from tollkeeper.http.routes import catalog, events, health, keys, openapi, sessions, standing, upkeep, usage
@@ -43,9 +43,16 @@ _BROKEN_OFF: Final = "client disconnected prematurely"
 """Litestar's words for a body whose end never came: the caller's doing, whatever status Litestar gives it."""
 
 
-def build_api(installation: Installation, authenticator: Authenticator, *, version: str) -> Litestar:
-    """Return the application of *installation*. It neither opens nor closes it."""
-    context = Context(installation, authenticator, version, Upkeep())
+def build_api(
+    installation: Installation,
+    authenticator: Authenticator,
+    *,
+    version: str,
+    executors: Executors | None = None,
+    probes: tuple[Probe, ...] = (),
+) -> Litestar:
+    """Return the application of *installation*. It neither opens nor closes it, nor the threads and probes."""
+    context = Context(installation, authenticator, version, Upkeep(), executors or Executors(), probes)
     topics = (catalog, keys, sessions, standing, usage, events, upkeep, health, openapi)
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
@@ -72,7 +79,9 @@ async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
     if of.roles == NOBODY_ASKED:
         return
     context: Context = connection.app.state[CONTEXT]
-    principal = await asyncio.to_thread(context.authenticator.principal, connection.scope["headers"])
+    principal = await context.executors.hot.attempt(
+        context.authenticator.principal, connection.scope["headers"]
+    )
     if principal.role not in of.roles:
         what = of.summary[0].lower() + of.summary[1:]
         if of.roles == OPERATOR:

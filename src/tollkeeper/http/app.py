@@ -19,11 +19,13 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
 from tollkeeper.http.bodies import check_length, read_body
+from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
+from tollkeeper.http.routes.health import probes_of
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
@@ -60,18 +62,24 @@ _BLOCKED_BY_PROFILE: Final = Denial(
 class App:
     """The whole HTTP surface of one installation."""
 
-    def __init__(self, installation: Installation, api: Callable[[Authenticator], ASGIApp]) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        api: Callable[[Authenticator, Executors, tuple[Probe, ...]], ASGIApp],
+    ) -> None:
         self.installation = installation
         self.authenticator = Authenticator(installation)
-        self.hot = HotEndpoints(installation)
+        self.executors = Executors()
+        self._probes = probes_of(installation)
+        self.hot = HotEndpoints(installation, self.executors.hot)
         self._hot: dict[str, tuple[Hot, int]] = {
             f"{PREFIX}/authorize": (self.hot.authorize, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/settle": (self.hot.settle, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/void": (self.hot.void, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/events": (self.hot.events, installation.settings.body_bytes_max),
         }
-        self._api = api(self.authenticator)
-        self._profiles = Profiles(installation)
+        self._api = api(self.authenticator, self.executors, self._probes)
+        self._profiles = Profiles(installation, self.executors.of("profiles"))
         self._random = random.Random()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +113,8 @@ class App:
         request_id = self._request_id()
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         try:
-            principal = self.authenticator.principal(headers)
+            # The operator is known here; another key may be in the catalog only.
+            principal = await self.executors.hot.attempt(self.authenticator.principal, headers)
             if bytes_max > SMALL_BODY_BYTES_MAX:
                 check_length(headers, bytes_max)
             body = await read_body(receive, bytes_max)
@@ -196,6 +205,9 @@ class App:
     def close(self) -> None:
         """Release the threads of the handlers. The installation is closed by whoever opened it."""
         self.hot.close()
+        self.executors.close()
+        for probe in self._probes:
+            probe.close()
 
 
 def build_app(installation: Installation) -> App:
@@ -204,7 +216,9 @@ def build_app(installation: Installation) -> App:
 
     return App(
         installation,
-        lambda authenticator: build_api(installation, authenticator, version=__version__),  # type: ignore[arg-type,return-value]
+        lambda authenticator, executors, probes: build_api(  # type: ignore[arg-type,return-value]
+            installation, authenticator, version=__version__, executors=executors, probes=probes
+        ),
     )
 
 

@@ -21,6 +21,7 @@ from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.executors import Threads
 from tollkeeper.http.metered import Dialects, encoded
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
@@ -56,7 +57,8 @@ _NO_TOKENS: Final = TokenCounts()
 class HotEndpoints:
     """The handlers, by path. They raise our errors; the dispatcher turns these into problems."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, threads: Threads) -> None:
+        self._threads = threads
         self._installation = installation
         self._holds = installation.holds
         self._dialects = Dialects(installation)
@@ -71,12 +73,13 @@ class HotEndpoints:
         expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
         ticket = Ticket(asyncio.get_running_loop())
         if request.id is None:
-            found = self._authorize(request, expected, ticket)
+            # Of a key that was seen before all is in memory.
+            found = await self._threads.attempt(self._authorize, request, expected, ticket)
         else:
             # A named hold may have to be looked up in the stores.
-            found = await asyncio.to_thread(self._authorize, request, expected, ticket)
+            found = await self._threads.run(self._authorize, request, expected, ticket)
         if isinstance(found, Denial):
-            return self._refusal(request, found)
+            return await self._threads.run(self._refusal, request, found)
         admission, commit = found
         await commit.committed()
         dialect = (
@@ -86,11 +89,14 @@ class HotEndpoints:
             return 200, [_JSON], _encode(_authorize_answer(admission, {}))
         if (objection := dialect.objection(admission, request.key)) is not None:
             ticket = Ticket(asyncio.get_running_loop())
-            _, voided = self._holds.void_hold(admission.id, ticket, account_id=admission.account_id)
+            _, voided = await self._threads.run(
+                self._holds.void_hold, admission.id, ticket, account_id=admission.account_id
+            )
             if voided is not None:
                 await voided.committed()
-            return self._refusal(request, objection)
-        worded = dialect.headers(admission, "req_" + admission.id.replace("-", ""))
+            return await self._threads.run(self._refusal, request, objection)
+        request_id = "req_" + admission.id.replace("-", "")
+        worded = await self._threads.attempt(dialect.headers, admission, request_id)
         return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
 
     def _refusal(self, request: AuthorizeRequest, denial: Denial) -> Answer:
@@ -139,19 +145,19 @@ class HotEndpoints:
         if holds.is_open(request.hold_id, request.account):
             settled, commit = holds.settle_hold(request.hold_id, outcome, ticket, account_id=request.account)
         else:
-            settled, commit = await asyncio.to_thread(
+            settled, commit = await self._threads.run(
                 holds.settle_hold, request.hold_id, outcome, ticket, account_id=request.account
             )
         if commit is not None:
             await commit.committed()
-        worded = self._dialects.settled_headers(settled.record)
+        worded = await self._threads.attempt(self._dialects.settled_headers, settled.record)
         return 200, [_JSON, *encoded(worded)], _encode(_settle_answer(settled, dict(worded)))
 
     async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
         _operator_only(principal)
         request = _decoded(_decode_void, body)
         ticket = Ticket(asyncio.get_running_loop())
-        account_id, commit = await asyncio.to_thread(
+        account_id, commit = await self._threads.run(
             self._holds.void_hold, request.hold_id, ticket, account_id=request.account
         )
         if commit is not None:

@@ -7,7 +7,6 @@ and body: a profile sees the vendor's path only.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
@@ -20,6 +19,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
 from tollkeeper.http.bodies import read_body
+from tollkeeper.http.executors import Threads
 from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
@@ -104,13 +104,14 @@ class ProfileSite:
 class Profiles:
     """All profiles that an installation serves."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, threads: Threads) -> None:
         settings = installation.settings
         root = settings.root_profile
         served = (
             [name.strip() for name in settings.profiles.split(",")] if settings.profiles != ALL else names()
         )
         self._installation = installation
+        self._threads = threads
         self.sites = {name: self._site(name) for name in dict.fromkeys([*served, root]) if name}
         self.root = self.sites.get(root)
 
@@ -153,8 +154,8 @@ class Profiles:
         text = scope["query_string"].decode("latin-1")
         query = parse_qs(text, keep_blank_values=True, errors="replace")
         call = self._call(path, scope, request_id)._replace(query=query, body=body)
-        reply = await asyncio.to_thread(site.answer, call)
-        if reply.status >= 400 and await asyncio.to_thread(site.is_failed_credential, call, reply):
+        reply = await self._threads.run(site.answer, call)
+        if reply.status >= 400 and await self._threads.run(site.is_failed_credential, call, reply):
             denial = failed_credential()
             if denial is not None:
                 reply = site.turned_away(call, denial)

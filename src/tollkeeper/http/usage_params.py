@@ -29,6 +29,7 @@ from tollkeeper.domain.usage import (
     Granularity,
     UsageQuery,
 )
+from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter, NotFound
 
 OFFSET_MAX: Final = 10**9
@@ -162,8 +163,8 @@ def _split(text: str) -> list[str]:
 
 def _zone(name: str) -> ZoneInfo:
     try:
-        return ZoneInfo(name[:64])
-    except (KeyError, ValueError, OSError):
+        return zone_of(name)
+    except ValueError:
         raise BadParameter(
             f"time_zone is an IANA name such as Europe/Berlin, not {name[:64]!r}", field="time_zone"
         ) from None

@@ -36,6 +36,7 @@ from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.rollups import bin_latency_us
 from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, MEASURES, UsageQuery, statuses_of
+from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter
 from tollkeeper.ports import UsageAnswer
 
@@ -707,8 +708,8 @@ def _check(query: UsageQuery) -> None:
     if query.limit < 0 or query.offset < 0:
         raise BadParameter("limit and offset are not negative", field="limit")
     try:
-        ZoneInfo(query.time_zone)
-    except (KeyError, ValueError, OSError) as exc:
+        zone_of(query.time_zone)
+    except ValueError as exc:
         raise BadParameter(
             f"time_zone is an IANA name such as Europe/Berlin, not {query.time_zone!r}", field="time_zone"
         ) from exc

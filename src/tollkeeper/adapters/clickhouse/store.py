@@ -35,7 +35,7 @@ from tollkeeper.adapters.clickhouse import code_pages, queries, repeats, tables
 from tollkeeper.columns import SCHEMA, records_of
 from tollkeeper.domain.events import RECORD_FIELDS, Record
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import BadParameter, Unavailable
 from tollkeeper.ports import CostSum, UsageAnswer
 
 _READERS_MAX: Final = 4
@@ -50,6 +50,7 @@ _IN_PROCESS: Final = {
 }
 _DAMAGED_FILE: Final = re.compile(r"While reading or decompressing \S*?([^/\s]+/[^/\s]+) ")
 """The engine names the file by its whole path, which is not for everybody to see."""
+_UNKNOWN_ZONE: Final = "Cannot load time zone"
 _KEYS: Final = pa.schema([("account_id", pa.string()), ("id", pa.string())])
 _AS_CODES: Final = {"output_format_arrow_low_cardinality_as_dictionary": 1}
 _DIFFERENCES_MAX: Final = 1_000
@@ -680,6 +681,9 @@ def _engine_errors() -> Iterator[None]:
     try:
         yield
     except (ClickHouseError, RuntimeError, OSError, pa.ArrowException) as exc:
+        if _UNKNOWN_ZONE in str(exc):
+            # The database of zones of another engine may be older than ours.
+            raise BadParameter("time_zone is not known to the usage store", field="time_zone") from exc
         damaged = _DAMAGED_FILE.search(str(exc))
         said = f"is damaged: {damaged[1]}" if damaged else "cannot answer now"
         raise Unavailable(f"the usage store {said}", detail=str(exc)) from exc

@@ -10,10 +10,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
 from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, webhook_tables
 from tollkeeper.adapters.sql.metadata import metadata
+from tollkeeper.blocking import check_may_wait
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
 
 SCHEMA_REVISION = "0007"
@@ -58,11 +59,11 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
             "ledger_url is sqlite:///path or postgresql://user@host/name", field="ledger_url"
         ) from None
     # Parameters stay out of errors and logs: among them are hashes of secrets.
-    options: dict[str, Any] = {"hide_parameters": True}
+    options: dict[str, Any] = {"hide_parameters": True, "poolclass": _Connections}
     if parsed.get_backend_name() == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             # One connection is one transaction at a time: fine for a test of one thread, not for a service.
-            options["poolclass"] = StaticPool
+            options["poolclass"] = _OneConnection
         options["connect_args"] = {"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000}
     else:
         # A connection that the server ended while it was idle is replaced, and no caller hears of it.
@@ -85,6 +86,22 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
             cursor.close()
 
     return engine
+
+
+class _Connections(QueuePool):
+    """A pool that lends no connection to a thread that may not wait: what it would run might take long."""
+
+    def connect(self) -> PoolProxiedConnection:
+        check_may_wait()
+        return super().connect()
+
+
+class _OneConnection(StaticPool):
+    """The same for a database in memory."""
+
+    def connect(self) -> PoolProxiedConnection:
+        check_may_wait()
+        return super().connect()
 
 
 def _link() -> dict[str, Any]:

@@ -7,9 +7,10 @@ what to say of it, so the two cannot drift apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from difflib import get_close_matches
-from typing import Any, Final, Literal, NamedTuple
+from functools import wraps
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -18,6 +19,7 @@ from litestar import Request, Response
 from tollkeeper.errors import BadInput, BadParameter, Forbidden, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Authenticator, Principal
 from tollkeeper.http.bodies import decompressed, header
+from tollkeeper.http.executors import Executors, Pool, Probe
 from tollkeeper.installation import Installation
 from tollkeeper.services.reconcile import Verdict
 
@@ -38,6 +40,8 @@ CUSTOMER: Final[frozenset[Role]] = frozenset({"operator", "management"})
 ANYBODY: Final[frozenset[Role]] = frozenset({"operator", "management", "consumption"})
 
 AnyRequest = Request[Any, Any, Any]
+P = ParamSpec("P")
+T = TypeVar("T")
 Schema = Mapping[str, Any]
 
 
@@ -96,6 +100,8 @@ class Context(NamedTuple):
     authenticator: Authenticator
     version: str
     upkeep: Upkeep
+    executors: Executors
+    probes: tuple[Probe, ...]
 
 
 def json_answer(schema: type | Schema, description: str, example: Any = None) -> Sent:
@@ -106,6 +112,20 @@ def json_answer(schema: type | Schema, description: str, example: Any = None) ->
 def endpoint(of: Endpoint) -> dict[str, Any]:
     """Return the `opt` of a handler."""
     return {ENDPOINT: of}
+
+
+def in_thread(pool: Pool) -> Callable[[Callable[P, T]], Callable[P, Awaitable[T]]]:
+    """Return what makes a handler that blocks one that runs in a thread of *pool*."""
+
+    def decorate(handler: Callable[P, T]) -> Callable[P, Awaitable[T]]:
+        @wraps(handler)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+            request: Any = kwargs["request"]
+            return await context_of(request).executors.of(pool).run(handler, *args, **kwargs)
+
+        return run
+
+    return decorate
 
 
 def context_of(request: AnyRequest) -> Context:

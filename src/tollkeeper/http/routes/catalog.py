@@ -32,6 +32,7 @@ from tollkeeper.http.routes.calls import (
     account_in_scope,
     answer,
     endpoint,
+    in_thread,
     installation_of,
     json_answer,
     json_object,
@@ -111,7 +112,6 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
     @get(
         path,
         name=f"list_{kind}",
-        sync_to_thread=True,
         opt=endpoint(
             Endpoint(
                 f"List {kind}",
@@ -137,6 +137,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
+    @in_thread("management")
     def list_entries(request: AnyRequest) -> Response[bytes]:
         params = params_of(request, "account", "after", "limit")
         principal = principal_of(request)
@@ -152,7 +153,6 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
     @get(
         f"{path}/{{entry_id:str}}",
         name=f"get_{kind}",
-        sync_to_thread=True,
         opt=endpoint(
             Endpoint(
                 f"Get one of the {kind}",
@@ -164,6 +164,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
+    @in_thread("management")
     def get_entry(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         principal = principal_of(request)
@@ -177,7 +178,6 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
     @put(
         f"{path}/{{entry_id:str}}",
         name=f"put_{kind}",
-        sync_to_thread=True,
         request_max_body_size=BODY_BYTES_MAX,
         opt=endpoint(
             Endpoint(
@@ -201,6 +201,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
+    @in_thread("management")
     def put_entry(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         installation, principal = installation_of(request), principal_of(request)
@@ -218,7 +219,6 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
     @post(
         path,
         name=f"post_{kind}",
-        sync_to_thread=True,
         request_max_body_size=BODY_BYTES_MAX,
         opt=endpoint(
             Endpoint(
@@ -252,6 +252,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
+    @in_thread("management")
     def post_entry(request: AnyRequest, body: RawBody) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         installation, principal = installation_of(request), principal_of(request)
@@ -274,7 +275,6 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
     @delete(
         f"{path}/{{entry_id:str}}",
         name=f"delete_{kind}",
-        sync_to_thread=True,
         status_code=200,
         opt=endpoint(
             Endpoint(
@@ -294,6 +294,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             )
         ),
     )
+    @in_thread("management")
     def delete_entry(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
         params = params_of(request, *(query.name for query in by_account))
         installation, principal = installation_of(request), principal_of(request)
@@ -308,7 +309,6 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
 
 @post(
     f"{PREFIX}/apply",
-    sync_to_thread=True,
     status_code=200,
     request_max_body_size=APPLY_BYTES_MAX,
     opt=endpoint(
@@ -356,6 +356,7 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("management")
 def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
     """Apply a declarative file."""
     params = params_of(request, "dry_run")

@@ -24,6 +24,7 @@ from tollkeeper.http.routes.calls import (
     account_in_scope,
     answer,
     endpoint,
+    in_thread,
     installation_of,
     json_answer,
     json_object,
@@ -86,7 +87,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/events/{{event_id:str}}",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "Get an event",
@@ -98,6 +98,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("events")
 def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
     """Tell an event as it stands."""
     params = params_of(request, "account")
@@ -115,7 +116,6 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
 
 @post(
     f"{PREFIX}/events/{{event_id:str}}/amend",
-    sync_to_thread=True,
     status_code=200,
     request_max_body_size=BODY_BYTES_MAX,
     opt=endpoint(
@@ -134,6 +134,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
         )
     ),
 )
+@in_thread("events")
 def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Amend an event."""
     params = params_of(request, "account")
@@ -154,7 +155,6 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
 
 @post(
     f"{PREFIX}/events/{{event_id:str}}/void",
-    sync_to_thread=True,
     status_code=200,
     request_max_body_size=BODY_BYTES_MAX,
     opt=endpoint(
@@ -171,6 +171,7 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
         )
     ),
 )
+@in_thread("events")
 def void_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Void an event."""
     params = params_of(request, "account")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 import msgspec
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from tollkeeper.errors import Forbidden, TollkeeperError
+from tollkeeper.http.executors import PROBE_S_MAX, Probe
 from tollkeeper.http.metrics import METRICS_MEDIA_TYPE, render_metrics
 from tollkeeper.http.routes.calls import (
     NOBODY_ASKED,
@@ -18,10 +20,12 @@ from tollkeeper.http.routes.calls import (
     answer,
     context_of,
     endpoint,
-    installation_of,
+    in_thread,
     json_answer,
 )
 from tollkeeper.installation import Installation
+
+_NO_STORE: Final = "the usage store does not answer, or is still opening"
 
 
 class Liveness(msgspec.Struct, frozen=True):
@@ -58,7 +62,6 @@ def healthz(request: AnyRequest) -> Response[bytes]:
 
 @get(
     "/readyz",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "Readiness",
@@ -79,17 +82,19 @@ def healthz(request: AnyRequest) -> Response[bytes]:
         )
     ),
 )
-def readyz(request: AnyRequest) -> Response[bytes]:
-    """Say whether requests can be served."""
-    reasons = reasons_not_ready(installation_of(request))
-    notices = context_of(request).authenticator.throttle.notices
-    found = Readiness(ready=not reasons, reasons=reasons, notices=list(notices))
-    return answer(found, status=503 if reasons else 200)
+async def readyz(request: AnyRequest) -> Response[bytes]:
+    """Say whether requests can be served, in `PROBE_S_MAX` at the latest: nobody's calls are in front of it."""
+    context = context_of(request)
+    found = await asyncio.gather(*(probe.answer() for probe in context.probes))
+    reasons = [reason for reason in (*found, context.installation.gate.refusing) if reason is not None]
+    notices = list(context.authenticator.throttle.notices)
+    return answer(
+        Readiness(ready=not reasons, reasons=reasons, notices=notices), status=503 if reasons else 200
+    )
 
 
 @get(
     "/metrics",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "Metrics",
@@ -101,6 +106,7 @@ def readyz(request: AnyRequest) -> Response[bytes]:
         )
     ),
 )
+@in_thread("management")
 def metrics(request: AnyRequest) -> Response[bytes]:
     """Tell the metrics."""
     context = context_of(request)
@@ -117,15 +123,20 @@ def metrics(request: AnyRequest) -> Response[bytes]:
     )
 
 
-def reasons_not_ready(installation: Installation) -> list[str]:
-    """Return why requests cannot be served now; nothing when they can."""
-    reasons = []
-    try:
-        installation.ledger.ping()
-    except TollkeeperError as exc:
-        reasons.append(f"the ledger does not answer: {exc}")
-    if not installation.store.ready():
-        reasons.append("the usage store does not answer, or is still opening")
-    if installation.gate.refusing is not None:
-        reasons.append(installation.gate.refusing)
-    return reasons
+def probes_of(installation: Installation) -> tuple[Probe, ...]:
+    """Return a probe of each store. Close them."""
+
+    def ledger() -> str | None:
+        try:
+            installation.ledger.ping()
+        except TollkeeperError as exc:
+            return f"the ledger does not answer: {exc}"
+        return None
+
+    def usage_store() -> str | None:
+        return None if installation.store.ready() else _NO_STORE
+
+    return (
+        Probe("probe-ledger", ledger, f"the ledger does not answer in {PROBE_S_MAX:.0f} s"),
+        Probe("probe-usage", usage_store, _NO_STORE),
+    )

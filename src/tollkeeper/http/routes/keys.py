@@ -29,6 +29,7 @@ from tollkeeper.http.routes.calls import (
     account_in_scope,
     answer,
     endpoint,
+    in_thread,
     installation_of,
     json_answer,
     json_object,
@@ -53,7 +54,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @post(
     f"{PREFIX}/keys/{{entry_id:str}}/rotate",
-    sync_to_thread=True,
     request_max_body_size=BODY_BYTES_MAX,
     opt=endpoint(
         Endpoint(
@@ -69,6 +69,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("management")
 def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Rotate a key."""
     params = params_of(request, "account")
@@ -82,7 +83,6 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
 
 @post(
     f"{PREFIX}/keys/{{entry_id:str}}/state",
-    sync_to_thread=True,
     status_code=200,
     request_max_body_size=BODY_BYTES_MAX,
     opt=endpoint(
@@ -111,6 +111,7 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
         )
     ),
 )
+@in_thread("management")
 def set_key_state(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Set the state of a key."""
     params = params_of(request, "account")

@@ -35,6 +35,7 @@ from tollkeeper.http.routes.calls import (
     Sent,
     context_of,
     endpoint,
+    in_thread,
     json_answer,
 )
 
@@ -226,7 +227,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/openapi.json",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "This document",
@@ -236,6 +236,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("management")
 def openapi_json(request: AnyRequest) -> Response[bytes]:
     """Serve the document."""
     document = openapi_document(request.app, context_of(request).version)

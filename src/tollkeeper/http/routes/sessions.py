@@ -20,6 +20,7 @@ from tollkeeper.http.routes.calls import (
     Sent,
     answer,
     endpoint,
+    in_thread,
     installation_of,
     json_answer,
     json_object,
@@ -57,7 +58,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @post(
     f"{PREFIX}/sessions",
-    sync_to_thread=True,
     request_max_body_size=BODY_BYTES_MAX,
     opt=endpoint(
         Endpoint(
@@ -74,6 +74,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("management")
 def issue_session(request: AnyRequest, body: RawBody) -> Response[bytes]:
     """Issue a session token."""
     params_of(request)

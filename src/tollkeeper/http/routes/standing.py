@@ -26,6 +26,7 @@ from tollkeeper.http.routes.calls import (
     account_in_scope,
     answer,
     endpoint,
+    in_thread,
     installation_of,
     json_answer,
     no_such_account,
@@ -124,7 +125,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/accounts/{{entry_id:str}}/balance",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "Credit balance of an account",
@@ -135,6 +135,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("management")
 def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell an account's credit."""
     params_of(request)
@@ -147,7 +148,6 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
 
 @get(
     f"{PREFIX}/keys/{{entry_id:str}}/state",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "What a key has left",
@@ -160,6 +160,7 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
         )
     ),
 )
+@in_thread("management")
 def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell what a key has left."""
     params = params_of(request, "account")

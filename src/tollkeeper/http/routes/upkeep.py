@@ -14,6 +14,7 @@ from tollkeeper.http.routes.calls import (
     answer,
     context_of,
     endpoint,
+    in_thread,
     installation_of,
     json_answer,
     params_of,
@@ -54,7 +55,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @post(
     f"{PREFIX}/verify",
-    sync_to_thread=True,
     status_code=200,
     opt=endpoint(
         Endpoint(
@@ -67,6 +67,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("maintenance")
 def verify(request: AnyRequest) -> Response[bytes]:
     """Verify everything."""
     params_of(request)
@@ -79,7 +80,6 @@ def verify(request: AnyRequest) -> Response[bytes]:
 
 @post(
     f"{PREFIX}/rebuild",
-    sync_to_thread=True,
     status_code=200,
     opt=endpoint(
         Endpoint(
@@ -91,6 +91,7 @@ def verify(request: AnyRequest) -> Response[bytes]:
         )
     ),
 )
+@in_thread("maintenance")
 def rebuild(request: AnyRequest) -> Response[bytes]:
     """Rebuild what is derived."""
     params_of(request)

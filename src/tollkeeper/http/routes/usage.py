@@ -35,6 +35,7 @@ from tollkeeper.http.routes.calls import (
     Sent,
     answer,
     endpoint,
+    in_thread,
     installation_of,
     no_such_account,
     principal_of,
@@ -130,7 +131,6 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/usage",
-    sync_to_thread=True,
     opt=endpoint(
         Endpoint(
             "Usage",
@@ -150,6 +150,7 @@ def handlers() -> list[HTTPRouteHandler]:
         )
     ),
 )
+@in_thread("usage")
 def usage(request: AnyRequest) -> Response[bytes] | Stream:
     """Answer the usage question."""
     installation, principal = installation_of(request), principal_of(request)
