@@ -13,7 +13,13 @@ import subprocess
 import sys
 from typing import Any
 
-UNREACHABLE = ("could not connect", "connectionerror", "connection error", "timed out", "max retries exceeded")
+UNREACHABLE = (
+    "could not connect",
+    "connectionerror",
+    "connection error",
+    "timed out",
+    "max retries exceeded",
+)
 
 
 def main(arguments: list[str]) -> int:
