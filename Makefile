@@ -4,17 +4,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+AUDIT := .venv-audit
 EVENTS ?= 10000000
 
-.PHONY: soak setup demo test check lint types torture bench bench-peers scale clean
+.PHONY: soak setup runtime audit demo test check lint types torture bench bench-peers scale clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+# What a server needs and nothing else, at the same versions, in DIR.
+runtime: DIR ?= .venv-runtime
+runtime:
+	$(PYTHON) -m venv $(DIR)
+	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt pip
+	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt .
+
+# Known vulnerabilities of the pinned versions; .ci/audit.py says what the exit code means.
+audit: $(AUDIT)/.ready
+	$(AUDIT)/bin/python .ci/audit.py constraints.txt .ci/audit-constraints.txt
+
+$(AUDIT)/.ready: .ci/audit-constraints.txt constraints.txt
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --constraint constraints.txt pip
+	$(AUDIT)/bin/python -m pip install --quiet --constraint .ci/audit-constraints.txt pip-audit
+	touch $(AUDIT)/.ready
 
 demo: $(READY)
 	$(BIN)/tollkeeper demo
@@ -55,4 +73,4 @@ soak: $(READY)
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(AUDIT) .venv-runtime build *.egg-info

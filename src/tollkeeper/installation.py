@@ -54,7 +54,7 @@ from tollkeeper.services.scopes import ScopeKeeper
 from tollkeeper.services.sessions import Sessions, check_login
 from tollkeeper.services.tickets import Ticket, finish
 from tollkeeper.services.webhooks import Webhooks
-from tollkeeper.settings import Settings
+from tollkeeper.settings import LEDGER_FILE, USAGE_DIRECTORY, Settings
 
 MAINTAIN_S: Final = 0.5
 _MAINTAIN_ENDS_S: Final = 30.0
@@ -99,6 +99,7 @@ class Installation:
         self._switches = switches(settings.profile_settings)
         check_login(settings.session_jwks, settings.session_issuer, settings.session_audience)
         self._opened.callback(_lock(Path(settings.data_dir)).close)
+        _keep_private(settings)
         engine = open_engine(settings.ledger)
         self._opened.callback(engine.dispose)
         self._ownership = Ownership(engine)
@@ -423,11 +424,12 @@ def _secret(directory: Path, name: str) -> str:
     path = directory / name
     if not path.exists():
         made = path.with_suffix(".new")
-        with open(
-            made, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="ascii"
-        ) as file:
-            file.write(secrets.token_hex(_SECRET_BYTES))
+        with open(made, "wb", buffering=0, opener=_private) as file:
+            file.write(secrets.token_hex(_SECRET_BYTES).encode())
+            # A power cut after the rename must not leave an empty file under the name.
+            os.fsync(file.fileno())
         made.rename(path)
+        _sync_directory(directory)
     try:
         found = path.read_bytes()
     except OSError as exc:
@@ -442,11 +444,42 @@ def _secret(directory: Path, name: str) -> str:
     return found.decode("ascii")
 
 
+def _private(name: str, flags: int) -> int:
+    """Open a file of the data directory, for its owner only whatever the directory's mode and the umask are."""
+    return os.open(name, flags, 0o600)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _keep_private(settings: Settings) -> None:
+    """
+    Make what the stores will write to for its owner only.
+
+    SQLite gives its journals the mode of the database, and nobody else enters the directory of the usage store. What
+    is there already keeps its mode: its owner may have shared it.
+    """
+    directory = Path(settings.data_dir)
+    try:
+        if not settings.ledger_url:
+            with open(directory / LEDGER_FILE, "ab", opener=_private):
+                pass
+        if not settings.usage_url:
+            (directory / USAGE_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise _unwritable(directory, exc) from exc
+
+
 def _lock(directory: Path) -> IO[bytes]:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Unbuffered, so that closing never has something left to write to a full disk.
-        file = open(directory / "lock", "ab+", buffering=0)  # noqa: SIM115 - held until close
+        file = open(directory / "lock", "ab+", buffering=0, opener=_private)  # noqa: SIM115 - held until close
     except OSError as exc:
         raise _unwritable(directory, exc) from exc
     try:

@@ -17,8 +17,10 @@ import msgspec
 
 from tollkeeper.errors import BadParameter
 
-_PASSWORD: Final = re.compile(r"(?<=:)[^:/@]+(?=@)")
-"""In a URL, `user:password@host`: no place for it in a trace or log."""
+LEDGER_FILE: Final = "ledger.sqlite3"
+USAGE_DIRECTORY: Final = "usage"
+_PASSWORD: Final = re.compile(r"(?<=:)[^:/@]+(?=@)|(?<=password=)[^&#\s'\"]+")
+"""In a URL, `user:password@host` or `?password=…`: no place for it in a trace or log."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,11 +66,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ledger(self) -> str:
-        return self.ledger_url or f"sqlite:///{self._path('ledger.sqlite3')}"
+        return self.ledger_url or f"sqlite:///{self._path(LEDGER_FILE)}"
 
     @property
     def usage(self) -> str:
-        return self.usage_url or f"chdb://{self._path('usage')}"
+        return self.usage_url or f"chdb://{self._path(USAGE_DIRECTORY)}"
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
@@ -77,6 +79,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def _path(self, name: str) -> str:
         return str(Path(self.data_dir).absolute() / name)
+
+
+def has_password(url: str) -> bool:
+    """Return whether *url* says a password."""
+    return _PASSWORD.search(url) is not None
 
 
 def load(values: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

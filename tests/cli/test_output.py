@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import sys
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -43,8 +46,49 @@ def test_numbers_of_csv_stay_numbers(capsys: pytest.CaptureFixture[str]) -> None
 
 @given(st.text())
 def test_no_control_character_reaches_a_terminal(text: str) -> None:
-    assert not any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in plain(text))
+    assert not any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in plain(text))
     assert len(plain(text)) == len(text)
+    plain(text).encode()
+
+
+HOSTILE = "a\x1b[2J\x9b31m\u202egnp.exe\u2066\u200b\ufeff\u2028\U000e0041\x7fz"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "char", list("\x00\x1b\x7f\x9b\u061c\u200e\u202a\u202e\u2066\u2069\u200b\ufeff\u2028\u2029\xad")
+)
+def test_what_turns_text_around_or_hides_is_replaced(char: str) -> None:
+    """A path may say `gpj.exe` backwards; two keys may look alike."""
+    assert plain(f"a{char}b") == "a�b"
+    assert plain("aé€日🙂ع") == "aé€日🙂ع"
+
+
+def test_csv_on_a_terminal_has_nothing_that_it_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file it is the data itself, for programs."""
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_csv(["key", HOSTILE], [{"key": HOSTILE, HOSTILE: {HOSTILE: 1}}, {"key": 7}])
+        (head, row, last) = csv.reader(io.StringIO(stream.getvalue()))
+        shown_text = HOSTILE if not stream.isatty() else plain(HOSTILE)
+        assert (head, row[0], last[0]) == (["key", shown_text], shown_text, "7")
+        if stream.isatty():
+            assert stream.getvalue().replace("\r\n", "") == plain(stream.getvalue().replace("\r\n", ""))
+
+
+def test_json_on_a_terminal_is_the_same_value_in_visible_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_json({"key": HOSTILE, HOSTILE: [1]})
+        assert json.loads(stream.getvalue()) == {"key": HOSTILE, HOSTILE: [1]}
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    print_json({"key": HOSTILE})
+    assert terminal.getvalue().replace("\n", "") == plain(terminal.getvalue().replace("\n", ""))
 
 
 def test_a_table_shows_brackets_and_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:

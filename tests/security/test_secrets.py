@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,8 @@ from typing import Any, Final
 import pytest
 
 import tollkeeper
+from tests.cli.commands import tollkeeper as run_command
+from tests.end_to_end.server import running_server
 from tests.fuzz.asgi import Answer, Caller
 from tests.http.conftest import OPERATOR_KEY
 from tests.security.conftest import tokens_of
@@ -29,6 +32,7 @@ from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.profiles import names
 from tollkeeper.services.manage import IssuedKey
 from tollkeeper.settings import Settings
+from tollkeeper.testing import set_up
 
 SOURCE: Final = Path(tollkeeper.__file__).parent
 
@@ -207,6 +211,114 @@ def test_a_data_directory_that_we_make_is_its_owners_only(
     """Usage and money of every customer are in it, whatever the umask is."""
     with testing.installation(tmp_path / "made", store=usage_store):
         assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o000])
+def test_what_is_made_in_a_directory_of_others_is_its_owners_only(
+    tmp_path: Path, usage_store: ClickHouseUsageStore, umask: int
+) -> None:
+    """A volume or a service manager makes the directory 0755: the money in it is nobody else's to read."""
+    directory = tmp_path / "volume"
+    directory.mkdir()
+    directory.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        with testing.installation(directory, store=usage_store) as site:
+            set_up(site, Account(id="acme", name="Acme"))
+            modes = {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes.pop("usage") == 0o700
+    assert modes == dict.fromkeys(modes, 0o600)
+    assert {
+        "lock",
+        "ledger.sqlite3",
+        "ledger.sqlite3-wal",
+        "session.secret",
+        "webhook.secret",
+    } <= modes.keys()
+    assert directory.stat().st_mode & 0o777 == 0o755, "the directory itself is not ours"
+
+
+def test_a_file_that_its_owner_has_shared_stays_shared(
+    tmp_path: Path, usage_store: ClickHouseUsageStore
+) -> None:
+    """A group that makes backups may read it."""
+    with testing.installation(tmp_path / "data", store=usage_store):
+        pass
+    ledger = tmp_path / "data" / "ledger.sqlite3"
+    ledger.chmod(0o640)
+    with testing.installation(tmp_path / "data", store=usage_store):
+        assert ledger.stat().st_mode & 0o777 == 0o640
+
+
+def test_the_server_makes_files_for_its_owner_only(tmp_path: Path) -> None:
+    """Those of the embedded engine too, whatever the umask that it was started with."""
+    directory = tmp_path / "volume"
+    directory.mkdir()
+    directory.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        with running_server(directory) as server:
+            server.put("/tk/v1/accounts/acme", {"name": "Acme"})
+            event = {"id": "e", "time": "2026-01-31T00:00:00Z", "account": "acme", "cost_nanos": 1}
+            server.post("/tk/v1/events", event)
+            found = server.call("GET", "/tk/v1/usage?account=acme&from=2026-01-01")
+            assert found["totals"]["requests"] == 1
+    finally:
+        os.umask(before)
+    paths = list(directory.rglob("*"))
+    assert len(paths) > 20
+    assert [path for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "url"),
+    [
+        ("--ledger-url", "postgresql://toll:hunter2@127.0.0.1:1/toll"),
+        ("--ledger-url", "postgresql://127.0.0.1:1/toll?user=toll&password=hunter2"),
+        ("--usage-url", "clickhouse://toll:hunter2@127.0.0.1:1/toll"),
+    ],
+)
+def test_a_password_on_the_command_line_is_warned_of_and_never_shown(
+    tmp_path: Path, option: str, url: str
+) -> None:
+    """Every user of the machine reads it with `ps`; the environment is the owner's."""
+    variable = "TOLLKEEPER_" + option.strip("-").replace("-", "_").upper()
+    # A ledger that cannot be opened ends the command.
+    ledger = [] if option == "--ledger-url" else ["--ledger-url", "oracle://nowhere"]
+    warned = run_command("serve", "--data", tmp_path / "data", option, url, *ledger)
+    quiet = run_command("serve", "--data", tmp_path / "other", *ledger, variables={variable: url})
+    for done in (warned, quiet):
+        assert done.returncode == 1
+        assert "hunter2" not in done.stdout + done.stderr
+    assert f"Use the variable {variable}" in warned.stderr
+    assert "Use the variable" not in quiet.stderr
+    assert "hunter2" not in repr(Settings(ledger_url=url))
+
+
+def test_a_secret_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the rename left an empty file, and the next start refused."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def renamed(path: Path, to: Path) -> Path:
+        done.append(f"name {to.name} {path.stat().st_size}")
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    with testing.installation(tmp_path / "data", store=usage_store):
+        pass
+    for name in ("webhook", "session"):
+        at = done.index(f"name {name}.secret 64")
+        assert done[at - 1 : at + 2] == [f"sync {name}.new", f"name {name}.secret 64", "sync data"]
 
 
 SECRETIVE: Final = re.compile(r"secret|sha256|digest|signature|password|token\b|credential", re.IGNORECASE)

@@ -5,6 +5,7 @@ name says now or says next, and no redirect.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.services.receiver import WAIT_S, Receiver, answer_of, certificate, receiver
-from tollkeeper.adapters.webhook_sender import ANSWER_BYTES_MAX, WebhookSender, is_public
+from tollkeeper.adapters.webhook_sender import ANSWER_BYTES_MAX, WebhookSender
+from tollkeeper.domain.addresses import is_public
 
 BODY = b'{"id": "evt_1"}'
 HEADERS = {"content-type": "application/json", "webhook-id": "evt_1"}
@@ -47,8 +49,53 @@ REFUSED = [
     "64:ff9b::a9fe:a9fe",
     "2002:7f00:1::",
     "not an address",
+    # What the interpreter's own list has as public, or had in some version.
+    "192.0.0.9",
+    "192.0.0.10",
+    "192.0.0.170",
+    "192.0.0.192",
+    "192.88.99.1",
+    "168.63.129.16",
+    "100.100.100.200",
+    "100.127.255.255",
+    "fd00:ec2::254",
+    "fd12:3456::1",
+    "::ffff:168.63.129.16",
+    "::ffff:100.64.0.1",
+    "::ffff:0:127.0.0.1",
+    "64:ff9b::a83f:8110",
+    "64:ff9b::7f00:1",
+    "64:ff9b:1::7f00:1",
+    "64:ff9b:1::808:808",
+    "2002:808:808::1",
+    "2002:a9fe:a9fe::",
+    "2001:0:808:808::f5ff:fffe",
+    "2001:2::1",
+    "2001:10::1",
+    "2001:20::1",
+    "2001:1::1",
+    "2001:1ff:ffff::1",
+    "3fff::1",
+    "5f00::1",
+    "100::1",
+    "4000::1",
+    "::8.8.8.8",
+    "ff0e::1",
+    "01.2.3.4",
+    "2130706433",
+    "",
 ]
 PUBLIC = ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+PUBLIC += [
+    "168.63.129.15",
+    "168.63.129.17",
+    "100.63.255.255",
+    "100.128.0.0",
+    "192.0.1.1",
+    "172.32.0.1",
+    "223.255.255.255",
+]
+PUBLIC += ["2001:200::1", "2a00:1450::1", "2001:4860:4860::8888", "2400:cb00::1"]
 
 
 class Names:
@@ -85,7 +132,25 @@ def test_a_public_address_is_told(address: str) -> None:
     assert is_public(address)
 
 
-@pytest.mark.parametrize("address", [address for address in REFUSED if address != "not an address"])
+def test_the_interpreters_own_list_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differs between versions of Python: 3.11.7 has 192.0.0.192, a cloud's metadata, as public."""
+    for cls in (ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network):
+        for name in (
+            "is_global",
+            "is_private",
+            "is_reserved",
+            "is_loopback",
+            "is_link_local",
+            "is_multicast",
+        ):
+            monkeypatch.setattr(cls, name, property(lambda self: pytest.fail("asked")))
+    assert [address for address in REFUSED if is_public(address)] == []
+    assert [address for address in PUBLIC if not is_public(address)] == []
+
+
+@pytest.mark.parametrize(
+    "address", [address for address in REFUSED if address and address != "not an address"]
+)
 def test_a_name_that_leads_to_a_private_address_is_refused(address: str) -> None:
     """Alone, and beside public ones."""
     for addresses in ([address], ["8.8.8.8", address]):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import re
 import socket
 import ssl
@@ -20,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
+from tollkeeper.domain.addresses import is_public
 from tollkeeper.domain.webhooks import Sent
 from tollkeeper.version import __version__
 
@@ -31,9 +31,6 @@ ADDRESSES_MAX: Final = 4
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 _INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1[0-9]{2}[ \r\n]")
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class WebhookSender:
@@ -144,27 +141,6 @@ class WebhookSender:
     def _release(self, connection: socket.socket) -> None:
         with self._lock:
             self._open.discard(connection)
-
-
-def is_public(text: str) -> bool:
-    """Return whether an address belongs to the internet at large, whatever form it is wrapped in."""
-    try:
-        address: Address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        wrapped = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in _NAT64:
-            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF))
-        if any(inner is not None and not is_public(str(inner)) for inner in wrapped):
-            return False
-        if address.ipv4_mapped is not None or address in _NAT64:
-            return True
-        if address.is_site_local or int(address) >> 32 == 0:
-            return False
-    return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_loopback
-    )
 
 
 def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> bytes:

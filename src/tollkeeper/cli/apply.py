@@ -68,7 +68,8 @@ def print_secrets(issued: Sequence[Mapping[str, Any]]) -> None:
     made = [key for key in issued if key["secret"] is not None]
     for key in made:
         kind = "webhook" if "url" in key["entry"] else "key"
-        print(f"  {kind} {key['entry']['id']} of account {key['entry']['account']}:  {key['secret']}")
+        entry = key["entry"]
+        print(f"  {kind} {plain(entry['id'])} of account {plain(entry['account'])}:  {key['secret']}")
     if made:
         secrets = "This secret is" if len(made) == 1 else "These secrets are"
         print(f"{secrets} shown now and never again: keep what you need.")

@@ -1,13 +1,15 @@
 """
 What commands print: tables for people, JSON and CSV for programs.
 
-Nothing that comes from stored data can act: control characters are replaced, so no terminal obeys them, and
-text cells of CSV that a spreadsheet would take for a formula are quoted.
+Nothing that comes from stored data can act: control and format characters are replaced, so that no terminal obeys
+them and no text reads as another, and text cells of CSV that a spreadsheet would take for a formula are quoted. What
+goes into a file or a pipe is the data itself.
 """
 
 from __future__ import annotations
 
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,7 +25,34 @@ if TYPE_CHECKING:
 
 WIDTH_WITHOUT_TERMINAL: Final = 1_000
 """Columns to fill when nobody's window bounds them: a table in a file is not cut."""
-_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160)), "�")
+_ACTING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode's categories of what has an effect and no shape: controls, marks of direction, invisible characters, line
+and paragraph ends; and halves of characters, which no output can encode."""
+
+
+class _Replaced(dict[int, str]):
+    """Code point → what is shown; made as characters come up."""
+
+    def __missing__(self, code: int) -> str:
+        shown = "�" if unicodedata.category(chr(code)) in _ACTING else chr(code)
+        self[code] = shown
+        return shown
+
+
+class _Escaped(dict[int, str]):
+    """Code point → what JSON has for it on a terminal; below 127 the encoder has escaped already."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        if code >= 127 and unicodedata.category(char) in _ACTING:
+            units = char.encode("utf-16-be").hex()
+            char = "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+        self[code] = char
+        return char
+
+
+_REPLACED: Final = _Replaced()
+_ESCAPED: Final = _Escaped()
 
 
 class Column(NamedTuple):
@@ -69,7 +98,7 @@ def print_table(
 
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=title,
+        title=None if title is None else plain(title),
         title_justify="left",
         title_style="bold",
         show_footer=totals is not None,
@@ -79,7 +108,7 @@ def print_table(
     footers = [""] * len(columns) if totals is None else [shown(value) for value in totals]
     for column, footer in zip(columns, footers, strict=True):
         table.add_column(
-            column.heading,
+            plain(column.heading),
             justify="right" if column.numeric else "left",
             footer=footer,
             no_wrap=column.numeric,
@@ -113,8 +142,8 @@ def shown(value: Any) -> str:
 
 
 def plain(text: str) -> str:
-    """Return *text* without control characters, which a terminal would obey."""
-    return text.translate(_CONTROLS)
+    """Return *text* without characters that a terminal would obey, or that make it read as another text."""
+    return text.translate(_REPLACED)
 
 
 def money(nanos: int | str | None) -> str:
@@ -130,16 +159,26 @@ def print_json(value: Any) -> None:
     encoded = msgspec.json.encode(value)
     if sys.stdout.isatty():
         encoded = msgspec.json.format(encoded, indent=2)
+        # The same value, in letters that a terminal shows.
+        sys.stdout.write(encoded.decode().translate(_ESCAPED) + "\n")
+        return
     sys.stdout.write(encoded.decode() + "\n")
 
 
 def print_csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print *rows* as CSV (RFC 4180) under their *columns*."""
+    """Print *rows* as CSV (RFC 4180) under their *columns*; on a terminal without what it would obey."""
     import csv
 
+    cell = _plain_cell if sys.stdout.isatty() else csv_cell
+
     writer = csv.writer(sys.stdout, lineterminator="\r\n")
-    writer.writerow([csv_cell(column) for column in columns])
-    writer.writerows([csv_cell(row.get(column)) for column in columns] for row in rows)
+    writer.writerow([cell(column) for column in columns])
+    writer.writerows([cell(row.get(column)) for column in columns] for row in rows)
+
+
+def _plain_cell(value: Any) -> Any:
+    cell = csv_cell(value)
+    return plain(cell) if isinstance(cell, str) else cell
 
 
 @contextmanager

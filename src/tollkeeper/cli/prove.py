@@ -10,6 +10,7 @@ import typer
 from tollkeeper.cli import options
 from tollkeeper.cli.failures import FAILED, misused
 from tollkeeper.cli.output import stderr
+from tollkeeper.settings import has_password
 
 if TYPE_CHECKING:
     from tollkeeper.prove.faults import Fault
@@ -81,6 +82,8 @@ def prove(
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
 
+    if ledger_url and has_password(ledger_url):
+        say("warning: --ledger-url has a password, which every user of this machine can read with ps.")
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     say(f"seed {seed}")
     scale = Scale(rounds, clients, connections)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Annotated, Any, Final, Literal
 
 import typer
 
 from tollkeeper.cli import options
 from tollkeeper.cli.output import plain
-from tollkeeper.settings import load
+from tollkeeper.settings import has_password, load
 
 OPERATOR_KEY_VARIABLE: Final = "TOLLKEEPER_OPERATOR_KEY"
 HOST: Final = "127.0.0.1"
@@ -95,6 +96,9 @@ def serve(
     The operator key is taken from TOLLKEEPER_OPERATOR_KEY; without that, the first start makes one and shows
     it once.
     """
+    # What is made from here on is its owner's, in a data directory that others may enter too.
+    os.umask(0o077)
+    _warn_of_passwords(ledger_url, usage_url)
     # Until the server sets its own: a stop while stores are being opened is clean too.
     signal.signal(signal.SIGTERM, _stop)
     settings = load(
@@ -135,6 +139,18 @@ def serve(
     finally:
         installation.close()
     print("Stopped; everything acknowledged is stored.", flush=True)
+
+
+def _warn_of_passwords(ledger_url: str | None, usage_url: str | None) -> None:
+    for option, url in (("ledger-url", ledger_url), ("usage-url", usage_url)):
+        if url and has_password(url):
+            variable = f"TOLLKEEPER_{option.replace('-', '_').upper()}"
+            print(
+                f"warning: --{option} has a password, which every user of this machine can read with ps. "
+                f"Use the variable {variable} instead.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _stop(signal_number: int, frame: object) -> None:

@@ -271,7 +271,7 @@ class Profile(Protocol):
         """
         Answer a metered request that the gate refused; *metered* is None when no key was recognised.
 
-        Also any request from an address that failed to authenticate too often: `rate_limited`, without a key.
+        Also a failing credential from an address where too many failed: `rate_limited`, without a key.
         """
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
