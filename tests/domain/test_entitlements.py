@@ -136,6 +136,8 @@ def test_without_a_subscription_its_pool_is_the_keys():
     assert planned_ids(None, ["k1"], None) == [
         "plan:pro/subscription:key:k1",
         "plan:pro/key:key:k1",
+        # What has no project shares one budget: leaving the project out frees no key of it.
+        "plan:pro/project:project:",
         "plan:pro/account:account:acme",
     ]
 

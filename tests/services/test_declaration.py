@@ -22,6 +22,7 @@ from tollkeeper.domain.catalog import (
     Entry,
     Grant,
     Key,
+    KeyState,
     Limit,
     Plan,
     PlanBudget,
@@ -31,9 +32,10 @@ from tollkeeper.domain.catalog import (
 )
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.money import NANOS_MAX
-from tollkeeper.errors import BadInput, BadParameter, Conflict, Malformed
+from tollkeeper.errors import BadInput, BadParameter, Malformed
 from tollkeeper.ports import CatalogStore
 from tollkeeper.services.declaration import apply_declaration, parse_declaration, render_changes
+from tollkeeper.services.entries import entry_from
 from tollkeeper.services.manage import Change, Manage
 
 WHOLE = """
@@ -206,15 +208,69 @@ def test_a_file_that_fails_in_one_place_does_nothing(world: World) -> None:
 def test_a_file_cannot_revive_a_revoked_key(world: World) -> None:
     apply_declaration(parse_declaration(WHOLE), world.manage, dry_run=False)
     world.manage.set_key_state("acme", "k1", "revoked")
-    with pytest.raises(Conflict, match=r"^keys\[0\]\.state: "):
-        apply_declaration(parse_declaration(WHOLE), world.manage, dry_run=False)
+    named = WHOLE.replace('profile = "shoal"', 'profile = "shoal"\nstate = "active"')
+    changes = apply_declaration(parse_declaration(named), world.manage, dry_run=False).changes
+    noted = [change for change in changes if change.note]
+    assert [(change.id, change.action) for change in noted] == [("k1", "unchanged")]
+    assert render_changes(noted) == ["= keys k1 (the key is revoked for good: left as it is)"]
+    assert world.manage.stored_key("acme", "k1").entry.state == "revoked"
     text = WHOLE.replace('profile = "shoal"', 'profile = "shoal"\nstate = "revoked"')
     changes = apply_declaration(parse_declaration(text), world.manage, dry_run=False).changes
     assert {change.action for change in changes} == {"unchanged"}
 
 
+KEY = (
+    '[[accounts]]\nid = "acme"\nname = "Acme"\n'
+    '[[keys]]\nid = "k"\naccount = "acme"\n{}\n'
+    '[[projects]]\nid = "{}"\naccount = "acme"\n'
+)
+
+
+def applied(world: World, text: str, *, dry_run: bool = False) -> list[str]:
+    changes = apply_declaration(parse_declaration(text), world.manage, dry_run=dry_run).changes
+    return [line for line in render_changes(changes) if not line.startswith("=") or "(" in line]
+
+
+def test_a_file_changes_no_state_that_it_does_not_name(world: World) -> None:
+    """What was set by hand in the course of things (a key, an account, a subscription) is not undone."""
+    text = PLAN + ACCOUNT + '[[keys]]\nid = "k"\naccount = "acme"\n' + SUBSCRIPTION
+    applied(world, text)
+    world.manage.set_key_state("acme", "k", "inactive")
+    world.manage.put(Account(id="acme", name="Acme", active=False))
+    world.manage.put(entry_from("subscriptions", {**SUBSCRIBED, "status": "canceled"}))
+    assert applied(world, text, dry_run=True) == applied(world, text) == []
+    # Other fields are as the file says, one that it leaves out too.
+    assert applied(world, text.replace('name = "Acme"', 'name = "New"')) == ["~ accounts acme: name"]
+    stated = (
+        text.replace('name = "Acme"', 'name = "New"\nactive = true')
+        .replace('id = "k"', 'id = "k"\nstate = "active"')
+        .replace('id = "s"', 'id = "s"\nstatus = "active"')
+    )
+    assert applied(world, stated) == [
+        "~ accounts acme: active false → true",
+        "~ subscriptions s: status canceled → active",
+        "~ keys k: state inactive → active",
+    ]
+
+
+@pytest.mark.parametrize("state", ["revoked", "deleted"])
+@pytest.mark.parametrize("named", ["", 'state = "active"', 'name = "other"'])
+def test_what_ended_for_good_stops_no_file(world: World, state: KeyState, named: str) -> None:
+    """The rest of the file applies; the key has a note where the file says otherwise."""
+    applied(world, KEY.format("", "p1"))
+    world.manage.set_key_state("acme", "k", state)
+    note = [f"= keys k (the key is {state} for good: left as it is)"] if named else []
+    for dry_run in (True, False):
+        assert sorted(applied(world, KEY.format(named, "p2"), dry_run=dry_run)) == ["+ projects p2", *note]
+    assert world.manage.stored_key("acme", "k").entry == Key(id="k", account="acme", state=state)
+
+
 PLAN = '[[plans]]\nslug = "pro"\n'
 ACCOUNT = '[[accounts]]\nid = "acme"\nname = "Acme"\n'
+SUBSCRIPTION = (
+    '[[subscriptions]]\nid = "s"\naccount = "acme"\nplan = "pro"\nstarted_at = 2026-01-01T00:00:00Z\n'
+)
+SUBSCRIBED = {"id": "s", "account": "acme", "plan": "pro", "started_at": "2026-01-01T00:00:00Z"}
 GRANT = '[[grants]]\nid = "g"\naccount = "acme"\n'
 
 

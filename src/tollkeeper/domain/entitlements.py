@@ -280,9 +280,9 @@ def fingerprint_of(scope: BudgetScope) -> str:
 
 
 def _limit_counter(limit: Limit, key: Key, line_id: str, plan: Plan | None) -> str:
-    if limit.per in ("account", "project"):
+    if limit.per == "account" or (limit.per == "project" and key.project is not None):
         # Of its plan: another plan's limit of this name is another limit, however many keys share either.
-        owner = limit.per if limit.per == "account" else f"project:{key.project or ''}"
+        owner = limit.per if limit.per == "account" else f"project:{key.project}"
         source = f"plan:{plan.slug}/" if plan is not None and key.limits is None else ""
         return f"limit:{owner}:{source}{limit.name}"
     return f"limit:key:{line_id}:{limit.name}"

@@ -378,7 +378,7 @@ class Gate:
                 return found
             permit = found
         if now_us >= permit.expires_at_us:
-            return Denial("key_expired", "The api key has expired. Ask for a new one.")
+            return _expired(permit, now_us)
         routes = self._routes or self._load_routes()
         route = routes.match(method, path, permit.profile)
         if route is None:
@@ -676,7 +676,7 @@ class Gate:
         now_us = self._clock.now_us()
         found = permit if permit is not None else self._permit(secret, now_us)
         if isinstance(found, Permit) and now_us >= found.expires_at_us:
-            return Denial("key_expired", "The api key has expired. Ask for a new one.")
+            return _expired(found, now_us)
         return found
 
     def _permit(self, secret: str, now_us: int) -> Permit | Denial:
@@ -1097,6 +1097,14 @@ def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
 
 
 _UNKNOWN_KEY: Final = Denial("key_unknown", "The api key is not known here.")
+
+
+def _expired(permit: Permit, now_us: int) -> Denial:
+    subscription = permit.entitlement.subscription
+    ends_at = None if subscription is None else subscription.ends_at
+    if ends_at is not None and now_us >= to_us(ends_at):
+        return Denial("key_expired", "The subscription of this api key has ended. Renew it to go on.")
+    return Denial("key_expired", "The api key has expired. Ask for a new one.")
 
 
 def _mark_of(counter: Counter, at_us: int) -> int:
