@@ -17,9 +17,11 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.forked import send_forked
 from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
 from tollkeeper.http.profiles import send_reply
 from tollkeeper.profiles import names
+from tollkeeper.services import forks
 from tollkeeper.services.tickets import Ticket
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ class Middleware:
         self._dialect = Dialects(toll.installation).of(name)
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
+
+        forks.refuse_in_children(toll.installation, [self], _Forked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._exempt:
@@ -181,6 +185,16 @@ class Middleware:
             return False
         self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), ticket)
         return True
+
+
+class _Forked(Middleware):
+    """What the middleware is in a forked child: it admits nothing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in self._exempt:
+            await self.app(scope, receive, send)
+            return
+        await send_forked(scope, send)
 
 
 def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:

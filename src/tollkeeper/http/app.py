@@ -20,11 +20,13 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
+from tollkeeper.http.forked import send_forked
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
 from tollkeeper.installation import Installation
+from tollkeeper.services import forks
 from tollkeeper.version import __version__
 
 Scope = MutableMapping[str, Any]
@@ -73,6 +75,7 @@ class App:
         self._profiles = Profiles(installation)
         self._random = random.Random()
         self._address_header = installation.settings.client_address_header.lower().encode()
+        forks.refuse_in_children(installation, [self], _Forked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -200,6 +203,14 @@ class App:
     def close(self) -> None:
         """Release the threads of the handlers. The installation is closed by whoever opened it."""
         self.hot.close()
+
+
+class _Forked(App):
+    """What the surface is in a forked child: it answers that nothing can be done here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await send_forked(scope, send)
 
 
 def build_app(installation: Installation) -> App:
