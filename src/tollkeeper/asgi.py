@@ -20,10 +20,12 @@ from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
+from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
 from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.profiles import names
+from tollkeeper.services import forks
 from tollkeeper.services.tickets import Ticket
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class Middleware:
         self._dialect = Dialects(toll.installation).of(name)
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
+
+        forks.refuse_in_children(toll.installation, [self], _Forked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -280,6 +284,19 @@ class Middleware:
             return False
         self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), ticket)
         return True
+
+
+class _Forked(Middleware):
+    """What the middleware is in a forked child: it admits nothing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan" or (kind in ("http", "websocket") and scope["path"] in self._exempt):
+            await self.app(scope, receive, send)
+        elif kind in ("http", "websocket"):
+            await send_forked(scope, receive, send)
+        else:
+            raise unsupported(scope)
 
 
 def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:

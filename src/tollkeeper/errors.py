@@ -18,6 +18,7 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
     │   └── LedgerInUse                   ledger_in_use         another process owns the database
+    ├── Forked                            forked                this process is a fork of the one that has it open
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
 
@@ -145,6 +146,12 @@ class LedgerInUse(Unavailable):
     """Another process owns the database of the ledger."""
 
     code = "ledger_in_use"
+
+
+class Forked(TollkeeperError):
+    """This process was forked from the one that has Tollkeeper open: it can use nothing of it."""
+
+    code = "forked"
 
 
 class InvariantBroken(TollkeeperError):

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,8 +40,9 @@ from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ports import UsageStore
 from tollkeeper.profiles import switches
 from tollkeeper.profiles.base import Profile
+from tollkeeper.services import forks
 from tollkeeper.services.amend import Amend
-from tollkeeper.services.committer import Committer, PostGrants
+from tollkeeper.services.committer import ChangeScopes, Committer, PostGrants
 from tollkeeper.services.desk import ProfileDesk
 from tollkeeper.services.directory import Directory
 from tollkeeper.services.holds import Holds
@@ -50,7 +52,7 @@ from tollkeeper.services.pending import Pending, decode_keys, key_of
 from tollkeeper.services.reconcile import Reconcile
 from tollkeeper.services.relay import Relay, keys_of, read_back
 from tollkeeper.services.report import Reports
-from tollkeeper.services.scopes import ScopeKeeper
+from tollkeeper.services.scopes import NOTHING_MADE, Made, ScopeKeeper
 from tollkeeper.services.sessions import Sessions, check_login
 from tollkeeper.services.tickets import Ticket, finish
 from tollkeeper.services.webhooks import Webhooks
@@ -62,6 +64,8 @@ _SAVE_EVERY: Final = 4
 _PRICE_EVERY: Final = 20
 _PURGE_EVERY: Final = 600
 _CHECKS_A_ROUND: Final = 200
+_DUE_S_MAX: Final = 60.0
+"""The longest wait before a budget that could not be brought into force is tried again."""
 _SECRET_BYTES: Final = 32
 _SECRET: Final = re.compile(rb"[0-9a-f]{%d}" % (_SECRET_BYTES * 2))
 _SCOPED_KINDS: Final = frozenset({"accounts", "projects", "subscriptions", "keys", "budgets"})
@@ -77,6 +81,7 @@ class Installation:
         BadParameter: `profile_settings` names no profile, or no setting of it, or a value it cannot have;
             `session_jwks` has no issuer and audience, or comes over plain http.
         DataDirectoryInUse: Another process has the data directory.
+        Forked: This process was forked from one that has an installation open.
         LedgerInUse: Another process has the PostgreSQL database.
         Unavailable: A store cannot be opened or written.
     """
@@ -98,7 +103,9 @@ class Installation:
         settings = self.settings
         self._switches = switches(settings.profile_settings)
         check_login(settings.session_jwks, settings.session_issuer, settings.session_audience)
-        self._opened.callback(_lock(Path(settings.data_dir)).close)
+        forks.check_not_forked()
+        self._lock_file = _lock(Path(settings.data_dir))
+        self._opened.callback(self._lock_file.close)
         _keep_private(settings)
         engine = open_engine(settings.ledger)
         self._opened.callback(engine.dispose)
@@ -125,7 +132,8 @@ class Installation:
         self.committer.on_commit = self.relay.notify
         self.relay.on_delivered = self.committer.look_at_waiting
         self.committer.on_last_used = self._touch_keys
-        self.committer.before_scopes_change = self._forget_accounts
+        self.committer.before_scopes_change = self._scopes_changed
+        self.directory.must_wait = self._must_wait
         self.holds = Holds(
             self.gate,
             self.directory,
@@ -156,6 +164,7 @@ class Installation:
             self.catalog,
             self.clock,
             on_change=self._changed,
+            on_begin=self._change_begins,
             on_doubt=self._doubted,
             post_grant=self._post_grant,
             has_usage=self._has_usage,
@@ -185,6 +194,14 @@ class Installation:
         self._grants_posted = Ticket()
         self._due_lock = threading.Lock()
         self._due_accounts: set[str] = set()
+        self._due_failures = 0
+        self._due_from_s = 0.0
+        self._begun = threading.local()
+        """`seq`: the newest outbox row when the change that this thread makes to the catalog began."""
+        self._waiting: set[str] = set()
+        """Accounts with new keys that must not be admitted before their budgets are in force."""
+        self._checked: set[str] | None = set()
+        """Accounts whose budgets were compared with the catalog since the start; None when all were."""
         self._due_prices = True
         self._unchecked: list[str] = []
         self._in_doubt = True
@@ -200,6 +217,18 @@ class Installation:
         self.relay.notify()
         self._maintainer = threading.Thread(target=self._maintain, name="tollkeeper-maintain", daemon=True)
         self._maintainer.start()
+        ours = [
+            part
+            for name, part in vars(self).items()
+            if name not in ("settings", "clock", "store")
+            and hasattr(part, "__dict__")
+            and type(part).__module__.startswith("tollkeeper.")
+        ]
+        forks.refuse_in_children(self, [*ours, self.store])
+
+    def left_to_parent(self) -> None:
+        """In a forked child: give up the copy of the directory's lock, which would outlive the parent's."""
+        self._lock_file.close()
 
     def desk(self, profile: Profile) -> ProfileDesk:
         """Return what *profile* asks, with the switches that this deployment sets."""
@@ -219,6 +248,7 @@ class Installation:
 
     def close(self) -> None:
         """Commit and relay what is queued, then release stores and directory. A repeat changes nothing."""
+        forks.closed(self)
         self._closing.set()
         self._maintainer.join(_MAINTAIN_ENDS_S)
         # In the reverse of the order of opening; what fails does not keep the rest open.
@@ -272,6 +302,10 @@ class Installation:
                 accounts.add(change.account_id)
             if change.kind == "plans" and (change.action != "changed" or "budgets" in change.fields):
                 accounts |= {account.id for account in self.directory.accounts()}
+        made = _made_by(changes, getattr(self._begun, "seq", -1))
+        if made.keys:
+            # First, as a key whose secret was brought may be used before this returns.
+            self._waiting |= accounts
         if kinds & {"plans", "routes", "prices"}:
             self.directory.forget()
             self.gate.forget()
@@ -279,7 +313,15 @@ class Installation:
             self.directory.forget(account_id)
             self.gate.forget(account_id)
         self.webhooks.changed(accounts, hooks="webhooks" in kinds)
-        self._bring_into_force(accounts)
+        try:
+            self._bring_into_force(accounts, made)
+        except Unavailable as exc:
+            if not made.keys:
+                raise
+            # A secret is shown once, so the answer must have it. Until its budgets are in force, the key is refused.
+            with self._due_lock:
+                self._waiting |= accounts & self._due_accounts
+            log.warning("tollkeeper.budgets.deferred", extra={"reason": str(exc), "keys": len(made.keys)})
         if "prices" in kinds:
             self.directory.reload_prices()
             self._price_unpriced()
@@ -288,19 +330,34 @@ class Installation:
         """A change of the catalog may have taken place: read it anew, and have upkeep bring it into force."""
         self.directory.forget()
         self.gate.forget()
+        self._checked = set()
         self._in_doubt = True
         self.webhooks.changed((), hooks=True)
 
-    def _bring_into_force(self, accounts: Iterable[str]) -> None:
+    def _change_begins(self) -> None:
+        self._begun.seq = self.committer.outbox_seq
+
+    def _must_wait(self, account_id: str) -> bool:
+        """Return whether keys of an account must not be admitted without a budget that is not in force yet."""
+        checked = self._checked
+        return account_id in self._waiting or (checked is not None and account_id not in checked)
+
+    def _bring_into_force(self, accounts: Iterable[str], made: Made = NOTHING_MADE) -> None:
         """Make the budgets of *accounts* count as the catalog says; what fails is tried again by upkeep."""
         left = sorted(accounts)
         try:
             while left:
-                self.scopes.refresh(left[-1])
-                left.pop()
+                self.scopes.refresh(left[-1], made)
+                self._in_force(left.pop())
         finally:
             with self._due_lock:
                 self._due_accounts.update(left)
+
+    def _in_force(self, account_id: str) -> None:
+        """Note that the budgets of an account are those of its catalog."""
+        self._waiting.discard(account_id)
+        if self._checked is not None:
+            self._checked.add(account_id)
 
     def _price_unpriced(self) -> None:
         """Price what had no price when it came; what fails is tried again by upkeep."""
@@ -312,10 +369,10 @@ class Installation:
             # The price is in force. That old events wait for the usage store is no matter of who set it.
             log.warning("tollkeeper.prices.unavailable", extra={"reason": str(exc)})
 
-    def _forget_accounts(self, accounts: set[str]) -> None:
-        for account_id in accounts:
-            self.directory.forget(account_id)
-            self.gate.forget(account_id)
+    def _scopes_changed(self, change: ChangeScopes) -> None:
+        for account_id in change.accounts:
+            self.directory.scopes_changed(account_id)
+            self.gate.begin_budgets(account_id, [m for m in change.members if m[0].account_id == account_id])
 
     def _post_grant(self, grant: Grant) -> bool:
         book, _ = self.ledger.book(grant.account)
@@ -393,11 +450,29 @@ class Installation:
             if self._is_due(account_id):
                 with self._due_lock:
                     self._due_accounts.add(account_id)
-        with self._due_lock:
-            due, self._due_accounts = self._due_accounts, set()
-        self._bring_into_force(due)
+                if self._checked is not None:
+                    self._waiting.add(account_id)
+            elif self._checked is not None:
+                self._checked.add(account_id)
+        if not self._unchecked and not self._in_doubt:
+            self._checked = None
+        self._bring_due_into_force()
         if self._due_prices and rounds % _PRICE_EVERY == 1:
             self._price_unpriced()
+
+    def _bring_due_into_force(self) -> None:
+        """Try again what failed, less and less often: each try keeps the relay for the time of its sums."""
+        now_s = time.monotonic()
+        if now_s < self._due_from_s:
+            return
+        with self._due_lock:
+            due, self._due_accounts = self._due_accounts, set()
+        self._due_failures += 1
+        try:
+            self._bring_into_force(due)
+            self._due_failures = 0
+        finally:
+            self._due_from_s = now_s + min(_DUE_S_MAX, MAINTAIN_S * 2**self._due_failures)
 
     def _is_due(self, account_id: str) -> bool:
         """Return whether the budgets in force are not those of the catalog: a crash came between."""
@@ -411,6 +486,17 @@ class Installation:
 def build(settings: Settings, *, clock: Clock | None = None) -> Installation:
     """Return a running installation of *settings*."""
     return Installation(settings, clock=clock)
+
+
+def _made_by(changes: Iterable[Change], after_seq: int) -> Made:
+    """Return what *changes* made, after outbox row *after_seq* was written."""
+    made = [change for change in changes if change.action == "created"]
+    return Made(
+        frozenset(change.id for change in made if change.kind == "accounts"),
+        frozenset((str(change.account_id), change.id) for change in made if change.kind == "projects"),
+        frozenset(change.id for change in made if change.kind == "keys"),
+        after_seq,
+    )
 
 
 def _open_usage(settings: Settings) -> UsageStore:

@@ -25,6 +25,7 @@ from tollkeeper.errors import (
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.services import committer as committing
+from tollkeeper.services.committer import ChangeScopes
 from tollkeeper.services.decode import decode_events
 from tollkeeper.services.tickets import Ticket, finish
 from tollkeeper.testing import Faulty, faulty_ledger, set_up
@@ -445,10 +446,10 @@ def test_who_reads_the_new_version_of_the_budgets_reads_the_new_budgets(
         site.directory.scopes(account, "", "")
         return commit(group)
 
-    def read_just_after(accounts: set[str]) -> None:
-        original(accounts)
+    def read_just_after(change: ChangeScopes) -> None:
+        original(change)
         budgets = {budget.counter_id for budget in site.directory.scopes(account, "", "").budgets}
-        seen.append((accounts, budgets, site.committer.scopes_version))
+        seen.append((change.accounts, budgets, site.committer.scopes_version))
 
     monkeypatch.setattr(site.ledger, "commit", read_just_before)
     monkeypatch.setattr(site.committer, "before_scopes_change", read_just_after)

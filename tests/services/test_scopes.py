@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.faults.test_ledger_away import eventually
 from tollkeeper.domain.catalog import (
     Account,
     Budget,
@@ -30,10 +31,12 @@ from tollkeeper.domain.catalog import (
 )
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_text
+from tollkeeper.domain.keys import hash_secret
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.services.decode import decode_events
+from tollkeeper.services.tickets import Ticket
 from tollkeeper.testing import Faulty, commit_all, set_up, verify
 
 PRICE = 10
@@ -241,7 +244,7 @@ def test_what_is_admitted_before_a_budget_is_set_is_charged_to_it(api):
     api.key("k1")
     admission = api.admit("k1")
     api.budget()
-    assert api.used("k1") == 0
+    assert api.used("k1") == PRICE
     api.site.holds.settle(admission, Outcome(usage=Usage(cost_nanos=25)))
     assert (api.counter(), api.used("k1")) == (25, 25)
 
@@ -441,8 +444,8 @@ def test_a_key_that_changes_its_plan_takes_its_usage_along(api):
     assert [api.used(name, "pool") for name in ("k1", "k2", "k3")] == [11, 11, 100]
     held = api.admit("k1", 1000)
     api.put(msgspec.structs.replace(moving, plan=other))
-    # What is under way stays held where it was admitted, and is charged where it belongs when it is settled.
-    assert [api.used(name, "pool") for name in ("k2", "k3")] == [1010, 101]
+    # What is under way stays held where it was admitted, and is held where it is charged when it is settled.
+    assert [api.used(name, "pool") for name in ("k2", "k3")] == [1010, 1101]
     api.site.holds.settle(held, Outcome(usage=Usage(cost_nanos=1000)))
     commit_all(api.site)
     assert [api.used(name, "pool") for name in ("k1", "k2", "k3")] == [1101, 10, 1101]
@@ -546,3 +549,213 @@ def test_a_restart_finds_the_budgets_in_force(install, account, clock):
     clock.advance(seconds=86_400)
     assert isinstance(api.admit("k1", 50), Admission)
     assert verify(api.site).ok
+
+
+# -- what is held when a budget is set ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", ["in process", "over HTTP", "after a restart"])
+@pytest.mark.parametrize("scope", ["account", "project", "key", "plan"])
+def test_what_is_held_when_a_budget_is_set_counts_in_it(install, account, door, scope):
+    """Nine of ten held, then a budget of ten: one more passes, not ten."""
+    site = install()
+    api = Api(site, account)
+    key = api.key("k1", project="web")
+    api.key("other", project="app", plan=None)
+    secret = api.secrets[key.id]
+    other = [api.admit("other")]
+    if door == "in process":
+        held = [api.admit("k1") for _ in range(9)]
+    else:
+        held = []
+        for number in range(9):
+            ticket = Ticket()
+            site.holds.authorize(
+                secret, "POST", "/chat", Usage(cost_nanos=PRICE), ticket, hold_id=f"{account}-{number}"
+            )
+            ticket.wait()
+    if door == "after a restart":
+        site.close()
+        site = api.site = install()
+        other = [api.admit("other")]
+    if scope == "plan":
+        api.planned(PlanBudget(name="b", amount=10 * PRICE, period="day", per="key"))
+    else:
+        fields = {"account": {}, "project": {"project": "web"}, "key": {"key": key.id}}[scope]
+        api.budget(amount=10 * PRICE + (PRICE if scope == "account" else 0), **fields)
+    assert api.used("k1") == 9 * PRICE + (PRICE if scope == "account" else 0)
+    last = api.admit("k1")
+    assert isinstance(last, Admission)
+    assert isinstance(api.admit("k1"), Denial)
+    for admission in held:
+        site.holds.settle(admission, Outcome(usage=Usage(cost_nanos=1)))
+    for number in range(0 if door == "in process" else 9):
+        _, ended = site.holds.settle_hold(
+            f"{account}-{number}", Outcome(usage=Usage(cost_nanos=1)), Ticket(), account_id=account
+        )
+        assert ended is not None
+        ended.wait()
+    site.holds.void(last)
+    for admission in other:
+        site.holds.void(admission)
+    counter_id = f"plan:{api.plan}/b:key:{key.id}" if scope == "plan" else "budget:b"
+    assert (api.counter(counter_id), api.used("k1")) == (9, 9)
+    assert verify(site).ok
+
+
+# -- the usage store is slow, or does not answer -----------------------------------------------------
+
+
+class Blocked:
+    """A usage store none of whose readers gets an answer while it is shut."""
+
+    READS = frozenset({"charged", "report", "records", "known_ids", "record_columns", "owners", "ready"})
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+        self.open = threading.Event()
+        self.open.set()
+        self.asked = threading.Event()
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.target, name)
+        if name not in self.READS:
+            return found
+
+        def read(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            self.asked.set()
+            self.open.wait()
+            return found(*args, **kwargs)
+
+        return read
+
+
+@pytest.fixture
+def blocked(usage_store) -> Iterator[Blocked]:
+    store = Blocked(usage_store)
+    yield store
+    store.open.set()
+
+
+def test_requests_go_on_while_the_usage_store_sums_up_a_budget(install, account, blocked):
+    """Its readers may take a minute: the commit thread must not wait for them."""
+    site = install(store=blocked)
+    api, other = Api(site, account), Api(site, f"{account}-2")
+    api.key("k1")
+    other.key("k1")
+    api.spend("k1", 70)
+    commit_all(site)
+    blocked.open.clear()
+    blocked.asked.clear()
+    setting = threading.Thread(target=api.budget)
+    setting.start()
+    blocked.asked.wait()
+    # Each is committed before the next: the thread that commits is free.
+    for name in ("k1", "k1"):
+        other.spend(name)
+        api.spend(name, 5)
+        commit_all(site)
+    blocked.open.set()
+    setting.join()
+    assert (api.counter(), api.used("k1")) == (80, 80)
+    assert verify(site).ok
+
+
+def test_a_new_key_asks_the_usage_store_nothing(install, account, blocked):
+    """However much its account has: neither a key, nor its first event, is known there."""
+    site = install(store=blocked)
+    api = Api(site, account)
+    budgets = [
+        PlanBudget(name=per, amount=100, period="day", per=per) for per in ("key", "project", "account")
+    ]
+    api.planned(*budgets)
+    api.key("k1", project="web")
+    api.spend("k1", 70)
+    commit_all(site)
+    verify(site)
+    blocked.open.clear()
+    blocked.calls.clear()
+    api.key("k2", project="web")
+    site.manage.rotate_key(account, f"{account}-k1", 3600)
+    assert not blocked.calls
+    assert api.admit("k2", 31).limit in ("project", "account")
+    api.spend("k2", 30)
+    assert api.used("k2", "key") == 30
+    assert api.used("k2", "account") == 100
+    blocked.open.set()
+    assert verify(site).ok
+
+
+def test_an_event_of_a_key_between_its_making_and_its_budgets_is_charged(install, account, monkeypatch):
+    """A key whose secret is brought can be named by events as soon as it is there."""
+    site = install()
+    api = Api(site, account)
+    api.planned(*(PlanBudget(name=per, amount=100, period="day", per=per) for per in ("key", "account")))
+    api.key("k1")
+    refresh = site.scopes.refresh
+
+    def meanwhile(*args: Any) -> None:
+        monkeypatch.undo()
+        api.ingest(f"{account}-early", site.clock.now(), 7, key_id=f"{account}-k2")
+        refresh(*args)
+
+    monkeypatch.setattr(site.scopes, "refresh", meanwhile)
+    api.key("k2", sha256=hash_secret(account))
+    assert api.counter(f"plan:{api.plan}/key:key:{account}-k2") == 7
+    assert api.counter(f"plan:{api.plan}/account:account:{account}") == 7
+    assert verify(site).ok
+
+
+def test_a_key_whose_budget_cannot_come_into_force_is_made_and_refused_until_it_is(install, account, blocked):
+    """Its secret is shown once, so the answer has it; and it is not freer than its budget meanwhile."""
+    site = install(store=blocked)
+    site.scopes.sum_s_max = 0.05
+    api = Api(site, account)
+    api.key("k1")
+    api.spend("k1", 70)
+    commit_all(site)
+    blocked.open.clear()
+    applied = site.manage.apply(
+        [
+            Key(id=f"{account}-k2", account=account, plan=api.plan),
+            Budget(id="b", account=account, amount=100, period="day"),
+        ]
+    )
+    (secret,) = [issued.secret for issued in applied.issued]
+    denial = site.holds.admit(secret, "POST", "/chat")
+    assert (denial.reason, denial.limit, denial.status) == ("unavailable", "b", 503)
+    assert denial.retry_after_s is not None
+    with pytest.raises(Unavailable, match=r"sum up|busy"):
+        api.budget("another")
+    # It was told that this is not in force: whoever has it, goes on.
+    blocked.open.set()
+    eventually(lambda: {"budget:b", "budget:another"} <= site.ledger.scopes(account).keys())
+    assert isinstance(site.holds.admit(secret, "POST", "/chat"), Admission)
+    assert api.used("k1") == 70
+    assert verify(site).ok
+
+
+def test_a_key_without_its_budget_is_refused_after_a_restart_too(install, account, blocked):
+    site = install(store=blocked)
+    site.scopes.sum_s_max = 0.05
+    api = Api(site, account)
+    api.key("k1")
+    api.spend("k1", 70)
+    commit_all(site)
+    blocked.open.clear()
+    applied = site.manage.apply(
+        [
+            Key(id=f"{account}-k2", account=account, plan=api.plan),
+            Budget(id="b", account=account, amount=100, period="day"),
+        ]
+    )
+    (secret,) = [issued.secret for issued in applied.issued]
+    site.close()
+    site = install(store=blocked)
+    site.scopes.sum_s_max = 0.05
+    assert site.holds.admit(secret, "POST", "/chat").reason == "unavailable"
+    blocked.open.set()
+    eventually(lambda: "budget:b" in site.ledger.scopes(account))
+    assert isinstance(site.holds.admit(secret, "POST", "/chat"), Admission)

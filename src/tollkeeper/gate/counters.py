@@ -699,6 +699,7 @@ class CreditPool:
         "falls_at_us",
         "name",
         "reason",
+        "rises_before_us",
         "unit",
         "unit_index",
     )
@@ -715,7 +716,7 @@ class CreditPool:
         self._out = 0
         self.book, self.as_of_commit = stored(account_id)
         self.balance = 0
-        self.falls_at_us = 0
+        self.falls_at_us = self.rises_before_us = 0
         self._count(now_us)
 
     def _count(self, now_us: int) -> None:
@@ -723,9 +724,12 @@ class CreditPool:
         self.balance = self.book.balance_nanos(now)
         falls_at = self.book.next_expiry(now)
         self.falls_at_us = _NEVER_US if falls_at is None else to_us(falls_at)
+        # A clock that is set back before a grant's expiry makes it count again, as it does in the ledger.
+        fell_at = self.book.last_expiry(now)
+        self.rises_before_us = 0 if fell_at is None else to_us(fell_at)
 
     def fits(self, amount: int, now_us: int) -> bool:
-        if now_us >= self.falls_at_us:
+        if now_us >= self.falls_at_us or now_us < self.rises_before_us:
             self._count(now_us)
         # A credit key needs a balance even for a call whose cost is not known beforehand.
         return self.balance - self._out >= (amount or 1)

@@ -20,6 +20,7 @@ from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
 from tollkeeper.http.bodies import check_length, read_body
 from tollkeeper.http.executors import Executors, Probe
+from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
 from tollkeeper.http.paths import routed_path
@@ -27,6 +28,7 @@ from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
 from tollkeeper.http.routes.health import probes_of
 from tollkeeper.installation import Installation
+from tollkeeper.services import forks
 from tollkeeper.version import __version__
 
 Scope = MutableMapping[str, Any]
@@ -81,6 +83,7 @@ class App:
         self._api = api(self.authenticator, self.executors, self._probes)
         self._profiles = Profiles(installation, self.executors.of("profiles"))
         self._random = random.Random()
+        forks.refuse_in_children(installation, [self], _Forked)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -208,6 +211,14 @@ class App:
         self.executors.close()
         for probe in self._probes:
             probe.close()
+
+
+class _Forked(App):
+    """What the surface is in a forked child: it answers that nothing can be done here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            await send_forked(scope, receive, send)
 
 
 def build_app(installation: Installation) -> App:

@@ -16,7 +16,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +36,7 @@ from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import BadParameter, EventConflict, TollkeeperError, Unavailable
-from tollkeeper.gate.gate import Charge, Gate
+from tollkeeper.gate.gate import Charge, Gate, StartedBudget
 from tollkeeper.ports import Ledger
 from tollkeeper.services.pending import TOO_MANY, Pending, key_of
 from tollkeeper.services.tickets import Ticket, finish
@@ -302,11 +302,17 @@ class ChangeScopes(Work):
     Its result is the outbox row up to which events were charged to the scopes as they were before.
     """
 
-    __slots__ = ("ended", "started")
+    __slots__ = ("ended", "members", "started")
 
     def __init__(
-        self, started: list[tuple[BudgetScope, int]], ended: list[tuple[str, str]], ticket: Ticket
+        self,
+        started: list[tuple[BudgetScope, int]],
+        ended: list[tuple[str, str]],
+        ticket: Ticket,
+        members: Sequence[StartedBudget] = (),
     ) -> None:
+        self.members = members
+        """The scopes that start, each with the keys that it counts."""
         self.started = started
         self.ended = ended
         self.ticket = ticket
@@ -392,9 +398,9 @@ class Committer:
         self.before_telling: Callable[[set[str], int], None] = lambda accounts, seq: None
         """Called on the commit thread with the accounts that have new events, before any caller is told."""
         self.on_last_used: Callable[[dict[str, int]], None] = lambda used: None
-        self.before_scopes_change: Callable[[set[str]], None] = lambda accounts: None
+        self.before_scopes_change: Callable[[ChangeScopes], None] = lambda change: None
         """
-        Called on the commit thread with the accounts whose budgets changed, after the ledger has the change
+        Called on the commit thread with a change of budgets, after the ledger has the change
         and before `scopes_version` does: who reads the new version must not find the old budgets remembered.
         """
         self._thread = threading.Thread(target=self._run, name="tollkeeper-committer", daemon=True)
@@ -593,7 +599,7 @@ class Committer:
         ended = []
         for work in works:
             if isinstance(work, ChangeScopes):
-                self.before_scopes_change(work.accounts)
+                self.before_scopes_change(work)
                 self.scopes_version += 1
             if work.done is not None:
                 work.done(None)

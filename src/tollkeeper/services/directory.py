@@ -127,7 +127,7 @@ class Directory:
             budgets=self._budgets(account.id),
             makers=made_by,
         )
-        active = self._active_scopes(account.id)
+        active = self.scopes_in_force(account.id)
         missing = [b for b in entitlement.budgets if b.counter_id not in active]
         return entitlement._replace(
             limits=of_rotations(entitlement.limits, others),
@@ -339,7 +339,7 @@ class Directory:
             plan=plan,
             budgets=self._budgets(account_id),
         )
-        active = self._active_scopes(account_id)
+        active = self.scopes_in_force(account_id)
         return Scopes(
             tuple(budget for budget in budgets if budget.counter_id in active),
             stored is not None and stored.entry.draws_on_credit,
@@ -347,9 +347,10 @@ class Directory:
 
     def active_from_us(self, account_id: str, counter_id: str) -> int:
         """Return from which period on a budget in force counts."""
-        return self._active_scopes(account_id)[counter_id][1]
+        return self.scopes_in_force(account_id)[counter_id][1]
 
-    def _active_scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
+    def scopes_in_force(self, account_id: str) -> dict[str, tuple[str, int]]:
+        """Return the budgets in force, as `Ledger.scopes`."""
         active = self._active.get(account_id)
         if active is None:
             forgotten = self._forgotten
@@ -386,12 +387,12 @@ class Directory:
         with self._lock:
             self._forgotten += 1
             self._route_table = None
+            # Budgets in force are not the catalog's: see `scopes_changed`.
             if account_id is None:
-                for memory in (self._accounts, self._keys, self._projects, self._scopes, self._active):
+                for memory in (self._accounts, self._keys, self._projects, self._scopes):
                     memory.clear()
                 return
             self._accounts.pop(account_id, None)
-            self._active.pop(account_id, None)
             self._keys = {
                 at: key
                 for at, key in self._keys.items()
@@ -399,6 +400,12 @@ class Directory:
             }
             self._projects = {at: p for at, p in self._projects.items() if at[0] != account_id}
             self._scopes = {at: s for at, s in self._scopes.items() if at[0] != account_id}
+
+    def scopes_changed(self, account_id: str) -> None:
+        """Drop what is remembered of an account whose budgets came into or went out of force."""
+        with self._lock:
+            self._active.pop(account_id, None)
+        self.forget(account_id)
 
     def reload_prices(self) -> None:
         """Take over changed prices."""

@@ -133,6 +133,7 @@ class Manage:
         post_grant: Posts a grant to its account's balance, once; returns whether this call did. Called after
             the commit, again at every repeat of the same grant, so that a crash in between loses none.
         has_usage: Whether an account has meter events; such an account cannot be deleted.
+        on_begin: Called before a transaction begins, by the thread that calls `on_change` after it.
         on_doubt: Called when a call failed for want of the store: it may have taken place all the same, and its
             repeat finds nothing to change.
         plain_http: Webhooks may have an http URL, whose messages everybody on the way can read.
@@ -147,6 +148,7 @@ class Manage:
         on_change: Callable[[Sequence[Change]], None],
         post_grant: Callable[[Grant], bool],
         has_usage: Callable[[str], bool] | None = None,
+        on_begin: Callable[[], None] = lambda: None,
         on_doubt: Callable[[], None] = lambda: None,
         plain_http: bool = False,
     ) -> None:
@@ -156,6 +158,7 @@ class Manage:
         self._on_change = on_change
         self._post_grant = post_grant
         self._has_usage = has_usage
+        self._on_begin = on_begin
         self._on_doubt = on_doubt
         self._plain_http = plain_http
 
@@ -400,6 +403,7 @@ class Manage:
     @contextmanager
     def _transaction(self, *, dry_run: bool = False) -> Iterator[Catalog]:
         try:
+            self._on_begin()
             with self._store.transaction(dry_run=dry_run) as catalog:
                 yield catalog
         except Unavailable:

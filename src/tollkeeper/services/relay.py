@@ -129,10 +129,22 @@ class Relay:
         return None if self._moving else moves
 
     @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Deliver nothing but what this thread asks for until the block ends."""
-        with self._lock:
+    def exclusive(self, timeout_s: float = -1) -> Iterator[None]:
+        """
+        Deliver nothing but what this thread asks for until the block ends.
+
+        Args:
+            timeout_s: How long to wait for a delivery that is under way; negative for as long as it takes.
+
+        Raises:
+            Unavailable: It took longer.
+        """
+        if not self._lock.acquire(timeout=timeout_s):
+            raise Unavailable("The usage store is busy with records on their way. Try again shortly.")
+        try:
             yield
+        finally:
+            self._lock.release()
 
     def deliver_up_to(self, seq: int) -> None:
         """

@@ -1,0 +1,30 @@
+"""The answer of a forked child, which can use nothing of the installation that it inherited."""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+
+from tollkeeper.http.handshakes import Message, Receive, Send, refuse_handshake
+from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
+from tollkeeper.services.forks import forked
+
+_REQUEST_ID_BYTES = 10
+
+
+async def send_forked(scope: Message, receive: Receive, send: Send) -> None:
+    """Answer a request or a WebSocket's handshake with 503 and what to do."""
+    request_id = "req_" + secrets.token_hex(_REQUEST_ID_BYTES)
+    problem = to_problem(forked(), instance=scope["path"], request_id=request_id)
+    body = msgspec.json.encode(problem.body)
+    headers = [
+        (b"content-type", PROBLEM_MEDIA_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", request_id.encode()),
+    ]
+    if scope["type"] == "websocket":
+        await refuse_handshake(scope, receive, send, problem.status, headers, body)
+        return
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
