@@ -95,11 +95,6 @@ def test_a_ledger_that_is_put_back_says_what_it_said(tmp_path: Path, engine: str
         ledger.remove()
 
 
-def test_a_newer_ledger_beside_an_older_usage_store_is_not_passed_over(tmp_path: Path) -> None:
-    drill = Drill("copies", "usage first", between=2, after=1, stop="kill", kill_after=None)
-    assert run_drill(drill, 1, 1, tmp_path, None) == []
-
-
 def test_a_disk_that_was_full_loses_nothing(tmp_path: Path) -> None:
     drill = Drill("full-disk", "killed", between=0, after=1, stop="kill", kill_after=None)
     try:

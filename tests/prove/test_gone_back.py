@@ -27,7 +27,7 @@ class World:
 
     def __init__(self) -> None:
         self.acknowledged = Acknowledged(
-            before=ids("ab"), between=ids("cdh"), after=ids("ebcdh"), ledger_has=2, accepted=2, settled=1
+            before=ids("ab"), between=ids("cdh"), after=ids("ebcdh"), charged=ids("ab"), accepted=2, settled=1
         )
         self.answers = Answers(
             events=dict.fromkeys("abcdeh", ONE),
@@ -72,11 +72,20 @@ def test_a_settlement_that_comes_again_may_be_charged_or_answered_from_before(us
 
 
 def test_verify_may_say_ok_where_nothing_differs_and_must_where_nothing_went_back() -> None:
-    whole = Acknowledged(ids("ab"), ids(""), ids(""), ledger_has=2, accepted=0, went_back=False)
+    whole = Acknowledged(ids("ab"), ids(""), ids(""), charged=ids("ab"), accepted=0, went_back=False)
     right = Answers(dict.fromkeys("ab", ONE), Counted(2, 2 * COST_NANOS), 2 * COST_NANOS, ())
     assert check_gone_back(whole, right) == []
     assert [f.kind for f in check_gone_back(whole, right._replace(differences=DIFFERS))] == ["verify"]
+    assert [f.kind for f in check_gone_back(whole, right._replace(complete=False))] == ["other"]
     assert check_gone_back(whole._replace(went_back=True), right._replace(differences=DIFFERS)) == []
+
+
+def test_what_an_older_store_lacks_is_not_passed_over() -> None:
+    """The other way round: the ledger has c, the usage store went back to before it."""
+    newer = Acknowledged(ids("ab"), ids("c"), ids("e"), charged=ids("abc"), accepted=1)
+    lacks = Answers(dict.fromkeys("abe", ONE), Counted(3, 3 * COST_NANOS), 4 * COST_NANOS, DIFFERS)
+    assert [(f.kind, f.ids) for f in check_gone_back(newer, lacks)] == [("lost", ("c",))]
+    assert check_gone_back(newer, lacks._replace(complete=False)) == []
 
 
 WRONG: dict[str, tuple[str, Callable[[World], None]]] = {
