@@ -10,8 +10,8 @@ import msgspec
 
 from bench.table import Figure, show
 
-REPORTS = ("peers", "scale")
-"""These take arguments of their own and write a page under docs/: `python -m bench scale --events 1000000`."""
+REPORTS = ("peers", "scale", "noisy")
+"""These take arguments of their own: `python -m bench scale --events 1000000`. Two write a page under docs/."""
 
 WORKLOADS = ("admit", "middleware", "authorize", "ingest", "usage", "answers", "profiles", "start")
 ONE = "--one"

@@ -47,6 +47,24 @@ class Client:
             raise RuntimeError(f"{method} {path}: {answer.status} {content[:300]!r}")
         return json.loads(content)
 
+    def once(self, method: str, path: str, body: bytes, answer_s_max: float) -> tuple[int, bytes]:
+        """
+        Return the status and the body of one answer, whatever it says.
+
+        Raises:
+            OSError, http.client.HTTPException: There was none within *answer_s_max* seconds. The next call
+                connects again.
+        """
+        headers = {"Authorization": f"Bearer {OPERATOR_KEY}", "Content-Type": "application/json"}
+        try:
+            self._connection.timeout = answer_s_max
+            self._connection.request(method, path, body, headers)
+            answer = self._connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            raise
+
     def send(self, events: bytes, count: int, path: str = "/tk/v1/events") -> float:
         """Send *count* new events as NDJSON; return the seconds until all were acknowledged."""
         started = time.perf_counter()

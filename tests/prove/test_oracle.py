@@ -137,6 +137,10 @@ WRONG: dict[str, tuple[str, Callable[[World], None]]] = {
         "lost",
         lambda w: w.replace("even-1/0", settle("even-1/0", EVEN_NANOS, T0 + 500, status=404)),
     ),
+    "a call that had to wait for its answer": (
+        "unanswered",
+        lambda w: setattr(w.calls[0], "timed_out", 1),
+    ),
     "a server error": ("other", lambda w: w.replace("g", call("grants", "g", {"id": "g"}, T0, 500, {}))),
     "one more than fits the budget": (
         "overshoot",

@@ -18,7 +18,7 @@ from tollkeeper.cli.server_client import Server
 from tollkeeper.columns import table_of
 from tollkeeper.errors import Conflict, Unavailable
 from tollkeeper.prove.journal import Call, Line
-from tollkeeper.prove.oracle import Finding
+from tollkeeper.prove.oracle import KINDS, Finding
 from tollkeeper.prove.plan import Scale
 from tollkeeper.prove.run import Run, prove
 from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess
@@ -60,6 +60,7 @@ def tampered(attacked: Run, tmp_path: Path) -> Iterator[Callable[[Callable[[Path
 
 def test_a_run_finds_nothing_reports_itself_and_leaves_nothing(tmp_path: Path) -> None:
     options = ("--rounds", 1, "--clients", 2, "--connections", 2, "--seed", 11, "--shrink", 0, "--json")
+    options += ("--only", "kills")
     done = tollkeeper(
         "prove", *options, variables={"TMPDIR": str(tmp_path), "TOLLKEEPER_LEDGER_URL": "nonsense://"}
     )
@@ -67,8 +68,10 @@ def test_a_run_finds_nothing_reports_itself_and_leaves_nothing(tmp_path: Path) -
     report = answer_of(done)
     assert report["findings"] == []
     assert report["ok"] is True
-    headline = [report[name] for name in ("overshoot", "lost", "double_counted", "verify", "other")]
-    assert headline == [0, 0, 0, 0, 0]
+    kinds = ("overshoot", "lost", "double_counted", "verify", "unanswered", "other")
+    assert [report[name] for name in kinds] == [0, 0, 0, 0, 0, 0]
+    assert report["faults"]["kills"] == {"times": 1, **dict.fromkeys(KINDS, 0)}
+    assert "noisy, minting, restores, fail-over, copies, full-disk: not drawn" in report["not_covered"][0]
     assert (report["seed"], report["rounds"]) == (11, 1)
     assert report["kills"] >= 1
     assert report["requests"] > 100
@@ -121,7 +124,7 @@ def test_an_acknowledged_event_whose_outbox_row_is_gone_is_named(attacked: Run, 
         with sqlite3.connect(data / "ledger.sqlite3") as ledger:
             ledger.execute("DELETE FROM outbox")
 
-    _, calls, _ = attacked.rounds[0]
+    _, calls, _, _ = attacked.rounds[0]
     sent: list[Call] = []
     # Events are acknowledged some time before they are relayed: nearly every kill comes in between.
     while len(sent) < 10 and not rows(attacked.server.directory):
@@ -155,6 +158,13 @@ def test_a_used_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Conflict):
         prove(SCALE, 1, data=str(tmp_path), say=print)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_fault_that_does_not_exist_is_refused() -> None:
+    done = tollkeeper("prove", "--only", "kills,meteors")
+    assert done.returncode == 2
+    assert "meteors" in done.stderr
+    assert "full-disk" in done.stderr, "the faults that there are"
 
 
 def test_ctrl_c_ends_every_process_and_leaves_nothing(tmp_path: Path) -> None:

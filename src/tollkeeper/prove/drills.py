@@ -26,7 +26,7 @@ from tollkeeper.errors import Unavailable
 from tollkeeper.prove.faults import Fault
 from tollkeeper.prove.gone_back import COST_NANOS, Acknowledged, Answers, check_gone_back
 from tollkeeper.prove.ledgers import LedgerPlace, PostgresqlLedger, SqliteLedger
-from tollkeeper.prove.look import Counted, outbox_records, usage, verify
+from tollkeeper.prove.look import Counted, becomes_complete, outbox_records, usage, verify
 from tollkeeper.prove.oracle import Finding
 from tollkeeper.prove.plan import secret_of
 from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess
@@ -48,6 +48,7 @@ DISK_MB: Final = 96
 REFUSAL_S: Final = 3.0
 """A server that answers for so long that it is not ready has refused."""
 QUIET_S_MAX: Final = 60.0
+COMPLETE_S_MAX: Final = 10.0
 _ACCOUNT: Final = "kept"
 _KEY: Final = "kept-1"
 _HOLD_S: Final = 3_600
@@ -198,9 +199,8 @@ class Site:
             Unavailable: It does not get it.
         """
         # No answer from memory: a query that was not asked before has waiting records delivered first.
-        list(
-            usage(self._client, (_ACCOUNT,), "key", [("route", f"/asked-{self._sent}-{time.monotonic_ns()}")])
-        )
+        never = [("route", f"/asked-{time.monotonic_ns()}")]
+        list(usage(self._client, (_ACCOUNT,), "key", never, incomplete=True))
         until = time.monotonic() + QUIET_S_MAX
         while outbox_records(self.server.url, OPERATOR_KEY):
             if time.monotonic() > until:
@@ -210,13 +210,16 @@ class Site:
     def answers(self) -> Answers:
         """Ask everything, as any customer and the operator would."""
         differences = verify(self._client)
-        rollup = dict(usage(self._client, (_ACCOUNT,), "key", []))
+        # A store that lacks something rightly says so for good.
+        complete = becomes_complete(self._client, (_ACCOUNT,), COMPLETE_S_MAX)
+        rollup = dict(usage(self._client, (_ACCOUNT,), "key", [], incomplete=True))
         budgets = self._client.call("GET", f"/keys/{_KEY}/state")["budgets"]
         return Answers(
-            dict(usage(self._client, (_ACCOUNT,), "tag.op", [("denied_reason", "")])),
+            dict(usage(self._client, (_ACCOUNT,), "tag.op", [("denied_reason", "")], incomplete=True)),
             rollup.get(_KEY, Counted(0, 0)),
             next((int(budget["used"]) for budget in budgets if budget["name"] == "ample"), 0),
             differences,
+            complete,
         )
 
 
@@ -254,7 +257,7 @@ def _restored(site: Site, drill: Drill, chance: Random) -> list[Finding]:
     _go_on(site, drill, again)
     settled = len(frozenset(holds) & site.acknowledged)
     return site.odd + check_gone_back(
-        Acknowledged(before, between, frozenset(site.acknowledged), len(before), site.accepted, settled),
+        Acknowledged(before, between, frozenset(site.acknowledged), before, site.accepted, settled),
         site.answers(),
     )
 
@@ -280,7 +283,7 @@ def _copied(site: Site, drill: Drill) -> list[Finding]:
         ledger = site.ledger.copy(site.server)
     else:
         copy_usage()
-    ledger_has = len(before | between if drill.variant == "usage first" else before)
+    charged = before | between if drill.variant == "usage first" else before
     site.server.kill()
     site.ledger.put_back(ledger)
     shutil.rmtree(usage_store)
@@ -294,7 +297,7 @@ def _copied(site: Site, drill: Drill) -> list[Finding]:
     site.acknowledged, site.accepted = set(), 0
     _go_on(site, drill, [lambda: site.post(first[0]), lambda: site.post(first[-1])])
     return site.odd + check_gone_back(
-        Acknowledged(before, between, frozenset(site.acknowledged), ledger_has, site.accepted), site.answers()
+        Acknowledged(before, between, frozenset(site.acknowledged), charged, site.accepted), site.answers()
     )
 
 
@@ -370,7 +373,7 @@ def _full_disk(site: Site, drill: Drill, disk: Path) -> list[Finding]:
     site.batches(drill.after)
     ids = frozenset(site.acknowledged)
     return site.odd + check_gone_back(
-        Acknowledged(ids, frozenset(), ids, len(ids), 0, went_back=False), site.answers()
+        Acknowledged(ids, frozenset(), ids, ids, 0, went_back=False), site.answers()
     )
 
 

@@ -6,6 +6,7 @@ Every event costs the same, so a counter is a number of events. Nobody can know 
 * acknowledged before the older of the two copies was taken: exactly once;
 * acknowledged afterwards, and before the restore: lost by the restore, or there; never twice;
 * acknowledged after the restore, sent for the first time or again: exactly once;
+* usage answers that lack what the ledger has charged do not say that they are complete;
 * where the counter and the events differ, verify says so. It never says `ok` then.
 """
 
@@ -31,7 +32,7 @@ class Acknowledged(NamedTuple):
         before: Before the older copy was taken (all that there is when nothing went back).
         between: After it and before the restore.
         after: After the restore, those among them that were sent again.
-        ledger_has: How many of them the ledger had charged in the state that it went back to.
+        charged: Those that the ledger had charged in the state that it went back to.
         accepted: How many events the answers after the restore said were new.
         settled: Holds whose settlement was acknowledged after the restore and was before it too. The ledger may have
             charged each of them then, or have answered from before.
@@ -41,7 +42,7 @@ class Acknowledged(NamedTuple):
     before: frozenset[str]
     between: frozenset[str]
     after: frozenset[str]
-    ledger_has: int
+    charged: frozenset[str]
     accepted: int
     settled: int = 0
     went_back: bool = True
@@ -56,12 +57,14 @@ class Answers(NamedTuple):
         rollup: The sum of all, from the rollups.
         used: Nanos that the key's counter has.
         differences: What verify found; nothing when it said `ok`.
+        complete: Whether the usage answers say that they are.
     """
 
     events: Mapping[str, Counted]
     rollup: Counted
     used: int
     differences: tuple[str, ...]
+    complete: bool = True
 
 
 def check_gone_back(acknowledged: Acknowledged, answers: Answers) -> list[Finding]:
@@ -102,7 +105,7 @@ def _sums(acknowledged: Acknowledged, answers: Answers) -> Iterator[Finding]:
             f"usage by key has {answers.rollup.events} events of {answers.rollup.cost_nanos} nanos, "
             f"usage by event has {there.events} of {there.cost_nanos}",
         )
-    least = COST_NANOS * (acknowledged.ledger_has + acknowledged.accepted)
+    least = COST_NANOS * (len(acknowledged.charged) + acknowledged.accepted)
     most = least + COST_NANOS * acknowledged.settled
     if not least <= answers.used <= most:
         due = f"{least}" if least == most else f"{least} to {most}"
@@ -115,6 +118,13 @@ def _sums(acknowledged: Acknowledged, answers: Answers) -> Iterator[Finding]:
             "verify",
             f"verify says ok, with {answers.used} nanos in the counter and {there.cost_nanos} in the events",
         )
+    # Those that must be there are findings already.
+    lacking = acknowledged.charged - answers.events.keys() - acknowledged.before - acknowledged.after
+    if lacking and answers.complete:
+        what = f"{len(lacking)} events that the ledger has charged are missing from answers that say complete"
+        yield Finding("lost", what, tuple(sorted(lacking)))
     if not acknowledged.went_back:
+        if not answers.complete:
+            yield Finding("other", "the usage answers do not become complete")
         for difference in answers.differences:
             yield Finding("verify", difference)

@@ -88,10 +88,15 @@ def verify(server: Server) -> tuple[str, ...]:
 
 
 def usage(
-    server: Server, accounts: tuple[str, ...], group: str, filters: list[tuple[str, str]]
+    server: Server,
+    accounts: tuple[str, ...],
+    group: str,
+    filters: list[tuple[str, str]],
+    *,
+    incomplete: bool = False,
 ) -> Iterator[tuple[str, Counted]]:
     """
-    Yield each group of the usage of *accounts*, from answers that are complete.
+    Yield each group of the usage of *accounts*, from answers that are complete; *incomplete* takes the others too.
 
     Raises:
         Unavailable: They do not become complete.
@@ -102,7 +107,7 @@ def usage(
         query = [("account", ",".join(accounts)), ("group_by", group), ("limit", str(_PAGE_SIZE))]
         query += [("measures", "requests,denied,cost_nanos"), ("offset", str(offset)), *filters]
         page = server.call("GET", "/usage", query=query)
-        if not page["complete"]:
+        if not page["complete"] and not incomplete:
             if time.monotonic() > until:
                 raise Unavailable("The usage answer does not become complete.")
             continue
@@ -112,6 +117,18 @@ def usage(
                 Counted(row["requests"] - row["denied"], int(row["cost_nanos"])),
             )
         offset = page["next_offset"]
+
+
+def becomes_complete(server: Server, accounts: tuple[str, ...], within_s: float) -> bool:
+    """Return whether the usage of *accounts* is complete within *within_s* seconds."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if server.call("GET", "/usage", query=[("account", ",".join(accounts)), ("group_by", "key")])[
+            "complete"
+        ]:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def outbox_records(url: str, key: str) -> int:

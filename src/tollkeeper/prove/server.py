@@ -41,6 +41,9 @@ class ServerProcess:
         self.url = f"http://{HOST}:{self.port}"
         self.kills = 0
         self._log = log
+        self._log_begun = 0
+        """Bytes of the log when the process started."""
+        self._not_ready = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -67,7 +70,9 @@ class ServerProcess:
         temporary = self._log.with_name("tmp")
         temporary.mkdir(exist_ok=True)
         variables = {OPERATOR_KEY_VARIABLE: OPERATOR_KEY, "TMPDIR": str(temporary), **self._settings}
+        self._not_ready = ""
         with self._log.open("ab") as log:
+            self._log_begun = log.tell()
             self._process = subprocess.Popen(
                 [*command, "--host", HOST, "--port", str(self.port), "--log-level", "warning"],
                 stdin=subprocess.DEVNULL,
@@ -105,8 +110,9 @@ class ServerProcess:
         return False
 
     def refusal(self) -> str:
-        """Return the end of its log: why it did not start."""
-        return self._log.read_text(errors="replace")[-_LOG_CHARS_SHOWN:].strip()
+        """Return why it did not start: the end of its log since then, and the last answer of `/readyz`."""
+        logged = self._log.read_bytes()[self._log_begun :].decode(errors="replace")
+        return f"{logged[-_LOG_CHARS_SHOWN:]}\n{self._not_ready}".strip()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -157,7 +163,9 @@ class ServerProcess:
         connection = HTTPConnection(HOST, self.port, timeout=START_S_MAX)
         try:
             connection.request("GET", "/readyz")
-            return connection.getresponse().status
+            answer = connection.getresponse()
+            self._not_ready = "" if answer.status == 200 else answer.read().decode(errors="replace")
+            return answer.status
         except (OSError, HTTPException):
             return 0
         finally:
