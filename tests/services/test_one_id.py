@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.conftest import Install
 from tests.services.test_holds import PRICE, Api, cost, expire
 from tollkeeper.columns import records_of
+from tollkeeper.domain.bookings import HoldBody
+from tollkeeper.domain.catalog import Project
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event
 from tollkeeper.domain.instants import from_us, to_text
@@ -66,9 +69,9 @@ def between(request: pytest.FixtureRequest, install: Install, api: Api) -> Calla
     return happen
 
 
-def record(api: Api, *ids: str, nanos: int = 5) -> tuple[int, int, list[str]]:
+def record(api: Api, *ids: str, nanos: int = 5, now_us: int | None = None) -> tuple[int, int, list[str]]:
     """Send bulk events; return how many were accepted and repeated, and the codes of the others."""
-    at = to_text(from_us(api.site.clock.now_us() - 3_600_000_000))
+    at = to_text(from_us((api.site.clock.now_us() if now_us is None else now_us) - 3_600_000_000))
     events = [{"id": id_, "time": at, "account": api.account, "cost_nanos": nanos} for id_ in ids]
     found = api.site.ingest.take(decode_events(events, now_us=api.site.clock.now_us()))
     return found.accepted, found.duplicates, [rejection.code for rejection in found.rejections]
@@ -449,3 +452,38 @@ def test_an_outcome_that_cannot_be_stored_leaves_the_hold_as_it_was(api: Api, cl
     with pytest.raises(TollkeeperError):
         api.settle("one", Outcome(status=10**6))
     assert record(api, "one") == (1, 0, [])
+
+
+@pytest.mark.parametrize("ends", ["late", "restarted", "late and restarted"])
+def test_a_hold_is_booked_to_the_project_of_its_request(
+    api: Api, clock: ManualClock, install: Install, ends: str
+) -> None:
+    """Its key may belong to another project by the time that it is settled."""
+    key_id = f"{api.account}-plain"
+    for project in ("then", "now"):
+        api.site.manage.put(Project(id=project, account=api.account, name=project))
+    move(api, key_id, "then")
+    api.authorize("one", ttl_s=60)
+    move(api, key_id, "now")
+    if ends != "restarted":
+        expire(api, clock)
+    if ends != "late":
+        api.site.close()
+        api.site = install()
+    assert api.settle("one", cost(20)).record.project_id == "then"
+    api.authorize("two")
+    assert api.settle("two", cost(20)).record.project_id == "now"
+
+
+def move(api: Api, key_id: str, project: str) -> None:
+    key = api.site.manage.get("keys", key_id, api.account)
+    api.site.manage.put(msgspec.structs.replace(key, project=project))
+
+
+def test_a_hold_stored_without_a_project_is_that_of_its_key() -> None:
+    """As an earlier version stored it."""
+    body = (
+        b'{"key_id":"k","method":"POST","path":"/chat","amounts":[1,0,0,0],"expected":[0,0,0,0,""],'
+        b'"at_us":1,"expires_at_us":2,"fingerprint":"","tags":{}}'
+    )
+    assert msgspec.json.decode(body, type=HoldBody).project is None
