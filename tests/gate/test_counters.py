@@ -308,6 +308,58 @@ def test_a_hold_that_outlives_a_crash_settles_where_it_was_taken(algorithm, befo
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(
+    before=histories,
+    held=st.integers(0, 5),
+    actual=st.integers(0, 30),
+    open_us=waits,
+    late_us=waits,
+    restarted=st.booleans(),
+)
+def test_a_late_settle_counts_where_one_in_time_would(
+    algorithm, before, held, actual, open_us, late_us, restarted
+):
+    """A permit bucket may be emptier than that: what it got back at the expiry may have been lost in a full one."""
+    late, in_time = (window(algorithm, 40) for _ in range(2))
+    rows: dict[int, int] = {}
+    now_us = at_us = played(late, before, rows)
+    played(in_time, before)
+    if not late.fits(held, at_us):
+        return
+    in_time.fits(held, at_us)
+    late_mark, mark = late.take(held, at_us), in_time.take(held, at_us)
+    now_us += open_us
+    late.fits(0, now_us)
+    late.give_back(late_mark, held)
+    rows.update(late.slots())
+    now_us += late_us
+    if restarted:
+        late = window(algorithm, 40, now_us=now_us, stored=rows)
+    undone = late.allowed_used(now_us)
+    taken = late.take_late(actual, at_us, now_us)
+    late.give_back(taken, actual)
+    assert late.allowed_used(now_us) == undone
+    late.take_late(actual, at_us, now_us)
+    in_time.settle(mark, held, actual)
+    assert late.dirty or late.allowed_used(now_us) == undone
+    if algorithm == "permits":
+        assert late.allowed_used(now_us)[1] >= min(in_time.allowed_used(now_us)[1], actual)
+    else:
+        assert late.allowed_used(now_us) == in_time.allowed_used(now_us)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@given(back_us=st.integers(1, 3 * WINDOW_US), amount=st.integers(1, 9))
+def test_a_late_settle_counts_while_the_clock_is_behind(algorithm, back_us, amount):
+    """The window that the clock showed last counts until the clock is there again."""
+    counter = window(algorithm, 40)
+    counter.fits(1, T0)
+    counter.take(1, T0)
+    counter.take_late(amount, T0 - back_us, T0 - back_us)
+    assert counter.allowed_used(T0 - back_us) == (40, 1 + amount)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @given(history=histories, allowed=st.integers(1, 20))
 def test_stored_slots_mean_nothing_from_their_expiry_on(algorithm, history, allowed):
     """They are purged then."""

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -517,3 +518,59 @@ def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(s
             patch.setattr(directory._catalog, method, lambda *args: directory.forget(account))
             assert read() is None
         assert read() is not None
+
+
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_who_comes_after_late_settles_has_what_these_left(install, account, clock, bound, restarted):
+    """A late settle is recorded even if it overshoots, and nobody new is admitted into a window that is full."""
+    site = install()
+    secret = secret_of(site, account, bound)
+    late_count = 40
+    late_settles = late_holds(site, secret, account, late_count, clock)
+    assert {type(result) for result in in_threads(late_settles)} == {tuple}
+    verify(site)
+    if restarted:
+        site.close()
+        site = install()
+    results = in_threads([lambda: site.holds.admit(secret, "POST", "/chat")] * CALLERS)
+    assert sum(isinstance(result, Admission) for result in results) == FITS - late_count
+    assert verify(site).ok
+
+
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
+def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselves(
+    site, account, clock, bound
+):
+    secret = secret_of(site, account, bound)
+    late_count = 40
+    late_settles = late_holds(site, secret, account, late_count, clock)
+    admissions = [lambda: site.holds.admit(secret, "POST", "/chat")] * CALLERS
+    calls = [call for pair in zip(late_settles, admissions, strict=False) for call in pair] + admissions
+    results = in_threads(calls)
+    admitted = sum(isinstance(result, Admission) for result in results)
+    assert FITS - late_count <= admitted <= FITS
+    (state,) = site.gate.state_of(site.gate.permit(secret), clock.now_us())
+    assert state.used == admitted + late_count
+    assert isinstance(site.holds.admit(secret, "POST", "/chat"), Denial)
+    assert verify(site).ok
+
+
+def late_holds(site, secret: str, account: str, count: int, clock) -> list[Callable[[], Any]]:
+    """Open *count* holds and let them expire; return the calls that settle them late."""
+    for index in range(count):
+        found = site.holds.authorize(
+            secret, "POST", "/chat", NO_USAGE, Ticket(), hold_id=f"h{index}", ttl_s=1
+        )
+        assert not isinstance(found, Denial)
+        found[1].wait()
+    clock.advance(seconds=1)
+    site.holds.expire()
+    verify(site)
+
+    def settle(hold_id: str) -> tuple[Any, Any]:
+        settled, ticket = site.holds.settle_hold(hold_id, Outcome(), Ticket(), account_id=account)
+        ticket.wait()
+        return settled, ticket
+
+    return [partial(settle, f"h{index}") for index in range(count)]

@@ -93,6 +93,7 @@ class GateModel(RuleBasedStateMachine):
     """After any sequence of calls each counter of the gate is the sum of a list."""
 
     admissions = Bundle("admissions")
+    expired = Bundle("expired")
 
     @initialize(granted=st.integers(0, 400))
     def start(self, granted):
@@ -255,6 +256,29 @@ class GateModel(RuleBasedStateMachine):
         admission.state = "ended"
         assert not self.gate.claim(admission)
         self.forget_taking(admission.id)
+
+    @rule(target=expired, admission=consumes(admissions))
+    def expire(self, admission):
+        taking = self.open[admission.id]
+        self.void(admission)
+        return admission, taking
+
+    @rule(late=consumes(expired), tokens=st.integers(0, 80), nanos=st.integers(0, 200), commits=st.booleans())
+    def settle_late(self, late, tokens, nanos, commits):
+        """It counts whole where its request would have, whether or not it fits; concurrency is over."""
+        admission, taking = late
+        usage = Usage(completion_tokens=tokens, cost_nanos=nanos)
+        record = self.gate.record_of(admission, Outcome(usage=usage), self.now_us)
+        self.gate.count_late(admission, record, self.now_us)
+        if not commits:
+            self.gate.void(admission)
+            return
+        actual = taking._replace(amounts=(1, tokens, nanos, record.credits))
+        self.used_in_windows.append(actual)
+        charged = {("acme", "budget:b", self.period_us(taking.at_us)): nanos}
+        if taking.key == "credit":
+            charged["acme", "credit", 0] = nanos
+        self.book(charged, {})
 
     def forget(self, admission):
         assert admission.state == "open"

@@ -46,6 +46,15 @@ def test_an_id_is_here_until_it_is_delivered() -> None:
     assert pending.disjoint(keys("a", "b", "c"))
 
 
+def test_records_are_found_while_another_batch_is_being_committed() -> None:
+    """A group has several batches: that a key is of one of them says nothing of the others."""
+    pending = Pending()
+    pending.add(keys("a"), table_of([record("a")]))
+    pending.add(keys("b"), table_of([record("b")]))
+    pending.add(keys("c"), None)
+    assert pending.record_columns(keys("b", "c"))["id"].to_pylist() == ["b"]
+
+
 def test_what_is_delivered_stays_while_somebody_looks_it_up() -> None:
     """Who asked the store before the delivery must find the id here after it: else it would pass as new."""
     pending = Pending()

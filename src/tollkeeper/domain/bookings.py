@@ -34,6 +34,8 @@ class HoldBody(msgspec.Struct, frozen=True):
     fingerprint: str
     """What the caller asked, so that a retry can be told from another request under the same id."""
     tags: dict[str, str] = {}
+    project: str | None = None
+    """That of the key when the request was admitted, `""` for none; None in holds from before this was kept."""
 
 
 class StoredHold(NamedTuple):

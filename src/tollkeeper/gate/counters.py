@@ -30,6 +30,8 @@ from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.pools import CreditBook
 
 SLIDING_SLOTS: Final = 60
+_OVER: Final = -(2**62)
+"""Never the start of a window or slot."""
 _NEVER_US: Final = 2**62
 _UNBOUNDED: Final = 2**127
 
@@ -116,6 +118,14 @@ class RateCounter:
             self.dirty = True
             self.changed.append(self)
 
+    def take_late(self, amount: int, at_us: int, now_us: int) -> int:
+        """
+        Count a request of *at_us* that ends now and holds nothing any more; return its mark, as `take`.
+
+        One that is in no window that still counts is not counted: its mark is `_OVER`.
+        """
+        raise AssertionError("every window that is not of open holds counts late requests")
+
     def slots(self) -> dict[int, int]:
         """Return what must survive a crash, and clear `dirty`: `slot → used`."""
         raise AssertionError("every window stores its own slots")
@@ -157,6 +167,12 @@ class FixedWindow(RateCounter):
         if not self.dirty:
             self.mark_dirty()
         return self.start_us
+
+    def take_late(self, amount: int, at_us: int, now_us: int) -> int:
+        self.fits(0, now_us)
+        # While the clock is behind the window, the window counts for every instant, as in `take`.
+        begun = self.start_us <= at_us or now_us < self.start_us
+        return self.take(amount, now_us) if begun and now_us < self.start_us + self.width_us else _OVER
 
     def settle(self, mark: int, held: int, actual: int) -> None:
         if mark == self.start_us:
@@ -274,6 +290,25 @@ class SlidingWindow(RateCounter):
             self.mark_dirty()
         return start
 
+    def take_late(self, amount: int, at_us: int, now_us: int) -> int:
+        self.fits(0, now_us)
+        if max(at_us, self.latest_us) > now_us:
+            return self.take(amount, now_us)
+        start = at_us - at_us % self.slot_us
+        if start <= now_us - self.width_us - self.slot_us:
+            return _OVER
+        slots = self._slots
+        place = len(slots)
+        while place and slots[place - 1][0] > start:
+            place -= 1
+        if place and slots[place - 1][0] == start:
+            slots[place - 1][1] += amount
+        else:
+            slots.insert(place, [start, amount])
+        self.used += amount
+        self.mark_dirty()
+        return start
+
     def settle(self, mark: int, held: int, actual: int) -> None:
         # From the newest on: most requests end soon.
         for slot in reversed(self._slots):
@@ -358,6 +393,11 @@ class PermitBucket(RateCounter):
         self.level -= amount * self.width_us
         self.mark_dirty()
         return 0
+
+    def take_late(self, amount: int, at_us: int, now_us: int) -> int:
+        # As if it were asked now, however long ago it was: a bucket does not remember when it was full last.
+        self.fits(0, now_us)
+        return self.take(amount, now_us)
 
     def settle(self, mark: int, held: int, actual: int) -> None:
         self.level = min(self.burst * self.width_us, self.level + (held - actual) * self.width_us)

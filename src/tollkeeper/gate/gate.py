@@ -551,18 +551,28 @@ class Gate:
 
     def unsettle(self, admission: Admission, record: Record) -> None:
         """Take a settlement back whose commit failed: the hold is open again."""
-        tokens = (
-            record.prompt_tokens
-            + record.cached_prompt_tokens
-            + record.completion_tokens
-            + record.reasoning_tokens
-        )
-        actual = (1, tokens, record.cost_nanos, record.credits)
+        actual = _used(record)
         with self.lock:
             for counter, held, mark in admission.taken:
                 counter.unsettle(mark, held, actual[counter.unit_index])
             self._keep_open(admission)
             admission.state = "open"
+
+    def count_late(self, admission: Admission, record: Record, now_us: int) -> None:
+        """
+        Count a request whose hold had expired in the rate windows that its time falls into, fit or not.
+
+        Budgets and balances learn of it from the commit; `void` takes it back when that fails. What is admitted
+        after this finds the windows as if the hold had been settled in time.
+        """
+        actual = _used(record)
+        taken: list[Taken] = []
+        with self.lock:
+            for counter in admission.permit.lane(admission.route).checked:
+                if isinstance(counter, RateCounter) and not counter.counts_open:
+                    amount = actual[counter.unit_index]
+                    taken.append((counter, amount, counter.take_late(amount, admission.at_us, now_us)))
+            admission.taken = taken
 
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
@@ -1082,6 +1092,17 @@ class Gate:
         permit.open.pop(id(taken), None)
         for counter, held, mark in taken:
             counter.give_back(mark, held)
+
+
+def _used(record: Record) -> _Actual:
+    """Return what a record takes per unit, in the order of `UNITS`."""
+    tokens = (
+        record.prompt_tokens
+        + record.cached_prompt_tokens
+        + record.completion_tokens
+        + record.reasoning_tokens
+    )
+    return (1, tokens, record.cost_nanos, record.credits)
 
 
 def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:

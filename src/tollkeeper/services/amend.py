@@ -73,7 +73,7 @@ class Amend:
 
         Raises:
             NotFound: The account has no such event, or it was voided.
-            EventConflict: *correction_id* is the id of an event, or of another correction.
+            EventConflict: *correction_id* is the id of an event, of an open hold, or of another correction.
             BadParameter: *changes* states a field that cannot be corrected.
             Unavailable: A store failed; the same call again is safe.
         """
@@ -91,38 +91,51 @@ class Amend:
     ) -> Correction:
         with self._lock:
             for _ in range(_TRIES):
-                current = self._current(account_id, event_id)
-                if self._is_known(account_id, correction_id):
-                    if (account_id, correction_id) in self._store.records([(account_id, correction_id)]):
-                        raise EventConflict(f"{correction_id[:128]!r} is the id of an event: use a new id.")
-                    if not self._is_repeat(current, correction_id, changes):
-                        raise EventConflict(
-                            f"{correction_id[:128]!r} is the id of another correction, which counts: use a new id."
-                        )
-                    return Correction(current, True)
-                if current.sign < 0:
-                    raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
-                received_at_us = self._clock.now_us()
-                reversal = current._replace(
-                    sign=-1,
-                    received_at_us=received_at_us,
-                    amendment_id=correction_id if changes is None else "",
-                )
-                rows = [reversal]
-                if changes is not None:
-                    rows.append(
-                        self._amended(current, changes)._replace(
-                            revision=current.revision + 1,
-                            received_at_us=received_at_us,
-                            amendment_id=correction_id,
-                        )
-                    )
-                try:
-                    self._book(rows, [key_of(account_id, correction_id)])
-                except Stale:
-                    continue
-                return Correction(rows[-1], False)
+                # Until the commit thread has looked: what is delivered meanwhile must not be missed by both.
+                with self._pending.looking_up():
+                    try:
+                        return self._correct_once(account_id, event_id, correction_id, changes)
+                    except Stale:
+                        continue
         raise Unavailable("The event keeps changing. Try again.")
+
+    def _correct_once(
+        self, account_id: str, event_id: str, correction_id: str, changes: Event | None
+    ) -> Correction:
+        """Book a correction as the stores are now. Raises `Stale` when they changed before its commit."""
+        current = self._current(account_id, event_id)
+        key = key_of(account_id, correction_id)
+        if self._is_known(account_id, correction_id):
+            if (account_id, correction_id) in self._store.records([(account_id, correction_id)]):
+                raise EventConflict(f"{correction_id[:128]!r} is the id of an event: use a new id.")
+            if not self._is_repeat(current, correction_id, changes):
+                raise EventConflict(
+                    f"{correction_id[:128]!r} is the id of another correction, which counts: use a new id."
+                )
+            return Correction(current, True)
+        if self._pending.is_held(key):
+            raise EventConflict(f"{correction_id[:128]!r} is the id of an open hold: use a new id.")
+        if self._pending.is_set_aside(key):
+            raise EventConflict(f"{correction_id[:128]!r} is the id of a record that counts: use a new id.")
+        if current.sign < 0:
+            raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
+        received_at_us = self._clock.now_us()
+        reversal = current._replace(
+            sign=-1,
+            received_at_us=received_at_us,
+            amendment_id=correction_id if changes is None else "",
+        )
+        rows = [reversal]
+        if changes is not None:
+            rows.append(
+                self._amended(current, changes)._replace(
+                    revision=current.revision + 1,
+                    received_at_us=received_at_us,
+                    amendment_id=correction_id,
+                )
+            )
+        self._book(rows, [key])
+        return Correction(rows[-1], False)
 
     def price_unpriced(self, model: str | None = None) -> int:
         """

@@ -35,7 +35,7 @@ from tollkeeper.domain.bookings import (
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import BadParameter, EventConflict, TollkeeperError, Unavailable
+from tollkeeper.errors import BadParameter, HoldEnded, TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate, StartedBudget
 from tollkeeper.ports import Ledger
 from tollkeeper.services.pending import TOO_MANY, Pending, key_of
@@ -144,7 +144,7 @@ class OpenHold(Work):
     def add(self, draft: Draft) -> None:
         key = key_of(self.hold.account_id, self.hold.hold_id)
         if not draft.pending.disjoint((key,)):
-            raise EventConflict(f"Id {self.hold.hold_id} names an event or a hold: use a new id.")
+            raise HoldEnded(f"Id {self.hold.hold_id} names an event, a correction or a hold: use a new id.")
         draft.pending.hold((key,))
         draft.held_keys.append(key)
         draft.group.opened.append(self.hold)
@@ -174,12 +174,15 @@ class Settle(Work):
     One record with its charges, and the end of its hold if that is durable.
 
     Args:
+        ended: The hold that the record ends. Its id is looked at again here: of whatever names an event by this
+            id at the same time, only the first one is committed.
+        late: The hold has expired, so that its id may name something else by now.
         counted: The gate's counters have the charges already.
         scopes_version: Of the budget scopes that the charges were made from.
         charges_of: Makes the charges anew when the scopes have changed since.
     """
 
-    __slots__ = ("charges", "charges_of", "counted", "ended", "record", "scopes_version")
+    __slots__ = ("charges", "charges_of", "counted", "ended", "late", "record", "scopes_version")
 
     def __init__(
         self,
@@ -187,6 +190,7 @@ class Settle(Work):
         charges: list[Charge],
         *,
         ended: EndedHold | None = None,
+        late: bool = False,
         ticket: Ticket | None = None,
         counted: bool = True,
         scopes_version: int = 0,
@@ -197,6 +201,7 @@ class Settle(Work):
         self.record = record
         self.charges = charges
         self.ended = ended
+        self.late = late
         self.ticket = ticket
         self.counted = counted
         self.scopes_version = scopes_version
@@ -210,19 +215,37 @@ class Settle(Work):
     def add(self, draft: Draft) -> None:
         check_storable(self.record)
         charges = self.charges
+        key = key_of(self.record.account_id, self.record.id)
         if self.charges_of is not None and self.scopes_version != draft.scopes_version:
             counted = {charge[:3]: charge.amount for charge in charges} if self.counted else {}
-            for charge in self.charges_of(self.record):
+            charges_now = self.charges_of(self.record)
+            if self.ended is not None:
+                self._take_id(draft, key)
+            for charge in charges_now:
                 draft.charge(charge[:3], charge.amount, counted=False)
             for at, amount in counted.items():
                 draft.counted[at] = draft.counted.get(at, 0) + amount
         else:
+            if self.ended is not None:
+                self._take_id(draft, key)
             for account_id, counter_id, period_start_us, amount in charges:
                 draft.charge((account_id, counter_id, period_start_us), amount, counted=self.counted)
         draft.rows.append(self.record)
-        draft.row_keys.append(key_of(self.record.account_id, self.record.id))
+        draft.row_keys.append(key)
         if self.ended is not None:
             draft.group.ended.append(self.ended)
+
+    def _take_id(self, draft: Draft, key: str) -> None:
+        """Make sure that the event is the one of its id. Nothing of the draft may fail after this."""
+        pending = draft.pending
+        if pending.is_held(key):
+            # By the hold that this ends: nothing else can have taken the id.
+            return
+        if not self.late or not pending.disjoint((key,)):
+            raise HoldEnded(f"Id {self.record.id} names an event or a correction by now: use a new id.")
+        # So that a batch of the same group finds the id taken.
+        pending.hold((key,))
+        draft.held_keys.append(key)
 
 
 class Batch(Work):

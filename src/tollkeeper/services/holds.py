@@ -11,15 +11,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final, NamedTuple
 
 import msgspec
+import pyarrow as pa
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
@@ -86,7 +88,7 @@ class Holds:
         self._lock = threading.Lock()
         self._opened = threading.Condition(self._lock)
         self._opening: set[tuple[str, str]] = set()
-        self._settling_late: set[tuple[str, str]] = set()
+        self._ending_late: set[tuple[str, str]] = set()
         self._open: dict[tuple[str, str], tuple[Admission, Ticket]] = {}
         self._accounts_by_hold: dict[str, list[str]] = {}
         self._expiring: dict[int, set[tuple[str, str]]] = {}
@@ -184,7 +186,7 @@ class Holds:
 
         Raises:
             IdempotencyConflict: *hold_id* is open for another request.
-            HoldEnded: *hold_id* was ended.
+            HoldEnded: *hold_id* was ended, or names an event or a correction.
             BadParameter: *ttl_s* is out of range.
         """
         ttl_s = self._hold_s if ttl_s is None else ttl_s
@@ -196,11 +198,15 @@ class Holds:
         if isinstance(permit, Denial):
             return permit
         fingerprint = _fingerprint(permit.key_id, method, path, expected)
-        with self._opening_one(permit.account_id, hold_id):
+        with self._opening_one(permit.account_id, hold_id), ExitStack() as look_up:
+            # Until the commit thread has looked: what is delivered meanwhile must not be missed by both.
+            look_up.enter_context(self._pending.looking_up())
             earlier = self._earlier(permit.account_id, hold_id, fingerprint)
             if earlier is not None:
                 return earlier
-            return self._authorize(secret, method, path, expected, ticket, hold_id, fingerprint, ttl_s, tags)
+            return self._authorize(
+                secret, method, path, expected, ticket, hold_id, fingerprint, ttl_s, tags, look_up
+            )
 
     def _authorize(
         self,
@@ -213,6 +219,7 @@ class Holds:
         fingerprint: str,
         ttl_s: int,
         tags: Mapping[str, str],
+        look_up: ExitStack | None = None,
     ) -> tuple[Admission, Ticket] | Denial:
         found = self._gate.admit(secret, method, path, expected, hold_id=hold_id)
         if isinstance(found, Denial):
@@ -225,8 +232,11 @@ class Holds:
         admission.expires_at_us = admission.at_us + ttl_s * US_PER_S
         at = (admission.account_id, admission.id)
         self._keep(admission, ticket)
+        look_up_ends = None if look_up is None else look_up.pop_all()
 
         def done(error: BaseException | None) -> None:
+            if look_up_ends is not None:
+                look_up_ends.close()
             if error is not None and self._gate.claim(admission):
                 self._end(admission)
 
@@ -257,11 +267,21 @@ class Holds:
         if held is not None:
             return self._same(*held, fingerprint)
         stored = self._ledger.hold(account_id, hold_id)
-        if stored is not None and stored.state != "open":
-            raise HoldEnded(f"Hold {hold_id} is {stored.state}: use a new id.")
-        if self._event(account_id, hold_id) is not None:
-            raise HoldEnded(f"Hold {hold_id} was settled: use a new id.")
+        if stored is not None:
+            # One that is open there and not here has expired, which is about to be committed.
+            state = "expired" if stored.state == "open" else stored.state
+            raise HoldEnded(f"Hold {hold_id} is {state}: use a new id.")
+        if self._is_recorded(account_id, hold_id):
+            raise HoldEnded(f"Id {hold_id} names an event or a correction: use a new id.")
         return None
+
+    def _is_recorded(self, account_id: str, id_: str) -> bool:
+        """Return whether an id names an event or a correction. In `Pending.looking_up`, it misses none."""
+        if self._pending.is_recorded(key_of(account_id, id_)):
+            return True
+        pair = pa.table({"account_id": [account_id], "id": [id_]})
+        known: int = self._store.known_ids(pair).num_rows
+        return known > 0
 
     def _same(self, admission: Admission, ticket: Ticket, fingerprint: str) -> tuple[Admission, Ticket]:
         if admission.fingerprint != fingerprint:
@@ -274,12 +294,14 @@ class Holds:
         """
         End a hold made over HTTP with what was used: wait on the ticket, if there is one, before answering.
 
-        A hold that expired meanwhile is settled late: booked whole, as overdraft. A repeat with the same
-        outcome gets the same answer. When the commit fails, the hold is open again.
+        A hold that expired meanwhile is settled late: booked whole, as overdraft, unless its id names an event or
+        a correction by now. A repeat with the same outcome gets the same answer. When the commit fails, the hold is
+        open again.
 
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
-            HoldEnded: It was voided, or settled with another outcome, or is being ended now.
+            HoldEnded: It was voided, or settled with another outcome, or is being ended now, or it expired and its
+                id was used since.
         """
         held = self._find(hold_id, account_id)
         if held is None:
@@ -298,6 +320,9 @@ class Holds:
                 self._forget(admission)
             else:
                 self._gate.unsettle(admission, record)
+                if isinstance(error, HoldEnded) and self._gate.claim(admission):
+                    # It was never committed: its authorize failed in the same group.
+                    self._end(admission)
 
         work = Settle(
             record,
@@ -325,13 +350,15 @@ class Holds:
         """
         End a hold made over HTTP as if the request never was; return its account. A repeat is safe.
 
+        A hold that expired meanwhile is voided too: it cannot be settled any more.
+
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
-            HoldEnded: It was settled.
+            HoldEnded: It was settled, or is being ended now, or it expired and its id was used since.
         """
         held = self._find(hold_id, account_id)
         if held is None:
-            return self._void_ended(hold_id, account_id), None
+            return self._void_ended(hold_id, ticket, account_id)
         admission = held[0]
         if not self._gate.claim(admission):
             raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
@@ -365,6 +392,9 @@ class Holds:
             found = self._settle_late(owner, hold_id, outcome, ticket)
             if found is not None:
                 return found
+            if self.is_open(hold_id, owner):
+                # It was opened while we looked.
+                return self.settle_hold(hold_id, outcome, ticket, account_id=owner)
             record = self._event(owner, hold_id)
             if record is not None:
                 if not _same_outcome(record, outcome):
@@ -372,10 +402,13 @@ class Holds:
                 return Settled(record, record.estimated_cost_nanos, replayed=True), None
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
 
-    def _void_ended(self, hold_id: str, account_id: str | None) -> str:
+    def _void_ended(self, hold_id: str, ticket: Ticket, account_id: str | None) -> tuple[str, Ticket | None]:
         for owner in self._owners(hold_id, account_id):
-            if self._ledger.hold(owner, hold_id) is not None:
-                return owner
+            found = self._void_late(owner, hold_id, ticket)
+            if found is not None:
+                return found
+            if self.is_open(hold_id, owner):
+                return self.void_hold(hold_id, ticket, account_id=owner)
             if self._event(owner, hold_id) is not None:
                 raise HoldEnded(f"Hold {hold_id} was settled: void its event with a correction.")
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
@@ -383,44 +416,106 @@ class Holds:
     def _settle_late(
         self, account_id: str, hold_id: str, outcome: Outcome, ticket: Ticket
     ) -> tuple[Settled, Ticket] | None:
-        """Book what an expired hold used; None when the ledger has no such hold: it was settled."""
-        at = (account_id, hold_id)
-        with self._lock:
-            if at in self._settling_late:
-                raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
-            self._settling_late.add(at)
-
-        def done(error: BaseException | None) -> None:
-            with self._lock:
-                self._settling_late.discard(at)
-
-        try:
-            # Read only now that nobody else settles it: a settled hold is no longer in the ledger.
-            stored = self._ledger.hold(account_id, hold_id)
+        """Book what an expired hold used; None when there is no such hold: it was settled, or is open."""
+        with ExitStack() as until_committed:
+            until_committed.enter_context(self._ending_one(account_id, hold_id))
+            # As in `authorize`: the commit thread looks again, among the pending ones.
+            until_committed.enter_context(self._pending.looking_up())
+            stored = self._expired_or_voided(account_id, hold_id)
             if stored is None:
-                done(None)
                 return None
             if stored.state == "voided":
                 raise HoldEnded(f"Hold {hold_id} was voided: it cannot be settled.")
+            if self._is_recorded(account_id, hold_id):
+                raise HoldEnded(
+                    f"Hold {hold_id} has expired, and its id names an event or a correction by now."
+                )
             admission = self._restore(stored, hold=False)
             admission.state = "ended"
             version = self._committer.scopes_version
-            record = self._gate.record_of(admission, outcome, self._now_us())
-            work = Settle(
-                record,
-                self._charges_of(record),
-                ended=EndedHold(account_id, hold_id, "settled", record.received_at_us),
-                ticket=ticket,
-                counted=False,
-                scopes_version=version,
-                charges_of=self._charges_of,
-                done=done,
-            )
+            now_us = self._now_us()
+            record = self._gate.record_of(admission, outcome, now_us)
+            charges = self._charges_of(record)
+            # Nothing can fail from here to the commit, which may fail and take it back.
+            self._gate.count_late(admission, record, now_us)
+            commit_ends = until_committed.pop_all()
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._gate.void(admission)
+            commit_ends.close()
+
+        work = Settle(
+            record,
+            charges,
+            ended=EndedHold(account_id, hold_id, "settled", now_us),
+            late=True,
+            ticket=ticket,
+            counted=False,
+            scopes_version=version,
+            charges_of=self._charges_of,
+            done=done,
+        )
+        try:
             self._committer.submit(work)
-        except BaseException as exc:
+        except Unavailable as exc:
             done(exc)
             raise
         return Settled(record, 0), ticket
+
+    def _void_late(self, account_id: str, hold_id: str, ticket: Ticket) -> tuple[str, Ticket | None] | None:
+        """Mark an expired hold as voided; None when there is no such hold: it was settled, or is open."""
+        with ExitStack() as until_committed:
+            until_committed.enter_context(self._ending_one(account_id, hold_id))
+            stored = self._expired_or_voided(account_id, hold_id)
+            if stored is None:
+                return None
+            if stored.state == "voided":
+                return account_id, None
+            if self._is_recorded(account_id, hold_id):
+                raise HoldEnded(
+                    f"Hold {hold_id} has expired, and its id names an event or a correction: void that one."
+                )
+            commit_ends = until_committed.pop_all()
+
+        def done(error: BaseException | None) -> None:
+            commit_ends.close()
+
+        try:
+            ended = EndedHold(account_id, hold_id, "voided", self._now_us())
+            self._committer.submit(EndHold(ended, ticket, done))
+        except Unavailable as exc:
+            done(exc)
+            raise
+        return account_id, ticket
+
+    @contextmanager
+    def _ending_one(self, account_id: str, hold_id: str) -> Iterator[None]:
+        """Let one caller end an expired hold, until its commit; refuse any other meanwhile."""
+        at = (account_id, hold_id)
+        with self._lock:
+            if at in self._ending_late:
+                raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+            self._ending_late.add(at)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ending_late.discard(at)
+
+    def _expired_or_voided(self, account_id: str, hold_id: str) -> StoredHold | None:
+        """
+        Return a hold that ended otherwise than by a settle. To be called by its one ender, in `_ending_one`.
+
+        One of state `open` has expired, which is about to be committed.
+        """
+        stored = self._ledger.hold(account_id, hold_id)
+        if stored is None or stored.state != "open":
+            return stored
+        if (account_id, hold_id) in self._open:
+            return None
+        # Read again: it may have been opened and ended since our caller looked, and its end is committed by now.
+        return self._ledger.hold(account_id, hold_id)
 
     def _owners(self, hold_id: str, account_id: str | None) -> Sequence[str]:
         if account_id is not None:
@@ -491,9 +586,19 @@ class Holds:
             count += 1
         return count
 
+    def _entitlement_of(self, body: HoldBody) -> Entitlement | None:
+        """Return what the key of a hold permits, in the project of its request, wherever the key is now."""
+        key = self._directory.key(body.key_id)
+        if key is None:
+            return None
+        if body.project is not None:
+            entry = msgspec.structs.replace(key.entry, project=body.project or None)
+            key = msgspec.structs.replace(key, entry=entry)
+        return self._directory.entitlement_of(key)
+
     def _restore(self, stored: StoredHold, *, hold: bool) -> Admission:
         body = stored.body
-        permit = self._gate.permit_of(lambda: self._directory.entitlement_of_id(body.key_id))
+        permit = self._gate.permit_of(lambda: self._entitlement_of(body))
         if permit is None:
             raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
         route = self._directory.route_table().match(body.method, body.path, permit.profile) or _UNSEEN_ROUTE
@@ -561,6 +666,7 @@ def _body_of(admission: Admission) -> HoldBody:
         expires_at_us=admission.expires_at_us,
         fingerprint=admission.fingerprint,
         tags=dict(admission.tags),
+        project=admission.permit.project_id,
     )
 
 

@@ -356,7 +356,7 @@ class Ingest:
                 int(resolved.indexes[row]),
                 "id",
                 "event_conflict",
-                "this id names another event, which counts: use a new id, or send a correction",
+                "this id names another event or an open hold: use a new id, or send a correction",
             )
             for row in doubtful[~repeats]
         ]

@@ -102,6 +102,17 @@ class Pending:
             found.update(key for key, _ in self._backlog.find(keys))
         return found
 
+    def is_held(self, key: str) -> bool:
+        """Return whether *key* names an open hold, or one that is being settled."""
+        return key in self._held
+
+    def is_recorded(self, key: str) -> bool:
+        """Return whether *key* names an event or a correction that is here."""
+        # In this order, as in `disjoint`.
+        return (
+            key in self._seqs or bool(self._backlog and self._backlog.find((key,))) or key in self._set_aside
+        )
+
     def add(self, keys: Sequence[str], records: pa.Table | Sequence[Record] | None) -> None:
         """
         Take in ids that are about to be committed: `committed` or `drop` is next.
@@ -259,7 +270,7 @@ class Pending:
 
     @contextmanager
     def looking_up(self) -> Iterator[None]:
-        """Keep every id that is here now, or comes, until the block ends."""
+        """Keep every id that is here now, or comes, until the block ends, on whatever thread."""
         with self._lock:
             started = self._tick
             self._look_ups[started] = self._look_ups.get(started, 0) + 1
@@ -309,7 +320,7 @@ class Pending:
             found = [index for index, key in enumerate(arriving_keys) if key in under_way]
             if isinstance(records, Sequence):
                 rows.extend(records[index] for index in found)
-            elif records is not None:
+            elif records is not None and found:
                 tables.append(records.take(found))
         if self._backlog and left:
             places += self._backlog.find(left)
