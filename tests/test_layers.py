@@ -18,6 +18,7 @@ LAYERS: Final = {
     "version": 0,
     "domain": 1,
     "blocking": 2,
+    "callers": 2,
     "clock": 2,
     "collector": 2,
     "ports": 2,

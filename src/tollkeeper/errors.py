@@ -6,7 +6,8 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   ├── Malformed                     malformed             not the format that it claims to be
     │   ├── BodyTooLarge                  body_too_large
     │   ├── UnsupportedMediaType          unsupported_media_type
-    │   └── BadParameter                  bad_parameter         a parameter or field has a bad value
+    │   ├── BadParameter                  bad_parameter         a parameter or field has a bad value
+    │   └── QueryTooLarge                 query_too_large       a usage query takes more than one may
     ├── Unauthenticated                   unauthenticated       no credential, or not one of ours
     ├── Forbidden                         forbidden             a credential that may not do this
     ├── NotFound                          not_found
@@ -15,7 +16,9 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   ├── EventConflict                 event_conflict        the id has another body
     │   ├── IdempotencyConflict           idempotency_conflict  the idempotency key has another body
     │   └── HoldEnded                     hold_ended            the hold had another ending
+    ├── TooManyQueries                    too_many_queries      too many usage queries of one account at once
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
+    │   ├── QueryTooSlow                  query_too_slow        a usage query took longer than one may
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
     │   └── LedgerInUse                   ledger_in_use         another process owns the database
     ├── Forked                            forked                this process is a fork of the one that has it open
@@ -24,6 +27,7 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 
@@ -81,6 +85,12 @@ class BadParameter(BadInput):
         self.field = field
 
 
+class QueryTooLarge(BadInput):
+    """A usage query has more groups, or takes more memory, than one may. Nothing was answered: narrow it."""
+
+    code = "query_too_large"
+
+
 class Unauthenticated(TollkeeperError):
     """No credential was given, or it is none of ours."""
 
@@ -129,11 +139,33 @@ class HoldEnded(Conflict):
     code = "hold_ended"
 
 
+class TooManyQueries(TollkeeperError):
+    """
+    Too many usage queries of one account are under way.
+
+    Args:
+        retry_after_s: Seconds after which another may have its turn.
+    """
+
+    code = "too_many_queries"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int, **fields: Any) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, **fields)
+        self.retry_after_s = retry_after_s
+
+
 class Unavailable(TollkeeperError):
     """A store cannot carry this out now. Nothing was acknowledged; a retry may help."""
 
     code = "unavailable"
     retryable = True
+
+
+class QueryTooSlow(Unavailable):
+    """A usage query took longer than one may; with fewer others beside it, or narrowed, it may not."""
+
+    code = "query_too_slow"
 
 
 class DataDirectoryInUse(Unavailable):
@@ -158,3 +190,13 @@ class InvariantBroken(TollkeeperError):
     """A balance would have become wrong. Nothing was written."""
 
     code = "invariant_broken"
+
+
+def without_handles(exc: BaseException) -> Unavailable | None:
+    """Return what to say of *exc* if the process, or the machine, had no file handle left; else None."""
+    found: BaseException | None = exc
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in (errno.EMFILE, errno.ENFILE):
+            return Unavailable("The server has too many connections and files open: try again shortly.")
+        found = found.__cause__ or found.__context__
+    return None

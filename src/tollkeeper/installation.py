@@ -500,9 +500,18 @@ def _made_by(changes: Iterable[Change], after_seq: int) -> Made:
 
 
 def _open_usage(settings: Settings) -> UsageStore:
+    from tollkeeper.adapters.clickhouse.readers import QueryLimits
     from tollkeeper.adapters.clickhouse.store import ClickHouseUsageStore
 
-    return ClickHouseUsageStore.open(settings.usage, memory_bytes_max=settings.usage_memory_bytes_max or None)
+    return ClickHouseUsageStore.open(
+        settings.usage,
+        memory_bytes_max=settings.usage_memory_bytes_max or None,
+        limits=QueryLimits(
+            settings.usage_query_s_max,
+            settings.usage_query_memory_bytes_max,
+            settings.usage_query_groups_max,
+        ),
+    )
 
 
 def _secret(directory: Path, name: str) -> str:

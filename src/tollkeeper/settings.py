@@ -42,6 +42,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest request body, as sent and after decompression."""
     usage_memory_bytes_max: int = 0
     """Most memory that the embedded usage store may take; 0: its own default."""
+    usage_query_s_max: int = 30
+    """Longest that one usage query may take."""
+    usage_query_memory_bytes_max: int = 512 * 1024 * 1024
+    """Most memory that one usage query may take."""
+    usage_query_groups_max: int = 200_000
+    """Most groups, times buckets, that one usage query may have."""
     root_profile: str = ""
     """The profile whose paths are served at the root, as its vendor serves them; empty: none."""
     profiles: str = "all"

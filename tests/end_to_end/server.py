@@ -64,9 +64,9 @@ class Server:
 
 
 @contextmanager
-def running_server(directory: Path, *options: str) -> Iterator[Server]:
+def running_server(directory: Path, *options: str, handles: int | None = None) -> Iterator[Server]:
     """Start a server on *directory* and a free port of loopback; stop it cleanly at the end."""
-    server = start_server(directory, *options)
+    server = start_server(directory, *options, handles=handles)
     try:
         yield server
     finally:
@@ -75,11 +75,12 @@ def running_server(directory: Path, *options: str) -> Iterator[Server]:
             assert server.process.wait(60) == 0, "a stopped server exits with 0"
 
 
-def start_server(directory: Path, *options: str) -> Server:
-    """Start a server and return once it accepts connections."""
+def start_server(directory: Path, *options: str, handles: int | None = None) -> Server:
+    """Start a server, which may have so many file *handles*, and return once it accepts connections."""
     port = free_port()
     process = subprocess.Popen(
         [
+            *(["prlimit", f"--nofile={handles}:{handles}"] if handles else []),
             sys.executable,
             "-m",
             "tollkeeper",

@@ -5,6 +5,8 @@ started twice.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import urllib.error
 import urllib.request
@@ -326,6 +328,70 @@ def test_a_restart_of_postgresql_is_told_and_then_over(tmp_path: Path) -> None:
             traffic.assert_all_there_once()
     finally:
         database.cleanup()
+
+
+@contextmanager
+def standing_still(database: Any) -> Iterator[None]:
+    """All processes of a database stand still: their connections stay up, and nothing comes from them."""
+    postmaster = int(database.get_pid())
+    processes = [postmaster, *children_of(postmaster)]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+def children_of(process: int) -> list[int]:
+    found = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(child) for child in found.split()]
+
+
+def test_a_database_that_stands_still_stops_nobody_but_those_who_ask_it(tmp_path: Path) -> None:
+    """A stranger's look-up must not stop the probes, nor what needs no database."""
+    database = new_postgresql_server()
+    try:
+        url = sa.make_url(database.get_uri()).set(drivername="postgresql")
+        with site_on(url.render_as_string(hide_password=False), tmp_path / "data") as site:
+            site.settle(site.authorize("before")["hold_id"])
+            with ThreadPoolExecutor(40) as callers:
+                with standing_still(database):
+                    strangers = [
+                        callers.submit(status_of, site, "POST", "/tk/v1/events", f"tk_made_up_{number}")
+                        for number in range(20)
+                    ]
+                    strangers += [
+                        callers.submit(status_of, site, "GET", "/shoal/v1/usage", f"tk_made_up_{number}")
+                        for number in range(20)
+                    ]
+                    for _ in range(5):
+                        assert status_of(site, "GET", "/healthz") == 200
+                    assert not is_ready(site)
+                    # The silent connection is given up, and the call answered.
+                    assert strangers[0].result() == 503
+                assert {stranger.result() for stranger in strangers} <= {401, 503}
+            until_answered(lambda: site.settle("before"), [])
+            until_answered(lambda: site.events("after"), [])
+            assert is_ready(site)
+            site.assert_exact()
+    finally:
+        database.cleanup()
+
+
+def status_of(site: Site, method: str, path: str, key: str = "") -> int:
+    request = urllib.request.Request(
+        site.server.url + path,
+        data=b"[]" if method == "POST" else None,
+        method=method,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as exc:
+        return exc.code
 
 
 def is_ready(site: Site) -> bool:

@@ -51,6 +51,17 @@ def serve(
     usage_memory_bytes_max: Annotated[
         int | None, _setting("usage-memory-bytes-max", "Most memory for the embedded usage store.")
     ] = None,
+    usage_query_s_max: Annotated[
+        int | None, _setting("usage-query-s-max", "Longest usage query, in seconds; 30 unless given.")
+    ] = None,
+    usage_query_memory_bytes_max: Annotated[
+        int | None,
+        _setting("usage-query-memory-bytes-max", "Most memory of one usage query; 512 MiB unless given."),
+    ] = None,
+    usage_query_groups_max: Annotated[
+        int | None,
+        _setting("usage-query-groups-max", "Most groups of one usage query; 200,000 unless given."),
+    ] = None,
     root_profile: Annotated[
         str | None, _setting("root-profile", "The profile that is served at the root; none unless given.")
     ] = None,
@@ -111,6 +122,9 @@ def serve(
             "hold_s": hold_s,
             "body_bytes_max": body_bytes_max,
             "usage_memory_bytes_max": usage_memory_bytes_max,
+            "usage_query_s_max": usage_query_s_max,
+            "usage_query_memory_bytes_max": usage_query_memory_bytes_max,
+            "usage_query_groups_max": usage_query_groups_max,
             "root_profile": root_profile,
             "profiles": profiles,
             "profile_settings": profile_settings,

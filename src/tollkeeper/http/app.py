@@ -81,7 +81,7 @@ class App:
             f"{PREFIX}/events": (self.hot.events, installation.settings.body_bytes_max),
         }
         self._api = api(self.authenticator, self.executors, self._probes)
-        self._profiles = Profiles(installation, self.executors.of("profiles"))
+        self._profiles = Profiles(installation, self.executors)
         self._random = random.Random()
         forks.refuse_in_children(installation, [self], _Forked)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 from tollkeeper.blocking import NOT_WAITING, WouldWait
+from tollkeeper.callers import CALLER, Caller
 
-Pool = Literal["hot", "management", "events", "usage", "profiles", "maintenance"]
+Pool = Literal["hot", "management", "events", "usage", "profiles", "maintenance", "stopping"]
 
 THREADS: Final[dict[Pool, int]] = {
     # Authorize with an id, void, endings of holds that ended before, and every look-up of a credential.
@@ -28,12 +29,15 @@ THREADS: Final[dict[Pool, int]] = {
     "usage": 32,
     "profiles": 32,
     "maintenance": 2,
+    # Ends the queries of callers that went away.
+    "stopping": 2,
 }
 PROBE_S_MAX: Final = 2.0
 """How long a probe waits for one store."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Threads:
@@ -106,12 +110,58 @@ class Executors:
     def __init__(self) -> None:
         self._threads = {pool: Threads(pool, count) for pool, count in THREADS.items()}
         self.hot = self._threads["hot"]
+        self._callers: set[Caller] = set()
 
     def of(self, pool: Pool) -> Threads:
         """Return the threads of a kind of call."""
         return self._threads[pool]
 
+    async def run_for(
+        self,
+        pool: Pool,
+        caller: Caller,
+        receive: Receive,
+        call: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """
+        Return what *call* returns in a thread of *pool*; stop its queries if the caller hangs up meanwhile.
+
+        Args:
+            receive: Of the request, whose body was read or is of no interest.
+        """
+        self._callers.add(caller)
+        token = CALLER.set(caller)
+        work = asyncio.ensure_future(self.of(pool).run(call, *args, **kwargs))
+        CALLER.reset(token)
+        hanging_up = asyncio.ensure_future(_hung_up(receive))
+        try:
+            await asyncio.wait({work, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self.of("stopping").run(caller.leave)
+            return await work
+        except asyncio.CancelledError:
+            # The server took the task away, which is another way to hear that the caller hung up.
+            self.of("stopping").submit(caller.leave)
+            raise
+        finally:
+            hanging_up.cancel()
+            self._callers.discard(caller)
+
+    def stop_queries(self) -> None:
+        """Stop what is asked of the usage store: the server stops, and who asks may ask again. Blocking."""
+        for caller in tuple(self._callers):
+            caller.leave()
+
     def close(self) -> None:
-        """Let all threads end what they are at."""
+        """Let all threads end what they are at, but for usage queries, which are stopped."""
+        self.stop_queries()
         for threads in self._threads.values():
             threads.close()
+
+
+async def _hung_up(receive: Receive) -> None:
+    """Return when the caller has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -22,6 +22,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.BodyTooLarge: (413, "Body too large"),
     errors.UnsupportedMediaType: (415, "Unsupported media type"),
     errors.BadParameter: (400, "Bad parameter"),
+    errors.QueryTooLarge: (400, "Query too large"),
     errors.Unauthenticated: (401, "Not authenticated"),
     errors.Forbidden: (403, "Not permitted"),
     errors.NotFound: (404, "Not found"),
@@ -30,7 +31,9 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.EventConflict: (409, "Event conflict"),
     errors.IdempotencyConflict: (409, "Idempotency conflict"),
     errors.HoldEnded: (409, "Hold ended"),
+    errors.TooManyQueries: (429, "Too many queries"),
     errors.Unavailable: (503, "Unavailable"),
+    errors.QueryTooSlow: (503, "Query too slow"),
     errors.DataDirectoryInUse: (503, "Data directory in use"),
     errors.LedgerInUse: (503, "Ledger in use"),
     errors.Forked: (503, "Forked process"),
@@ -57,6 +60,7 @@ def to_problem(exc: BaseException, *, instance: str, request_id: str) -> Problem
         instance: The path that was called.
         request_id: As in the `X-Request-Id` header.
     """
+    exc = errors.without_handles(exc) or exc
     if not isinstance(exc, errors.TollkeeperError):
         log.error("tollkeeper.http.failed", exc_info=exc, extra={"request_id": request_id, "path": instance})
         exc = errors.TollkeeperError("The request failed on our side. Quote the request id when you ask.")
@@ -76,6 +80,8 @@ def to_problem(exc: BaseException, *, instance: str, request_id: str) -> Problem
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(exc, errors.TooManyQueries):
+        headers["Retry-After"] = str(exc.retry_after_s)
     if status == 503:
         headers["Retry-After"] = "1"
     return Problem(status, body, headers)

@@ -15,11 +15,12 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from tollkeeper.callers import Caller
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
 from tollkeeper.http.bodies import read_body
-from tollkeeper.http.executors import Threads
+from tollkeeper.http.executors import Executors
 from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
@@ -104,14 +105,14 @@ class ProfileSite:
 class Profiles:
     """All profiles that an installation serves."""
 
-    def __init__(self, installation: Installation, threads: Threads) -> None:
+    def __init__(self, installation: Installation, executors: Executors) -> None:
         settings = installation.settings
         root = settings.root_profile
         served = (
             [name.strip() for name in settings.profiles.split(",")] if settings.profiles != ALL else names()
         )
         self._installation = installation
-        self._threads = threads
+        self._executors = executors
         self.sites = {name: self._site(name) for name in dict.fromkeys([*served, root]) if name}
         self.root = self.sites.get(root)
 
@@ -154,8 +155,8 @@ class Profiles:
         text = scope["query_string"].decode("latin-1")
         query = parse_qs(text, keep_blank_values=True, errors="replace")
         call = self._call(path, scope, request_id)._replace(query=query, body=body)
-        reply = await self._threads.run(site.answer, call)
-        if reply.status >= 400 and await self._threads.run(site.is_failed_credential, call, reply):
+        reply = await self._executors.run_for("profiles", Caller(), receive, site.answer, call)
+        if reply.status >= 400 and await self._executors.hot.run(site.is_failed_credential, call, reply):
             denial = failed_credential()
             if denial is not None:
                 reply = site.turned_away(call, denial)

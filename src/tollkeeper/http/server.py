@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import resource
 import secrets
 import signal
 import socket
@@ -22,6 +23,10 @@ OPERATOR_KEY_CHARS_MIN: Final = 20
 _MALLOC: Final = ((-8, 2), (-3, 32 << 20), (-1, 64 << 20))
 """mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes. Smaller ones return memory sooner, and
 make every batch fault its pages in anew: half of the ingest speed."""
+
+_HANDLES_RESERVED: Final = 400
+"""File handles that connections leave to the stores, which open files as they read and merge."""
+_CONNECTIONS_MAX: Final = 10_000
 
 log = logging.getLogger("tollkeeper.server")
 
@@ -74,12 +79,30 @@ def serve(
     """
     _check_port(host, port)
     app = build_app(installation)
+    handles = _raise_handle_limit()
     calm_collector()
     _return_memory(installation)
     try:
-        _runner()(_serve(app, host, port, ready, until))
+        _runner()(_serve(app, host, port, ready, until, connections_max(handles)))
     finally:
         app.close()
+
+
+def connections_max(handles: int) -> int:
+    """Return how many connections may be open at once in a process that may have so many file handles."""
+    return min(max(handles - _HANDLES_RESERVED, handles // 2), _CONNECTIONS_MAX)
+
+
+def _raise_handle_limit() -> int:
+    """Let this process have as many file handles as its user may give it; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as exc:  # Some systems say "unlimited" and do not mean it.
+            log.warning("tollkeeper.server.handle_limit", extra={"limit": soft, "reason": str(exc)})
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def _return_memory(installation: Installation) -> None:
@@ -108,7 +131,12 @@ def _runner() -> Callable[..., None]:
 
 
 async def _serve(
-    app: App, host: str, port: int, ready: Callable[[str], None], until: Callable[[], object] | None
+    app: App,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    until: Callable[[], object] | None,
+    connections: int,
 ) -> None:
     from granian.constants import HTTPModes
     from granian.server.embed import Server
@@ -119,6 +147,8 @@ async def _serve(
         port=port,
         interface="asgi",
         backlog=1024,
+        # Those beyond wait in the backlog, with no handle of ours.
+        backpressure=connections,
         # Of HTTP/2 it would take 16 MiB of headers on each of 200 streams, from anybody. A proxy speaks it better.
         http=HTTPModes.http1,
         log_enabled=False,
@@ -137,6 +167,8 @@ async def _serve(
         waiting.append(asyncio.ensure_future(asyncio.to_thread(until)))
     done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     server.stop()
+    # It waits for the calls that are under way: those that may take long are stopped.
+    await asyncio.to_thread(app.executors.stop_queries)
     await serving
     for task in done:
         if not task.cancelled() and task.exception() is not None:

@@ -34,7 +34,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import UsageQuery, UsageReport
-from tollkeeper.errors import BadParameter, TollkeeperError
+from tollkeeper.errors import BadParameter, TollkeeperError, TooManyQueries, without_handles
 
 NATIVE: Final = "native"
 """The profile of keys that speak no vendor's dialect."""
@@ -307,6 +307,18 @@ def failure(profile: Profile, call: Call, error: Exception) -> Reply:
     For a handler that knows its caller by then, and adds the caller's headers; whatever it lets through comes
     here too.
     """
+    error = without_handles(error) or error
+    if isinstance(error, TooManyQueries):
+        # Worded as any other limit of rate: a dialect has no other words for it.
+        denial = Denial(
+            "rate_limited",
+            str(error),
+            limit="usage_queries",
+            unit="requests",
+            allowed=2,
+            retry_after_s=error.retry_after_s,
+        )
+        return profile.refused(call, denial, None)
     if not isinstance(error, TollkeeperError):
         log.error("tollkeeper.profile.failed", exc_info=error, extra={"request_id": call.request_id})
     return profile.failed(call, error)

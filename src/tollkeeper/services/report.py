@@ -10,10 +10,12 @@ new events, that answer with them, without asking the usage store.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.callers import CALLER
 from tollkeeper.clock import Clock
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.increments import brought_up
@@ -23,6 +25,7 @@ from tollkeeper.ports import Ledger, UsageAnswer, UsageStore
 from tollkeeper.services.answers import Answers, Kept
 from tollkeeper.services.committer import Committer, Look
 from tollkeeper.services.pending import Pending
+from tollkeeper.services.query_turns import QueryTurns
 from tollkeeper.services.relay import LITTLE_RECORDS, Relay, Unreadable, records_of_entry
 from tollkeeper.services.tickets import Ticket
 
@@ -62,6 +65,7 @@ class Reports:
         self._committer = committer
         self._clock = clock
         self._answers = Answers()
+        self._turns = QueryTurns()
         self._read: dict[int, _Read] = {}
         """By number, the outbox rows that the last question looked through: the next one needs some of them."""
         committer.before_telling = self._answers.outdate
@@ -76,6 +80,8 @@ class Reports:
 
         Raises:
             Unavailable: The usage store cannot be read.
+            QueryTooLarge: It has more groups, or takes more memory, than a query may.
+            TooManyQueries: Others of the same account are under way (`callers.CALLER`).
         """
         as_of_us = self._clock.now_us()
         booked = self._booked()
@@ -87,7 +93,8 @@ class Reports:
             last_seq = self._pending.last_seq
             report = self._brought_up(query, kept, as_of_us) if kept is not None else None
             if report is None:
-                report = self._computed(query, as_of_us, booked)
+                with self._turn(query):
+                    report = self._computed(query, as_of_us, booked)
         except BaseException:
             self._answers.give_up(token, query)
             raise
@@ -96,6 +103,15 @@ class Reports:
         else:
             self._answers.give_up(token, query)
         return report
+
+    def _turn(self, query: UsageQuery) -> AbstractContextManager[None]:
+        """Return the turn of the account that asks; of the one that is asked about, while nobody knows the other."""
+        caller = CALLER.get()
+        if caller is None:
+            return nullcontext()
+        if caller.is_operator:
+            return self._turns.taken(None)
+        return self._turns.taken(caller.account_id or query.account_id)
 
     def _brought_up(self, query: UsageQuery, kept: Kept, as_of_us: int) -> UsageReport | None:
         """Return an earlier answer with what was committed since, or None if that takes the usage store."""

@@ -21,7 +21,6 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from queue import Empty, LifoQueue
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlparse
 
@@ -32,14 +31,20 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.clickhouse import code_pages, queries, repeats, tables
+from tollkeeper.adapters.clickhouse.readers import QueryLimits, Readers, report_of
 from tollkeeper.columns import SCHEMA, records_of
 from tollkeeper.domain.events import RECORD_FIELDS, Record
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import BadParameter, Unavailable
 from tollkeeper.ports import CostSum, UsageAnswer
 
-_READERS_MAX: Final = 4
-"""More would only wait for one another: a report keeps two cores busy."""
+_REPORTS: Final = (4, 5.0)
+"""How many run at once, and seconds that another waits. More would only wait: one keeps two cores busy."""
+_LOOK_UPS: Final = (4, 5.0)
+"""Of few ids: calls of the gate wait for them."""
+_SCANS: Final = (2, 60.0)
+"""Of all records: verification, export, prices that come late."""
+_READY_S_MAX: Final = 2.0
 _LITERALS_MAX: Final = 200
 """Up to here ids are parameters; a list of 50,000 takes 1.2 s to parse, as a temporary table 25 ms."""
 _MARK_CACHE_BYTES: Final = 64 << 20
@@ -90,15 +95,24 @@ log = logging.getLogger("tollkeeper.usage")
 class ClickHouseUsageStore:
     """A `ports.UsageStore`. `open` is the way to make one."""
 
-    def __init__(self, url: str, options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        url: str,
+        options: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        limits: QueryLimits = QueryLimits(),
+    ) -> None:
         self._url = url
         self._options = dict(options)
         self._settings = dict(settings)
         self._directory = urlparse(url).path if url.startswith("chdb:") else None
         """Of the engine in this process."""
-        self._readers: LifoQueue[Client] = LifoQueue()
-        self._reader_count = 0
-        self._reader_lock = threading.Lock()
+        self._limits = limits
+        self._reports = Readers(self._connect, *_REPORTS)
+        self._look_ups = Readers(self._connect, *_LOOK_UPS)
+        self._scans = Readers(self._connect, *_SCANS)
+        self._probes = Readers(self._connect, 1, _READY_S_MAX)
+        self._stoppers = Readers(self._connect, 1, _READY_S_MAX)
         self._append_lock = threading.Lock()
         self._lookup_lock = threading.Lock()
         self._charged_lock = threading.Lock()
@@ -114,7 +128,9 @@ class ClickHouseUsageStore:
         """No id of the store is greater; None: not known."""
 
     @classmethod
-    def open(cls, url: str, *, memory_bytes_max: int | None = None) -> ClickHouseUsageStore:
+    def open(
+        cls, url: str, *, memory_bytes_max: int | None = None, limits: QueryLimits = QueryLimits()
+    ) -> ClickHouseUsageStore:
         """
         Connect to the engine at *url* and bring its schema up to date.
 
@@ -122,6 +138,7 @@ class ClickHouseUsageStore:
             url: `chdb:///absolute/path` for the engine in this process (one path per process), or
                 `clickhouse://user:password@host[:port]/database`.
             memory_bytes_max: The most that the engine in this process, or one query on a server, may use.
+            limits: The most that one report may take.
 
         Raises:
             Unavailable: The engine cannot be reached or opened, or its schema is of a later version.
@@ -136,7 +153,7 @@ class ClickHouseUsageStore:
         elif memory_bytes_max is not None:
             settings["max_memory_usage"] = memory_bytes_max
         with _engine_errors():
-            store = cls(url, options, settings)
+            store = cls(url, options, settings, limits)
             try:
                 tables.migrate(store._appender, store.rebuild)
                 tables.drop_unfinished(store._appender)
@@ -235,17 +252,36 @@ class ClickHouseUsageStore:
                 AND id = {id:String}
             ORDER BY account_id"""
         self._check_whole()
-        return [account_id for (account_id,) in self._rows(sql, {"id": id_})]
+        return [account_id for (account_id,) in self._rows(sql, {"id": id_}, readers=self._look_ups)]
 
     def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
         statement = queries.report(query, also)
         self._check_whole()
-        rows = self._rows(statement.sql, statement.parameters)
+        rows = self._report(statement)
         if queries.is_unsure(rows):
-            statement = queries.report(query, also, assuming=False)
-            rows = self._rows(statement.sql, statement.parameters)
+            rows = self._report(queries.report(query, also, assuming=False))
         return queries.answer_of(query, rows)
+
+    def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
+        with (
+            _engine_errors(),
+            self._reports.lend() as client,
+            report_of(self._limits, self._stop) as settings,
+        ):
+            result = client.query(statement.sql, parameters=statement.parameters, settings=settings)
+            return list(map(tuple, result.result_rows))
+
+    def _stop(self, tag: str) -> None:
+        """End the report that runs under *tag*, if it does."""
+        try:
+            with _engine_errors(), self._stoppers.lend() as client:
+                client.command(
+                    "KILL QUERY WHERE Settings['log_comment'] = {tag:String} ASYNC", parameters={"tag": tag}
+                )
+        except Unavailable as exc:
+            # It ends by its own limit of time then; nobody waits for it.
+            log.warning("tollkeeper.usage.stop_failed", extra={"reason": str(exc), "detail": exc.fields})
 
     def charged(
         self,
@@ -309,7 +345,7 @@ class ClickHouseUsageStore:
             sql = f"""
                 SELECT {_RECORD_COLUMNS} FROM events
                 WHERE {" AND ".join(scope)}{after} ORDER BY {order} LIMIT {{piece:UInt64}}"""
-            with _engine_errors(), self._reader() as client:
+            with _engine_errors(), self._scans.lend() as client:
                 piece = _booked_form(client.query_arrow(sql, parameters=parameters))
             if piece.num_rows:
                 yield piece
@@ -392,7 +428,7 @@ class ClickHouseUsageStore:
     def ready(self) -> bool:
         """See `ports.UsageStore.ready`."""
         try:
-            return self._rows("SELECT 1", {}) == [(1,)]
+            return self._rows("SELECT 1", {}, readers=self._probes) == [(1,)]
         except Unavailable:
             return False
 
@@ -434,33 +470,15 @@ class ClickHouseUsageStore:
                 f"{f'SETTINGS {given} ' if given else ''}FORMAT Arrow"
             )
 
-    @contextmanager
-    def _reader(self) -> Iterator[Client]:
-        """Lend a client for one question; waits while all of them are lent."""
-        try:
-            client = self._readers.get_nowait()
-        except Empty:
-            with self._reader_lock:
-                may_connect = self._reader_count < _READERS_MAX
-                self._reader_count += may_connect
-            client = self._connect_reader() if may_connect else self._readers.get()
-        try:
-            yield client
-        finally:
-            self._readers.put(client)
-
-    def _connect_reader(self) -> Client:
-        try:
-            return self._connect()
-        except BaseException:
-            with self._reader_lock:
-                self._reader_count -= 1
-            raise
-
     def _rows(
-        self, sql: str, parameters: dict[str, Any], settings: Mapping[str, Any] | None = None
+        self,
+        sql: str,
+        parameters: dict[str, Any],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        readers: Readers | None = None,
     ) -> list[tuple[Any, ...]]:
-        with _engine_errors(), self._reader() as client:
+        with _engine_errors(), (readers or self._scans).lend() as client:
             result = client.query(sql, parameters=parameters, settings=dict(settings or {}))
             return list(map(tuple, result.result_rows))
 
@@ -470,7 +488,7 @@ class ClickHouseUsageStore:
         keys = _plain(keys.select(["account_id", "id"]))
         if keys.num_rows <= _LITERALS_MAX:
             parameters = keys.to_pydict()
-            with self._reader() as client:
+            with self._look_ups.lend() as client:
                 yield _LookUp(client, "arrayZip({id:Array(String)}, {account_id:Array(String)})", parameters)
             return
         with self._lookup_lock:
@@ -503,7 +521,7 @@ class ClickHouseUsageStore:
             for table, name in self._set_aside()
             if table == "events"
         ]
-        with _engine_errors(), self._reader() as client:
+        with _engine_errors(), self._scans.lend() as client:
             # As columns: what is no SELECT the driver would hand over as text, all parts in one row.
             checked = client.query_arrow("CHECK TABLE events SETTINGS check_query_single_value_result = 0")
         lines += [

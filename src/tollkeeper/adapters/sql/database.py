@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
-from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, webhook_tables
+from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, silence, webhook_tables
 from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.blocking import check_may_wait
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
@@ -66,10 +66,14 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
             options["poolclass"] = _OneConnection
         options["connect_args"] = {"check_same_thread": False, "timeout": _BUSY_TIMEOUT_MS / 1000}
     else:
+        # As many as there are threads that use them; who finds none is answered soon.
+        options |= {"pool_size": 10, "max_overflow": 40, "pool_timeout": 5}
         # A connection that the server ended while it was idle is replaced, and no caller hears of it.
         options["pool_pre_ping"] = True
         options["connect_args"] = {name: value for name, value in _link().items() if name not in parsed.query}
     engine = sa.create_engine(parsed, **options)
+    if engine.dialect.name == "postgresql":
+        engine.dialect.connect = silence.Connection.connect  # type: ignore[method-assign,assignment]
     if engine.dialect.name == "sqlite":
 
         @sa.event.listens_for(engine, "connect")
@@ -109,6 +113,7 @@ def _link() -> dict[str, Any]:
     return {
         "application_name": f"tollkeeper process {os.getpid()} on {socket.gethostname()}"[:63],
         "connect_timeout": 10,
+        "options": silence.OPTIONS,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -126,7 +131,9 @@ def migrate(engine: sa.Engine) -> None:
     try:
         if _revision(engine) == SCHEMA_REVISION:
             return
-        with engine.begin() as connection:
+        with silence.PATIENCE, engine.begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
             if engine.dialect.name == "sqlite":
                 # The driver begins a transaction for data only, and without one a crash leaves half a schema.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -32,6 +32,7 @@ from tollkeeper.adapters.sql.ledger_tables import (
     windows,
 )
 from tollkeeper.adapters.sql.prepared import Prepared, Row
+from tollkeeper.adapters.sql.silence import PATIENCE
 from tollkeeper.domain.bookings import (
     Committed,
     Group,
@@ -374,7 +375,7 @@ class SqlLedger:
             ]
 
     def open_holds(self) -> list[StoredHold]:
-        with self._reading() as tx:
+        with self._reading_all() as tx:
             rows = tx.execute(
                 sa.select(holds.c.account_id, holds.c.hold_id, holds.c.state, holds.c.body)
                 .where(holds.c.state == "open")
@@ -406,7 +407,7 @@ class SqlLedger:
             return {str(c): (str(f), int(a)) for c, f, a in rows}
 
     def counter_rows(self, account_id: str) -> dict[tuple[str, int], int]:
-        with self._reading() as tx:
+        with self._reading_all() as tx:
             rows = tx.execute(
                 sa.select(counters.c.counter_id, counters.c.period_start_us, counters.c.used).where(
                     counters.c.account_id == account_id
@@ -415,7 +416,7 @@ class SqlLedger:
             return {(str(c), int(p)): int(u) for c, p, u in rows}
 
     def posting_sums(self, account_id: str) -> dict[tuple[str, int], int]:
-        with self._reading() as tx:
+        with self._reading_all() as tx:
             rows = tx.execute(
                 sa.select(postings.c.counter_id, postings.c.period_start_us, sa.func.sum(postings.c.amount))
                 .where(postings.c.account_id == account_id)
@@ -424,7 +425,7 @@ class SqlLedger:
             return {(str(c), int(p)): int(a) for c, p, a in rows}
 
     def charged_accounts(self) -> list[str]:
-        with self._reading() as tx:
+        with self._reading_all() as tx:
             rows = tx.execute(sa.select(counters.c.account_id).distinct().order_by(counters.c.account_id))
             return [str(row[0]) for row in rows]
 
@@ -551,6 +552,14 @@ class SqlLedger:
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         with _database_errors("read"), self._engine.connect() as tx:
+            yield tx
+
+    @contextmanager
+    def _reading_all(self) -> Iterator[sa.Connection]:
+        """Read what may take longer than one call may wait."""
+        with PATIENCE, self._reading() as tx:
+            if self._engine.dialect.name == "postgresql":
+                tx.exec_driver_sql("SET LOCAL statement_timeout = 0")
             yield tx
 
     @staticmethod

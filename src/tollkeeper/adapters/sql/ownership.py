@@ -23,6 +23,8 @@ TAKE_MS_MAX: Final = 5_000
 _CLASS: Final = 0x746F6C6C
 """Keeps our locks apart from those of others; one-number locks, as of the catalog, are another space anyway."""
 _SESSION: Final = (
+    # The wait for the lock has a limit of its own, which says what it is.
+    "SET statement_timeout = 0",
     f"SET lock_timeout = {TAKE_MS_MAX}",
     # A machine that lost its power says no goodbye: ask after it, or its lock stays for two hours.
     "SET tcp_keepalives_idle = 10",

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from litestar import Request, Response
 
+from tollkeeper.callers import Caller
 from tollkeeper.errors import BadInput, BadParameter, Forbidden, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Authenticator, Principal
 from tollkeeper.http.bodies import decompressed, header
@@ -121,7 +122,12 @@ def in_thread(pool: Pool) -> Callable[[Callable[P, T]], Callable[P, Awaitable[T]
         @wraps(handler)
         async def run(*args: P.args, **kwargs: P.kwargs) -> T:
             request: Any = kwargs["request"]
-            return await context_of(request).executors.of(pool).run(handler, *args, **kwargs)
+            executors = context_of(request).executors
+            if pool != "usage":
+                return await executors.of(pool).run(handler, *args, **kwargs)
+            principal = principal_of(request)
+            caller = Caller(principal.account_id, is_operator=principal.role == "operator")
+            return await executors.run_for(pool, caller, request.receive, handler, *args, **kwargs)
 
         return run
 

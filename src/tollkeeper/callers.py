@@ -1,0 +1,67 @@
+"""
+Who waits for an answer: whose turn at the usage store its queries take, and whether it is still there.
+
+The server sets one around each call (`CALLER`); a call of the library has none, and no turns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+from tollkeeper.errors import Unavailable
+
+
+class Caller:
+    """
+    One call. Any thread may use it.
+
+    Attributes:
+        account_id: Whose call it is; None: the operator's, or not known before it is under way.
+        is_operator: Whether it is the operator's.
+    """
+
+    def __init__(self, account_id: str | None = None, *, is_operator: bool = False) -> None:
+        self.account_id = account_id
+        self.is_operator = is_operator
+        self._lock = threading.Lock()
+        self._gone = False
+        self._stops: list[Callable[[], None]] = []
+
+    @contextmanager
+    def stopping(self, stop: Callable[[], None]) -> Iterator[None]:
+        """
+        Have *stop* called if the caller goes away inside of the block. It may be called a moment after the block.
+
+        Raises:
+            Unavailable: The caller has gone already.
+        """
+        with self._lock:
+            if self._gone:
+                raise gone()
+            self._stops.append(stop)
+        try:
+            yield
+        finally:
+            with self._lock:
+                if stop in self._stops:
+                    self._stops.remove(stop)
+
+    def leave(self) -> None:
+        """Say that nobody waits for the answer any more: stop what is under way for it. Blocking."""
+        with self._lock:
+            self._gone = True
+            stops, self._stops = self._stops, []
+        for stop in stops:
+            stop()
+
+
+CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
+
+
+def gone() -> Unavailable:
+    """Return how a call ends that nobody waits for."""
+    return Unavailable("The caller has gone, or the server stops: the query was stopped.")
