@@ -214,8 +214,8 @@ class Ingest:
         failed = (status >= 400) | (_mask_present(events, "denied_reason"))
         route_nanos = np.where(failed, 0, routes.price_nanos)
         token_count = tokens[0] + tokens[1] + tokens[2] + tokens[3]
-        # As `Gate._cost` does for one request.
-        metered = (token_count > 0) & ~_mask_equal(model, "")
+        # As `Gate._cost` does for one request, and `domain.pricing.uses_model`.
+        metered = ((token_count > 0) | ~failed) & ~_mask_equal(model, "")
         given = _present(events, "cost_nanos")
         estimated = _present(events, "estimated_cost_nanos") & ~given
         estimate = _ints(events, "estimated_cost_nanos")
