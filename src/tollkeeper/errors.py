@@ -17,7 +17,8 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   └── HoldEnded                     hold_ended            the hold had another ending
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
-    │   └── LedgerInUse                   ledger_in_use         another process owns the database
+    │   ├── LedgerInUse                   ledger_in_use         another process owns the database
+    │   └── TooMuchUnderWay               too_much_under_way    the caller's own batches fill its share
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
 
@@ -145,6 +146,12 @@ class LedgerInUse(Unavailable):
     """Another process owns the database of the ledger."""
 
     code = "ledger_in_use"
+
+
+class TooMuchUnderWay(Unavailable):
+    """The caller has as many bytes of batches under way as it may. Its earlier ones make room as they end."""
+
+    code = "too_much_under_way"
 
 
 class InvariantBroken(TollkeeperError):

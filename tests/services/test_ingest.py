@@ -295,7 +295,7 @@ def test_everything_that_was_ingested_is_reconciled(toll: Tollkeeper) -> None:
 def test_a_batch_that_holds_an_event_twice_counts_it_once(tenant: Tenant) -> None:
     """Senders merge buffers."""
     one, two = tenant.event("a", cost_nanos=5), tenant.event("b", cost_nanos=7)
-    assert tenant.record(one, two, one, one) == IngestResult(2, 2, [])
+    assert tenant.record(one, two, one, one) == IngestResult(2, 2, [], 0)
     assert tenant.totals("requests", "cost_nanos") == {"requests": 2, "cost_nanos": 12}
 
 
@@ -332,7 +332,7 @@ def test_a_retry_years_later_is_still_a_duplicate(tenant: Tenant) -> None:
     old = tenant.event("a", time="2020-01-01T00:00:00Z", cost_nanos=5)
     tenant.record(old)
     tenant.totals()
-    assert tenant.record(old) == IngestResult(0, 1, [])
+    assert tenant.record(old) == IngestResult(0, 1, [], 0)
 
 
 def test_a_price_that_changed_makes_no_conflict_of_a_retry(toll: Tollkeeper, tenant: Tenant) -> None:
@@ -340,7 +340,7 @@ def test_a_price_that_changed_makes_no_conflict_of_a_retry(toll: Tollkeeper, ten
     event = tenant.event("a", model=f"{tenant.id}-m", tokens={"prompt": 1_000_000})
     tenant.record(event)
     toll.manage.put(Price(id=f"{tenant.id}-m", model=f"{tenant.id}-m", prompt_nanos_per_million=9))
-    assert tenant.record(event) == IngestResult(0, 1, [])
+    assert tenant.record(event) == IngestResult(0, 1, [], 0)
     assert tenant.totals("cost_nanos", "requests") == {"cost_nanos": 9, "requests": 1}
 
 

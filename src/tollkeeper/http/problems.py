@@ -33,6 +33,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.Unavailable: (503, "Unavailable"),
     errors.DataDirectoryInUse: (503, "Data directory in use"),
     errors.LedgerInUse: (503, "Ledger in use"),
+    errors.TooMuchUnderWay: (429, "Too much under way"),
     errors.InvariantBroken: (500, "Invariant broken"),
 }
 """Class → status and title. The title is the same for every occurrence, the detail is not."""
@@ -75,6 +76,6 @@ def to_problem(exc: BaseException, *, instance: str, request_id: str) -> Problem
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = "1"
     return Problem(status, body, headers)
