@@ -574,9 +574,9 @@ def test_a_bad_line_sends_only_its_piece_the_exact_way(monkeypatch: pytest.Monke
     exact_sizes = []
     original = decode._decode_exactly
 
-    def counting(lines: Any, now_us: int) -> Any:
+    def counting(lines: Any, *rest: Any) -> Any:
         exact_sizes.append(len(lines))
-        return original(lines, now_us)
+        return original(lines, *rest)
 
     monkeypatch.setattr(decode, "_decode_exactly", counting)
     batch = [{**GOOD, "id": str(i)} for i in range(18)]
