@@ -14,7 +14,8 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     ├── Conflict                          conflict              the state does not permit this
     │   ├── EventConflict                 event_conflict        the id has another body
     │   ├── IdempotencyConflict           idempotency_conflict  the idempotency key has another body
-    │   └── HoldEnded                     hold_ended            the hold had another ending
+    │   ├── HoldEnded                     hold_ended            the hold had another ending
+    │   └── QuotaExceeded                 quota_exceeded        the account has as many entries as it may make
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
     │   ├── LedgerInUse                   ledger_in_use         another process owns the database
@@ -127,6 +128,12 @@ class HoldEnded(Conflict):
     """The hold already had another ending."""
 
     code = "hold_ended"
+
+
+class QuotaExceeded(Conflict):
+    """The account has as many entries of a kind as its own calls may make."""
+
+    code = "quota_exceeded"
 
 
 class Unavailable(TollkeeperError):

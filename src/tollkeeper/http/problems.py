@@ -30,6 +30,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.EventConflict: (409, "Event conflict"),
     errors.IdempotencyConflict: (409, "Idempotency conflict"),
     errors.HoldEnded: (409, "Hold ended"),
+    errors.QuotaExceeded: (409, "Quota exceeded"),
     errors.Unavailable: (503, "Unavailable"),
     errors.DataDirectoryInUse: (503, "Data directory in use"),
     errors.LedgerInUse: (503, "Ledger in use"),

@@ -168,7 +168,7 @@ class ProfileDesk:
         return cast("list[Plan]", list(self._catalog.entries("plans")))
 
     def issue_key(self, key: Key) -> tuple[StoredKey, str]:
-        issued = self._manage.issue_key(key)
+        issued = self._manage.issue_key(key, by_customer=True)
         assert issued.secret is not None
         return self._manage.stored_key(key.account, issued.entry.id), issued.secret
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
@@ -40,7 +40,14 @@ from tollkeeper.domain.keys import (
     new_secret,
     shown_prefix,
 )
-from tollkeeper.errors import BadParameter, Conflict, IdempotencyConflict, NotFound, Unavailable
+from tollkeeper.errors import (
+    BadParameter,
+    Conflict,
+    IdempotencyConflict,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+)
 from tollkeeper.ports import Catalog, CatalogStore
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import NATIVE
@@ -61,6 +68,10 @@ KEY_TRANSITIONS: Final[dict[KeyState, frozenset[KeyState]]] = {
 _IMMUTABLE_KEY_FIELDS: Final = ("role", "type", "profile")
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
+
+TOMBSTONES_PER_KEY: Final = 10
+"""A revoked or deleted key leaves a row for good: an account may end so many for each key of its quota."""
+_NO_QUOTAS: Final[Mapping[str, int]] = {}
 
 _ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
 Action = Literal["created", "changed", "unchanged", "deleted"]
@@ -116,6 +127,8 @@ class Manage:
         on_doubt: Called when a call failed for want of the store: it may have taken place all the same, and its
             repeat finds nothing to change.
         plain_http: Webhooks may have an http URL, whose messages everybody on the way can read.
+        quotas: Kind → most entries that an account's own calls (*by_customer*) may bring it to; ended keys do not
+            count, but at most `TOMBSTONES_PER_KEY` times as many are kept. The operator's calls have no bound.
     """
 
     def __init__(
@@ -129,7 +142,9 @@ class Manage:
         has_usage: Callable[[str], bool] | None = None,
         on_doubt: Callable[[], None] = lambda: None,
         plain_http: bool = False,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
+        self._quotas = quotas or {}
         self._store = store
         self._clock = clock
         self._choice = choice
@@ -139,7 +154,7 @@ class Manage:
         self._on_doubt = on_doubt
         self._plain_http = plain_http
 
-    def put(self, entry: Entry) -> Change:
+    def put(self, entry: Entry, *, by_customer: bool = False) -> Change:
         """
         Create or change one entry, whole: a field that is left out gets its default. A repeat is safe.
 
@@ -149,8 +164,11 @@ class Manage:
             BadParameter: A field breaks a rule, or names an entry that does not exist.
             Conflict: A field that cannot change would, or the id is taken.
             IdempotencyConflict: A grant of this id was posted with another body.
+            QuotaExceeded: The entry is new, and a customer's quota is used up.
         """
-        return self._write([entry], [""], issue=False, dry_run=False).changes[0]
+        return self._write(
+            [entry], [""], issue=False, dry_run=False, quotas=self._quotas_of(by_customer)
+        ).changes[0]
 
     def apply(self, entries: Sequence[Entry], *, dry_run: bool = False) -> Applied:
         """
@@ -171,23 +189,27 @@ class Manage:
             paths.append(f"{entry.kind}[{index}]")
         return self._write(entries, paths, issue=True, dry_run=dry_run)
 
-    def issue_key(self, entry: Key) -> IssuedKey:
+    def issue_key(self, entry: Key, *, by_customer: bool = False) -> IssuedKey:
         """
         Make a new key and return it with its secret; without one when it brings its `sha256`.
 
         Raises:
             BadParameter: A field breaks a rule, or names an entry that does not exist.
             Conflict: The id or the secret is taken.
+            QuotaExceeded: A customer's quota is used up.
         """
         key = checked(entry, "")
         with self._transaction() as catalog:
-            work = _Work(catalog, self._clock.now_us(), self._choice, issue=True)
+            quotas = self._quotas_of(by_customer)
+            work = _Work(catalog, self._clock.now_us(), self._choice, issue=True, quotas=quotas)
             work.create_key(key, "")
             work.check_references(key, "")
         self._announce(work.changes)
         return work.issued[0]
 
-    def rotate_key(self, account: str | None, key_id: str, overlap_s: int) -> IssuedKey:
+    def rotate_key(
+        self, account: str | None, key_id: str, overlap_s: int, *, by_customer: bool = False
+    ) -> IssuedKey:
         """
         Make a key that is like *key_id* but for its id and secret, and end the old one after *overlap_s*.
 
@@ -197,12 +219,14 @@ class Manage:
             BadParameter: *overlap_s* is not from 0 to `OVERLAP_S_MAX`.
             NotFound: The account has no such key.
             Conflict: The key is expired, revoked or deleted, or was rotated before.
+            QuotaExceeded: A customer's quota is used up: the old key counts until it is revoked or deleted.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise BadParameter(f"overlap_s is from 0 to {OVERLAP_S_MAX} seconds", field="overlap_s")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            work = _Work(catalog, now_us, self._choice, issue=True)
+            quotas = self._quotas_of(by_customer)
+            work = _Work(catalog, now_us, self._choice, issue=True, quotas=quotas)
             work.rotate(_stored_key(catalog, account, key_id), overlap_s)
         self._announce(work.changes)
         return work.issued[0]
@@ -303,8 +327,17 @@ class Manage:
         self._announce([change])
         return change
 
+    def _quotas_of(self, by_customer: bool) -> Mapping[str, int]:
+        return self._quotas if by_customer else {}
+
     def _write(
-        self, entries: Sequence[Entry], paths: Sequence[str], *, issue: bool, dry_run: bool
+        self,
+        entries: Sequence[Entry],
+        paths: Sequence[str],
+        *,
+        issue: bool,
+        dry_run: bool,
+        quotas: Mapping[str, int] = _NO_QUOTAS,
     ) -> Applied:
         order = list(KINDS)
         pairs = [(checked(entry, path), path) for entry, path in zip(entries, paths, strict=True)]
@@ -314,7 +347,7 @@ class Manage:
                 field = at_path(path, "url")
                 raise BadParameter(f"{field}: url begins with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
-            work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue)
+            work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue, quotas=quotas)
             for entry, path in pairs:
                 work.put(entry, path)
             # Only now, since entries of one declaration may name each other in any direction. What is
@@ -350,8 +383,17 @@ class Manage:
 class _Work:
     """The steps of one transaction: what they did so far, to be told once it committed."""
 
-    def __init__(self, catalog: Catalog, now_us: int, choice: Callable[[str], str], *, issue: bool) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        now_us: int,
+        choice: Callable[[str], str],
+        *,
+        issue: bool,
+        quotas: Mapping[str, int],
+    ) -> None:
         self._catalog = catalog
+        self._quotas = quotas
         self._now_us = now_us
         self._choice = choice
         self._issue = issue
@@ -420,7 +462,27 @@ class _Work:
                     field=at_path(path, field),
                 )
 
+    def _check_quota(self, kind: str, account: str) -> None:
+        """Raise `QuotaExceeded` when *account* may not have one more entry of *kind*."""
+        quota = self._quotas.get(kind)
+        if quota is None:
+            return
+        entries = self._catalog.entries(kind, account)
+        kept = sum(
+            not (isinstance(entry, Key) and entry.state in ("revoked", "deleted")) for entry in entries
+        )
+        if kept >= quota:
+            raise QuotaExceeded(
+                f"the account has {kept} {kind}, and {quota} are the most: delete one, or ask the operator"
+            )
+        if len(entries) >= quota * (1 + TOMBSTONES_PER_KEY):
+            raise QuotaExceeded(
+                f"the account has made and ended {len(entries)} {kind}: ask the operator for more"
+            )
+
     def _store(self, old: Entry | None, new: Entry) -> None:
+        if old is None and new.kind in self._quotas:
+            self._check_quota(new.kind, str(getattr(new, "account")))  # noqa: B009
         action = self._catalog.put(new, self._now_us)
         self.changes.append(
             _change(new, action, _differences(old, new) if old and action == "changed" else {})
@@ -429,6 +491,7 @@ class _Work:
     def _add_key(self, key: Key, secret: str | None, *, lineage_id: str | None) -> None:
         sha256 = key.sha256 if secret is None else hash_secret(secret)
         assert sha256 is not None
+        self._check_quota("keys", key.account)
         key = msgspec.structs.replace(key, sha256=None)
         self._catalog.add_key(
             key,

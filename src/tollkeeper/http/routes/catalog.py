@@ -212,7 +212,8 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             entry: Entry = keys.changed_by_management(installation, principal, raw)
         else:
             entry = entry_from(kind, raw)
-        return _written(installation, principal, entry, installation.manage.put(entry))
+        change = installation.manage.put(entry, by_customer=principal.role != "operator")
+        return _written(installation, principal, entry, change)
 
     @post(
         path,
@@ -261,12 +262,14 @@ def _handlers_of(kind: str) -> list[HTTPRouteHandler]:
             raw.setdefault("id", str(uuid.uuid4()))
             key = entry_from(kind, raw)
             assert isinstance(key, Key)
-            return keys.issued(installation, installation.manage.issue_key(key))
+            by_customer = principal.role != "operator"
+            return keys.issued(installation, installation.manage.issue_key(key, by_customer=by_customer))
         if kind in _NAMED_BY_US:
             raw.setdefault("id", str(uuid.uuid4()))
         entry = entry_from(kind, raw)
         _check_free(installation, entry)
-        return _written(installation, principal, entry, installation.manage.put(entry))
+        change = installation.manage.put(entry, by_customer=principal.role != "operator")
+        return _written(installation, principal, entry, change)
 
     @delete(
         f"{path}/{{entry_id:str}}",

@@ -77,7 +77,11 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
     account = account_in_scope(principal, params.get("account"))
     check_manageable(installation, principal, entry_id)
     asked = fields_of(json_object(request, body), RotateRequest)
-    return issued(installation, installation.manage.rotate_key(account, entry_id, asked.overlap_s))
+    by_customer = principal.role != "operator"
+    return issued(
+        installation,
+        installation.manage.rotate_key(account, entry_id, asked.overlap_s, by_customer=by_customer),
+    )
 
 
 @post(
