@@ -15,12 +15,14 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     ├── Conflict                          conflict              the state does not permit this
     │   ├── EventConflict                 event_conflict        the id has another body
     │   ├── IdempotencyConflict           idempotency_conflict  the idempotency key has another body
-    │   └── HoldEnded                     hold_ended            the hold had another ending
+    │   ├── HoldEnded                     hold_ended            the hold had another ending
+    │   └── QuotaExceeded                 quota_exceeded        the account has as many entries as it may make
     ├── TooManyQueries                    too_many_queries      too many usage queries of one account at once
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
     │   ├── QueryTooSlow                  query_too_slow        a usage query took longer than one may
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
-    │   └── LedgerInUse                   ledger_in_use         another process owns the database
+    │   ├── LedgerInUse                   ledger_in_use         another process owns the database
+    │   └── TooMuchUnderWay               too_much_under_way    the caller's own batches fill its share
     ├── Forked                            forked                this process is a fork of the one that has it open
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
@@ -155,6 +157,12 @@ class TooManyQueries(TollkeeperError):
         self.retry_after_s = retry_after_s
 
 
+class QuotaExceeded(Conflict):
+    """The account has as many entries of a kind as its own calls may make."""
+
+    code = "quota_exceeded"
+
+
 class Unavailable(TollkeeperError):
     """A store cannot carry this out now. Nothing was acknowledged; a retry may help."""
 
@@ -184,6 +192,12 @@ class Forked(TollkeeperError):
     """This process was forked from the one that has Tollkeeper open: it can use nothing of it."""
 
     code = "forked"
+
+
+class TooMuchUnderWay(Unavailable):
+    """The caller has as many bytes of batches under way as it may. Its earlier ones make room as they end."""
+
+    code = "too_much_under_way"
 
 
 class InvariantBroken(TollkeeperError):

@@ -169,6 +169,11 @@ class Installation:
             post_grant=self._post_grant,
             has_usage=self._has_usage,
             plain_http=settings.webhook_allow_private,
+            quotas={
+                "keys": settings.keys_per_account_max,
+                "projects": settings.projects_per_account_max,
+                "webhooks": settings.webhooks_per_account_max,
+            },
         )
         self.webhooks = Webhooks(
             SqlWebhooks(engine),

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -62,6 +62,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The `aud` that tokens of the other login must have."""
     session_account_claim: str = "account"
     """The claim of the other login's tokens that names the account."""
+    keys_per_account_max: Annotated[int, msgspec.Meta(ge=1)] = 1_000
+    """Keys, ended ones not counted, that a customer's calls may bring its account to; the operator's have no bound."""
+    projects_per_account_max: Annotated[int, msgspec.Meta(ge=1)] = 1_000
+    """Projects that a customer's calls may bring its account to."""
+    webhooks_per_account_max: Annotated[int, msgspec.Meta(ge=1)] = 20
+    """Webhooks that a customer's calls may bring its account to."""
     client_address_header: str = ""
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
     metrics_open: bool = False

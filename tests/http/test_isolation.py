@@ -14,6 +14,7 @@ from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.http.app import build_app
 from tollkeeper.http.routes.catalog import NAMED_WITHIN_ACCOUNT, READ_BY_MANAGEMENT, WRITTEN_BY_MANAGEMENT
+from tollkeeper.installation import Installation
 
 
 class Case(NamedTuple):
@@ -354,3 +355,31 @@ def test_no_secret_leaves_but_where_it_is_made(api: Api, world: World) -> None:
     ]
     for answer in answers:
         assert not any(text in answer.text for text in hidden), answer.request.url
+
+
+def test_a_management_key_makes_no_more_than_its_accounts_quota(
+    api: Api, account: str, issue: Any, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any call that makes an entry; what is there can be changed, and the operator has no quota."""
+    _, key = issue(role="management")
+    monkeypatch.setattr(installation.manage, "_quotas", {"keys": 2, "projects": 1, "webhooks": 1})
+    made = api("POST", "/tk/v1/keys", {"type": "credit"}, key=key)
+    assert made.status_code == 201
+    key_path = f"/tk/v1/keys/{made.json()['entry']['id']}"
+    hook = {"url": "https://example.com/hook"}
+    assert api("POST", "/tk/v1/projects", {"id": "p1"}, key=key).status_code == 201
+    assert api("POST", "/tk/v1/webhooks", hook, key=key).status_code == 201
+    for method, path, body in (
+        ("POST", "/tk/v1/keys", {"type": "credit"}),
+        ("POST", f"{key_path}/rotate", {"overlap_s": 0}),
+        ("POST", "/tk/v1/projects", {"id": "p2"}),
+        ("PUT", "/tk/v1/projects/p2", {}),
+        ("POST", "/tk/v1/webhooks", hook),
+        ("PUT", "/tk/v1/webhooks/w2", hook),
+    ):
+        answer = api(method, path, body, key=key)
+        assert (answer.status_code, answer.json()["code"]) == (409, "quota_exceeded"), (method, path)
+    assert api("PUT", "/tk/v1/projects/p1", {"name": "new"}, key=key).status_code == 200
+    assert api("PUT", f"/tk/v1/projects/p2?account={account}", {}).status_code == 201
+    assert api("DELETE", key_path, key=key).status_code == 200
+    assert api("POST", "/tk/v1/keys", {"type": "credit"}, key=key).status_code == 201

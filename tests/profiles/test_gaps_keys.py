@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Install
 from tests.end_to_end.server import OPERATOR_KEY, Refused, running_server
 from tests.profiles.places import OPERATOR, Local
-from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Project
+from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Limit, Project
 from tollkeeper.http.app import build_app
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.profiles import load, names
@@ -211,3 +211,31 @@ def test_the_running_server_reaches_ids_with_a_slash(tmp_path_factory: pytest.Te
         with pytest.raises(Refused) as caught:
             server.call("GET", "/shoal/v1/a%252Fb")
         assert (caught.value.status, caught.value.body["path"]) == (404, "/v1/a%2Fb")
+
+
+# -- quotas ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("profile", "path", "by_session"),
+    [
+        ("anylayer", "/anylayer/v1/developer/keys", False),
+        ("regsn", "/regsn/v1/keys", True),
+        ("cheapestinference", "/cheapestinference/api/keys/credit", True),
+    ],
+)
+def test_a_dashboard_makes_no_more_keys_than_the_accounts_quota(
+    place: Local, profile: str, path: str, by_session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal in the vendor's words, and no failure of ours."""
+    account, key_id = unique("acct"), unique("key")
+    key = Key(id=key_id, account=account, profile=profile)
+    grant = Grant(id="g", account=account, amount_nanos=10**9)
+    secret = set_up(place.site, Account(id=account, name="A"), key, grant)[key_id]
+    monkeypatch.setattr(place.site.manage, "_quotas", {"keys": 1})
+    credential = place.site.sessions.issue(account, "user") if by_session else secret
+    body = {"name": "second"}
+    answer = place.request("POST", path, headers={"Authorization": f"Bearer {credential}"}, json=body)
+    assert 400 <= answer.status_code < 500, answer.text
+    assert "the account has 1 keys" in answer.text
+    assert len(place.site.catalog.entries("keys", account)) == 1

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import gzip
 import socket
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psutil
 import pytest
@@ -21,8 +22,15 @@ from tests.end_to_end.server import OPERATOR_KEY as SERVER_KEY
 from tests.end_to_end.server import Server, running_server
 from tests.fuzz.asgi import Caller
 from tests.http.conftest import OPERATOR_KEY, World
+from tests.traces import DATA, needs_traces
 from tollkeeper.errors import BodyTooLarge, Malformed
-from tollkeeper.http.bodies import GZIP_MEMBERS_MAX, check_length, decompressed
+from tollkeeper.http.bodies import (
+    GZIP_FREE_BYTES,
+    GZIP_MEMBERS_MAX,
+    GZIP_RATIO_MAX,
+    check_length,
+    decompressed,
+)
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX
 from tollkeeper.http.profiles import BODY_BYTES_MAX as PROFILE_BODY_BYTES_MAX
 from tollkeeper.http.profiles import QUERY_BYTES_MAX
@@ -30,6 +38,7 @@ from tollkeeper.http.routes.calls import APPLY_BYTES_MAX, BODY_BYTES_MAX, PARAME
 
 OPERATOR: Final = [(b"authorization", b"Bearer " + OPERATOR_KEY.encode())]
 JSON: Final = (b"content-type", b"application/json")
+NDJSON: Final = (b"content-type", b"application/x-ndjson")
 GZIP: Final = (b"content-encoding", b"gzip")
 EVENTS_BYTES_MAX: Final = 64 * 1024 * 1024
 """The default of the setting `body_bytes_max`."""
@@ -98,6 +107,102 @@ def test_a_bomb_is_not_blown_up(call: Caller) -> None:
     assert call("POST", "/tk/v1/events", [*OPERATOR, JSON, GZIP], bomb).status == 413
     small = gzip.compress(b" " * (BODY_BYTES_MAX + 1))
     assert call("PUT", "/tk/v1/accounts/acme", [*OPERATOR, JSON, GZIP], small).status == 413
+
+
+def test_a_ratio_that_no_batch_has_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 KB that stand for 64 MB of lines are given up before they are made."""
+    made = []
+    engine = zlib.decompressobj
+
+    class Watched:
+        def __init__(self, window: int) -> None:
+            self._engine = engine(window)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            made.append(self._engine.decompress(data, most))
+            return made[-1]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._engine, name)
+
+    monkeypatch.setattr("tollkeeper.http.bodies.zlib.decompressobj", Watched)
+    body = gzip.compress(b"1\n" * 33_000_000)
+    with pytest.raises(BodyTooLarge, match="250 times its size"):
+        decompressed(body, [GZIP], EVENTS_BYTES_MAX + (4 << 20))
+    assert sum(map(len, made)) <= len(body) * GZIP_RATIO_MAX + 1
+
+
+def test_a_small_body_may_have_any_ratio() -> None:
+    assert decompressed(gzip.compress(bytes(GZIP_FREE_BYTES)), [GZIP], 1 << 26) == bytes(GZIP_FREE_BYTES)
+
+
+@needs_traces
+@pytest.mark.parametrize("name", ["llm_spans.jsonl.gz", "llm_turns.jsonl.gz", "rpc_operations.jsonl.gz"])
+def test_real_batches_have_a_ratio_far_below_the_bound(name: str) -> None:
+    body = gzip.decompress((DATA / name).read_bytes())
+    assert len(body) / len(gzip.compress(body)) < GZIP_RATIO_MAX / 10
+
+
+def test_batches_alike_but_for_their_numbers_pass() -> None:
+    event = '{"id": "event-%08d", "time": "2026-01-31T09:30:00Z", "account": "acme", "tags": {"team": "search"}}\n'
+    body = "".join(event % number for number in range(50_000)).encode()
+    assert decompressed(gzip.compress(body, 9), [GZIP], 1 << 26) == body
+
+
+def test_a_batch_of_no_events_is_refused_in_words(call: Caller) -> None:
+    answer = call("POST", "/tk/v1/events", [*OPERATOR, NDJSON], b"1\n" * 20_000)
+    assert (answer.status, answer.json["code"]) == (400, "malformed")
+    assert "None of the first 10,000 events" in answer.json["detail"]
+
+
+@pytest.mark.parametrize("media_type", [JSON, NDJSON])
+def test_a_batch_of_too_many_events_is_refused_in_words(
+    media_type: tuple[bytes, bytes], call: Caller
+) -> None:
+    body = b"[" + b"1," * 1_000_000 + b"1]" if media_type == JSON else b"1\n" * 1_000_001
+    answer = call("POST", "/tk/v1/events", [*OPERATOR, media_type], body)
+    assert (answer.status, answer.json["code"]) == (413, "body_too_large")
+    assert "1,000,000 events" in answer.json["detail"]
+
+
+def test_all_rejections_are_counted_in_the_answer(call: Caller, world: World) -> None:
+    good = b'{"id": "first", "time": "2026-01-31T09:30:00Z", "account": "%b"}\n' % world.a.account.encode()
+    answer = call("POST", "/tk/v1/events", [*OPERATOR, NDJSON], good + b"{}\n" * 20_000)
+    assert (answer.status, answer.json["accepted"], answer.json["rejected"]) == (200, 1, 20_000)
+    assert len(answer.json["errors"]) == 1_000
+
+
+def test_an_account_over_its_share_is_asked_to_wait(call: Caller, world: World) -> None:
+    """Its batches under way leave no room; another account's, and the operator's, are taken."""
+    batches = call.app.hot.batches
+    share = 2 * EVENTS_BYTES_MAX
+    batches.reserve(world.a.account, share)
+    try:
+        answers = [
+            call("POST", "/tk/v1/events", [(b"authorization", b"Bearer " + key.encode()), JSON], b"[]")
+            for key in (world.a.management_key, world.b.management_key, OPERATOR_KEY)
+        ]
+    finally:
+        batches.release(world.a.account, share)
+    assert [answer.status for answer in answers] == [429, 200, 200]
+    assert answers[0].json["code"] == "too_much_under_way"
+    assert answers[0].json["retryable"]
+    assert answers[0].header("retry-after") == "1"
+
+
+def test_what_a_batch_had_under_way_ends_with_its_answer(call: Caller) -> None:
+    for body in (b"[]", b"{", b"[" + b" " * 100_000):
+        call("POST", "/tk/v1/events", [*OPERATOR, JSON], [body, b""])
+    assert call.app.hot.batches._bytes == {}
+
+
+def test_a_body_of_two_lengths_is_refused(call: Caller) -> None:
+    """RFC 9112, section 6.1: a proxy may go by the one that we do not go by."""
+    headers = [*OPERATOR, (b"content-length", b"2"), (b"transfer-encoding", b"chunked")]
+    for path in ("/tk/v1/void", "/tk/v1/accounts", "/shoal/v1/usage", "/healthz"):
+        answer = call("POST", path, headers, b"{}")
+        assert (answer.status, answer.json["code"]) == (400, "bad_input")
+        assert answer.header("connection") == "close"
 
 
 def test_a_bomb_in_a_bomb_is_opened_once(call: Caller) -> None:
@@ -218,6 +323,33 @@ def test_the_server_refuses_what_is_beyond_its_bounds(
 ) -> None:
     assert sent(server, request_) in statuses
     assert sent(server, get("/healthz")) == 200
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        ("Content-Length: 2", CHUNKED),
+        (CHUNKED, "Content-Length: 2"),
+        (CHUNKED, "Content-Length: 99"),
+        (CHUNKED,),
+    ],
+)
+@pytest.mark.parametrize("path", ["/tk/v1/void", "/tk/v1/accounts", "/shoal/v1/usage"])
+def test_after_a_chunked_body_the_connection_ends(
+    path: str, lengths: tuple[str, ...], server: Server
+) -> None:
+    """
+    Of two lengths the server below shows us only one, so a second request on the connection is never read.
+
+    RFC 9112, section 6.1, lets a server read such a body as chunked, and demands that it closes afterwards.
+    """
+    with connected(server) as connection:
+        connection.sendall(post(path, *lengths, body=b"2\r\n{}\r\n0\r\n\r\n") + get("/healthz"))
+        answer = b""
+        while piece := connection.recv(65_536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer.lower()
 
 
 def test_connections_that_say_nothing_keep_nobody_out(server: Server) -> None:

@@ -36,6 +36,10 @@ completion_nanos_per_million = 2_000_000
 id = "m2"
 model = "m2"
 prompt_nanos_per_million = 7_000_000
+[[prices]]
+id = "image"
+model = "image"
+request_nanos = 40_000_000
 """
 
 
@@ -352,6 +356,9 @@ def test_voids_at_once_take_it_out_once(tenant: Tenant) -> None:
         ({"tokens": Tokens(completion=4)}, 38, "priced"),
         ({"model": "m2"}, 150, "priced"),
         ({"model": "nobody-sells-this"}, 10, "unpriced"),
+        ({"model": "nobody-sells-this", "tokens": Tokens(prompt=0)}, 10, "unpriced"),
+        ({"model": "image", "tokens": Tokens(prompt=0)}, 40_000_010, "priced"),
+        ({"model": "image", "tokens": Tokens(prompt=0), "status": 500}, 0, "priced"),
         ({"status": 500}, 20, "priced"),
         ({"cache": "hit"}, 0, "free"),
         ({"bytes_out": 5, "error_type": "late", "tags": {"a": "b"}}, 30, "priced"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,9 +26,13 @@ from tollkeeper.domain.events import (
     latency_us,
     parse_time_us,
 )
+from tollkeeper.errors import BodyTooLarge, Malformed
 from tollkeeper.services import decode
 from tollkeeper.services.decode import (
+    EVENT_BYTES_MAX,
     EVENT_SCHEMA,
+    GIVEN_UP_AFTER,
+    REJECTIONS_SHOWN,
     Decoded,
     decode_events,
     decode_json,
@@ -68,7 +73,8 @@ def lines_of(*events: Any) -> bytes:
 def exactly(body: bytes) -> Decoded:
     """Decode *body* as `decode_ndjson` does, by the exact way alone."""
     lines = decode._Lines.of(body.removeprefix(b"\xef\xbb\xbf"))
-    return decode._assemble([decode._decode_exactly(lines, NOW_US)])
+    rejected = decode.Rejected(gives_up=True)
+    return decode._assemble([decode._decode_exactly(lines, NOW_US, rejected)], rejected)
 
 
 def plain(decoded: Decoded) -> tuple[Any, ...]:
@@ -91,7 +97,8 @@ def decoded_both_ways(body: bytes) -> Decoded:
 
 
 def fast_takes(body: bytes) -> bool:
-    return decode._decode_fast(decode._Lines.of(body), NOW_US) is not None
+    rejected = decode.Rejected(gives_up=True)
+    return decode._decode_fast(decode._Lines.of(body), NOW_US, rejected, 0) is not None
 
 
 # --- Generated events ---------------------------------------------------------------------------------------
@@ -567,9 +574,9 @@ def test_a_bad_line_sends_only_its_piece_the_exact_way(monkeypatch: pytest.Monke
     exact_sizes = []
     original = decode._decode_exactly
 
-    def counting(lines: Any, now_us: int) -> Any:
+    def counting(lines: Any, *rest: Any) -> Any:
         exact_sizes.append(len(lines))
-        return original(lines, now_us)
+        return original(lines, *rest)
 
     monkeypatch.setattr(decode, "_decode_exactly", counting)
     batch = [{**GOOD, "id": str(i)} for i in range(18)]
@@ -631,3 +638,122 @@ def test_every_field_of_an_event_has_its_column() -> None:
     assert set(EVENT_SCHEMA.names) == fields
     assert pa.types.is_map(EVENT_SCHEMA.field("tags").type)
     assert msgspec.json.schema(Event)
+
+
+# --- What a batch costs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("line", [b"{}", b"1", b"{", b"\xff"])
+def test_rejections_are_counted_and_only_the_first_are_made(
+    line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or 64 KB of gzip make gigabytes of them."""
+    made = []
+    worded = decode._rejection
+    monkeypatch.setattr(decode, "_rejection", lambda *given: made.append(1) or worded(*given))
+    decoded = decode_ndjson(lines_of(GOOD) + (line + b"\n") * 9_000, now_us=NOW_US)
+    assert (decoded.count, decoded.rejected, len(decoded.columns)) == (9_001, 9_000, 1)
+    assert [r.index for r in decoded.rejections] == list(range(1, REJECTIONS_SHOWN + 1))
+    assert len(made) == REJECTIONS_SHOWN
+
+
+def test_rejections_of_objects_are_counted_alike() -> None:
+    decoded = decode_events([{}] * 12_000, now_us=NOW_US)
+    assert (decoded.rejected, len(decoded.rejections)) == (12_000, REJECTIONS_SHOWN)
+
+
+@pytest.mark.parametrize("line", [b"{}", b"1", b"{", b"[", b"\xff"])
+def test_a_body_that_begins_with_no_event_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is taken, not even what comes later, and no line after that is looked at."""
+    seen = []
+    from_json = decode._from_json
+    monkeypatch.setattr(decode, "_from_json", lambda given: seen.append(1) or from_json(given))
+    body = (line + b"\n") * GIVEN_UP_AFTER + lines_of(GOOD) * 50_000
+    with pytest.raises(Malformed, match=r"None of the first 10,000 events .* The first: "):
+        decode_ndjson(body, now_us=NOW_US)
+    assert len(seen) == GIVEN_UP_AFTER
+
+
+def test_an_array_that_begins_with_no_event_is_given_up() -> None:
+    with pytest.raises(Malformed, match="None of the first"):
+        decode_json(b"[" + b"1," * GIVEN_UP_AFTER + b"1]", now_us=NOW_US)
+
+
+@pytest.mark.parametrize("good_at", [0, 5_000, GIVEN_UP_AFTER - 1])
+def test_a_body_with_an_event_among_its_first_is_not_given_up(good_at: int) -> None:
+    body = b"{}\n" * good_at + lines_of(GOOD) + b"{}\n" * GIVEN_UP_AFTER
+    decoded = decode_ndjson(body, now_us=NOW_US)
+    assert (decoded.indexes.tolist(), decoded.rejected) == ([good_at], good_at + GIVEN_UP_AFTER)
+
+
+def test_the_events_of_a_call_are_bounded_before_anything_is_made_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decode, "EVENTS_MAX", 100)
+    monkeypatch.setattr(decode, "_decode_lines", lambda *given: pytest.fail("parsed"))
+    with pytest.raises(BodyTooLarge, match="more than 100 events"):
+        decode_ndjson(b"1\n" * 101, now_us=NOW_US)
+    monkeypatch.setattr(decode, "_RAW_ARRAY", None)
+    for array in (b"[" + b"1," * 100 + b"1]", b"[" + b'{"a": [1, 2, ",]"]},' * 100 + b"1]"):
+        with pytest.raises(BodyTooLarge, match="more than 100 events"):
+            decode_json(array, now_us=NOW_US)
+
+
+def test_commas_inside_events_are_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "EVENTS_MAX", 20)
+    array = json.dumps([GOOD | {"id": f'{n}, ["{{'} for n in range(20)]).encode()
+    assert decode_json(array, now_us=NOW_US).rejected == 0
+
+
+json_values = st.recursive(
+    st.none() | st.integers(-9, 9) | st.text('a,"\\[]{}é', max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text('a,"\\[', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(json_values, max_size=8), st.integers(1, 9))
+def test_the_commas_of_an_array_are_those_between_its_items(items: list[Any], block_bytes: int) -> None:
+    """Wherever a block ends: in a string, after a backslash, in the middle of a character."""
+    before, decode.BLOCK_BYTES = decode.BLOCK_BYTES, block_bytes
+    try:
+        assert decode.array_commas(json.dumps(items).encode()) == max(0, len(items) - 1)
+    finally:
+        decode.BLOCK_BYTES = before
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_an_event_of_many_bytes_is_not_parsed(array: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 MiB of `[[],[],…` are gigabytes of lists."""
+    long = b'{"tags": [' + b"[]," * EVENT_BYTES_MAX + b"[]]}"
+    parsed: list[int] = []
+    for name in ("_EVENT", "_ANY"):
+        decoder = getattr(decode, name)
+
+        def watched(line: bytes, decoder: Any = decoder) -> Any:
+            parsed.append(len(line))
+            return decoder.decode(line)
+
+        monkeypatch.setattr(decode, name, SimpleNamespace(decode=watched))
+    good = lines_of(GOOD).strip()
+    if array:
+        decoded = decode_json(b"[" + good + b"," + long + b"]", now_us=NOW_US)
+    else:
+        decoded = decode_ndjson(good + b"\n" + long, now_us=NOW_US)
+    assert [(r.index, r.code) for r in decoded.rejections] == [(1, "malformed")]
+    assert max(parsed) < 1_000
+
+
+def test_the_largest_event_is_within_the_bound_of_its_bytes() -> None:
+    """The bound may refuse no event that is in bounds otherwise, however it is written."""
+    wide = "\U0001f600"
+    texts = {name: wide * most for name, most in decode.CHARS_MAX.items()}
+    tags = {f"{n:02}" + wide * 62: wide * decode.TAG_VALUE_CHARS_MAX for n in range(16)}
+    event = GOOD | texts | {"id": wide * 128, "tags": tags}
+    line = lines_of(event)
+    assert line.isascii()
+    assert len(line) < EVENT_BYTES_MAX // 2
+    assert decoded_both_ways(line).rejected == 0

@@ -674,6 +674,42 @@ def test_a_model_without_a_price_is_refused_by_the_gate_and_kept_by_the_meter(ap
     assert (record.cost_state, record.cost_nanos) == ("unpriced", PRICE)
 
 
+@pytest.mark.parametrize("over_http", [False, True], ids=["gate", "authorize"])
+def test_a_price_per_request_is_charged_without_tokens(api, over_http):
+    """An image has no tokens, and its price per request is what the budget must count."""
+    model = f"{api.account}-image"
+    api.site.manage.put(Price(id=model, model=model, account=api.account, request_nanos=200))
+    nanos = PRICE + 200
+    for number in range(BUDGET // nanos):
+        if over_http:
+            assert api.authorize(f"h{number}", Usage(model=model)).amounts.nanos == nanos
+            record = api.settle(f"h{number}").record
+        else:
+            admission = api.site.holds.admit(api.secret(), "POST", "/chat/1", Usage(model=model))
+            record = api.site.holds.settle(admission, Outcome())
+        assert (record.cost_nanos, record.cost_state, record.price_version) == (
+            nanos,
+            "priced",
+            f"prices:{model}",
+        )
+    denial = api.site.holds.admit(api.secret(), "POST", "/chat/1", Usage(model=model))
+    assert (denial.status, denial.reason) == (402, "budget_exhausted")
+    assert api.used() == BUDGET // nanos * nanos
+
+
+def test_a_request_that_failed_before_it_used_a_token_costs_no_request_price(api):
+    model = f"{api.account}-image"
+    api.site.manage.put(Price(id=model, model=model, account=api.account, request_nanos=200))
+    admission = api.site.holds.admit(api.secret(), "POST", "/chat/1", Usage(model=model))
+    assert api.site.holds.settle(admission, Outcome(status=503)).cost_nanos == 0
+
+
+def test_a_model_without_a_price_is_unpriced_without_tokens_too(api):
+    admission = api.site.holds.admit(api.secret(), "POST", "/chat/1")
+    record = api.site.holds.settle(admission, Outcome(usage=Usage(model="no-such-model")))
+    assert (record.cost_state, record.cost_nanos) == ("unpriced", PRICE)
+
+
 @pytest.mark.parametrize(
     ("outcome", "nanos", "state"),
     [

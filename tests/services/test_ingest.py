@@ -72,6 +72,10 @@ cached_prompt_nanos_per_million = 500_000
 completion_nanos_per_million = 2_499_999
 request_nanos = 5
 [[prices]]
+id = "image"
+model = "image"
+request_nanos = 40_000_000
+[[prices]]
 id = "m1-later"
 model = "m1"
 effective_at = 2026-05-14T12:00:00Z
@@ -266,7 +270,7 @@ def test_split_reordered_and_retried_the_totals_are_the_same(
         accepted += result.accepted
         duplicates += result.duplicates
         if chance.random() < 0.3:
-            assert tenant.record(*batch) == IngestResult(0, len(batch), [])
+            assert tenant.record(*batch) == IngestResult(0, len(batch), [], 0)
     assert (accepted, duplicates) == (len(events), len(again))
     totals = tenant.totals()
     assert totals["requests"] == len(drawn)
@@ -291,7 +295,7 @@ def test_everything_that_was_ingested_is_reconciled(toll: Tollkeeper) -> None:
 def test_a_batch_that_holds_an_event_twice_counts_it_once(tenant: Tenant) -> None:
     """Senders merge buffers."""
     one, two = tenant.event("a", cost_nanos=5), tenant.event("b", cost_nanos=7)
-    assert tenant.record(one, two, one, one) == IngestResult(2, 2, [])
+    assert tenant.record(one, two, one, one) == IngestResult(2, 2, [], 0)
     assert tenant.totals("requests", "cost_nanos") == {"requests": 2, "cost_nanos": 12}
 
 
@@ -328,7 +332,7 @@ def test_a_retry_years_later_is_still_a_duplicate(tenant: Tenant) -> None:
     old = tenant.event("a", time="2020-01-01T00:00:00Z", cost_nanos=5)
     tenant.record(old)
     tenant.totals()
-    assert tenant.record(old) == IngestResult(0, 1, [])
+    assert tenant.record(old) == IngestResult(0, 1, [], 0)
 
 
 def test_a_price_that_changed_makes_no_conflict_of_a_retry(toll: Tollkeeper, tenant: Tenant) -> None:
@@ -336,7 +340,7 @@ def test_a_price_that_changed_makes_no_conflict_of_a_retry(toll: Tollkeeper, ten
     event = tenant.event("a", model=f"{tenant.id}-m", tokens={"prompt": 1_000_000})
     tenant.record(event)
     toll.manage.put(Price(id=f"{tenant.id}-m", model=f"{tenant.id}-m", prompt_nanos_per_million=9))
-    assert tenant.record(event) == IngestResult(0, 1, [])
+    assert tenant.record(event) == IngestResult(0, 1, [], 0)
     assert tenant.totals("cost_nanos", "requests") == {"cost_nanos": 9, "requests": 1}
 
 
@@ -522,8 +526,8 @@ counts = st.integers(0, 3) | st.integers(0, 10**9)
 @settings(PER_EXAMPLE, max_examples=100)
 @given(
     path=st.sampled_from(["POST /v1/scan/9", "POST /v1/chat", "GET /v1/status"]),
-    model=st.sampled_from(["", "m1", "gpt-4o", "no-such-model"]),
-    tokens=st.tuples(counts, counts, counts, counts),
+    model=st.sampled_from(["", "m1", "image", "gpt-4o", "no-such-model"]),
+    tokens=st.tuples(counts, counts, counts, counts) | st.just((0, 0, 0, 0)),
     status=st.sampled_from([200, 204, 399, 400, 429, 500]),
     cache=st.sampled_from(["", "hit", "miss", "none"]),
     cost=st.none() | st.integers(0, 10**15),
@@ -599,7 +603,17 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
             1,
             "unpriced",
         ),
-        ({"method": "POST", "route": "/v1/chat", "model": "none"}, 11, 1, "priced"),
+        ({"method": "POST", "route": "/v1/chat", "model": "none"}, 11, 1, "unpriced"),
+        ({"model": "none"}, 0, 0, "unpriced"),
+        ({"model": "none", "status": 500}, 0, 0, "free"),
+        ({"model": "none", "denied_reason": "rate_limited"}, 0, 0, "free"),
+        ({"model": "image"}, 40_000_000, 0, "priced"),
+        ({"model": "image", "status": 500}, 0, 0, "free"),
+        ({"model": "image", "denied_reason": "budget_exhausted"}, 0, 0, "free"),
+        ({"model": "image", "cache": "hit"}, 0, 0, "free"),
+        ({"model": "image", "method": "POST", "route": "/v1/chat"}, 40_000_011, 1, "priced"),
+        ({"model": "image", "method": "GET", "route": "/v1/status"}, 0, 0, "free"),
+        ({"model": "image", "tokens": {"prompt": 0}}, 40_000_000, 0, "priced"),
     ],
 )
 def test_what_an_event_costs(
@@ -637,10 +651,10 @@ def test_an_event_without_a_price_is_kept_and_priced_when_the_price_comes(
         ),
         tenant.event("given", key_id=tenant.credit_key, model=model, tokens={"prompt": 5}, cost_nanos=77),
     )
-    # Of a model without tokens the price is not needed.
+    # One without tokens too: the price may be per request.
     assert tenant.totals("requests", "unpriced", "cost_nanos") == {
         "requests": 5,
-        "unpriced": 3,
+        "unpriced": 4,
         "cost_nanos": 77,
     }
     toll.manage.put(Price(id=model, model=model, prompt_nanos_per_million=100))

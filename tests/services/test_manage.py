@@ -26,10 +26,18 @@ from tollkeeper.domain.catalog import (
     Project,
     Route,
     Subscription,
+    Webhook,
 )
 from tollkeeper.domain.keys import hash_secret
-from tollkeeper.errors import BadParameter, Conflict, IdempotencyConflict, NotFound, TollkeeperError
-from tollkeeper.services.manage import KEY_TRANSITIONS, Change, IssuedKey, Manage
+from tollkeeper.errors import (
+    BadParameter,
+    Conflict,
+    IdempotencyConflict,
+    NotFound,
+    QuotaExceeded,
+    TollkeeperError,
+)
+from tollkeeper.services.manage import KEY_TRANSITIONS, TOMBSTONES_PER_KEY, Change, IssuedKey, Manage
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SHA = "ab" * 32
@@ -65,6 +73,7 @@ class World:
             on_change=self._on_change,
             post_grant=self._post,
             has_usage=self.used.__contains__,
+            quotas={"keys": 3, "projects": 3, "webhooks": 1},
         )
 
     def _on_change(self, changes: Sequence[Change]) -> None:
@@ -553,3 +562,55 @@ def test_what_is_applied_together_is_kept_together(world: World) -> None:
     assert list(world.posted) == [("new", "g1")]
     again = world.manage.apply(together)
     assert ({c.action for c in again.changes}, again.issued) == ({"unchanged"}, [])
+
+
+# -- quotas ------------------------------------------------------------------------------------------------
+
+
+def test_a_customer_makes_no_more_keys_than_its_quota(world: World) -> None:
+    """Each key costs memory and a switch of budgets; the operator knows what it does."""
+    for number in range(3):
+        world.manage.issue_key(Key(id=f"k{number}", account="acme"), by_customer=True)
+    error = refused(
+        QuotaExceeded, lambda: world.manage.issue_key(Key(id="k3", account="acme"), by_customer=True)
+    )
+    assert "3 keys" in str(error)
+    refused(QuotaExceeded, lambda: world.manage.rotate_key("acme", "k0", 60, by_customer=True))
+    assert world.manage.stored_key("acme", "k0").replaced_by is None
+    sha256 = hash_secret("imported")
+    refused(
+        QuotaExceeded,
+        lambda: world.manage.put(Key(id="k3", account="acme", sha256=sha256), by_customer=True),
+    )
+    # What is there can be changed, another account has its own quota, and the operator has none.
+    assert world.manage.put(Key(id="k1", account="acme", name="new"), by_customer=True).action == "changed"
+    world.manage.issue_key(Key(id="b0", account="beta"), by_customer=True)
+    world.manage.issue_key(Key(id="k4", account="acme"))
+    world.manage.apply([Key(id="k5", account="acme"), Key(id="k6", account="acme")])
+
+
+def test_a_key_that_ended_makes_room_but_not_for_ever(world: World) -> None:
+    """Its row stays, so making and deleting has a bound too."""
+    most = 3 * (1 + TOMBSTONES_PER_KEY)
+    for number in range(most):
+        key = Key(id=f"k{number}", account="acme", sha256=hash_secret(f"secret {number}"))
+        world.manage.issue_key(key, by_customer=True)
+        world.manage.set_key_state("acme", key.id, ("revoked", "deleted")[number % 2])
+    last = Key(id="last", account="acme")
+    error = refused(QuotaExceeded, lambda: world.manage.issue_key(last, by_customer=True))
+    assert f"made and ended {most} keys" in str(error)
+    world.manage.issue_key(last)
+
+
+def test_projects_and_webhooks_have_a_quota(world: World) -> None:
+    for number in range(2):
+        world.manage.put(Project(id=f"p{number}", account="acme"), by_customer=True)
+    refused(QuotaExceeded, lambda: world.manage.put(Project(id="p2", account="acme"), by_customer=True))
+    assert world.manage.put(Project(id="p1", account="acme"), by_customer=True).action == "unchanged"
+    world.manage.delete("projects", "p1", "acme")
+    world.manage.put(Project(id="p2", account="acme"), by_customer=True)
+    world.manage.put(Project(id="p3", account="acme"))
+    hook = Webhook(id="w0", account="acme", url="https://example.com/hook")
+    world.manage.put(hook, by_customer=True)
+    other = Webhook(id="w1", account="acme", url="https://example.com/hook")
+    refused(QuotaExceeded, lambda: world.manage.put(other, by_customer=True))

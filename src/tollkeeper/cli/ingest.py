@@ -28,6 +28,7 @@ from tollkeeper.cli.output import Column, plain, print_json, print_table, progre
 from tollkeeper.cli.place import open_data, server_of
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.errors import BadInput
 
 if TYPE_CHECKING:
     from tollkeeper.cli.server_client import Server
@@ -153,7 +154,8 @@ def book_file(
         blank: The bytes that a line may hold and still be no event; None for all white space.
 
     Raises:
-        Failure: The file cannot be read to its end; what was booked before is said, and stays.
+        Failure: The file cannot be read to its end, or a chunk of it is given up (`services.decode`); what was booked
+            before is said, and stays.
     """
     answer = Answer()
     line_count = 0
@@ -177,7 +179,7 @@ def book_file(
             answer.rejected += booked.rejected
             line_count += chunk.count(b"\n")
             advanced()
-    except _Unreadable as exc:
+    except (_Unreadable, BadInput) as exc:
         raise Failure(_stopped(name, str(exc), answer)) from None
     return answer
 
@@ -250,13 +252,12 @@ def _local_book(
         # What is booked waits in memory for the usage store: by this never more than one chunk.
         installation.reports.fresh(None)
         errors = [
-            ChunkError(index=r.index, field=r.field, code=r.code, reason=r.reason)
-            for r in result.rejections[:ERRORS_SHOWN_MAX]
+            ChunkError(index=r.index, field=r.field, code=r.code, reason=r.reason) for r in result.rejections
         ]
         return Booked(
             accepted=result.accepted,
             duplicates=result.duplicates,
-            rejected=len(result.rejections),
+            rejected=result.rejected,
             errors=errors,
         )
 
@@ -278,11 +279,10 @@ def _remote_book(
         # Decoded here, since the API takes events: ids are those that a local ingest would give.
         decoded = log.decode(chunk, now_us=clock.now_us())
         own = [
-            ChunkError(index=r.index, field=r.field, code=r.code, reason=r.reason)
-            for r in decoded.rejections[:ERRORS_SHOWN_MAX]
+            ChunkError(index=r.index, field=r.field, code=r.code, reason=r.reason) for r in decoded.rejections
         ]
         if decoded.columns.num_rows == 0:
-            return Booked(accepted=0, duplicates=0, rejected=len(decoded.rejections), errors=own)
+            return Booked(accepted=0, duplicates=0, rejected=decoded.rejected, errors=own)
         booked = send(_ndjson(decoded))
         theirs = [
             msgspec.structs.replace(error, index=int(decoded.indexes[error.index])) for error in booked.errors
@@ -290,7 +290,7 @@ def _remote_book(
         return Booked(
             accepted=booked.accepted,
             duplicates=booked.duplicates,
-            rejected=booked.rejected + len(decoded.rejections),
+            rejected=booked.rejected + decoded.rejected,
             errors=sorted(own + theirs, key=lambda error: error.index),
         )
 

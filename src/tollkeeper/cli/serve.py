@@ -84,6 +84,18 @@ def serve(
         str | None,
         _setting("session-account-claim", "The claim that names the account; account unless given."),
     ] = None,
+    keys_per_account_max: Annotated[
+        int | None,
+        _setting("keys-per-account-max", "Keys that a customer may bring its account to; 1000 unless given."),
+    ] = None,
+    projects_per_account_max: Annotated[
+        int | None,
+        _setting("projects-per-account-max", "The same for projects; 1000 unless given."),
+    ] = None,
+    webhooks_per_account_max: Annotated[
+        int | None,
+        _setting("webhooks-per-account-max", "The same for webhooks; 20 unless given."),
+    ] = None,
     client_address_header: Annotated[
         str | None,
         _setting("client-address-header", "The header in which your proxy tells the client's address."),
@@ -132,6 +144,9 @@ def serve(
             "session_issuer": session_issuer,
             "session_audience": session_audience,
             "session_account_claim": session_account_claim,
+            "keys_per_account_max": keys_per_account_max,
+            "projects_per_account_max": projects_per_account_max,
+            "webhooks_per_account_max": webhooks_per_account_max,
             "client_address_header": client_address_header,
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,

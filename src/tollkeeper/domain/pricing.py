@@ -34,7 +34,7 @@ class ModelPrice(NamedTuple):
 
     Attributes:
         version: Where it comes from, short and stable: `prices:<entry id>`, `genai-prices <release> <model>`.
-        request_nanos: Charged once per request, beside the tokens.
+        request_nanos: Charged once per request, beside the tokens, and without any.
         tiers: Ascending by threshold, at least one; the first applies from the first token on.
     """
 
@@ -72,6 +72,16 @@ def cost_nanos(price: ModelPrice, *, prompt: int, cached_prompt: int, completion
         + reasoning * tier.reasoning
     )
     return price.request_nanos + (token_price + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE
+
+
+def uses_model(model: str, tokens: int, *, failed: bool) -> bool:
+    """
+    Return whether a request is charged by its model's price: with a price, by that; without one, it is unpriced.
+
+    A request that names a model used it, with tokens or without (an image, a transcription: `request_nanos`). Only
+    one that failed, or was refused, before it used any token did not.
+    """
+    return bool(model) and (tokens > 0 or not failed)
 
 
 def select_price(entries: Iterable[Price], account_id: str, at: datetime) -> Price | None:

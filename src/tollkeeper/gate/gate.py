@@ -25,7 +25,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.pools import CreditBook
-from tollkeeper.domain.pricing import ModelPrice, cost_nanos
+from tollkeeper.domain.pricing import ModelPrice, cost_nanos, uses_model
 from tollkeeper.gate.counters import (
     WINDOWS,
     BudgetCounter,
@@ -651,8 +651,9 @@ class Gate:
         route = admission.route
         if route.free or outcome.cache == "hit":
             return 0, "free", ""
-        nanos = 0 if outcome.status >= 400 else route.price_nanos
-        if not model or not tokens:
+        failed = outcome.status >= 400
+        nanos = 0 if failed else route.price_nanos
+        if not uses_model(model, tokens, failed=failed):
             return nanos, "priced", "route:" + route.id
         price = self._sources.price(model, admission.account_id, admission.at_us)
         if price is None:

@@ -18,11 +18,11 @@ import msgspec
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
-from tollkeeper.http.bodies import check_length, read_body
+from tollkeeper.http.bodies import check_length, header, read_body
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
-from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints
+from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints, payer_of
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
@@ -41,6 +41,7 @@ Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
 PREFIX: Final = "/tk/v1"
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Served by the product whatever the root profile is, beside all of `/tk/`."""
+_CLOSE: Final = (b"connection", b"close")
 _encode: Final = msgspec.json.Encoder().encode
 _NO_WEBSOCKETS: Final = (
     b'{"type":"https://tollkeeper.dev/problems/not_found","title":"Not found","status":404,'
@@ -89,6 +90,12 @@ class App:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
+        for name, _ in scope["headers"]:
+            if name == b"transfer-encoding":
+                if await _framing_refused(scope, send, self._request_id()):
+                    return
+                send = _closing(send)
+                break
         found = self._hot.get(scope["path"])
         if found is not None and scope["method"] == "POST":
             await self._serve_hot(found[0], found[1], scope, receive, send)
@@ -118,10 +125,13 @@ class App:
         try:
             # The operator is known here; another key may be in the catalog only.
             principal = await self.executors.hot.attempt(self.authenticator.principal, headers)
-            if bytes_max > SMALL_BODY_BYTES_MAX:
-                check_length(headers, bytes_max)
-            body = await read_body(receive, bytes_max)
-            status, answer_headers, answer = await handler(principal, body, headers)
+            if handler == self.hot.events:
+                status, answer_headers, answer = await self._serve_batch(
+                    principal, bytes_max, headers, receive
+                )
+            else:
+                body = await read_body(receive, bytes_max)
+                status, answer_headers, answer = await handler(principal, body, headers)
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError):
                 raise
@@ -147,6 +157,23 @@ class App:
             }
         )
         await send({"type": "http.response.body", "body": answer})
+
+    async def _serve_batch(
+        self, principal: Principal, bytes_max: int, headers: list[tuple[bytes, bytes]], receive: Receive
+    ) -> Answer:
+        """Answer a batch of events; its bytes are counted as under way from their arrival to the answer."""
+        check_length(headers, bytes_max)
+        batches, payer, reserved = self.hot.batches, payer_of(principal), 0
+
+        def arrived(size: int) -> None:
+            nonlocal reserved
+            batches.reserve(payer, size)
+            reserved += size
+
+        try:
+            return await self.hot.events(principal, await read_body(receive, bytes_max, arrived), headers)
+        finally:
+            batches.release(payer, reserved)
 
     async def _serve_profile(
         self, site: ProfileSite, path: str, scope: Scope, receive: Receive, send: Send
@@ -231,6 +258,37 @@ def build_app(installation: Installation) -> App:
             installation, authenticator, version=__version__, executors=executors, probes=probes
         ),
     )
+
+
+async def _framing_refused(scope: Scope, send: Send, request_id: str) -> bool:
+    """
+    Refuse a request with two lengths, `Transfer-Encoding` and `Content-Length`; return whether it was refused.
+
+    A proxy that goes by the other one sees another request in its body (RFC 9112, section 6.1).
+    """
+    if not header(scope["headers"], b"content-length"):
+        return False
+    why = BadInput("The body has both Transfer-Encoding and Content-Length: send one of them.")
+    problem = to_problem(why, instance=scope["path"], request_id=request_id)
+    await _send(send, problem.status, [_CLOSE], _encode(problem.body), request_id, problem=True)
+    return True
+
+
+def _closing(send: Send) -> Send:
+    """
+    Return *send* with answers that end the connection.
+
+    For every chunked body: of a request with both lengths the server (hyper, in granian) shows only
+    `Transfer-Encoding`, so one cannot be told from an honest one, and RFC 9112, section 6.1, demands that the
+    connection is closed after it.
+    """
+
+    async def send_last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], _CLOSE]
+        await send(message)
+
+    return send_last
 
 
 async def _send(

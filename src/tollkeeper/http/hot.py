@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 import msgspec
@@ -22,6 +21,7 @@ from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
+from tollkeeper.http.fair_queue import OPERATOR, FairQueue
 from tollkeeper.http.metered import Dialects, encoded
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
@@ -39,8 +39,10 @@ from tollkeeper.services.holds import Settled
 from tollkeeper.services.tickets import Ticket
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
-REJECTIONS_SHOWN: Final = 1_000
-"""An answer lists so many rejections; it counts all."""
+BODIES_OF_PAYER_MAX: Final = 2
+"""An account may have batches of so many largest bodies under way, as sent: one works while another arrives."""
+BODIES_MAX: Final = 8
+"""All accounts together may have so many, and the operator as many: 512 MiB each at the default."""
 
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 T = TypeVar("T")
@@ -62,8 +64,11 @@ class HotEndpoints:
         self._installation = installation
         self._holds = installation.holds
         self._dialects = Dialects(installation)
+        body_bytes_max = installation.settings.body_bytes_max
         # Two: one batch is decoded while another waits for its commit.
-        self._ingest_threads = ThreadPoolExecutor(2, thread_name_prefix="tollkeeper-ingest")
+        self.batches = FairQueue(
+            2, payer_bytes_max=BODIES_OF_PAYER_MAX * body_bytes_max, bytes_max=BODIES_MAX * body_bytes_max
+        )
 
     async def authorize(
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
@@ -168,8 +173,7 @@ class HotEndpoints:
     async def events(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
         if principal.role == "consumption":
             raise Forbidden("An api key cannot send meter events: use an operator or management key.")
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._ingest_threads, self._ingest, principal, body, headers)
+        answer = await self.batches.run(payer_of(principal), lambda: self._ingest(principal, body, headers))
         return 200, [_JSON], _encode(answer)
 
     def _ingest(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> EventsAnswer:
@@ -191,15 +195,20 @@ class HotEndpoints:
         return EventsAnswer(
             accepted=result.accepted,
             duplicates=result.duplicates,
-            rejected=len(result.rejections),
+            rejected=result.rejected,
             errors=[
                 EventRejection(index=r.index, field=r.field, code=r.code, reason=r.reason)
-                for r in result.rejections[:REJECTIONS_SHOWN]
+                for r in result.rejections
             ],
         )
 
     def close(self) -> None:
-        self._ingest_threads.shutdown()
+        self.batches.close()
+
+
+def payer_of(principal: Principal) -> str:
+    """Return whose share of the ingest a call uses."""
+    return principal.account_id or OPERATOR
 
 
 def _operator_only(principal: Principal) -> None:

@@ -32,11 +32,13 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.IdempotencyConflict: (409, "Idempotency conflict"),
     errors.HoldEnded: (409, "Hold ended"),
     errors.TooManyQueries: (429, "Too many queries"),
+    errors.QuotaExceeded: (409, "Quota exceeded"),
     errors.Unavailable: (503, "Unavailable"),
     errors.QueryTooSlow: (503, "Query too slow"),
     errors.DataDirectoryInUse: (503, "Data directory in use"),
     errors.LedgerInUse: (503, "Ledger in use"),
     errors.Forked: (503, "Forked process"),
+    errors.TooMuchUnderWay: (429, "Too much under way"),
     errors.InvariantBroken: (500, "Invariant broken"),
 }
 """Class → status and title. The title is the same for every occurrence, the detail is not."""
@@ -82,6 +84,6 @@ def to_problem(exc: BaseException, *, instance: str, request_id: str) -> Problem
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(exc, errors.TooManyQueries):
         headers["Retry-After"] = str(exc.retry_after_s)
-    if status == 503:
+    elif status in (429, 503):
         headers["Retry-After"] = "1"
     return Problem(status, body, headers)

@@ -1299,6 +1299,8 @@ class AnyLayer:
         """Answer the one failure that the vendor documents, whatever it was of ours."""
         if isinstance(error_, errors.BadInput):
             return error(call, 400, "INVALID_REQUEST", str(error_))
+        if isinstance(error_, errors.QuotaExceeded):
+            return error(call, 403, "FORBIDDEN", str(error_))
         status = 500
         if isinstance(error_, Unavailable):
             status = int(call.settings.get("unavailable_status", SETTINGS["unavailable_status"]))

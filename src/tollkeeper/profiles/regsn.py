@@ -25,7 +25,7 @@ from tollkeeper.domain.keys import SECRET_CHARS, StoredKey
 from tollkeeper.domain.money import cents_half_up
 from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
-from tollkeeper.errors import BadInput, Forbidden, Unavailable
+from tollkeeper.errors import BadInput, Forbidden, QuotaExceeded, Unavailable
 from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, failure
 
 Headers = list[tuple[str, str]]
@@ -284,6 +284,8 @@ class RegSn:
             return _problem(call, problem, detail, headers=[("Retry-After", str(_RETRY_S))])
         if isinstance(error, BadInput):
             return _problem(call, _MALFORMED, str(error))
+        if isinstance(error, QuotaExceeded):
+            return _problem(call, _FORBIDDEN, str(error))
         return _problem(call, _INTERNAL, "The request failed on our side.")
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:

@@ -23,11 +23,14 @@ from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.services.decode import (
     CHARS_MAX,
+    EVENTS_MAX,
     INT_BOUNDS,
     TAG_VALUE_CHARS_MAX,
     Decoded,
-    Rejection,
+    Refused,
+    Rejected,
     table_from,
+    too_many,
 )
 
 LogFormat = Literal["common", "combined"]
@@ -88,11 +91,17 @@ class AccessLog:
         Decode the next *lines* of the file: whole lines, the last with or without its line end.
 
         Positions in the answer count the non-blank lines of this call, from 0. Lines that cannot be taken are
-        rejections, as in `services.decode`; nothing raises.
+        rejections, as in `services.decode`, whose bounds hold for a log too.
+
+        Raises:
+            BodyTooLarge: More than `EVENTS_MAX` lines.
+            Malformed: None of the first `GIVEN_UP_AFTER` lines can be taken.
         """
+        if lines.count(b"\n") > EVENTS_MAX:
+            raise too_many()
         columns: dict[str, list[Any]] = {name: [] for name in _Row._fields}
         indexes: list[int] = []
-        rejections: list[Rejection] = []
+        rejected = Rejected(gives_up=True)
         count = 0
         for line in lines.split(b"\n"):
             line = line.rstrip(b"\r")
@@ -100,8 +109,8 @@ class AccessLog:
                 continue
             try:
                 row = self._row(line, now_us)
-            except _Refused as exc:
-                rejections.append(Rejection(count, exc.field, exc.code, str(exc)))
+            except Refused as exc:
+                rejected.add(count, exc)
             else:
                 for column, value in zip(columns.values(), row, strict=True):
                     column.append(value)
@@ -109,22 +118,22 @@ class AccessLog:
             count += 1
         given = {"account": [self._account] * len(indexes), "kind": ["request"] * len(indexes)}
         table = table_from({**columns, **given}, len(indexes))
-        return Decoded(table, np.array(indexes, np.int64), rejections, count)
+        return Decoded(table, np.array(indexes, np.int64), rejected.shown, count)
 
     def _row(self, line: bytes, now_us: int) -> _Row:
         if len(line) > LINE_BYTES_MAX:
-            raise _Refused(
+            raise Refused(
                 "", "malformed", f"the line has more than {LINE_BYTES_MAX} bytes; is it an access log?"
             )
         # Bytes that are not UTF-8 are shown as servers show them, \xff.
         match = self._pattern.fullmatch(line.decode("utf-8", "backslashreplace"))
         if match is None:
-            raise _Refused("", "malformed", self._what_is_wrong(line))
+            raise Refused("", "malformed", self._what_is_wrong(line))
         method, route = _method_and_route(match["request"])
         client = match[self._client_field] if self._client_field else "-"
         if len(client) > TAG_VALUE_CHARS_MAX:
             reason = f"{self._client_field} must be text of length <= {TAG_VALUE_CHARS_MAX}"
-            raise _Refused("tags.client", "out_of_range", reason)
+            raise Refused("tags.client", "out_of_range", reason)
         return _Row(
             occurred_at_us=_time_us(match["time"], now_us),
             method=method,
@@ -161,14 +170,6 @@ class _Row(NamedTuple):
     id: str
 
 
-class _Refused(Exception):
-    """A line cannot be taken."""
-
-    def __init__(self, field: str, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.field, self.code = field, code
-
-
 def _method_and_route(request: str) -> tuple[str | None, str | None]:
     """Return both from a request line, None if it is none; one of HTTP/0.9 names no version."""
     method, _, rest = request.partition(" ")
@@ -180,7 +181,7 @@ def _method_and_route(request: str) -> tuple[str | None, str | None]:
         return None, None
     if len(method) > CHARS_MAX["method"]:
         reason = f"method must be text of length <= {CHARS_MAX['method']}"
-        raise _Refused("method", "out_of_range", reason)
+        raise Refused("method", "out_of_range", reason)
     if len(route) > CHARS_MAX["route"]:
         digest = "~" + blake2b(route.encode(), digest_size=ID_DIGEST_BYTES).hexdigest()
         route = route[: CHARS_MAX["route"] - len(digest)] + digest
@@ -193,7 +194,7 @@ def _bytes_out(size: str) -> int:
     if size == "-":
         return 0
     if len(size) > 20 or int(size) > most:
-        raise _Refused("bytes_out", "out_of_range", f"bytes_out must be an integer <= {most}")
+        raise Refused("bytes_out", "out_of_range", f"bytes_out must be an integer <= {most}")
     return int(size)
 
 
@@ -201,14 +202,14 @@ def _time_us(text: str, now_us: int) -> int:
     try:
         at_us = _parse_time_us(text)
     except ValueError:
-        raise _Refused(
+        raise Refused(
             "time", "bad_time", f"{text} is no time; give one such as 17/May/2015:10:05:03 +0000"
         ) from None
     if at_us < TIME_MIN_US:
-        raise _Refused("time", "time_too_old", f"{text} is before the year 2000; check the server's clock")
+        raise Refused("time", "time_too_old", f"{text} is before the year 2000; check the server's clock")
     if at_us > now_us + FUTURE_S_MAX * US_PER_S:
         reason = f"{text} is more than {FUTURE_S_MAX} s in the future; check the server's clock and offset"
-        raise _Refused("time", "time_in_future", reason)
+        raise Refused("time", "time_in_future", reason)
     return at_us
 
 

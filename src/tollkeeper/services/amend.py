@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from tollkeeper.clock import Clock
 from tollkeeper.columns import records_of, table_of, to_ipc
 from tollkeeper.domain.events import NOT_OF_BODY, RECORD_FIELDS, Event, Record, latency_us
-from tollkeeper.domain.pricing import cost_nanos
+from tollkeeper.domain.pricing import cost_nanos, uses_model
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ports import UsageStore
 from tollkeeper.services.committer import Batch, Committer, Stale
@@ -190,9 +190,9 @@ class Amend:
         route = self._directory.route_table().match(record.method, record.route, profile)
         if record.cache == "hit" or (route is not None and route.free):
             return record._replace(cost_nanos=0, cost_state="free", price_version="")
-        failed = record.status >= 400 or record.denied_reason
+        failed = record.status >= 400 or bool(record.denied_reason)
         nanos = 0 if route is None or failed else route.price_nanos
-        if not record.model or not _tokens(record):
+        if not uses_model(record.model, _tokens(record), failed=failed):
             if route is None:
                 return record._replace(cost_nanos=0, cost_state="free", price_version="")
             return record._replace(cost_nanos=nanos, cost_state="priced", price_version=f"route:{route.id}")

@@ -16,6 +16,7 @@ from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.services.entries import at_path, entry_from
 from tollkeeper.services.manage import STATE_FIELDS, Applied, Change, Manage
+from tollkeeper.services.toml_bounds import check_toml
 
 _SIGNS: Final[dict[str, str]] = {"created": "+", "changed": "~", "unchanged": "=", "deleted": "-"}
 
@@ -38,10 +39,12 @@ def parse_declaration(text: str) -> Declaration:
     Return the entries of a declarative file.
 
     Raises:
-        Malformed: The text is not TOML: where it stops being so.
+        Malformed: The text is not TOML: where it stops being so; or a key or nesting is too long (`toml_bounds`).
+        BodyTooLarge: It has more than `toml_bounds` permits.
         BadParameter: A table or field is unknown, missing, given twice or has a bad value: its path,
             such as `plans[0].limits[1].window`, and what to do.
     """
+    check_toml(text)
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
@@ -52,7 +55,7 @@ def parse_declaration(text: str) -> Declaration:
         raise Malformed("the file has a number of thousands of digits: no entry has one") from None
     for name, table in tables.items():
         if name not in KINDS:
-            near = get_close_matches(name, KINDS, n=1)
+            near = get_close_matches(name[:64], KINDS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"the tables are {', '.join(KINDS)}"
             raise BadParameter(f"{name[:64]}: unknown table: {hint}", field=name[:64])
         if not isinstance(table, list):

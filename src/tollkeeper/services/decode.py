@@ -8,8 +8,12 @@ There are two ways from bytes to columns, and they agree on every input (a prope
 * the fast way reads the whole batch with Arrow and checks the bounds column by column. It only ever accepts
   events; whatever looks odd to it (a piece that Arrow cannot read, a row out of bounds) goes the exact way.
 
-So a bad event costs the other events of its piece (`PIECE_LINES`) some time, and nothing else. No function
-here raises on bad input.
+So a bad event costs the other events of its piece (`PIECE_LINES`) some time, and nothing else.
+
+A call costs in proportion to what was sent, whatever that is. Rejections beyond `REJECTIONS_SHOWN` are counted,
+never made. Bytes are bounded before they are parsed: the events of a call (`EVENTS_MAX`) and the bytes of one
+event (`EVENT_BYTES_MAX`). A body whose first `GIVEN_UP_AFTER` events are all bad is given up. Those bounds
+raise; no other bad input does.
 
 Conventions, the same both ways: null means absent, for a tag too; of a key given twice the last one counts;
 tags are kept in the order of their names, and no tags at all are null; a number with a fraction or an
@@ -33,7 +37,19 @@ import pyarrow.json as pa_json
 
 from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, Tokens, latency_us, parse_time_us
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.errors import BodyTooLarge, Malformed
 
+REJECTIONS_SHOWN: Final = 1_000
+"""A batch lists so many rejections; it counts all."""
+EVENTS_MAX: Final = 1_000_000
+"""Most events of one body. The smallest event has 65 bytes, so a body of 64 MiB with more holds few events."""
+EVENT_BYTES_MAX: Final = 256 * 1024
+"""
+Most bytes of one event. The largest that is in bounds has fewer than 100,000: 16 tags of 64 and 256 characters
+and all other texts, each character escaped as a pair of surrogates (12 bytes).
+"""
+GIVEN_UP_AFTER: Final = 10_000
+"""A body whose first events, so many, are all bad is not a body of events."""
 PIECE_LINES: Final = 4096
 """When Arrow cannot read a batch, it is tried again in pieces of so many lines."""
 BLOCK_BYTES: Final = 1 << 20
@@ -71,13 +87,19 @@ class Rejection(NamedTuple):
 class Decoded(NamedTuple):
     """
     What a batch held: `count` events, of which some are rows of `columns` (`EVENT_SCHEMA`, in order), the
-    others `rejections`, in order. `indexes` is each row's position in the batch.
+    others were rejected. `indexes` is each row's position in the batch. `rejections` are the first
+    `REJECTIONS_SHOWN`, in order; `rejected` counts all.
     """
 
     columns: pa.Table
     indexes: Int64s
     rejections: list[Rejection]
     count: int  # type: ignore[assignment]  # Hides `tuple.count`, which nobody needs here.
+
+    @property
+    def rejected(self) -> int:
+        """How many events were not taken."""
+        return self.count - len(self.indexes)
 
 
 _TEXT_COLUMNS: Final = (
@@ -121,35 +143,53 @@ def decode_ndjson(body: bytes, *, now_us: int) -> Decoded:
     Args:
         body: UTF-8; any bytes at all are answered, with rejections.
         now_us: The present, microseconds since the Unix epoch; times may lie `FUTURE_S_MAX` beyond it.
+
+    Raises:
+        BodyTooLarge: It has more than `EVENTS_MAX` lines.
+        Malformed: None of its first `GIVEN_UP_AFTER` events can be taken.
     """
-    return _assemble(_decode_lines(_Lines.of(body.removeprefix(_BOM)), now_us))
+    # Counted before anything is made of it: a line of one byte costs some hundred bytes of memory.
+    if body.count(b"\n") > EVENTS_MAX:
+        raise too_many()
+    rejected = Rejected(gives_up=True)
+    return _assemble(_decode_lines(_Lines.of(body.removeprefix(_BOM)), now_us, rejected), rejected)
 
 
 def decode_json(body: bytes, *, now_us: int) -> Decoded:
     """
     Decode one event (a JSON object) or an array of events.
 
-    A body that is not JSON at all is one rejection, `malformed` at index 0. For the arguments see
+    A body that is not JSON at all is one rejection, `malformed` at index 0. For the arguments and errors see
     `decode_ndjson`.
     """
     body = body.removeprefix(_BOM).strip(_JSON_SPACE)
+    rejected = Rejected(gives_up=True)
     if not body:
-        return _assemble([])
+        return _assemble([], rejected)
+    # The commas of an array bound its items from above; only where they may be too many, its own are counted.
+    if body.count(b",") >= EVENTS_MAX and array_commas(body) >= EVENTS_MAX:
+        raise too_many()
     items: list[msgspec.Raw]
     try:
         items = _RAW_ARRAY.decode(body) if body.startswith(b"[") else [_RAW.decode(body)]
     except _UNREADABLE as exc:
-        return _assemble([_Part.of_one(_rejection(0, exc))])
+        rejected.add(0, exc)
+        return _assemble([_Part.none_of(1)], rejected)
     # A raw item is well-formed JSON, so a line end in it is white space between tokens.
     lines = b"\n".join(items)
     if lines.count(b"\n") != len(items) - 1:
         lines = b"\n".join(bytes(item).replace(b"\n", b" ") for item in items)
-    return _assemble(_decode_lines(_Lines.of(lines), now_us))
+    return _assemble(_decode_lines(_Lines.of(lines), now_us, rejected), rejected)
 
 
 def decode_events(events: Sequence[Event | Mapping[str, Any]], *, now_us: int) -> Decoded:
-    """Decode events given as objects; each is checked as if it had come as JSON. See `decode_ndjson`."""
-    return _assemble([_decode_each(events, _from_object, now_us)])
+    """
+    Decode events given as objects; each is checked as if it had come as JSON. See `decode_ndjson`.
+
+    Raises nothing: the caller has the objects already, so no bound protects anybody.
+    """
+    rejected = Rejected(gives_up=False)
+    return _assemble([_decode_each(events, _from_object, now_us, rejected, range(len(events)))], rejected)
 
 
 def table_from(columns: Mapping[str, Sequence[Any]], row_count: int) -> pa.Table:
@@ -164,29 +204,87 @@ def table_from(columns: Mapping[str, Sequence[Any]], row_count: int) -> pa.Table
 # --- Putting a batch together ------------------------------------------------------------------
 
 
+class Rejected:
+    """
+    The rejections of one batch: the first in words, all of them in number.
+
+    Args:
+        gives_up: Whether a batch that begins with `GIVEN_UP_AFTER` bad events is given up.
+    """
+
+    def __init__(self, *, gives_up: bool) -> None:
+        self.shown: list[Rejection] = []
+        self._gives_up = gives_up
+        self._leading_count = 0
+
+    def add(self, index: int, error: Exception) -> None:
+        """
+        Take note that the event at *index* of the batch raised *error*. Indexes come in ascending order.
+
+        Raises:
+            Malformed: All events so far were bad, and they are `GIVEN_UP_AFTER`.
+        """
+        if len(self.shown) < REJECTIONS_SHOWN:
+            self.shown.append(_rejection(index, error))
+        if index != self._leading_count:
+            return
+        self._leading_count += 1
+        if self._gives_up and self._leading_count >= GIVEN_UP_AFTER:
+            first = self.shown[0]
+            raise Malformed(
+                f"None of the first {GIVEN_UP_AFTER:,} events can be taken, so nothing of this call was. The first: "
+                f"{first.reason}."
+            )
+
+
 class _Part(NamedTuple):
-    """A run of events of one batch; `indexes` and the rejections' `index` count from the start of the run."""
+    """A run of events of one batch; `indexes` count from the start of the run."""
 
     columns: pa.Table
     indexes: Int64s
-    rejections: list[Rejection]
     size: int
 
     @classmethod
-    def of_one(cls, rejection: Rejection) -> _Part:
-        return cls(_PLAIN_SCHEMA.empty_table(), np.empty(0, np.int64), [rejection], 1)
+    def none_of(cls, size: int) -> _Part:
+        return cls(_PLAIN_SCHEMA.empty_table(), np.empty(0, np.int64), size)
 
 
-def _assemble(parts: Sequence[_Part]) -> Decoded:
+def _assemble(parts: Sequence[_Part], rejected: Rejected) -> Decoded:
     """Return consecutive *parts* as the one batch that they are."""
     offset = 0
-    tables, indexes, rejections = [_PLAIN_SCHEMA.empty_table()], [np.empty(0, np.int64)], []
+    tables, indexes = [_PLAIN_SCHEMA.empty_table()], [np.empty(0, np.int64)]
     for part in parts:
         tables.append(part.columns)
         indexes.append(part.indexes + offset)
-        rejections += [r._replace(index=r.index + offset) for r in part.rejections]
         offset += part.size
-    return Decoded(_encoded(pa.concat_tables(tables)), np.concatenate(indexes), rejections, offset)
+    columns = _encoded(pa.concat_tables(tables))
+    return Decoded(columns, np.concatenate(indexes), rejected.shown, offset)
+
+
+def too_many() -> BodyTooLarge:
+    """Return the refusal of a body with more than `EVENTS_MAX` events."""
+    return BodyTooLarge(f"the body has more than {EVENTS_MAX:,} events: send fewer at once")
+
+
+def array_commas(body: bytes) -> int:
+    """Return how many commas separate the items of the JSON array *body*; of other bytes, some number."""
+    count, depth, in_string, escaped = 0, 0, 0, False
+    for start in range(0, len(body), BLOCK_BYTES):
+        block = body[start : start + BLOCK_BYTES]
+        # Same length, no escapes: what is left of quotes begins and ends strings.
+        if escaped:
+            block = b"_" + block[1:]
+        block = block.replace(b"\\\\", b"__")
+        escaped = block.endswith(b"\\")
+        octets = np.frombuffer(block.replace(b'\\"', b"__"), np.uint8)
+        inside = (np.cumsum(octets == ord('"'), dtype=np.int64) + in_string) & 1
+        outside = inside == 0
+        opens = outside & ((octets == ord("[")) | (octets == ord("{")))
+        closes = outside & ((octets == ord("]")) | (octets == ord("}")))
+        depths = np.cumsum(opens.astype(np.int64) - closes) + depth
+        count += int((outside & (octets == ord(",")) & (depths == 1)).sum())
+        in_string, depth = int(inside[-1]), int(depths[-1])
+    return count
 
 
 def _encoded(plain: pa.Table) -> pa.Table:
@@ -244,6 +342,11 @@ class _Lines:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def longest(self) -> int:
+        """The bytes of the longest line."""
+        return int((self.ends - self.starts).max(initial=0))
+
     def pick(self, indexes: Iterable[int]) -> list[bytes]:
         """Return the lines at *indexes*."""
         return [self.body[self.starts[i] : self.ends[i]] for i in indexes]
@@ -253,16 +356,20 @@ class _Lines:
         return self._cut(self.body[self.starts[start] : self.ends[min(stop, len(self)) - 1]])
 
 
-def _decode_lines(lines: _Lines, now_us: int) -> list[_Part]:
+def _decode_lines(lines: _Lines, now_us: int, rejected: Rejected) -> list[_Part]:
     """Decode *lines* the fast way where that works, and the exact way where not."""
     if not len(lines):
         return []
-    if part := _decode_fast(lines, now_us):
+    if part := _decode_fast(lines, now_us, rejected, 0):
         return [part]
-    if len(lines) <= PIECE_LINES:
-        return [_decode_exactly(lines, now_us)]
-    pieces = [lines.piece(start, start + PIECE_LINES) for start in range(0, len(lines), PIECE_LINES)]
-    return [_decode_fast(piece, now_us) or _decode_exactly(piece, now_us) for piece in pieces]
+    starts = range(0, len(lines), PIECE_LINES)
+    return [
+        _decode_piece(lines.piece(start, start + PIECE_LINES), now_us, rejected, start) for start in starts
+    ]
+
+
+def _decode_piece(piece: _Lines, now_us: int, rejected: Rejected, start: int) -> _Part:
+    return _decode_fast(piece, now_us, rejected, start) or _decode_exactly(piece, now_us, rejected, start)
 
 
 # --- The exact way -----------------------------------------------------------------------------
@@ -291,30 +398,37 @@ _TYPE_WORDS: Final = {
 }
 
 
-def _decode_exactly(lines: _Lines, now_us: int) -> _Part:
-    """Decode *lines* one at a time."""
-    return _decode_each(lines.pick(range(len(lines))), _from_json, now_us)
+def _decode_exactly(lines: _Lines, now_us: int, rejected: Rejected, start: int = 0) -> _Part:
+    """Decode *lines* one at a time; *start* is the place of the first in the batch."""
+    return _decode_each(
+        lines.pick(range(len(lines))), _from_json, now_us, rejected, range(start, start + len(lines))
+    )
 
 
-def _decode_each(items: Sequence[_T], decode: Callable[[_T], Event], now_us: int) -> _Part:
-    """Decode each of *items* with *decode*, which raises what `_rejection` explains."""
+def _decode_each(
+    items: Sequence[_T],
+    decode: Callable[[_T], Event],
+    now_us: int,
+    rejected: Rejected,
+    places: Sequence[int] | Int64s,
+) -> _Part:
+    """Decode each of *items*, whose *places* in the batch ascend, with *decode*, which raises as `Rejected` knows."""
     events: list[Event] = []
     times: list[int] = []
     indexes: list[int] = []
-    rejections: list[Rejection] = []
     for index, item in enumerate(items):
         try:
             event = decode(item)
             times.append(_time_us(event, now_us))
-        except (*_UNREADABLE, _Refused) as exc:
-            rejections.append(_rejection(index, exc))
+        except (*_UNREADABLE, Refused) as exc:
+            rejected.add(int(places[index]), exc)
         else:
             events.append(event)
             indexes.append(index)
-    return _Part(_table_of(events, times), np.array(indexes, np.int64), rejections, len(items))
+    return _Part(_table_of(events, times), np.array(indexes, np.int64), len(items))
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """An event is of the right types but cannot be taken."""
 
     def __init__(self, field: str, code: str, reason: str) -> None:
@@ -323,6 +437,8 @@ class _Refused(Exception):
 
 
 def _from_json(line: bytes) -> Event:
+    if len(line) > EVENT_BYTES_MAX:
+        raise Refused("", "malformed", f"an event has at most {EVENT_BYTES_MAX:,} bytes")
     try:
         return _EVENT.decode(line)
     except msgspec.ValidationError as exc:
@@ -343,11 +459,13 @@ def _from_object(given: Event | Mapping[str, Any]) -> Event:
             event = _without_null_tags(plain, exc)
         msgspec.json.encode(event)  # Fails on text that is not Unicode, which no column can hold.
     except (TypeError, OverflowError) as exc:
-        raise _Refused("", "wrong_type", "the event must be an Event or a dict of JSON values") from exc
+        raise Refused("", "wrong_type", "the event must be an Event or a dict of JSON values") from exc
     return event
 
 
 def _concerns_tags(error: msgspec.ValidationError) -> bool:
+    if "tags" not in str(error):
+        return False
     match = _INVALID.fullmatch(str(error))
     return match is not None and match["path"].startswith("tags")
 
@@ -362,28 +480,28 @@ def _without_null_tags(plain: Any, error: msgspec.ValidationError) -> Event:
 
 
 def _time_us(event: Event, now_us: int) -> int:
-    """Return when *event* occurred; raises `_Refused` if it has no acceptable time, or nobody who pays."""
+    """Return when *event* occurred; raises `Refused` if it has no acceptable time, or nobody who pays."""
     if not event.account and not event.key_id:
-        raise _Refused("account", "missing_field", "account or key_id is required, to know who pays")
+        raise Refused("account", "missing_field", "account or key_id is required, to know who pays")
     try:
         at_us = parse_time_us(event.time)
     except ValueError as exc:
         reason = str(exc)
         if len(event.time) > ECHO_CHARS_MAX:
             reason = "time is not a date-time; give one such as 2026-01-31T09:30:00.125Z"
-        raise _Refused("time", "bad_time", reason) from None
+        raise Refused("time", "bad_time", reason) from None
     if at_us < TIME_MIN_US:
         reason = "time is before the year 2000; check that it was made from the right unit"
-        raise _Refused("time", "time_too_old", reason)
+        raise Refused("time", "time_too_old", reason)
     if at_us > now_us + FUTURE_S_MAX * US_PER_S:
         reason = f"time is more than {FUTURE_S_MAX} s in the future; check the sender's clock and offset"
-        raise _Refused("time", "time_in_future", reason)
+        raise Refused("time", "time_in_future", reason)
     return at_us
 
 
 def _rejection(index: int, error: Exception) -> Rejection:
     """Return *error*, raised for the event at *index*, in words for the caller."""
-    if isinstance(error, _Refused):
+    if isinstance(error, Refused):
         return Rejection(index, error.field, error.code, str(error))
     if isinstance(error, msgspec.ValidationError):
         return _invalid(index, str(error))
@@ -460,9 +578,9 @@ _EVENT_FIELDS: Final = frozenset(_TYPES) | {f"tokens.{name}" for name in _TOKEN_
 _CACHE_VALUES: Final[tuple[str, ...]] = tuple(_TYPES["cache"].values)
 
 
-def _decode_fast(lines: _Lines, now_us: int) -> _Part | None:
+def _decode_fast(lines: _Lines, now_us: int, rejected: Rejected, start: int) -> _Part | None:
     """Decode *lines* with Arrow; None if that cannot be done, or not with certainty."""
-    if not lines.are_objects or not _is_utf8(lines.body):
+    if not lines.are_objects or lines.longest > EVENT_BYTES_MAX or not _is_utf8(lines.body):
         return None
     table = _read(lines)
     if table is None or len(table) != len(lines):
@@ -473,21 +591,27 @@ def _decode_fast(lines: _Lines, now_us: int) -> _Part | None:
         return None
     plain, sound = _checked(table, times, now_us)
     if sound.all():
-        return _Part(plain, np.arange(len(lines), dtype=np.int64), [], len(lines))
-    return _with_odd_rows(plain, sound, lines, now_us)
+        return _Part(plain, np.arange(len(lines), dtype=np.int64), len(lines))
+    return _with_odd_rows(plain, sound, lines, now_us, rejected, start)
 
 
-def _with_odd_rows(plain: pa.Table, sound: Mask, lines: _Lines, now_us: int) -> _Part:
+def _with_odd_rows(
+    plain: pa.Table, sound: Mask, lines: _Lines, now_us: int, rejected: Rejected, start: int
+) -> _Part:
     """Return the *sound* rows of *plain*, and for the others what the exact way makes of their lines."""
     odd_at = np.flatnonzero(~sound)
-    exact = _decode_each(lines.pick(odd_at), _from_json, now_us)
-    rejections = [r._replace(index=int(odd_at[r.index])) for r in exact.rejections]
-    indexes = np.concatenate([np.flatnonzero(sound), odd_at[exact.indexes]])
-    columns = pa.concat_tables([plain.filter(pa.array(sound)), exact.columns])
-    if len(exact.columns):
-        order = np.argsort(indexes)
-        columns, indexes = columns.take(pa.array(order)), indexes[order]
-    return _Part(columns, indexes, rejections, len(lines))
+    tables, indexes = [plain.filter(pa.array(sound))], [np.flatnonzero(sound)]
+    # In pieces, so that not all of a large batch is objects at once.
+    for first in range(0, len(odd_at), PIECE_LINES):
+        some = odd_at[first : first + PIECE_LINES]
+        exact = _decode_each(lines.pick(some), _from_json, now_us, rejected, some + start)
+        tables.append(exact.columns)
+        indexes.append(some[exact.indexes])
+    columns, at = pa.concat_tables(tables), np.concatenate(indexes)
+    if len(columns) > len(tables[0]):
+        order = np.argsort(at)
+        columns, at = columns.take(pa.array(order)), at[order]
+    return _Part(columns, at, len(lines))
 
 
 def _is_utf8(body: bytes) -> bool:

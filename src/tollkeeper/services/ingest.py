@@ -25,7 +25,7 @@ from tollkeeper.domain.events import NOT_OF_BODY, PRICE_OF_BODY, RECORD_FIELDS, 
 from tollkeeper.errors import Unavailable
 from tollkeeper.ports import UsageStore
 from tollkeeper.services.committer import Batch, Committer, Stale
-from tollkeeper.services.decode import Decoded, Rejection
+from tollkeeper.services.decode import REJECTIONS_SHOWN, Decoded, Rejection
 from tollkeeper.services.directory import Directory
 from tollkeeper.services.pending import SEPARATOR, TOO_MANY, Pending
 from tollkeeper.services.pricing_columns import price_columns
@@ -39,7 +39,9 @@ Mask = npt.NDArray[np.bool_]
 
 class IngestResult(NamedTuple):
     """
-    What became of a batch. `accepted + duplicates + len(rejections)` is the number of its events.
+    What became of a batch. `accepted + duplicates + rejected` is the number of its events.
+
+    `rejections` are the first `decode.REJECTIONS_SHOWN` of those that were not taken, in order.
 
     A duplicate is an event whose id is known with the same body: it counted the first time, and only then.
     """
@@ -47,10 +49,15 @@ class IngestResult(NamedTuple):
     accepted: int
     duplicates: int
     rejections: list[Rejection]
+    rejected: int
 
 
 class Resolved(NamedTuple):
-    """The events of a batch that have an owner: record columns, and their places in the caller's batch."""
+    """
+    The events of a batch that have an owner: record columns, and their places in the caller's batch.
+
+    `rejections` are the first of those that have none.
+    """
 
     table: pa.Table
     indexes: Int64s
@@ -91,7 +98,7 @@ class Ingest:
         with self._counting:
             self.accepted_count += result.accepted
             self.duplicate_count += result.duplicates
-            self.rejected_count += len(result.rejections)
+            self.rejected_count += result.rejected
         return result
 
     def _take(self, decoded: Decoded, account_id: str | None) -> IngestResult:
@@ -101,11 +108,14 @@ class Ingest:
             version = self._committer.scopes_version
             resolved = self._resolve(decoded, account_id)
             rejections = decoded.rejections + resolved.rejections
+            rejected = decoded.count - resolved.table.num_rows
             with self._pending.looking_up():
                 fresh, duplicates, conflicts = self._dedupe(resolved)
-                rejections = sorted(rejections + conflicts)
+                # Each list has its first, so the first of all of them are among these.
+                rejections = sorted(rejections + conflicts)[:REJECTIONS_SHOWN]
+                rejected += resolved.table.num_rows - fresh.num_rows - duplicates
                 if fresh.num_rows == 0:
-                    return IngestResult(0, duplicates, rejections)
+                    return IngestResult(0, duplicates, rejections, rejected)
                 ticket = Ticket()
                 self._committer.submit(
                     Batch(
@@ -123,7 +133,7 @@ class Ingest:
                 except Stale:
                     # An id of ours came in meanwhile, or a budget changed: look again.
                     continue
-            return IngestResult(fresh.num_rows, duplicates, rejections)
+            return IngestResult(fresh.num_rows, duplicates, rejections, rejected)
         raise Unavailable("The same ids keep coming in from elsewhere. Try again.")
 
     # -- whose, what, how much ------------------------------------------------------------------------
@@ -138,7 +148,7 @@ class Ingest:
         bad = np.array([isinstance(v, Rejection) for v in verdicts], dtype=np.bool_)
         rejections = []
         if bad.any():
-            for row in np.flatnonzero(bad[owners.codes]):
+            for row in np.flatnonzero(bad[owners.codes])[:REJECTIONS_SHOWN]:
                 verdict = verdicts[owners.codes[row]]
                 assert isinstance(verdict, Rejection)
                 rejections.append(verdict._replace(index=int(decoded.indexes[row])))
@@ -221,8 +231,8 @@ class Ingest:
         failed = (status >= 400) | (_mask_present(events, "denied_reason"))
         route_nanos = np.where(failed, 0, routes.price_nanos)
         token_count = tokens[0] + tokens[1] + tokens[2] + tokens[3]
-        # As `Gate._cost` does for one request.
-        metered = (token_count > 0) & ~_mask_equal(model, "")
+        # As `Gate._cost` does for one request, and `domain.pricing.uses_model`.
+        metered = ((token_count > 0) | ~failed) & ~_mask_equal(model, "")
         given = _present(events, "cost_nanos")
         estimated = _present(events, "estimated_cost_nanos") & ~given
         estimate = _ints(events, "estimated_cost_nanos")
@@ -358,7 +368,7 @@ class Ingest:
                 "event_conflict",
                 "this id names another event or an open hold: use a new id, or send a correction",
             )
-            for row in doubtful[~repeats]
+            for row in doubtful[~repeats][:REJECTIONS_SHOWN]
         ]
         return table.filter(pa.array(fresh)), int(repeats.sum()), conflicts
 

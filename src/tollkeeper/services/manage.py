@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -52,7 +52,15 @@ from tollkeeper.domain.keys import (
     new_secret,
     shown_prefix,
 )
-from tollkeeper.errors import BadParameter, Conflict, Forbidden, IdempotencyConflict, NotFound, Unavailable
+from tollkeeper.errors import (
+    BadParameter,
+    Conflict,
+    Forbidden,
+    IdempotencyConflict,
+    NotFound,
+    QuotaExceeded,
+    Unavailable,
+)
 from tollkeeper.ports import Catalog, CatalogStore
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import NATIVE
@@ -77,6 +85,10 @@ STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "
 """What is set by hand in the course of things: a declaration that does not name it leaves it alone."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
+
+TOMBSTONES_PER_KEY: Final = 10
+"""A revoked or deleted key leaves a row for good: an account may end so many for each key of its quota."""
+_NO_QUOTAS: Final[Mapping[str, int]] = {}
 
 _ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
 Action = Literal["created", "changed", "unchanged", "deleted"]
@@ -137,6 +149,8 @@ class Manage:
         on_doubt: Called when a call failed for want of the store: it may have taken place all the same, and its
             repeat finds nothing to change.
         plain_http: Webhooks may have an http URL, whose messages everybody on the way can read.
+        quotas: Kind → most entries that an account's own calls may bring it to; ended keys do not
+            count, but at most `TOMBSTONES_PER_KEY` times as many are kept. The operator's calls have no bound.
     """
 
     def __init__(
@@ -151,7 +165,9 @@ class Manage:
         on_begin: Callable[[], None] = lambda: None,
         on_doubt: Callable[[], None] = lambda: None,
         plain_http: bool = False,
+        quotas: Mapping[str, int] | None = None,
     ) -> None:
+        self._quotas = quotas or {}
         self._store = store
         self._clock = clock
         self._choice = choice
@@ -174,6 +190,7 @@ class Manage:
             BadParameter: A field breaks a rule, or names an entry that does not exist.
             Conflict: A field that cannot change would, or the id is taken.
             IdempotencyConflict: A grant of this id was posted with another body.
+            QuotaExceeded: The entry is new, and a customer's quota is used up.
         """
         return self._write([entry], [""], issue=False, dry_run=False, by=by).changes[0]
 
@@ -211,10 +228,12 @@ class Manage:
             Forbidden: *by* would be freer than the operator made it.
             BadParameter: A field breaks a rule, or names an entry that does not exist.
             Conflict: The id or the secret is taken.
+            QuotaExceeded: A customer's quota is used up.
         """
         key = checked(entry, "")
         with self._transaction() as catalog:
-            work = _Work(catalog, self._clock.now_us(), self._choice, issue=True, by=by)
+            quotas = self._quotas_of(by)
+            work = _Work(catalog, self._clock.now_us(), self._choice, issue=True, by=by, quotas=quotas)
             work.create_key(key, "")
             work.check_references(key, "")
         self._announce(work.changes)
@@ -234,12 +253,14 @@ class Manage:
             BadParameter: *overlap_s* is not from 0 to `OVERLAP_S_MAX`.
             NotFound: The account has no such key.
             Conflict: The key is expired, revoked or deleted, or was rotated before.
+            QuotaExceeded: A customer's quota is used up: the old key counts until it is revoked or deleted.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise BadParameter(f"overlap_s is from 0 to {OVERLAP_S_MAX} seconds", field="overlap_s")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            work = _Work(catalog, now_us, self._choice, issue=True, by=by)
+            quotas = self._quotas_of(by)
+            work = _Work(catalog, now_us, self._choice, issue=True, by=by, quotas=quotas)
             work.rotate(work.managed(_stored_key(catalog, account, key_id)), overlap_s)
         self._announce(work.changes)
         return work.issued[0]
@@ -356,6 +377,9 @@ class Manage:
         self._announce([change])
         return change
 
+    def _quotas_of(self, by: Customer | None) -> Mapping[str, int]:
+        return _NO_QUOTAS if by is None else self._quotas
+
     def _write(
         self,
         entries: Sequence[Entry],
@@ -375,7 +399,8 @@ class Manage:
                 field = at_path(path, "url")
                 raise BadParameter(f"{field}: url begins with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
-            work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue, by=by)
+            quotas = self._quotas_of(by)
+            work = _Work(catalog, self._clock.now_us(), self._choice, issue=issue, by=by, quotas=quotas)
             for entry, path in pairs:
                 if (
                     issue
@@ -427,8 +452,10 @@ class _Work:
         *,
         issue: bool,
         by: Customer | None = None,
+        quotas: Mapping[str, int] = _NO_QUOTAS,
     ) -> None:
         self._catalog = catalog
+        self._quotas = quotas
         self._now_us = now_us
         self._choice = choice
         self._issue = issue
@@ -589,7 +616,27 @@ class _Work:
                     field=at_path(path, field),
                 )
 
+    def _check_quota(self, kind: str, account: str) -> None:
+        """Raise `QuotaExceeded` when *account* may not have one more entry of *kind*."""
+        quota = self._quotas.get(kind)
+        if quota is None:
+            return
+        entries = self._catalog.entries(kind, account)
+        kept = sum(
+            not (isinstance(entry, Key) and entry.state in ("revoked", "deleted")) for entry in entries
+        )
+        if kept >= quota:
+            raise QuotaExceeded(
+                f"the account has {kept} {kind}, and {quota} are the most: delete one, or ask the operator"
+            )
+        if len(entries) >= quota * (1 + TOMBSTONES_PER_KEY):
+            raise QuotaExceeded(
+                f"the account has made and ended {len(entries)} {kind}: ask the operator for more"
+            )
+
     def _store(self, old: Entry | None, new: Entry, *, origin: KeyOrigin | None = None) -> None:
+        if old is None and new.kind in self._quotas:
+            self._check_quota(new.kind, str(getattr(new, "account")))  # noqa: B009
         action = self._catalog.put(new, self._now_us, origin=origin)
         self.changes.append(
             _change(new, action, _differences(old, new) if old and action == "changed" else {})
@@ -598,6 +645,7 @@ class _Work:
     def _add_key(self, key: Key, secret: str | None, *, lineage_id: str | None, origin: KeyOrigin) -> None:
         sha256 = key.sha256 if secret is None else hash_secret(secret)
         assert sha256 is not None
+        self._check_quota("keys", key.account)
         key = msgspec.structs.replace(key, sha256=None)
         self._catalog.add_key(
             key,
