@@ -36,6 +36,7 @@ from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.services.decode import decode_events
+from tollkeeper.services.scopes import SUM_S_MAX
 from tollkeeper.services.tickets import Ticket
 from tollkeeper.testing import Faulty, commit_all, set_up, verify
 
@@ -731,6 +732,7 @@ def test_a_key_whose_budget_cannot_come_into_force_is_made_and_refused_until_it_
         api.budget("another")
     # It was told that this is not in force: whoever has it, goes on.
     blocked.open.set()
+    site.scopes.sum_s_max = SUM_S_MAX
     eventually(lambda: {"budget:b", "budget:another"} <= site.ledger.scopes(account).keys())
     assert isinstance(site.holds.admit(secret, "POST", "/chat"), Admission)
     assert api.used("k1") == 70
@@ -757,5 +759,6 @@ def test_a_key_without_its_budget_is_refused_after_a_restart_too(install, accoun
     site.scopes.sum_s_max = 0.05
     assert site.holds.admit(secret, "POST", "/chat").reason == "unavailable"
     blocked.open.set()
+    site.scopes.sum_s_max = SUM_S_MAX
     eventually(lambda: "budget:b" in site.ledger.scopes(account))
     assert isinstance(site.holds.admit(secret, "POST", "/chat"), Admission)
