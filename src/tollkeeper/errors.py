@@ -152,7 +152,7 @@ class TooManyQueries(TollkeeperError):
     code = "too_many_queries"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after_s: int, **fields: Any) -> None:
+    def __init__(self, message: str, *, retry_after_s: int = 1, **fields: Any) -> None:
         super().__init__(message, retry_after_s=retry_after_s, **fields)
         self.retry_after_s = retry_after_s
 

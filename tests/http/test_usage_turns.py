@@ -14,6 +14,7 @@ from tests.http.conftest import OPERATOR_KEY, Api
 from tollkeeper.callers import CALLER, gone
 from tollkeeper.domain.catalog import Key, Route
 from tollkeeper.errors import QueryTooLarge, QueryTooSlow
+from tollkeeper.http.app import build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, failure
@@ -159,13 +160,19 @@ def test_a_caller_that_hangs_up_stops_its_query(
     assert hanging.stopped.is_set()
 
 
-def test_a_server_that_stops_waits_for_no_query(api: Api, hanging: Hanging) -> None:
+def test_a_server_that_stops_waits_for_no_query(installation: Installation, hanging: Hanging) -> None:
+    app = build_app(installation)
+    stopping = Api(app)
     with ThreadPoolExecutor(1) as callers:
-        asked = callers.submit(api, "GET", "/tk/v1/usage")
+        asked = callers.submit(stopping, "GET", "/tk/v1/usage")
         hanging.wait_for(1)
-        api.app.executors.stop_queries()
+        app.executors.stop_queries()
         assert asked.result().status_code == 503
     assert hanging.stopped.is_set()
+    # One that comes meanwhile, on a connection that is open still, does not begin.
+    assert stopping("GET", "/tk/v1/usage").status_code == 503
+    assert hanging.under_way == 1
+    app.close()
 
 
 @pytest.mark.parametrize("name", names())

@@ -111,6 +111,7 @@ class Executors:
         self._threads = {pool: Threads(pool, count) for pool, count in THREADS.items()}
         self.hot = self._threads["hot"]
         self._callers: set[Caller] = set()
+        self._stopped = False
 
     def of(self, pool: Pool) -> Threads:
         """Return the threads of a kind of call."""
@@ -132,6 +133,8 @@ class Executors:
             receive: Of the request, whose body was read or is of no interest.
         """
         self._callers.add(caller)
+        if self._stopped:
+            caller.leave()
         token = CALLER.set(caller)
         work = asyncio.ensure_future(self.of(pool).run(call, *args, **kwargs))
         CALLER.reset(token)
@@ -151,6 +154,7 @@ class Executors:
 
     def stop_queries(self) -> None:
         """Stop what is asked of the usage store: the server stops, and who asks may ask again. Blocking."""
+        self._stopped = True
         for caller in tuple(self._callers):
             caller.leave()
 

@@ -146,7 +146,7 @@ def handlers() -> list[HTTPRouteHandler]:
             description="The answer contains the request that was answered a millisecond ago. A management "
             "key asks about its account, a consumption key about itself.",
             query=_QUERY,
-            problems=(404,),
+            problems=(404, 429),
         )
     ),
 )
