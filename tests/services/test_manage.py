@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from tests.engines import empty_tables, fresh_engine
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import (
     KINDS,
     Account,
@@ -566,25 +567,29 @@ def test_what_is_applied_together_is_kept_together(world: World) -> None:
 
 # -- quotas ------------------------------------------------------------------------------------------------
 
+ACME = Customer("acme")
+
 
 def test_a_customer_makes_no_more_keys_than_its_quota(world: World) -> None:
     """Each key costs memory and a switch of budgets; the operator knows what it does."""
     for number in range(3):
-        world.manage.issue_key(Key(id=f"k{number}", account="acme"), by_customer=True)
+        world.manage.issue_key(Key(id=f"k{number}", account="acme", type="credit"), by=ACME)
     error = refused(
-        QuotaExceeded, lambda: world.manage.issue_key(Key(id="k3", account="acme"), by_customer=True)
+        QuotaExceeded, lambda: world.manage.issue_key(Key(id="k3", account="acme", type="credit"), by=ACME)
     )
     assert "3 keys" in str(error)
-    refused(QuotaExceeded, lambda: world.manage.rotate_key("acme", "k0", 60, by_customer=True))
+    refused(QuotaExceeded, lambda: world.manage.rotate_key("acme", "k0", 60, by=ACME))
     assert world.manage.stored_key("acme", "k0").replaced_by is None
     sha256 = hash_secret("imported")
     refused(
         QuotaExceeded,
-        lambda: world.manage.put(Key(id="k3", account="acme", sha256=sha256), by_customer=True),
+        lambda: world.manage.put(Key(id="k3", account="acme", type="credit", sha256=sha256), by=ACME),
     )
     # What is there can be changed, another account has its own quota, and the operator has none.
-    assert world.manage.put(Key(id="k1", account="acme", name="new"), by_customer=True).action == "changed"
-    world.manage.issue_key(Key(id="b0", account="beta"), by_customer=True)
+    assert (
+        world.manage.put(Key(id="k1", account="acme", type="credit", name="new"), by=ACME).action == "changed"
+    )
+    world.manage.issue_key(Key(id="b0", account="beta", type="credit"), by=Customer("beta"))
     world.manage.issue_key(Key(id="k4", account="acme"))
     world.manage.apply([Key(id="k5", account="acme"), Key(id="k6", account="acme")])
 
@@ -593,24 +598,24 @@ def test_a_key_that_ended_makes_room_but_not_for_ever(world: World) -> None:
     """Its row stays, so making and deleting has a bound too."""
     most = 3 * (1 + TOMBSTONES_PER_KEY)
     for number in range(most):
-        key = Key(id=f"k{number}", account="acme", sha256=hash_secret(f"secret {number}"))
-        world.manage.issue_key(key, by_customer=True)
+        key = Key(id=f"k{number}", account="acme", type="credit", sha256=hash_secret(f"secret {number}"))
+        world.manage.issue_key(key, by=ACME)
         world.manage.set_key_state("acme", key.id, ("revoked", "deleted")[number % 2])
-    last = Key(id="last", account="acme")
-    error = refused(QuotaExceeded, lambda: world.manage.issue_key(last, by_customer=True))
+    last = Key(id="last", account="acme", type="credit")
+    error = refused(QuotaExceeded, lambda: world.manage.issue_key(last, by=ACME))
     assert f"made and ended {most} keys" in str(error)
     world.manage.issue_key(last)
 
 
 def test_projects_and_webhooks_have_a_quota(world: World) -> None:
     for number in range(2):
-        world.manage.put(Project(id=f"p{number}", account="acme"), by_customer=True)
-    refused(QuotaExceeded, lambda: world.manage.put(Project(id="p2", account="acme"), by_customer=True))
-    assert world.manage.put(Project(id="p1", account="acme"), by_customer=True).action == "unchanged"
+        world.manage.put(Project(id=f"p{number}", account="acme"), by=ACME)
+    refused(QuotaExceeded, lambda: world.manage.put(Project(id="p2", account="acme"), by=ACME))
+    assert world.manage.put(Project(id="p1", account="acme"), by=ACME).action == "unchanged"
     world.manage.delete("projects", "p1", "acme")
-    world.manage.put(Project(id="p2", account="acme"), by_customer=True)
+    world.manage.put(Project(id="p2", account="acme"), by=ACME)
     world.manage.put(Project(id="p3", account="acme"))
     hook = Webhook(id="w0", account="acme", url="https://example.com/hook")
-    world.manage.put(hook, by_customer=True)
+    world.manage.put(hook, by=ACME)
     other = Webhook(id="w1", account="acme", url="https://example.com/hook")
-    refused(QuotaExceeded, lambda: world.manage.put(other, by_customer=True))
+    refused(QuotaExceeded, lambda: world.manage.put(other, by=ACME))
