@@ -141,7 +141,7 @@ class Executors:
         hanging_up = asyncio.ensure_future(_hung_up(receive))
         try:
             await asyncio.wait({work, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if not work.done() and hanging_up.exception() is None:
                 await self.of("stopping").run(caller.leave)
             return await work
         except asyncio.CancelledError:
