@@ -31,6 +31,7 @@ from tollkeeper.domain.catalog import (
     Subscription,
     Webhook,
 )
+from tollkeeper.domain.keys import KeyOrigin
 from tollkeeper.domain.money import NANOS_MAX
 from tollkeeper.errors import Conflict, NotFound, Unavailable
 from tollkeeper.ports import Catalog, CatalogStore, cursor_of
@@ -325,6 +326,46 @@ def test_a_replaced_key_names_its_successor(store: CatalogStore) -> None:
         "expired",
     )
     assert (new.lineage_id, new.shown_prefix, new.state_at(NOW_US + 5)) == ("k1", None, "active")
+
+
+def test_a_key_says_whose_word_its_state_and_end_are(store: CatalogStore) -> None:
+    """Without that a customer could take back what the operator set."""
+    add_key(store, key := Key(id="k1", account="acme"))
+    origins = []
+
+    def note() -> None:
+        stored = store.find_key("k1")
+        assert stored is not None
+        origins.append(stored.origin)
+
+    note()
+    store.set_key_state("acme", "k1", "inactive", NOW_US, by="customer")
+    note()
+    changed = msgspec.structs.replace(key, name="new", state="inactive")
+    store.put(changed, NOW_US)
+    note()
+    store.put(key, NOW_US, origin=KeyOrigin("operator", 7, "k0"))
+    note()
+    store.set_key_state("acme", "k1", "revoked", NOW_US)
+    note()
+    assert origins == [
+        KeyOrigin(),
+        KeyOrigin("customer"),
+        KeyOrigin("customer"),
+        KeyOrigin("operator", 7, "k0"),
+        KeyOrigin("operator", 7, "k0"),
+    ]
+    made = Key(id="k2", account="acme")
+    store.add_key(
+        made,
+        secret_sha256=sha256("2"),
+        shown_prefix=None,
+        now_us=NOW_US,
+        origin=KeyOrigin("customer", 9, "k1"),
+    )
+    stored = store.find_key("k2")
+    assert stored is not None
+    assert stored.origin == KeyOrigin("customer", 9, "k1")
 
 
 def test_a_transaction_is_kept_whole_or_not_at_all(store: CatalogStore) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.http.conftest import Api
+from tollkeeper import testing
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.installation import Installation
-from tollkeeper.services.manage import Manage
 
 PRICE = 1_000_000
 Issue = Callable[..., tuple[str, str]]
@@ -162,7 +164,7 @@ def test_a_dashboard_session_makes_bounded_keys(api: Api, account: str, spend: C
 
 
 def test_a_key_that_makes_keys_passes_on_its_bounds(
-    api: Api, account: str, issue: Issue, spend: Callable[..., int]
+    api: Api, account: str, issue: Issue, spend: Callable[..., int], installation: Installation
 ) -> None:
     """Limits, budgets and end of an AnyLayer key hold for it and all that it makes, and theirs, together."""
     # Making three keys counts three requests.
@@ -178,11 +180,13 @@ def test_a_key_that_makes_keys_passes_on_its_bounds(
         shown = api("GET", f"/tk/v1/keys/{made['keyId']}").json()
         assert shown["expires_at"].startswith("2190-01-01")
     assert spend(*reversed(secrets)) == 3
-    api("PUT", f"/tk/v1/budgets/b?account={account}", {**budget, "amount": 100})
-    assert spend(*secrets) == 2, "then its own limit"
+    # Raised, its own limit still holds: calls that the budget refused count in it too.
+    assert api("PUT", f"/tk/v1/budgets/b?account={account}", {**budget, "amount": 100}).status_code == 200
+    assert spend(*secrets) == 0
     # The operator ends the key: what it made ends with it.
     api("POST", f"/tk/v1/keys/{key_id}/state", {"state": "revoked"})
-    assert [denial(api, each)[1] for each in secrets] == ["key_revoked"] * 4
+    refused = [installation.gate.permit(each) for each in secrets]
+    assert [one.reason for one in refused if isinstance(one, Denial)] == ["key_revoked"] * 4
 
 
 # -- the operator's word -----------------------------------------------------------------------------
@@ -291,11 +295,18 @@ def test_a_management_key_is_never_charged(api: Api, account: str, issue: Issue)
     assert denial(api, management) == (401, "key_unknown")
 
 
-def test_stored_events_of_a_management_key_stay_verifiable(installation: Installation) -> None:
-    """A credit management key of an older version was charged: charging and verifying ask the same."""
-    from tollkeeper.domain.catalog import Key
-
-    old = Key(id="mk", account="acme", role="management", type="credit")
-    assert old.draws_on_credit
-    assert not old.is_metered
-    assert isinstance(installation.manage, Manage)
+def test_stored_events_of_a_management_key_stay_verifiable(
+    api: Api, account: str, issue: Issue, installation: Installation
+) -> None:
+    """An older version let it be of type `credit` and charged its events: charging and verifying ask the same."""
+    key_id = issue(type="credit")[0]
+    event = {"id": "e1", "time": "2026-01-31T00:00:00Z", "key_id": key_id, "cost_nanos": 5}
+    assert api("POST", "/tk/v1/events", event).json()["accepted"] == 1
+    stored = installation.manage.stored_key(account, key_id)
+    management = msgspec.structs.replace(stored.entry, role="management")
+    installation.catalog.put(management, installation.clock.now_us())
+    installation.directory.forget(account)
+    assert testing.verify(installation).ok
+    # What is not metered any more can still be taken out.
+    assert api("POST", f"/tk/v1/events/e1/void?account={account}").is_success
+    assert testing.verify(installation).ok

@@ -20,10 +20,11 @@ import pytest
 
 from tests.services.receiver import WAIT_S, Receiver, receiver
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
+from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Account, Actions, Budget, Key, Plan, PlanBudget, Project, Route, Webhook
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.webhooks import Sent
-from tollkeeper.errors import BadParameter, NotFound, Unavailable
+from tollkeeper.errors import BadParameter, Forbidden, NotFound, Unavailable
 from tollkeeper.gate.gate import Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.services.webhooks import SENDERS, Webhooks
@@ -456,6 +457,19 @@ class TestDisabling:
         shop.site.manage.set_key_state(shop.account, f"{shop.account}-web", "active")
         hand.tell()
         assert shop.state("web") == "active"
+
+    def test_a_customer_does_not_activate_what_an_alert_stopped(self, hand: Hand, shop: Shop) -> None:
+        """Nor does it get round it by making a key inactive before, and active afterwards."""
+        customer = Customer(shop.account)
+        app, web = f"{shop.account}-app", f"{shop.account}-web"
+        shop.site.manage.set_key_state(shop.account, app, "inactive", by=customer)
+        shop.hook(actions=Actions(disable_keys=100))
+        shop.spend(100)
+        hand.tell()
+        for key_id in (app, web):
+            with pytest.raises(Forbidden):
+                shop.site.manage.set_key_state(shop.account, key_id, "active", by=customer)
+        assert (shop.state("web"), shop.state("app")) == ("inactive", "inactive")
 
     def test_a_revoked_key_stays_revoked(self, hand: Hand, shop: Shop) -> None:
         shop.site.manage.set_key_state(shop.account, f"{shop.account}-app", "revoked")
