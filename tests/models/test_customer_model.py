@@ -209,7 +209,7 @@ def test_no_customer_frees_itself(model: type[CustomerModel]) -> None:
     run(
         model,
         settings=settings(
-            max_examples=6,
+            max_examples=15,
             stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),
