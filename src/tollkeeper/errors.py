@@ -17,13 +17,19 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   └── HoldEnded                     hold_ended            the hold had another ending
     ├── Unavailable                       unavailable           a store cannot do it now; a retry may help
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
-    │   └── LedgerInUse                   ledger_in_use         another process owns the database
+    │   ├── LedgerInUse                   ledger_in_use         another process owns the database
+    │   └── StoresMismatch                stores_mismatch       ledger and usage store do not belong together
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import re
+from typing import Any, ClassVar, Final
+
+_CAUSE_CHARS_MAX: Final = 1_000
+_PASSWORD: Final = re.compile(r"(?<=\w):[^:/@\s]+@")
+"""In a URL, `user:password@host`."""
 
 
 class TollkeeperError(Exception):
@@ -38,6 +44,14 @@ class TollkeeperError(Exception):
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
         self.fields = fields
+
+
+def cause_of(error: TollkeeperError) -> str:
+    """Return what the engine said of *error*, for the log: shortened, and without passwords of URLs."""
+    told = error.fields.get("detail") or error.fields.get("cause") or ""
+    if not told and isinstance(error.__cause__, TollkeeperError):
+        return cause_of(error.__cause__)
+    return _PASSWORD.sub(":***@", " ".join(str(told).split()))[:_CAUSE_CHARS_MAX]
 
 
 class BadInput(TollkeeperError):
@@ -145,6 +159,13 @@ class LedgerInUse(Unavailable):
     """Another process owns the database of the ledger."""
 
     code = "ledger_in_use"
+
+
+class StoresMismatch(Unavailable):
+    """The ledger and the usage store are not of one installation, or one has lost its past."""
+
+    code = "stores_mismatch"
+    retryable = False
 
 
 class InvariantBroken(TollkeeperError):

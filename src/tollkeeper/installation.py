@@ -17,9 +17,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlparse
 
 import msgspec
 
+from tollkeeper.adapters.batch_marks import FileMarks
 from tollkeeper.adapters.opening import OpeningUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
@@ -32,7 +34,7 @@ from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.bookings import PendingRow
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
-from tollkeeper.errors import DataDirectoryInUse, Unavailable
+from tollkeeper.errors import DataDirectoryInUse, StoresMismatch, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ports import UsageStore
@@ -45,6 +47,7 @@ from tollkeeper.services.directory import Directory
 from tollkeeper.services.holds import Holds
 from tollkeeper.services.ingest import Ingest
 from tollkeeper.services.manage import Change, Manage
+from tollkeeper.services.pairing import Pairing
 from tollkeeper.services.pending import Pending, decode_keys, key_of
 from tollkeeper.services.reconcile import Reconcile
 from tollkeeper.services.relay import Relay, keys_of, read_back
@@ -56,6 +59,8 @@ from tollkeeper.services.webhooks import Webhooks
 from tollkeeper.settings import Settings
 
 MAINTAIN_S: Final = 0.5
+NEW_LEDGER_WAITS_S: Final = 10.0
+"""How long the start with a new ledger waits for a usage store that was used before, or is on a server."""
 _MAINTAIN_ENDS_S: Final = 30.0
 _SAVE_EVERY: Final = 4
 _PRICE_EVERY: Final = 20
@@ -76,23 +81,35 @@ class Installation:
         BadParameter: `profile_settings` names no profile, or no setting of it, or a value it cannot have.
         DataDirectoryInUse: Another process has the data directory.
         LedgerInUse: Another process has the PostgreSQL database.
+        StoresMismatch: The ledger and the usage store do not belong together.
         Unavailable: A store cannot be opened or written.
     """
 
     def __init__(
-        self, settings: Settings, *, clock: Clock | None = None, store: UsageStore | None = None
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        store: UsageStore | None = None,
+        store_is_shared: bool = False,
     ) -> None:
+        """
+        Args:
+            store: In place of the one that the settings name, for tests.
+            store_is_shared: Whether other installations use *store* too, which then cannot be told to be the ledger's
+                own. Never so in production: no setting says it.
+        """
         self.settings = settings
         self.clock = clock or SystemClock()
         self._closing = threading.Event()
         self._opened = ExitStack()
         try:
-            self._open(store)
+            self._open(store, store_is_shared)
         except BaseException:
             self._opened.close()
             raise
 
-    def _open(self, store: UsageStore | None) -> None:
+    def _open(self, store: UsageStore | None, store_is_shared: bool) -> None:
         settings = self.settings
         self._switches = switches(settings.profile_settings)
         self._opened.callback(_lock(Path(settings.data_dir)).close)
@@ -107,8 +124,10 @@ class Installation:
         self.catalog = SqlCatalogStore(engine)
         self.operator_keys = SqlOperatorKeys(engine)
         self._opened.callback(self.ledger.close)
-        self.store: UsageStore = store or OpeningUsageStore(lambda: _open_usage(settings))
+        self.pairing = Pairing(self.ledger, self.clock, shared=store_is_shared)
+        self.store: UsageStore = store or self._open_in_background()
         self._opened.callback(self.store.close)
+        self._check_pair()
         self.directory = Directory(self.catalog, self.ledger)
         self.gate = Gate(
             self.directory,
@@ -117,9 +136,9 @@ class Installation:
         )
         self.pending = Pending(read_back(self.ledger), self.clock.now_us)
         self.committer = Committer(self.ledger, self.gate, self.pending, self.clock)
-        self.relay = Relay(self.ledger, self.store, self.pending)
+        self.relay = Relay(self.ledger, self.store, self.pending, self._must_compare)
         self.committer.on_commit = self.relay.notify
-        self.relay.on_delivered = self.committer.look_at_waiting
+        self.relay.on_delivered = self._delivered
         self.committer.on_last_used = self._touch_keys
         self.committer.before_scopes_change = self._forget_accounts
         self.holds = Holds(
@@ -133,7 +152,15 @@ class Installation:
             hold_s=settings.hold_s,
         )
         self.ingest = Ingest(self.directory, self.store, self.pending, self.committer, self.clock)
-        self.reports = Reports(self.store, self.ledger, self.relay, self.pending, self.committer, self.clock)
+        self.reports = Reports(
+            self.store,
+            self.ledger,
+            self.relay,
+            self.pending,
+            self.committer,
+            self.clock,
+            lambda: self.pairing.is_complete,
+        )
         self.amend = Amend(self.directory, self.store, self.pending, self.committer, self.reports, self.clock)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
@@ -147,6 +174,7 @@ class Installation:
             self.scopes,
             self.clock,
             self.reports.forget_all,
+            self.pairing,
         )
         self.manage = Manage(
             self.catalog,
@@ -195,6 +223,53 @@ class Installation:
         self.relay.notify()
         self._maintainer = threading.Thread(target=self._maintain, name="tollkeeper-maintain", daemon=True)
         self._maintainer.start()
+
+    # -- ledger and usage store -----------------------------------------------------------------------
+
+    def _open_in_background(self) -> OpeningUsageStore:
+        """Open the usage store beside the start; it is nobody's to use before it was compared with the ledger."""
+        settings = self.settings
+
+        def open_() -> UsageStore:
+            store = _open_usage(settings)
+            try:
+                self.pairing.check(store)
+            except BaseException:
+                store.close()
+                raise
+            return store
+
+        if others := _installations_at(settings):
+            # Told by a file: who gave the wrong directory need not wait for the engine to hear of it.
+            self.pairing.refuse_foreign(others)
+        return OpeningUsageStore(open_)
+
+    def _check_pair(self) -> None:
+        """Raise `StoresMismatch` at once where that can be told soon; else the usage store says it when it is open."""
+        if isinstance(self.store, OpeningUsageStore):
+            # A ledger that never relayed anything may be beside a store with a past. Where there is none yet, the
+            # first start waits for nothing.
+            if not self.ledger.past().last.batch and _may_be_used(self.settings.usage):
+                self.store.check(NEW_LEDGER_WAITS_S)
+            return
+        try:
+            self.pairing.check(self.store)
+        except StoresMismatch:
+            raise
+        except Unavailable as exc:
+            # The relay tries again before it delivers anything.
+            log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
+
+    def _must_compare(self) -> bool:
+        if isinstance(self.store, OpeningUsageStore):
+            self.store.wait()
+        return self.pairing.must_compare(self.store)
+
+    def _delivered(self) -> None:
+        self.committer.look_at_waiting()
+        if self.pairing.look_is_due:
+            with self.relay.exclusive():
+                self.pairing.look_again(self.store)
 
     def desk(self, profile: Profile) -> ProfileDesk:
         """Return what *profile* asks, with the switches that this deployment sets."""
@@ -359,6 +434,7 @@ class Installation:
                     self._save_last_used()
                 self._catch_up(rounds)
                 if rounds % _PURGE_EVERY == 0:
+                    self.pairing.maintain()
                     while self.ledger.purge(self.clock.now_us()) and not self._closing.is_set():
                         pass
                     self.webhooks.purge()
@@ -414,16 +490,45 @@ def _open_usage(settings: Settings) -> UsageStore:
     return ClickHouseUsageStore.open(settings.usage, memory_bytes_max=settings.usage_memory_bytes_max or None)
 
 
+def _installations_at(settings: Settings) -> list[str]:
+    """Return whose the usage store in a directory is, without loading its engine."""
+    directory = _usage_directory(settings.usage)
+    if directory is None or not directory.exists():
+        return []
+    try:
+        return sorted(FileMarks(directory).all())
+    except OSError as exc:
+        # Where that cannot be read, no usage store can be opened, which stops no request.
+        log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
+        return []
+
+
+def _usage_directory(url: str) -> Path | None:
+    return Path(urlparse(url).path) if url.startswith("chdb:") else None
+
+
+def _may_be_used(url: str) -> bool:
+    """Return whether a usage store may have records already: not where there is no directory yet."""
+    directory = _usage_directory(url)
+    return directory is None or (directory.is_dir() and any(directory.iterdir()))
+
+
 def _secret(directory: Path, name: str) -> str:
     """Return a secret of this installation, in a file that only its owner reads; made at first start."""
     path = directory / name
     if not path.exists():
         made = path.with_suffix(".new")
-        with open(
-            made, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="ascii"
-        ) as file:
-            file.write(secrets.token_hex(_SECRET_BYTES))
-        made.rename(path)
+        try:
+            with open(
+                made, "w", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="ascii"
+            ) as file:
+                file.write(secrets.token_hex(_SECRET_BYTES))
+                file.flush()
+                # Before it has its name: a power cut must not leave an empty one.
+                os.fsync(file.fileno())
+            made.rename(path)
+        except OSError as exc:
+            raise _unwritable(directory, exc) from exc
     try:
         found = path.read_bytes()
     except OSError as exc:

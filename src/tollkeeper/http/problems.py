@@ -33,6 +33,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.Unavailable: (503, "Unavailable"),
     errors.DataDirectoryInUse: (503, "Data directory in use"),
     errors.LedgerInUse: (503, "Ledger in use"),
+    errors.StoresMismatch: (503, "Ledger and usage store do not match"),
     errors.InvariantBroken: (500, "Invariant broken"),
 }
 """Class → status and title. The title is the same for every occurrence, the detail is not."""

@@ -16,7 +16,7 @@ from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys
 from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest migration; compared first, so that an up-to-date database opens without loading Alembic."""
 
 _BUSY_TIMEOUT_MS = 10_000

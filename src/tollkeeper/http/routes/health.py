@@ -35,10 +35,11 @@ class Liveness(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests can be decided, recorded and reported; if not, why."""
+    """Whether requests can be decided, recorded and reported; if not, why. Warnings need an operator, not a restart."""
 
     ready: bool
     reasons: list[str]
+    warnings: list[str]
 
 
 def handlers() -> list[HTTPRouteHandler]:
@@ -67,11 +68,15 @@ def healthz(request: AnyRequest) -> Response[bytes]:
             "health",
             NOBODY_ASKED,
             {
-                200: json_answer(Readiness, "Ready.", {"ready": True, "reasons": []}),
+                200: json_answer(Readiness, "Ready.", {"ready": True, "reasons": [], "warnings": []}),
                 503: json_answer(
                     Readiness,
                     "Not ready.",
-                    {"ready": False, "reasons": ["the usage store does not answer, or is still opening"]},
+                    {
+                        "ready": False,
+                        "reasons": ["the usage store does not answer, or is still opening"],
+                        "warnings": [],
+                    },
                 ),
             },
         )
@@ -79,8 +84,10 @@ def healthz(request: AnyRequest) -> Response[bytes]:
 )
 def readyz(request: AnyRequest) -> Response[bytes]:
     """Say whether requests can be served."""
-    reasons = reasons_not_ready(installation_of(request))
-    return answer(Readiness(ready=not reasons, reasons=reasons), status=503 if reasons else 200)
+    installation = installation_of(request)
+    reasons = reasons_not_ready(installation)
+    found = Readiness(ready=not reasons, reasons=reasons, warnings=installation.pairing.warnings())
+    return answer(found, status=503 if reasons else 200)
 
 
 @get(
@@ -120,6 +127,7 @@ def reasons_not_ready(installation: Installation) -> list[str]:
         reasons.append(f"the ledger does not answer: {exc}")
     if not installation.store.ready():
         reasons.append("the usage store does not answer, or is still opening")
+    reasons += installation.pairing.reasons()
     if installation.gate.refusing is not None:
         reasons.append(installation.gate.refusing)
     return reasons
