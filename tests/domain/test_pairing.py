@@ -36,7 +36,9 @@ BEHIND = Pair(ledger_is_behind=True)
         (ledger(aside=3), store(records=73), AGREE),
         (ledger(), store(8), BEHIND),
         (ledger(), store(7, "f"), BEHIND),
-        (ledger(), store(records=71), Pair(ledger_is_behind=True, surplus=1)),
+        # Found out at an earlier start: the store's last batch is this ledger's own.
+        (ledger(), store(records=71), Pair(surplus=1)),
+        (ledger(), store(6, "d", records=71), Pair(ledger_is_behind=True, surplus=1)),
         (ledger(8, "f", begun=5), store(records=76), Pair(ledger_is_behind=True, surplus=1)),
         (ledger(), store(records=60), Pair(missing=10)),
         (ledger(), store(6, "d", records=60), Pair(missing=10)),

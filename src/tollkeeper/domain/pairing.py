@@ -118,4 +118,6 @@ def compare(ledger: LedgerPast, store: StorePast, *, shared: bool = False) -> Pa
             return Pair(missing=missing, uncounted=surplus)
         return Pair(ledger_is_behind=surplus > 0, surplus=surplus, missing=missing)
     is_behind = theirs.batch > ours.batch or (theirs.batch == ours.batch and theirs.epoch != ours.epoch)
-    return Pair(ledger_is_behind=is_behind or surplus > 0, surplus=surplus, missing=missing)
+    # A surplus beside the ledger's own last batch is of a comparison that was begun at an earlier start.
+    is_behind |= surplus > 0 and theirs != ours
+    return Pair(ledger_is_behind=is_behind, surplus=surplus, missing=missing)
