@@ -22,7 +22,8 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   ├── QueryTooSlow                  query_too_slow        a usage query took longer than one may
     │   ├── DataDirectoryInUse            data_directory_in_use another process owns the directory
     │   ├── LedgerInUse                   ledger_in_use         another process owns the database
-    │   └── TooMuchUnderWay               too_much_under_way    the caller's own batches fill its share
+    │   ├── TooMuchUnderWay               too_much_under_way    the caller's own batches fill its share
+    │   └── StoresMismatch                stores_mismatch       ledger and usage store do not belong together
     ├── Forked                            forked                this process is a fork of the one that has it open
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
@@ -30,7 +31,12 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
 from __future__ import annotations
 
 import errno
-from typing import Any, ClassVar
+import re
+from typing import Any, ClassVar, Final
+
+_CAUSE_CHARS_MAX: Final = 1_000
+_PASSWORD: Final = re.compile(r"(?<=\w):[^:/@\s]+@")
+"""In a URL, `user:password@host`."""
 
 
 class TollkeeperError(Exception):
@@ -45,6 +51,14 @@ class TollkeeperError(Exception):
     def __init__(self, message: str, **fields: Any) -> None:
         super().__init__(message)
         self.fields = fields
+
+
+def cause_of(error: TollkeeperError) -> str:
+    """Return what the engine said of *error*, for the log: shortened, and without passwords of URLs."""
+    told = error.fields.get("detail") or error.fields.get("cause") or ""
+    if not told and isinstance(error.__cause__, TollkeeperError):
+        return cause_of(error.__cause__)
+    return _PASSWORD.sub(":***@", " ".join(str(told).split()))[:_CAUSE_CHARS_MAX]
 
 
 class BadInput(TollkeeperError):
@@ -198,6 +212,13 @@ class TooMuchUnderWay(Unavailable):
     """The caller has as many bytes of batches under way as it may. Its earlier ones make room as they end."""
 
     code = "too_much_under_way"
+
+
+class StoresMismatch(Unavailable):
+    """The ledger and the usage store are not of one installation, or one has lost its past."""
+
+    code = "stores_mismatch"
+    retryable = False
 
 
 class InvariantBroken(TollkeeperError):

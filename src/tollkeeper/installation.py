@@ -18,9 +18,11 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
+from urllib.parse import urlparse
 
 import msgspec
 
+from tollkeeper.adapters.batch_marks import FileMarks
 from tollkeeper.adapters.jwks import read_jwks
 from tollkeeper.adapters.opening import OpeningUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
@@ -34,7 +36,7 @@ from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.bookings import PendingRow
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
-from tollkeeper.errors import DataDirectoryInUse, Unavailable
+from tollkeeper.errors import DataDirectoryInUse, StoresMismatch, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ports import UsageStore
@@ -48,6 +50,7 @@ from tollkeeper.services.directory import Directory
 from tollkeeper.services.holds import Holds
 from tollkeeper.services.ingest import Ingest
 from tollkeeper.services.manage import Change, Manage
+from tollkeeper.services.pairing import Pairing
 from tollkeeper.services.pending import Pending, decode_keys, key_of
 from tollkeeper.services.reconcile import Reconcile
 from tollkeeper.services.relay import Relay, keys_of, read_back
@@ -59,6 +62,8 @@ from tollkeeper.services.webhooks import Webhooks
 from tollkeeper.settings import LEDGER_FILE, USAGE_DIRECTORY, Settings
 
 MAINTAIN_S: Final = 0.5
+NEW_LEDGER_WAITS_S: Final = 10.0
+"""How long the start with a new ledger waits for a usage store that was used before, or is on a server."""
 _MAINTAIN_ENDS_S: Final = 30.0
 _SAVE_EVERY: Final = 4
 _PRICE_EVERY: Final = 20
@@ -83,23 +88,35 @@ class Installation:
         DataDirectoryInUse: Another process has the data directory.
         Forked: This process was forked from one that has an installation open.
         LedgerInUse: Another process has the PostgreSQL database.
+        StoresMismatch: The ledger and the usage store do not belong together.
         Unavailable: A store cannot be opened or written.
     """
 
     def __init__(
-        self, settings: Settings, *, clock: Clock | None = None, store: UsageStore | None = None
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        store: UsageStore | None = None,
+        store_is_shared: bool = False,
     ) -> None:
+        """
+        Args:
+            store: In place of the one that the settings name, for tests.
+            store_is_shared: Whether other installations use *store* too, which then cannot be told to be the ledger's
+                own. Never so in production: no setting says it.
+        """
         self.settings = settings
         self.clock = clock or SystemClock()
         self._closing = threading.Event()
         self._opened = ExitStack()
         try:
-            self._open(store)
+            self._open(store, store_is_shared)
         except BaseException:
             self._opened.close()
             raise
 
-    def _open(self, store: UsageStore | None) -> None:
+    def _open(self, store: UsageStore | None, store_is_shared: bool) -> None:
         settings = self.settings
         self._switches = switches(settings.profile_settings)
         check_login(settings.session_jwks, settings.session_issuer, settings.session_audience)
@@ -118,8 +135,10 @@ class Installation:
         self.catalog = SqlCatalogStore(engine)
         self.operator_keys = SqlOperatorKeys(engine)
         self._opened.callback(self.ledger.close)
-        self.store: UsageStore = store or OpeningUsageStore(lambda: _open_usage(settings))
+        self.pairing = Pairing(self.ledger, self.clock, shared=store_is_shared)
+        self.store: UsageStore = store or self._open_in_background()
         self._opened.callback(self.store.close)
+        self._check_pair()
         self.directory = Directory(self.catalog, self.ledger, self.clock)
         self.gate = Gate(
             self.directory,
@@ -128,9 +147,9 @@ class Installation:
         )
         self.pending = Pending(read_back(self.ledger), self.clock.now_us)
         self.committer = Committer(self.ledger, self.gate, self.pending, self.clock)
-        self.relay = Relay(self.ledger, self.store, self.pending)
+        self.relay = Relay(self.ledger, self.store, self.pending, self._must_compare)
         self.committer.on_commit = self.relay.notify
-        self.relay.on_delivered = self.committer.look_at_waiting
+        self.relay.on_delivered = self._delivered
         self.committer.on_last_used = self._touch_keys
         self.committer.before_scopes_change = self._scopes_changed
         self.directory.must_wait = self._must_wait
@@ -145,7 +164,15 @@ class Installation:
             hold_s=settings.hold_s,
         )
         self.ingest = Ingest(self.directory, self.store, self.pending, self.committer, self.clock)
-        self.reports = Reports(self.store, self.ledger, self.relay, self.pending, self.committer, self.clock)
+        self.reports = Reports(
+            self.store,
+            self.ledger,
+            self.relay,
+            self.pending,
+            self.committer,
+            self.clock,
+            lambda: self.pairing.is_complete,
+        )
         self.amend = Amend(self.directory, self.store, self.pending, self.committer, self.reports, self.clock)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
@@ -159,6 +186,7 @@ class Installation:
             self.scopes,
             self.clock,
             self.reports.forget_all,
+            self.pairing,
         )
         self.manage = Manage(
             self.catalog,
@@ -234,6 +262,53 @@ class Installation:
     def left_to_parent(self) -> None:
         """In a forked child: give up the copy of the directory's lock, which would outlive the parent's."""
         self._lock_file.close()
+
+    # -- ledger and usage store -----------------------------------------------------------------------
+
+    def _open_in_background(self) -> OpeningUsageStore:
+        """Open the usage store beside the start; it is nobody's to use before it was compared with the ledger."""
+        settings = self.settings
+
+        def open_() -> UsageStore:
+            store = _open_usage(settings)
+            try:
+                self.pairing.check(store)
+            except BaseException:
+                store.close()
+                raise
+            return store
+
+        if others := _installations_at(settings):
+            # Told by a file: who gave the wrong directory need not wait for the engine to hear of it.
+            self.pairing.refuse_foreign(others)
+        return OpeningUsageStore(open_)
+
+    def _check_pair(self) -> None:
+        """Raise `StoresMismatch` at once where that can be told soon; else the usage store says it when it is open."""
+        if isinstance(self.store, OpeningUsageStore):
+            # A ledger that never relayed anything may be beside a store with a past. Where there is none yet, the
+            # first start waits for nothing.
+            if not self.ledger.past().last.batch and _may_be_used(self.settings.usage):
+                self.store.check(NEW_LEDGER_WAITS_S)
+            return
+        try:
+            self.pairing.check(self.store)
+        except StoresMismatch:
+            raise
+        except Unavailable as exc:
+            # The relay tries again before it delivers anything.
+            log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
+
+    def _must_compare(self) -> bool:
+        if isinstance(self.store, OpeningUsageStore):
+            self.store.wait()
+        return self.pairing.must_compare(self.store)
+
+    def _delivered(self) -> None:
+        self.committer.look_at_waiting()
+        if self.pairing.look_is_due:
+            with self.relay.exclusive():
+                self.pairing.look_again(self.store)
 
     def desk(self, profile: Profile) -> ProfileDesk:
         """Return what *profile* asks, with the switches that this deployment sets."""
@@ -426,6 +501,7 @@ class Installation:
                     self._save_last_used()
                 self._catch_up(rounds)
                 if rounds % _PURGE_EVERY == 0:
+                    self.pairing.maintain()
                     while self.ledger.purge(self.clock.now_us()) and not self._closing.is_set():
                         pass
                     self.webhooks.purge()
@@ -519,17 +595,43 @@ def _open_usage(settings: Settings) -> UsageStore:
     )
 
 
+def _installations_at(settings: Settings) -> list[str]:
+    """Return whose the usage store in a directory is, without loading its engine."""
+    directory = _usage_directory(settings.usage)
+    if directory is None or not directory.exists():
+        return []
+    try:
+        return sorted(FileMarks(directory).all())
+    except OSError as exc:
+        # Where that cannot be read, no usage store can be opened, which stops no request.
+        log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
+        return []
+
+
+def _usage_directory(url: str) -> Path | None:
+    return Path(urlparse(url).path) if url.startswith("chdb:") else None
+
+
+def _may_be_used(url: str) -> bool:
+    """Return whether a usage store may have records already: not where there is no directory yet."""
+    directory = _usage_directory(url)
+    return directory is None or (directory.is_dir() and any(directory.iterdir()))
+
+
 def _secret(directory: Path, name: str) -> str:
     """Return a secret of this installation, in a file that only its owner reads; made at first start."""
     path = directory / name
     if not path.exists():
         made = path.with_suffix(".new")
-        with open(made, "wb", buffering=0, opener=_private) as file:
-            file.write(secrets.token_hex(_SECRET_BYTES).encode())
-            # A power cut after the rename must not leave an empty file under the name.
-            os.fsync(file.fileno())
-        made.rename(path)
-        _sync_directory(directory)
+        try:
+            with open(made, "wb", buffering=0, opener=_private) as file:
+                file.write(secrets.token_hex(_SECRET_BYTES).encode())
+                # A power cut after the rename must not leave an empty file under the name.
+                os.fsync(file.fileno())
+            made.rename(path)
+            _sync_directory(directory)
+        except OSError as exc:
+            raise _unwritable(directory, exc) from exc
     try:
         found = path.read_bytes()
     except OSError as exc:

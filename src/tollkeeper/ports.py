@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from tollkeeper.domain.bookings import Committed, Group, OutboxEntry, PendingRow, SetAside, StoredHold
+from tollkeeper.domain.bookings import Batch, Committed, Group, OutboxEntry, PendingRow, SetAside, StoredHold
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
+from tollkeeper.domain.pairing import BatchMark, LedgerPast, StorePast
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.domain.webhooks import Message, Sent, StoredWebhook
@@ -39,6 +40,19 @@ class CostSum(NamedTuple):
     credits: int
 
 
+class Losses(NamedTuple):
+    """
+    What a usage store lacks, as far as a cheap look tells; a line each.
+
+    Attributes:
+        records: Answers have too little, and no rebuild brings it back.
+        derived: Rollups or ids: nothing is answered from them until a rebuild.
+    """
+
+    records: list[str]
+    derived: list[str]
+
+
 class UsageStore(Protocol):
     """
     The projection that answers usage questions: every record, and rollups of them.
@@ -46,6 +60,21 @@ class UsageStore(Protocol):
     One thread writes (the relay); any thread may read. Every method raises `Unavailable` when the engine
     fails; nothing else of the engine's errors gets out.
     """
+
+    def past(self, installation_id: str) -> StorePast:
+        """
+        Return which batches the store was told of by `begin`, and how many records it has.
+
+        Called before the first batch of a process, and by verify. Takes as long with many records as with few.
+        """
+
+    def begin(self, mark: BatchMark) -> None:
+        """
+        Note that a batch is about to be appended, durably; a repeat changes nothing.
+
+        Called by the relay before the `append` of each batch, so that the store never has a batch that it does not
+        say it may have.
+        """
 
     def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         """
@@ -133,6 +162,14 @@ class UsageStore(Protocol):
 
     def duplicates(self) -> list[str]:
         """Return a line per record that is stored more than once: its account, event and key, and how often."""
+
+    def losses(self) -> Losses:
+        """
+        Look, at the cost of a count, for what is missing: parts that the engine put aside, rollups and ids that have
+        fewer records than the records. While there is something of the latter, what asks them raises `Unavailable`.
+
+        Called when no append is under way, nor any that failed to be repeated.
+        """
 
     def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         """
@@ -335,18 +372,40 @@ class Ledger(Protocol):
     def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
         """Return those outbox rows that are still there, by number: relayed ones are not."""
 
-    def next_batch(
-        self, records_max: int, *, seq_max: int | None = None
-    ) -> tuple[int, list[tuple[int, OutboxEntry]]] | None:
+    def next_batch(self, records_max: int, *, seq_max: int | None = None) -> Batch | None:
         """
         Return the batch that was begun and not delivered, else begin one; None when the outbox is empty.
 
-        A batch keeps its number and its rows until `delivered`. It takes the oldest rows, whole, up to
+        A batch keeps its mark and its rows until `delivered`. It takes the oldest rows, whole, up to
         *records_max* records (at least one row), none beyond row *seq_max*.
+
+        Raises:
+            LedgerInUse: The database forgot a batch that was begun or delivered here: it was put back.
         """
 
-    def delivered(self, batch: int) -> None:
-        """Delete the rows of a batch, and count their records. A repeat changes nothing."""
+    def delivered(self, mark: BatchMark) -> None:
+        """
+        Delete the rows of a batch, and count their records. A repeat changes nothing.
+
+        Raises:
+            LedgerInUse: The database forgot that the batch was begun: it was put back.
+        """
+
+    def past(self) -> LedgerPast:
+        """Return what there is to compare with the usage store."""
+
+    def note_behind(self, batch: int, now_us: int) -> None:
+        """
+        Note that the usage store may have records of the outbox, and of holds, as they are now.
+
+        Batches are numbered from beyond *batch* on. A repeat changes nothing.
+        """
+
+    def is_behind(self) -> bool:
+        """Return whether such records may still come; when all have, this is forgotten."""
+
+    def raise_delivered(self, records: int) -> None:
+        """Count at least so many records as delivered: an earlier version delivered some without counting them."""
 
     def delivered_records(self) -> int:
         """Return how many records were delivered, at least: those before this was counted are not among them."""

@@ -9,7 +9,8 @@ stores, and adapters that fail on purpose.
 
 Every store is the real one. The embedded usage store opens one directory per process at a time: where
 several installations are open at once, or opening it for each takes too long, they share one of the test
-(`store=`), and keep apart by account ids (`unique`).
+(`store=`), and keep apart by account ids (`unique`). A store of one installation must have just the records that its
+ledger delivered, and is refused to any other; a shared one cannot be compared so, and only the batches of each are.
 """
 
 from __future__ import annotations
@@ -148,18 +149,30 @@ class Faulty:
 
 
 def open_installation(
-    directory: str | Path, *, clock: Clock | None = None, store: UsageStore | None = None, **settings: Any
+    directory: str | Path,
+    *,
+    clock: Clock | None = None,
+    store: UsageStore | None = None,
+    store_is_shared: bool = True,
+    **settings: Any,
 ) -> Installation:
     """
     Return a running installation in *directory*; close it.
 
     Args:
         store: A usage store to share: it stays open when the installation is closed.
+        store_is_shared: Whether other installations use *store* too. False: it is compared with the ledger as in
+            production.
         settings: As those of `settings.Settings`.
     """
     shared = None if store is None else cast("UsageStore", KeptOpen(store))
     values = {**settings, "data_dir": str(directory)}
-    return Installation(load(values, environ={}), clock=clock, store=shared)
+    return Installation(
+        load(values, environ={}),
+        clock=clock,
+        store=shared,
+        store_is_shared=store_is_shared and shared is not None,
+    )
 
 
 @contextmanager

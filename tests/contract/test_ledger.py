@@ -27,6 +27,7 @@ from tollkeeper.domain.bookings import (
 from tollkeeper.domain.catalog import Account, Grant
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, fingerprint_of
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import BadInput, Conflict, InvariantBroken, Unavailable
 
@@ -544,7 +545,7 @@ def test_a_database_that_is_away_is_unavailable(
             ledger.pending,
             lambda: ledger.entries([1]),
             lambda: ledger.next_batch(10),
-            lambda: ledger.delivered(1),
+            lambda: ledger.delivered(BatchMark(ledger.installation_id, "", 1)),
             lambda: ledger.set_aside(1, "why"),
             ledger.set_asides,
             lambda: ledger.purge(NOW_US),

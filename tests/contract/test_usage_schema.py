@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from tests.contract.test_usage_store import ask, record
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, tables
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, repeats, tables
+from tollkeeper.adapters.clickhouse.store import _APPEND
 from tollkeeper.columns import table_of
+from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.errors import Unavailable
 
 PEAKS = ask("acct", measures=("requests", "peak_requests_per_minute", "peak_requests_per_hour"))
@@ -61,3 +65,71 @@ def test_a_schema_of_a_later_version_is_refused(tmp_path: Path) -> None:
     store.close()
     with pytest.raises(Unavailable, match="later version"):
         ClickHouseUsageStore.open(f"chdb://{tmp_path}")
+
+
+def test_a_closed_store_answers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of a server answer after they were closed: it is the store that must not ask them."""
+    store = ClickHouseUsageStore.open(f"chdb://{tmp_path}")
+    try:
+        assert store.ready()
+        with monkeypatch.context() as patch:
+            for client in store._clients:
+                patch.setattr(client, "close", lambda: None)
+            store.close()
+        keys = table_of([record("acct")]).select(["account_id", "id"])
+        many = pa.concat_tables([keys] * 300)
+        asked: list[Callable[[], object]] = [
+            lambda: store.append(table_of([record("acct")]), "late"),
+            lambda: store.begin(BatchMark("i", "e", 1)),
+            lambda: store.past("i"),
+            lambda: store.known_ids(keys),
+            lambda: store.record_columns(many),
+            lambda: store.report(PEAKS),
+            lambda: store.owners("id"),
+            lambda: list(store.export(None, 0, 1)),
+            store.losses,
+            store.differences,
+            store.duplicates,
+            store.rebuild,
+        ]
+        for call in asked:
+            store._newest_id = None
+            with pytest.raises(Unavailable, match="closed"):
+                call()
+        assert not store.ready()
+    finally:
+        for client in store._clients:
+            client.close()
+
+
+def test_an_append_is_one_block_with_its_token_for_a_week(tmp_path: Path) -> None:
+    """A server gathers inserts by default, and remembers tokens for an hour."""
+    assert _APPEND["async_insert"] == 0
+    store = ClickHouseUsageStore.open(f"chdb://{tmp_path}")
+    try:
+        rows = store._rows(
+            "SELECT name, engine_full FROM system.tables "
+            "WHERE database = currentDatabase() AND name IN {names:Array(String)}",
+            {"names": ["events", *tables.DERIVED]},
+        )
+        assert len(rows) == 3
+        for _, engine in rows:
+            assert "replicated_deduplication_window_seconds = 604800" in engine
+    finally:
+        store.close()
+
+
+def test_writers_of_one_store_compare_their_own_records(tmp_path: Path) -> None:
+    """Another process may be comparing a batch in the same store: neither sees nor removes the other's list."""
+    store = ClickHouseUsageStore.open(f"chdb://{tmp_path}")
+    try:
+        change(
+            store,
+            f"INSERT INTO {repeats.TABLE} (writer, number, account_id, id) SELECT 'other', 7, 'theirs', 'x'",
+            f"INSERT INTO {repeats.TABLE} (writer, listed_at, number) SELECT 'dead', now() - 100000, 8",
+        )
+        store.append(table_of([record("acct")]), "one", begun_after=0)
+        assert store.differences() == []
+        assert store._rows(f"SELECT writer FROM {repeats.TABLE}", {}) == [("other",)]
+    finally:
+        store.close()

@@ -44,6 +44,7 @@ LOOK: Final = """
     import json, sys
     from tollkeeper import Tollkeeper, UsageQuery
     from tollkeeper.errors import Unavailable
+    from tollkeeper.http.routes.health import reasons_not_ready
     from tollkeeper.testing import NOON
 
     def said(call):
@@ -60,6 +61,14 @@ LOOK: Final = """
         query = UsageQuery(account_id="acme", from_us=0, to_us=2**52, measures=("requests", "cost_nanos"))
         return toll.usage(query).totals
 
+    def complete():
+        return toll.usage(UsageQuery(account_id="acme", from_us=0, to_us=2**52, measures=("requests",))).complete
+
+    def health():
+        toll.installation.store.wait()
+        pairing = toll.installation.pairing
+        return [reasons_not_ready(toll.installation), pairing.warnings()]
+
     def again():
         event = {"id": "e1", "time": NOON.isoformat(), "account": "acme", "cost_nanos": 2}
         return toll.record([event]).accepted
@@ -70,7 +79,7 @@ LOOK: Final = """
     with Tollkeeper.open(sys.argv[1], unknown_route="allow") as toll:
         store = toll.installation.store
         steps = {"more": more, "usage": totals, "verify": verdict, "differences": store.differences,
-                 "rebuild": lambda: dict(toll.rebuild()), "again": again}
+                 "rebuild": lambda: dict(toll.rebuild()), "again": again, "complete": complete, "health": health}
         print(json.dumps([said(steps[name]) for name in sys.argv[2:]]))
 """
 
@@ -164,6 +173,38 @@ def test_what_was_set_aside_is_not_passed_over(damaged: Any, table: str, how: An
     assert rebuilt["event_ids"] == COUNT
     assert (totals, repeated) == (TOTALS, 0)
     assert look(directory, "usage", "again") == [TOTALS, 0]
+
+
+@pytest.mark.parametrize("table", ["usage_rollups", "event_ids"])
+def test_a_derived_part_that_is_gone_is_noticed_at_the_start(damaged: Any, table: str) -> None:
+    """Nothing is left of it but the records that it was derived from. A known event must not be taken for new."""
+    steps = ("health", "usage", "again", "rebuild", "health", "usage", "complete", "again")
+    health, usage, again, rebuilt, healthy, totals, complete, repeated = look(
+        damaged(table, remove_part), *steps
+    )
+    missing = f"{table}: {COUNT} of {COUNT} records are missing"
+    assert health == [
+        [f"the usage store lacks what is derived from its records: {missing}: run `tollkeeper rebuild`"], [],
+    ]  # fmt: skip
+    for refused in (usage, again):
+        assert "run `tollkeeper rebuild`" in refused
+        assert missing in refused
+    assert rebuilt["event_ids"] == COUNT
+    assert (healthy, totals, complete, repeated) == ([[], []], TOTALS, True, 0)
+
+
+@pytest.mark.parametrize("how", [cut_off, remove_part], ids=lambda how: how.__name__)
+def test_an_answer_of_a_store_that_lacks_records_is_not_complete(damaged: Any, how: Any) -> None:
+    """Set aside or gone: said from the start, and a rebuild cannot bring it back."""
+    steps = ("health", "complete", "again", "rebuild", "verify", "complete", "health")
+    health, complete, again, refused, verdict, later, still = look(damaged("events", how), *steps)
+    assert (complete, later, again) == (False, False, 0)
+    assert "nothing was rebuilt" in refused
+    assert verdict[0] is False
+    for reasons, warnings in (health, still):
+        assert reasons == []
+        assert f"{COUNT} records are missing in the usage store: answers are not complete" in warnings
+        assert how is remove_part or "events broken-on-start" in str(warnings)
 
 
 def test_an_answer_from_before_the_rebuild_does_not_outlive_it(damaged: Any) -> None:

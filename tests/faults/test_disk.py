@@ -9,14 +9,16 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.conftest import Install
 from tollkeeper import Tollkeeper
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account
 from tollkeeper.errors import DataDirectoryInUse, Unavailable
+from tollkeeper.installation import _secret
 from tollkeeper.testing import installation, open_installation, set_up
 
 NOBODY = 65_534
@@ -281,3 +283,81 @@ def test_what_failed_to_open_holds_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def _refuse(*args: Any) -> Any:
     raise Unavailable("not today")
+
+
+FULL_AT_START: Final = """
+    import json, os, resource, sys
+    from tests.contract.test_usage_store import record
+    from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+    from tollkeeper.columns import table_of
+    from tollkeeper.errors import Unavailable
+
+    directory, limit = sys.argv[1], int(sys.argv[2])
+    if limit >= 0:
+        # No file may grow beyond this, as on a disk without room; that one can be made is worse.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        store = ClickHouseUsageStore.open("chdb://" + directory)
+        rows = table_of([record("acct")._replace(id=sys.argv[3])])
+        store.append(rows, sys.argv[3], begun_after=0)
+        found = [store.differences(), store.charged("acct", from_us=0, to_us=2**52, project_id=None, key_ids=None)[0]]
+    except Unavailable as exc:
+        found = str(exc)
+    print(json.dumps(found), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("is_older", [False, True], ids=["of this version", "to be migrated"])
+def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_older: bool
+) -> None:
+    """The engine leaves an empty description of a table that it had no room to make, and never starts again."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+    directory = tmp_path / "usage"
+    assert run(FULL_AT_START, str(directory), "-1", "a") == [[], 1]
+    if is_older:
+        store = ClickHouseUsageStore.open(f"chdb://{directory}")
+        for table in ("append_comparison", "batches"):
+            store._appender.command(f"DROP TABLE {table} SYNC")
+        store._appender.command(
+            "ALTER TABLE schema_version DELETE WHERE version > 5", settings={"mutations_sync": 2}
+        )
+        store.close()
+    for limit in ("0", "100"):
+        assert isinstance(run(FULL_AT_START, str(directory), limit, "b"), str)
+    assert run(FULL_AT_START, str(directory), "-1", "b") == [[], 2]
+
+
+@pytest.mark.parametrize("name", ["repeated_append", "usage_rollups_rebuilt", "_tmp_replace_1", "new_view"])
+def test_an_empty_description_of_an_earlier_full_disk_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+    directory = tmp_path / "usage"
+    assert run(FULL_AT_START, str(directory), "-1", "a") == [[], 1]
+    (events,) = directory.glob("store/*/*/events.sql")
+    empty = events.with_name(f"{name}.sql")
+    empty.touch()
+    assert run(FULL_AT_START, str(directory), "-1", "b") == [[], 2]
+    assert not empty.exists()
+    # A table with records cannot be made again from nothing.
+    kept = events.read_bytes()
+    events.write_bytes(b"")
+    assert "events.sql is empty and the table has records" in run(FULL_AT_START, str(directory), "-1", "c")
+    events.write_bytes(kept)
+    assert run(FULL_AT_START, str(directory), "-1", "c") == [[], 3]
+
+
+def test_a_secret_that_there_is_no_room_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves no file that the next start would take for damaged."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tollkeeper.installation.os.fsync", full)
+        with pytest.raises(Unavailable, match="No space left on device"):
+            _secret(tmp_path, "webhook.secret")
+    assert not (tmp_path / "webhook.secret").exists()
+    assert len(_secret(tmp_path, "webhook.secret")) == 64

@@ -27,7 +27,7 @@ KILLED: Final = """
     print(*sorted(os.listdir(sys.argv[1])), flush=True)
     inserting = threading.Thread(target=lambda: store.append(rows, "one"), daemon=True)
     inserting.start()
-    asked = "SELECT count() FROM system.processes WHERE startsWith(query, 'INSERT INTO')"
+    asked = "SELECT count() FROM system.processes WHERE startsWith(query, 'INSERT INTO events ')"
     while inserting.is_alive():
         if store._rows(asked, {}) == [(1,)]:
             os.kill(os.getpid(), 9)

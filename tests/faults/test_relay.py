@@ -25,6 +25,7 @@ from tollkeeper.domain.bookings import Group, OutboxEntry
 from tollkeeper.domain.catalog import Account, Key, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome
@@ -74,6 +75,9 @@ class Recorded:
         self.store = store
         self.appends: list[tuple[str, list[str]]] = []
         self.begun_after: list[int | None] = []
+
+    def begin(self, mark: BatchMark) -> None:
+        self.store.begin(mark)
 
     def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         self.appends.append((token, records.column("id").to_pylist()))

@@ -10,6 +10,7 @@ from tests.http.conftest import Api
 from tollkeeper.errors import Unavailable
 from tollkeeper.http.metrics import METRICS
 from tollkeeper.installation import Installation
+from tollkeeper.ports import Losses
 
 SAMPLE = re.compile(r'(tollkeeper_[a-z_]+)(\{[a-z]+="[^"]*"\})? (\d+)\Z')
 
@@ -25,7 +26,7 @@ def test_readiness_says_why_not(
     """Each thing that a request needs, and all of them at once."""
     installation.reports.fresh(None)
     assert installation.store.records([("none", "none")]) == {}  # Waits until the engine is open.
-    assert api("GET", "/readyz", key=None).json() == {"ready": True, "reasons": [], "notices": []}
+    assert api("GET", "/readyz", key=None).json() == {"ready": True, "reasons": [], "warnings": []}
 
     def fails() -> None:
         raise Unavailable("disk full")
@@ -33,13 +34,18 @@ def test_readiness_says_why_not(
     monkeypatch.setattr(installation.ledger, "ping", fails)
     monkeypatch.setattr(installation.store, "ready", lambda: False)
     monkeypatch.setattr(installation.gate, "refusing", "nothing is admitted")
+    monkeypatch.setattr(installation.pairing, "_losses", Losses(["events part"], ["event_ids part"]))
     found = api("GET", "/readyz", key=None)
     assert found.status_code == 503
     assert found.json()["ready"] is False
     assert found.json()["reasons"] == [
         "the ledger does not answer: disk full",
         "the usage store does not answer, or is still opening",
+        "the usage store lacks what is derived from its records: event_ids part: run `tollkeeper rebuild`",
         "nothing is admitted",
+    ]
+    assert found.json()["warnings"] == [
+        "the usage store lacks records: events part: answers are not complete"
     ]
 
 

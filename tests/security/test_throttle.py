@@ -371,7 +371,7 @@ def shown_by(call: Caller, caplog: pytest.LogCaptureFixture) -> tuple[list[str],
     ]
     ready = call("GET", "/readyz")
     metrics = call("GET", "/metrics", OPERATOR).body.decode()
-    return logged, ready.json["notices"], "\ntollkeeper_client_addresses_unknown 1\n" in metrics
+    return logged, ready.json["warnings"], "\ntollkeeper_client_addresses_unknown 1\n" in metrics
 
 
 @pytest.mark.parametrize("name", [b"forwarded", b"x-forwarded-for", b"x-real-ip"])

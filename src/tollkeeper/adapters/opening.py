@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.errors import TollkeeperError, Unavailable
-from tollkeeper.ports import CostSum, UsageAnswer, UsageStore
+from tollkeeper.errors import StoresMismatch, TollkeeperError, Unavailable, cause_of
+from tollkeeper.ports import CostSum, Losses, UsageAnswer, UsageStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +52,9 @@ class OpeningUsageStore:
             self._found, self._error = self._open_store(), None
         except TollkeeperError as exc:
             self._error = exc
+            log.error(
+                "tollkeeper.usage_store.unavailable", extra={"reason": str(exc), "cause": cause_of(exc)}
+            )
         except Exception as exc:
             log.exception("tollkeeper.usage_store.failed")
             self._error = Unavailable("The usage store cannot be opened: see the log.", cause=repr(exc))
@@ -67,9 +71,35 @@ class OpeningUsageStore:
             return self._found
         with self._lock:
             error = self._error
+            if isinstance(error, StoresMismatch):
+                # The next try would find the same.
+                raise StoresMismatch(str(error)) from error
             if not self._closed and self._opened.is_set() and self._failed_at_s + REOPEN_S < time.monotonic():
                 self._start()
         raise Unavailable(str(error or "The usage store is still opening.")) from error
+
+    def check(self, timeout_s: float) -> None:
+        """
+        Wait for the engine, for at most so long.
+
+        Raises:
+            StoresMismatch: It was opened and does not belong to the ledger.
+        """
+        if self._opened.wait(timeout_s) and isinstance(self._error, StoresMismatch):
+            raise StoresMismatch(str(self._error)) from self._error
+
+    def wait(self) -> None:
+        """Return when it is open. Raises `Unavailable` as every call does."""
+        _ = self._store
+
+    def past(self, installation_id: str) -> StorePast:
+        return self._store.past(installation_id)
+
+    def begin(self, mark: BatchMark) -> None:
+        self._store.begin(mark)
+
+    def losses(self) -> Losses:
+        return self._store.losses()
 
     def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         self._store.append(records, token, begun_after=begun_after)

@@ -10,6 +10,7 @@ import msgspec
 
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
 
 CounterAt = tuple[str, str, int]
@@ -64,6 +65,13 @@ class OutboxEntry(NamedTuple):
     record_count: int
     keys: bytes = b""
     """MessagePack of the list of ids that the records take, each with its account (see `services.pending`)."""
+
+
+class Batch(NamedTuple):
+    """Outbox rows that go to the usage store as one insert, each with its number."""
+
+    mark: BatchMark
+    rows: list[tuple[int, OutboxEntry]]
 
 
 class PendingRow(NamedTuple):

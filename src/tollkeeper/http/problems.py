@@ -39,6 +39,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.LedgerInUse: (503, "Ledger in use"),
     errors.Forked: (503, "Forked process"),
     errors.TooMuchUnderWay: (429, "Too much under way"),
+    errors.StoresMismatch: (503, "Ledger and usage store do not match"),
     errors.InvariantBroken: (500, "Invariant broken"),
 }
 """Class → status and title. The title is the same for every occurrence, the detail is not."""

@@ -16,6 +16,7 @@ from tollkeeper.errors import Unavailable
 from tollkeeper.ports import Ledger, UsageStore
 from tollkeeper.services.committer import Committer, Look
 from tollkeeper.services.directory import Directory
+from tollkeeper.services.pairing import Pairing
 from tollkeeper.services.relay import Relay
 from tollkeeper.services.scopes import ScopeKeeper, charged_in
 from tollkeeper.services.tickets import Ticket
@@ -70,7 +71,9 @@ class Reconcile:
         scopes: ScopeKeeper,
         clock: Clock,
         forget_answers: Callable[[], None],
+        pairing: Pairing,
     ) -> None:
+        self._pairing = pairing
         self._directory = directory
         self._ledger = ledger
         self._store = store
@@ -112,6 +115,7 @@ class Reconcile:
             # Both copies of an event are in the rollups, and where no budget counts it in no other sum.
             store_differences += self._store.differences(self._ledger.delivered_records())
             store_differences += self._store.duplicates()
+            store_differences += self._pairing.recount(self._store)
         return Verdict(
             not differences and not store_differences, differences, store_differences, len(accounts), counters
         )
@@ -122,7 +126,9 @@ class Reconcile:
             # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
             self._relay.deliver_up_to(self._committer.outbox_seq)
             try:
-                return self._store.rebuild(self._ledger.delivered_records())
+                rebuilt = self._store.rebuild(self._ledger.delivered_records())
+                self._pairing.recount(self._store)
+                return rebuilt
             finally:
                 # They were computed from what was there before, or from what was half made.
                 self._forget_answers()

@@ -1,9 +1,10 @@
 """
 The relay: takes records from the outbox to the usage store, in few large inserts, each exactly once.
 
-A batch of outbox rows gets its number in SQL before it is inserted, and the number is the insert's
-deduplication token. So a crash, or a lost answer, at any point leads to the same batch under the same token
-again, and the store takes it once. Losing the store loses nothing that is still here.
+A batch of outbox rows gets its mark in SQL before it is inserted: its number, and the epoch, which is of one start
+of one process. The mark is the insert's deduplication token. So a crash, or a lost answer, at any point leads to the
+same batch under the same token again, and the store takes it once. A ledger that was put back to an earlier state
+counts the same numbers again, in another epoch. Losing the store loses nothing that is still here.
 
 A row that cannot be read (a damaged disk) is set aside in the ledger, reported by verify, and holds up no
 other.
@@ -24,7 +25,8 @@ import pyarrow as pa
 from tollkeeper.columns import SCHEMA, concat, from_ipc, records_of, table_of
 from tollkeeper.domain.bookings import OutboxEntry
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import Unavailable
+from tollkeeper.domain.pairing import BatchMark
+from tollkeeper.errors import Unavailable, cause_of
 from tollkeeper.ports import Ledger, UsageStore
 from tollkeeper.services.pending import Pending, decode_keys, key_of
 
@@ -58,7 +60,7 @@ decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
 class _Inserted(NamedTuple):
     """A batch that the usage store has: its outbox rows by number, with their records, and those it told."""
 
-    batch: int
+    mark: BatchMark
     record_counts: dict[int, int]
     record_count: int
 
@@ -66,7 +68,19 @@ class _Inserted(NamedTuple):
 class Relay:
     """Owns the relay thread. `flush` is what makes a usage answer contain the request just answered."""
 
-    def __init__(self, ledger: Ledger, store: UsageStore, pending: Pending) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: UsageStore,
+        pending: Pending,
+        must_compare: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """
+        Args:
+            must_compare: Whether the store may have records of a batch that it was not given yet. Raises
+                `Unavailable` when nothing may be relayed.
+        """
+        self._must_compare = must_compare
         self._ledger = ledger
         self._store = store
         self._pending = pending
@@ -167,28 +181,29 @@ class Relay:
             if self.failure is not None and not self._store.ready():
                 # To read the batch again for a store that takes nothing would cost the gate its time.
                 raise Unavailable("the usage store does not answer")
+            must_compare = self._must_compare()
             if self._inserted is None:
                 found = self._ledger.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
                 if found is None:
                     self._moving = False
                     return 0
-                batch, rows = found
-                # After a start or a failure: who began this batch may have got anywhere with it.
-                begun_after = self._ledger.delivered_records() if self._moving else None
+                mark, rows = found
+                # After a start or a failure: the call that began this batch may have been cut short anywhere.
+                begun_after = self._ledger.delivered_records() if self._moving or must_compare else None
                 # In this order, and until the end: `mark` looks at both without a lock.
                 self._moving = True
                 self._moves += 1
                 tables = self._tables(rows)
                 if tables:
+                    self._store.begin(mark)
                     # A batch that lost a row keeps its token: if it was inserted before, it was inserted whole.
-                    token = f"{self._ledger.installation_id}-{batch}"
-                    self._store.append(concat(tables), token, begun_after=begun_after)
+                    self._store.append(concat(tables), mark.token, begun_after=begun_after)
                 counts = {seq: entry.record_count for seq, entry in rows}
-                self._inserted = _Inserted(batch, counts, sum(table.num_rows for table in tables))
+                self._inserted = _Inserted(mark, counts, sum(table.num_rows for table in tables))
                 del rows, tables
             # Remembered until the ledger says so: it may have let go of the rows and its answer be lost.
             inserted = self._inserted
-            self._ledger.delivered(inserted.batch)
+            self._ledger.delivered(inserted.mark)
             self._inserted = None
             self._pending.delivered(inserted.record_counts)
             self._moving = False
@@ -275,7 +290,9 @@ class Relay:
                 failures = 0
             except Unavailable as exc:
                 self.failure = str(exc)
-                log.warning("tollkeeper.relay.unavailable", extra={"reason": str(exc)})
+                log.warning(
+                    "tollkeeper.relay.unavailable", extra={"reason": str(exc), "cause": cause_of(exc)}
+                )
                 if not self._closing:
                     self._urgent.wait(RETRY_S[min(failures, len(RETRY_S) - 1)])
                     self._wake.set()

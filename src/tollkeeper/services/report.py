@@ -9,7 +9,7 @@ new events, that answer with them, without asking the usage store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, NamedTuple
 
@@ -57,7 +57,9 @@ class Reports:
         pending: Pending,
         committer: Committer,
         clock: Clock,
+        store_is_complete: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._store_is_complete = store_is_complete
         self._store = store
         self._ledger = ledger
         self._relay = relay
@@ -85,7 +87,7 @@ class Reports:
         """
         as_of_us = self._clock.now_us()
         booked = self._booked()
-        kept = self._answers.find(query) if booked and not self._relay.set_aside_records else None
+        kept = self._answers.find(query) if booked and self._lacks_nothing() else None
         if kept is not None and kept.holds:
             return msgspec.structs.replace(kept.report, as_of_us=as_of_us)
         token = self._answers.begin(query)
@@ -122,12 +124,16 @@ class Reports:
 
     def _computed(self, query: UsageQuery, as_of_us: int, booked: bool) -> UsageReport:
         if booked and (along := self._asked_along(query)) is not None:
-            return _report(along, as_of_us, complete=not self._relay.set_aside_records, behind_s=0)
+            return _report(along, as_of_us, complete=self._lacks_nothing(), behind_s=0)
         delivered = booked and self._delivered(query.account_id)
-        complete = delivered and not self._relay.set_aside_records
+        complete = delivered and self._lacks_nothing()
         # Before the question: what is delivered meanwhile makes the answer better than it says.
         behind_s = 0 if complete else self._pending.behind_s()
         return _report(self._store.report(query), as_of_us, complete=complete, behind_s=behind_s)
+
+    def _lacks_nothing(self) -> bool:
+        """Return whether all that was ever acknowledged is on its way or in the store."""
+        return not self._relay.set_aside_records and self._store_is_complete()
 
     def _asked_along(self, query: UsageQuery) -> UsageAnswer | None:
         """Ask with what the store does not have yet; None if that is nothing, or much, or on the move."""

@@ -51,7 +51,10 @@ class QueryLimits(NamedTuple):
 class Readers:
     """A bounded number of clients for one kind of query. Any thread may call."""
 
-    def __init__(self, connect: Callable[[], Client], count: int, wait_s: float) -> None:
+    def __init__(
+        self, connect: Callable[[], Client], count: int, wait_s: float, *, check_open: Callable[[], None]
+    ) -> None:
+        self._check_open = check_open
         self._connect = connect
         self._count = count
         self._wait_s = wait_s
@@ -65,9 +68,10 @@ class Readers:
         Lend a client for one query.
 
         Raises:
-            Unavailable: All were lent for as long as a query may wait.
+            Unavailable: All were lent for as long as a query may wait, or the store is closed.
         """
         check_may_wait()
+        self._check_open()
         client = self._take()
         try:
             yield client

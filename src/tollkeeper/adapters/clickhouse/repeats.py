@@ -14,6 +14,7 @@ are made anew.
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,15 +23,20 @@ from clickhouse_connect.driver.client import Client
 
 from tollkeeper.adapters.clickhouse import tables
 
-TABLE: Final = "repeated_append"
+TABLE: Final = "append_comparison"
 """The records that are repeated. No temporary table, since deletions happen outside of the session."""
+WRITER: Final = uuid.uuid4().hex
+"""Names the rows of this process: others may be comparing theirs in the same store."""
+_LISTED: Final = f"(SELECT * FROM {TABLE} WHERE writer = '{WRITER}')"
+_STALE_S: Final = 86_400
+"""Rows of a writer that was killed stay until the server is started again, or this long."""
 _COLUMNS: Final = ("account_id", "occurred_at", "id", "revision", "sign")
 _KEY: Final = ", ".join(_COLUMNS)
-_DAYS: Final = f"SELECT account_id, toDate(occurred_at) FROM {TABLE}"
-_MINUTES: Final = f"SELECT account_id, toStartOfMinute(occurred_at) FROM {TABLE}"
+_DAYS: Final = f"SELECT account_id, toDate(occurred_at) FROM {_LISTED}"
+_MINUTES: Final = f"SELECT account_id, toStartOfMinute(occurred_at) FROM {_LISTED}"
 _IDS: Final = f"""
-    SELECT id, account_id FROM {TABLE}
-    UNION ALL SELECT amendment_id, account_id FROM {TABLE} WHERE amendment_id <> ''"""
+    SELECT id, account_id FROM {_LISTED}
+    UNION ALL SELECT amendment_id, account_id FROM {_LISTED} WHERE amendment_id <> ''"""
 # A view's block of a year is written whole or not at all, so that one tier and a count tell.
 _UNEVEN_DAYS: Final = f"""
     SELECT account_id, day, sum(surplus) AS surplus, sum(listed) AS listed FROM (
@@ -42,7 +48,7 @@ _UNEVEN_DAYS: Final = f"""
         GROUP BY account_id, day
         UNION ALL
         SELECT account_id, toYYYYMMDD(occurred_at) AS day, 0 AS surplus, toInt64(count()) AS listed
-        FROM {TABLE} GROUP BY account_id, day
+        FROM {_LISTED} GROUP BY account_id, day
     ) GROUP BY account_id, day HAVING surplus <> 0 ORDER BY account_id, day"""
 _OF_DAYS: Final = (
     "(account_id, toYYYYMMDD({})) IN arrayZip({{accounts:Array(String)}}, {{days:Array(UInt32)}})"
@@ -51,16 +57,12 @@ _OF_DAYS: Final = (
 log = logging.getLogger("tollkeeper.usage")
 
 
-def create(client: Client) -> None:
-    """Make the table `TABLE` anew, for rows of `listed`."""
+def clear(client: Client) -> None:
+    """Remove this process's rows from `TABLE`, and what was left by others that are gone."""
     client.command(
-        f"CREATE OR REPLACE TABLE {TABLE} (number UInt32, account_id String, occurred_at DateTime64(6, 'UTC'), "
-        "id String, revision UInt16, sign Int8, amendment_id String) ENGINE = Memory"
+        f"ALTER TABLE {TABLE} DELETE WHERE writer = '{WRITER}' OR listed_at < now() - {_STALE_S}",
+        settings={"mutations_sync": 1},
     )
-
-
-def drop(client: Client) -> None:
-    client.command(f"DROP TABLE {TABLE}")
 
 
 def listed(rows: pa.Table) -> pa.Table:
@@ -71,15 +73,16 @@ def listed(rows: pa.Table) -> pa.Table:
         for name in (*_COLUMNS, "amendment_id")
     }
     numbers = pa.array(range(rows.num_rows), pa.uint32())
-    return pa.table({"number": numbers, **columns}).combine_chunks()
+    writers = pa.array([WRITER] * rows.num_rows, pa.string())
+    return pa.table({"writer": writers, "number": numbers, **columns}).combine_chunks()
 
 
 def missing(client: Client) -> list[int]:
     """Return the numbers of the listed records that `events` does not have."""
     sql = f"""
-        SELECT number FROM {TABLE} WHERE ({_KEY}) NOT IN (
+        SELECT number FROM {_LISTED} WHERE ({_KEY}) NOT IN (
             SELECT {_KEY} FROM events
-            WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {TABLE})
+            WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})
         ) ORDER BY number"""
     return [number for (number,) in client.query(sql).result_rows]
 
@@ -101,8 +104,8 @@ def _derive_rollups(client: Client) -> None:
     of_days = _OF_DAYS.format("occurred_at")
     if lacking:
         # All that is not there is what these records say.
-        listed_ones = f"""{of_days} AND (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {TABLE})
-            AND ({_KEY}) IN (SELECT {_KEY} FROM {TABLE})"""
+        listed_ones = f"""{of_days} AND (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})
+            AND ({_KEY}) IN (SELECT {_KEY} FROM {_LISTED})"""
         _insert_rollups(client, listed_ones, _parameters(lacking))
     if other:
         client.command(

@@ -21,6 +21,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlparse
 
@@ -30,13 +31,16 @@ import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from tollkeeper.adapters.clickhouse import code_pages, queries, repeats, tables
+from tollkeeper.adapters.batch_marks import FileMarks, Marks
+from tollkeeper.adapters.clickhouse import code_pages, descriptions, queries, repeats, tables
+from tollkeeper.adapters.clickhouse.marks import TableMarks
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, Readers, report_of
 from tollkeeper.columns import SCHEMA, records_of
 from tollkeeper.domain.events import RECORD_FIELDS, Record
+from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import BadParameter, Unavailable
-from tollkeeper.ports import CostSum, UsageAnswer
+from tollkeeper.ports import CostSum, Losses, UsageAnswer
 
 _REPORTS: Final = (4, 5.0)
 """How many run at once, and seconds that another waits. More would only wait: one keeps two cores busy."""
@@ -64,6 +68,8 @@ _APPEND: Final = {
     # One block per append, whatever its size, so that its token stands for all of it; and the token guards
     # the materialized views too, so that a repeat after a crash fills in exactly what is missing.
     "insert_deduplicate": 1,
+    # A server's own default gathers inserts of several callers, and gives the token to what it gathered.
+    "async_insert": 0,
     "deduplicate_blocks_in_dependent_materialized_views": 1,
     "max_insert_block_size": 1 << 30,
     "min_insert_block_size_rows": 0,
@@ -77,6 +83,8 @@ _APPEND: Final = {
     # The view has summed up what there is to sum up.
     "optimize_on_insert": 0,
 }
+_UNGATHERED: Final = {"async_insert": 0}
+"""Of other inserts: what was inserted must be there when it returns."""
 _STEP_RECORDS: Final = 1_000_000
 """Records per step of a rebuild or comparison, by whole UTC days, of which no rollup has two: bounds the memory."""
 _STEP: Final = "toYYYYMMDD({}) BETWEEN {{first:UInt32}} AND {{last:UInt32}}"
@@ -108,11 +116,11 @@ class ClickHouseUsageStore:
         self._directory = urlparse(url).path if url.startswith("chdb:") else None
         """Of the engine in this process."""
         self._limits = limits
-        self._reports = Readers(self._connect, *_REPORTS)
-        self._look_ups = Readers(self._connect, *_LOOK_UPS)
-        self._scans = Readers(self._connect, *_SCANS)
-        self._probes = Readers(self._connect, 1, _READY_S_MAX)
-        self._stoppers = Readers(self._connect, 1, _READY_S_MAX)
+        self._reports = Readers(self._connect, *_REPORTS, check_open=self._check_open)
+        self._look_ups = Readers(self._connect, *_LOOK_UPS, check_open=self._check_open)
+        self._scans = Readers(self._connect, *_SCANS, check_open=self._check_open)
+        self._probes = Readers(self._connect, 1, _READY_S_MAX, check_open=self._check_open)
+        self._stoppers = Readers(self._connect, 1, _READY_S_MAX, check_open=self._check_open)
         self._append_lock = threading.Lock()
         self._lookup_lock = threading.Lock()
         self._charged_lock = threading.Lock()
@@ -122,8 +130,10 @@ class ClickHouseUsageStore:
         self._lookups = self._connect()
         self._charges = self._connect()
         """Sums for budgets: a new one must not wait until reports have a reader to spare."""
-        self._lost: list[tuple[str, str]] = []
-        """Parts of derived tables that the engine set aside at its start, until a rebuild: table and name."""
+        self._marks: Marks = (
+            TableMarks(self._lookups) if self._directory is None else FileMarks(Path(self._directory))
+        )
+        self._losses = Losses([], [])
         self._newest_id: str | None = None
         """No id of the store is greater; None: not known."""
 
@@ -153,11 +163,15 @@ class ClickHouseUsageStore:
         elif memory_bytes_max is not None:
             settings["max_memory_usage"] = memory_bytes_max
         with _engine_errors():
+            if url.startswith("chdb:"):
+                descriptions.remove_empty(Path(urlparse(url).path))
             store = cls(url, options, settings, limits)
             try:
-                tables.migrate(store._appender, store.rebuild)
+                tables.migrate(store._appender, store.rebuild, store._check_room)
                 tables.drop_unfinished(store._appender)
-                store._look_for_losses()
+                store._losses = Losses(*store._put_aside())
+                for line in (*store._losses.records, *store._losses.derived):
+                    log.error("tollkeeper.usage.part_set_aside", extra={"part": line})
                 if url.startswith("chdb:"):
                     # Only this process writes there, so that what it appends is all that can come to it.
                     try:
@@ -172,11 +186,28 @@ class ClickHouseUsageStore:
                 raise
             return store
 
+    def past(self, installation_id: str) -> StorePast:
+        """See `ports.UsageStore.past`."""
+        with _engine_errors():
+            with self._lookup_lock:
+                self._check_open()
+                marks = self._marks.all()
+            ((count,),) = self._rows("SELECT count() FROM events", {})
+        last = marks.pop(installation_id, None)
+        return StorePast(last, sorted(marks), count)
+
+    def begin(self, mark: BatchMark) -> None:
+        """See `ports.UsageStore.begin`."""
+        with _engine_errors(), self._lookup_lock:
+            self._check_open()
+            self._marks.note(mark)
+
     def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         """See `ports.UsageStore.append`."""
         if records.num_rows == 0:
             return
         with _engine_errors(), self._append_lock:
+            self._check_open()
             if self._newest_id is not None:
                 # Before the insert, which may succeed without our hearing of it.
                 self._newest_id = max(self._newest_id, _newest_of(records))
@@ -192,19 +223,19 @@ class ClickHouseUsageStore:
     def _append_again(self, rows: pa.Table, token: str, *, records_min: int) -> None:
         """Append what the store lacks of *rows*, whatever it remembers of *token*."""
         client = self._appender
-        repeats.create(client)
-        self._insert(client, repeats.TABLE, repeats.listed(rows))
+        repeats.clear(client)
+        self._insert(client, repeats.TABLE, repeats.listed(rows), _UNGATHERED)
         # The token first: on a server the earlier insert may still be running.
         for name in (token, f"{token}-{uuid.uuid4()}"):
             if not (missing := repeats.missing(client)):
                 break
             self._append(rows.take(missing), name)
         if client.query("SELECT count() FROM events").result_rows[0][0] < records_min:
-            # Others are missing. Made anew, a rollup would forget what they said; `verify` names them.
+            # Others are missing. Rebuilt, a rollup would forget what they said; `verify` names them.
             log.error("tollkeeper.usage.records_missing", extra={"token": token})
         else:
             repeats.derive(client)
-        repeats.drop(client)
+        repeats.clear(client)
 
     def known_ids(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.known_ids`."""
@@ -396,12 +427,14 @@ class ClickHouseUsageStore:
                 "records of the usage store are damaged or missing, nothing was rebuilt", detail=damages
             )
         with _engine_errors(), self._append_lock:
+            self._check_open()
             client = self._appender
             spans = _day_spans(
                 client.query(
                     "SELECT toYYYYMMDD(occurred_at) AS day, count() FROM events GROUP BY day ORDER BY day"
                 ).result_rows
             )
+            self._check_room()
             tables.drop_unfinished(client)
             for table in tables.DERIVED:
                 client.command(f"CREATE TABLE {tables.unfinished(table)} AS {table}")
@@ -416,7 +449,7 @@ class ClickHouseUsageStore:
                 client.command(f"EXCHANGE TABLES {table} AND {tables.unfinished(table)}")
             # With them go the parts that were set aside: all that they had is there again.
             tables.drop_unfinished(client)
-            self._lost = []
+            self._losses = Losses(self._losses.records, [])
             if self._directory is not None:
                 # What it was read from at the start may have lacked ids, which would then be taken to be new.
                 self._newest_id = self._greatest_id()
@@ -433,15 +466,22 @@ class ClickHouseUsageStore:
             return False
 
     def close(self) -> None:
-        """See `ports.UsageStore.close`."""
+        """See `ports.UsageStore.close`. On a server too nothing is answered afterwards."""
         self._closed = True
         with _engine_errors():
             for client in self._clients:
                 client.close()
 
-    def _connect(self) -> Client:
+    def _check_room(self) -> None:
+        if self._directory is not None:
+            descriptions.check_room(Path(self._directory))
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("the usage store is closed")
+
+    def _connect(self) -> Client:
+        self._check_open()
         client = clickhouse_connect.get_client(
             dsn=self._url,
             settings=self._settings or None,
@@ -492,13 +532,14 @@ class ClickHouseUsageStore:
                 yield _LookUp(client, "arrayZip({id:Array(String)}, {account_id:Array(String)})", parameters)
             return
         with self._lookup_lock:
+            self._check_open()
             client = self._lookups
             # A server may have ended the session, and the table with it.
             client.command(
                 "CREATE TEMPORARY TABLE IF NOT EXISTS lookup (account_id String, id String) ENGINE = Memory"
             )
             client.command("TRUNCATE TABLE lookup")
-            self._insert(client, "lookup", keys)
+            self._insert(client, "lookup", keys, _UNGATHERED)
             yield _LookUp(client, "(SELECT id, account_id FROM lookup)", {})
             client.command("TRUNCATE TABLE lookup")
 
@@ -543,18 +584,42 @@ class ClickHouseUsageStore:
         )
         return [(table, name) for table, name in rows]
 
-    def _look_for_losses(self) -> None:
-        aside = self._set_aside()
-        for table, name in aside:
-            log.error("tollkeeper.usage.part_set_aside", extra={"table": table, "part": name})
-        self._lost = [(table, name) for table, name in aside if table in tables.DERIVED]
+    def losses(self) -> Losses:
+        """See `ports.UsageStore.losses`."""
+        ((records,),) = self._rows("SELECT count() FROM events", {})
+        # Each record is an event, whose id is in the index, or takes one back, by the id of a correction.
+        ((ids,),) = self._rows("SELECT count() FROM event_ids", {})
+        ((summed,),) = self._rows(
+            "SELECT sum(requests + 2 * corrections) FROM usage_rollups WHERE tier = 'keys_day'", {}
+        )
+        found = {"events": records, "event_ids": ids, "usage_rollups": summed}
+        most = max(found.values())
+        short = {
+            table: f"{table}: {most - count} of {most} records are missing"
+            for table, count in found.items()
+            if count < most
+        }
+        aside = Losses(*self._put_aside())
+        self._losses = Losses(
+            aside.records + [short[table] for table in short if table == "events"],
+            aside.derived + [short[table] for table in short if table != "events"],
+        )
+        return self._losses
+
+    def _put_aside(self) -> tuple[list[str], list[str]]:
+        """Return a line per part of `events`, and of what is derived from it, that the engine put aside."""
+        parts = self._set_aside()
+        return (
+            [f"{table} {name}" for table, name in parts if table == "events"],
+            [f"{table} {name}" for table, name in parts if table in tables.DERIVED],
+        )
 
     def _check_whole(self) -> None:
         """Raise Unavailable while a derived table lacks a part: its answers would be too low, and look right."""
-        if self._lost:
+        if self._losses.derived:
             raise Unavailable(
-                "a part of the usage store was damaged and is set aside: run `tollkeeper rebuild`",
-                detail=[f"{table} {name}" for table, name in self._lost],
+                "a part of the usage store is missing, or was damaged and is set aside: run `tollkeeper rebuild`",
+                detail=self._losses.derived,
             )
 
     def _rollup_differences(self) -> list[str]:

@@ -46,11 +46,12 @@ def drop_unfinished(client: Client) -> None:
         client.command(f"DROP TABLE IF EXISTS {unfinished(table)} SYNC")
 
 
-def migrate(client: Client, rebuild: Callable[[], object]) -> None:
+def migrate(client: Client, rebuild: Callable[[], object], check_room: Callable[[], None]) -> None:
     """
     Apply the schema files that the database does not have yet. Repeating one changes nothing.
 
-    Where the views of an older database changed, *rebuild* makes anew what they derive.
+    Where the views of an older database changed, *rebuild* derives again what they say. *check_room* is called before
+    the first change.
     """
     client.command(
         "CREATE TABLE IF NOT EXISTS schema_version (version UInt32, applied_at DateTime DEFAULT now()) "
@@ -62,6 +63,8 @@ def migrate(client: Client, rebuild: Callable[[], object]) -> None:
         raise Unavailable(
             "the usage store was made by a later version of Tollkeeper", stored=stored, known=max(files)
         )
+    if stored < max(files):
+        check_room()
     for version in sorted(files):
         if version > stored:
             for statement in _statements(files[version]):

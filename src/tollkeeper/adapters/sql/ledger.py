@@ -21,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from tollkeeper.adapters.sql.catalog_tables import grants
+from tollkeeper.adapters.sql.ledger_file import LedgerFile
 from tollkeeper.adapters.sql.ledger_tables import (
     counters,
     holds,
@@ -34,6 +35,7 @@ from tollkeeper.adapters.sql.ledger_tables import (
 from tollkeeper.adapters.sql.prepared import Prepared, Row
 from tollkeeper.adapters.sql.silence import PATIENCE
 from tollkeeper.domain.bookings import (
+    Batch,
     Committed,
     Group,
     HoldBody,
@@ -45,6 +47,7 @@ from tollkeeper.domain.bookings import (
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, fingerprint_of
 from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.pairing import BatchMark, LedgerPast
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance, book_of
 from tollkeeper.errors import BadInput, Conflict, LedgerInUse, Unavailable
@@ -60,6 +63,10 @@ _IN_DOUBT_RETRY_S: Final = 0.5
 _CLAIM_STEP: Final = 2
 """Commits count one by one: whoever looks for a commit of its own sees that the number cannot be its."""
 _TAKEN_OVER: Final = "Another process has taken over the ledger: this one must be started again to book more."
+_WENT_BACK: Final = (
+    "The ledger is older than what this process wrote to it, as after a fail-over or a restore: "
+    "this process must be started again to book more."
+)
 
 log = logging.getLogger("tollkeeper.ledger")
 
@@ -75,6 +82,10 @@ class SqlLedger:
         self._write_lock = threading.Lock()
         self._closed = threading.Event()
         self._claimed_seq: int | None = None
+        self._epoch = uuid.uuid4().hex
+        """Of the batches that begin from here."""
+        self._begun_batch = 0
+        self._delivered_batch = 0
         insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         self._next_commit = Prepared(
             engine,
@@ -133,11 +144,18 @@ class SqlLedger:
             tx.execute(
                 insert(progress)
                 .values(
-                    id=1, installation_id=uuid.uuid4().hex, commit_seq=0, batch_seq=0, delivered_records=0
+                    id=1,
+                    installation_id=uuid.uuid4().hex,
+                    commit_seq=0,
+                    batch_seq=0,
+                    batch_epoch="",
+                    delivered_records=0,
                 )
                 .on_conflict_do_nothing()
             )
             self.installation_id: str = tx.execute(sa.select(progress.c.installation_id)).scalar_one()
+        with _database_errors("read"):
+            self._file = LedgerFile(engine)
 
     # -- writing --------------------------------------------------------------------------------------
 
@@ -146,8 +164,10 @@ class SqlLedger:
         Be the one who writes from now on: whoever claimed it before is refused with `LedgerInUse`.
 
         To be called before anything is read. It waits for a transaction of a process that was killed, which
-        PostgreSQL may be about to commit still: each of them writes the row that this one does.
+        PostgreSQL may be about to commit still: each of them writes the row that this one does. Batches that begin
+        from now on are of a new epoch: if the ledger was put back to an earlier state, their numbers come again.
         """
+        self._epoch = uuid.uuid4().hex
         with self._writing() as tx:
             self._claimed_seq = tx.execute(
                 sa.update(progress)
@@ -157,6 +177,7 @@ class SqlLedger:
 
     def commit(self, group: Group) -> Committed:
         with self._write_lock, _database_errors("written"):
+            self._file.check()
             with self._engine.connect() as tx, tx.begin() as transaction:
                 committed = self._write_group(tx, group)
                 try:
@@ -200,7 +221,7 @@ class SqlLedger:
     def _write_group(self, tx: sa.Connection, group: Group) -> Committed:
         commit_seq = self._next_commit.scalar(tx, ())
         if self._claimed_seq is not None and commit_seq != self._claimed_seq + 1:
-            raise LedgerInUse(_TAKEN_OVER)
+            raise LedgerInUse(_TAKEN_OVER if commit_seq > self._claimed_seq else _WENT_BACK)
         self._open_hold.run(
             tx,
             [
@@ -446,25 +467,38 @@ class SqlLedger:
         with self._reading() as tx:
             return {int(seq): _entry(row) for seq, *row in tx.execute(query)}
 
-    def next_batch(
-        self, records_max: int, *, seq_max: int | None = None
-    ) -> tuple[int, list[tuple[int, OutboxEntry]]] | None:
+    def next_batch(self, records_max: int, *, seq_max: int | None = None) -> Batch | None:
         with self._writing() as tx:
-            batch = tx.execute(sa.select(sa.func.min(outbox.c.batch))).scalar()
-            if batch is None:
+            begun = tx.execute(
+                sa.select(outbox.c.batch, outbox.c.batch_epoch)
+                .where(outbox.c.batch.is_not(None))
+                .order_by(outbox.c.batch)
+                .limit(1)
+            ).one_or_none()
+            if begun is None:
                 chosen = self._choose(tx, records_max, seq_max)
                 if not chosen:
                     return None
-                batch = tx.execute(
+                begun = tx.execute(
                     sa.update(progress)
-                    .values(batch_seq=progress.c.batch_seq + 1)
-                    .returning(progress.c.batch_seq)
-                ).scalar_one()
-                tx.execute(sa.update(outbox).where(outbox.c.seq.in_(chosen)).values(batch=batch))
+                    .values(batch_seq=progress.c.batch_seq + 1, batch_epoch=self._epoch)
+                    .returning(progress.c.batch_seq, progress.c.batch_epoch)
+                ).one()
+                if begun[0] <= self._begun_batch:
+                    raise LedgerInUse(_WENT_BACK)
+                tx.execute(
+                    sa.update(outbox)
+                    .where(outbox.c.seq.in_(chosen))
+                    .values(batch=begun[0], batch_epoch=begun[1])
+                )
+            elif begun[0] <= self._delivered_batch:
+                raise LedgerInUse(_WENT_BACK)
             rows = tx.execute(
-                sa.select(outbox.c.seq, *_ENTRY).where(outbox.c.batch == batch).order_by(outbox.c.seq)
+                sa.select(outbox.c.seq, *_ENTRY).where(outbox.c.batch == begun[0]).order_by(outbox.c.seq)
             ).all()
-        return int(batch), [(int(seq), _entry(row)) for seq, *row in rows]
+        mark = BatchMark(self.installation_id, begun[1] or "", int(begun[0]))
+        self._begun_batch = max(self._begun_batch, mark.batch)
+        return Batch(mark, [(int(seq), _entry(row)) for seq, *row in rows])
 
     def _choose(self, tx: sa.Connection, records_max: int, seq_max: int | None) -> list[int]:
         query = (
@@ -484,12 +518,74 @@ class SqlLedger:
             records += record_count
         return chosen
 
-    def delivered(self, batch: int) -> None:
+    def delivered(self, mark: BatchMark) -> None:
         with self._writing() as tx:
             gone = tx.execute(
-                sa.delete(outbox).where(outbox.c.batch == batch).returning(outbox.c.record_count)
+                sa.delete(outbox).where(outbox.c.batch == mark.batch).returning(outbox.c.record_count)
             ).scalars()
-            tx.execute(sa.update(progress).values(delivered_records=progress.c.delivered_records + sum(gone)))
+            last = tx.execute(
+                sa.update(progress)
+                .values(delivered_records=progress.c.delivered_records + sum(gone))
+                .returning(progress.c.batch_seq)
+            ).scalar_one()
+            if last < mark.batch:
+                # Its rows are still there, under no number.
+                raise LedgerInUse(_WENT_BACK)
+        self._delivered_batch = max(self._delivered_batch, mark.batch)
+
+    def past(self) -> LedgerPast:
+        counts = sa.select(sa.func.coalesce(sa.func.sum(outbox.c.record_count), 0))
+        begun = counts.where(outbox.c.batch.is_not(None)).scalar_subquery()
+        aside = counts.where(outbox.c.set_aside_reason.is_not(None)).scalar_subquery()
+        # One statement, so that all is of the same instant whatever the isolation level.
+        query = sa.select(
+            progress.c.batch_epoch, progress.c.batch_seq, progress.c.delivered_records, begun, aside
+        )
+        with self._reading() as tx:
+            epoch, batch, delivered, begun_records, aside_records = tx.execute(query).one()
+        last = BatchMark(self.installation_id, epoch, int(batch))
+        return LedgerPast(last, int(delivered), int(begun_records), int(aside_records))
+
+    def note_behind(self, batch: int, now_us: int) -> None:
+        with self._writing() as tx:
+            last_seq = sa.select(sa.func.coalesce(sa.func.max(outbox.c.seq), 0)).scalar_subquery()
+            tx.execute(sa.update(progress).values(behind_seq=last_seq, behind_at_us=now_us))
+            tx.execute(sa.update(progress).where(progress.c.batch_seq < batch).values(batch_seq=batch))
+
+    def is_behind(self) -> bool:
+        with self._writing() as tx:
+            seq, at_us = tx.execute(sa.select(progress.c.behind_seq, progress.c.behind_at_us)).one()
+            if at_us is not None:
+                if tx.execute(
+                    sa.select(holds.c.hold_id).where(holds.c.created_at_us <= at_us).limit(1)
+                ).first():
+                    return True
+                # The last of them may just have been settled: its record is in the outbox.
+                seq = tx.execute(
+                    sa.update(progress)
+                    .values(
+                        behind_at_us=None,
+                        behind_seq=sa.select(
+                            sa.func.coalesce(sa.func.max(outbox.c.seq), 0)
+                        ).scalar_subquery(),
+                    )
+                    .returning(progress.c.behind_seq)
+                ).scalar_one()
+            if seq is None:
+                return False
+            waiting = sa.select(outbox.c.seq).where(outbox.c.seq <= seq, outbox.c.set_aside_reason.is_(None))
+            if tx.execute(waiting.limit(1)).first():
+                return True
+            tx.execute(sa.update(progress).values(behind_seq=None))
+            return False
+
+    def raise_delivered(self, records: int) -> None:
+        with self._writing() as tx:
+            tx.execute(
+                sa.update(progress)
+                .where(progress.c.delivered_records < records)
+                .values(delivered_records=records)
+            )
 
     def delivered_records(self) -> int:
         with self._reading() as tx:
@@ -498,7 +594,9 @@ class SqlLedger:
     def set_aside(self, seq: int, reason: str) -> None:
         with self._writing() as tx:
             tx.execute(
-                sa.update(outbox).where(outbox.c.seq == seq).values(batch=None, set_aside_reason=reason)
+                sa.update(outbox)
+                .where(outbox.c.seq == seq)
+                .values(batch=None, batch_epoch=None, set_aside_reason=reason)
             )
 
     def set_asides(self) -> list[SetAside]:
@@ -527,27 +625,35 @@ class SqlLedger:
         return gone
 
     def ping(self) -> None:
-        """Raise `Unavailable` unless the database can be read now."""
+        """Raise `Unavailable` unless the database can be read now, and is the one that was opened."""
+        self._file.check()
+        before = self._claimed_seq
         with self._reading() as tx:
             found = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
+        if before is not None and found < before:
+            raise LedgerInUse(_WENT_BACK)
         # Read before what is claimed: a commit of ours may be in the database and not yet known here.
         if self._claimed_seq is not None and found > self._claimed_seq + 1:
             raise LedgerInUse(_TAKEN_OVER)
 
     def close(self) -> None:
         self._closed.set()
+        self._file.close()
         self._engine.dispose()
 
     # -- plumbing -------------------------------------------------------------------------------------
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with _database_errors("written"), self._write_lock, self._engine.begin() as tx:
+        with _database_errors("written"), self._write_lock:
             if self._claimed_seq is not None:
-                found = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
-                if found != self._claimed_seq:
-                    raise LedgerInUse(_TAKEN_OVER)
-            yield tx
+                self._file.check()
+            with self._engine.begin() as tx:
+                if self._claimed_seq is not None:
+                    found = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
+                    if found != self._claimed_seq:
+                        raise LedgerInUse(_TAKEN_OVER if found > self._claimed_seq else _WENT_BACK)
+                yield tx
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

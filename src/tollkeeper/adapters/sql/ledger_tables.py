@@ -84,6 +84,8 @@ outbox = Table(
     metadata,
     Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
     Column("batch", BigInteger),
+    # With the number, so that a repeat after a crash has the token of the first try.
+    Column("batch_epoch", String(64)),
     Column("format", String(8), nullable=False),
     Column("record_count", Integer, nullable=False),
     # Why a row cannot be relayed; it is kept for whoever repairs it, and holds up no other.
@@ -102,6 +104,12 @@ progress = Table(
     Column("installation_id", String(64), nullable=False),
     Column("commit_seq", BigInteger, nullable=False),
     Column("batch_seq", BigInteger, nullable=False),
+    # The epoch of the last batch that was begun; "" if it was begun before there were epochs.
+    Column("batch_epoch", String(64), nullable=False),
     # Records of the batches that were delivered, since revision 0004.
     Column("delivered_records", BigInteger, nullable=False),
+    # While the usage store may have records that are still to come from here: outbox rows up to this one, and
+    # holds that were made no later.
+    Column("behind_seq", BigInteger),
+    Column("behind_at_us", BigInteger),
 )

@@ -35,12 +35,12 @@ class Liveness(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests can be decided, recorded and reported; if not, why."""
+    """Whether requests can be decided, recorded and reported; if not, why. Warnings need an operator, not a restart."""
 
     ready: bool
     reasons: list[str]
-    notices: list[str]
-    """What should be seen to, though requests are served."""
+    warnings: list[str]
+    """What an operator must look at, though requests are served."""
 
 
 def handlers() -> list[HTTPRouteHandler]:
@@ -68,14 +68,14 @@ def healthz(request: AnyRequest) -> Response[bytes]:
             "health",
             NOBODY_ASKED,
             {
-                200: json_answer(Readiness, "Ready.", {"ready": True, "reasons": [], "notices": []}),
+                200: json_answer(Readiness, "Ready.", {"ready": True, "reasons": [], "warnings": []}),
                 503: json_answer(
                     Readiness,
                     "Not ready.",
                     {
                         "ready": False,
                         "reasons": ["the usage store does not answer, or is still opening"],
-                        "notices": [],
+                        "warnings": [],
                     },
                 ),
             },
@@ -85,11 +85,13 @@ def healthz(request: AnyRequest) -> Response[bytes]:
 async def readyz(request: AnyRequest) -> Response[bytes]:
     """Say whether requests can be served, in `PROBE_S_MAX` at the latest: nobody's calls are in front of it."""
     context = context_of(request)
+    installation = context.installation
     found = await asyncio.gather(*(probe.answer() for probe in context.probes))
-    reasons = [reason for reason in (*found, context.installation.gate.refusing) if reason is not None]
-    notices = list(context.authenticator.throttle.notices)
+    reasons = [reason for reason in (*found, installation.gate.refusing) if reason is not None]
+    reasons += installation.pairing.reasons()
+    warnings = [*installation.pairing.warnings(), *context.authenticator.throttle.notices]
     return answer(
-        Readiness(ready=not reasons, reasons=reasons, notices=notices), status=503 if reasons else 200
+        Readiness(ready=not reasons, reasons=reasons, warnings=warnings), status=503 if reasons else 200
     )
 
 

@@ -7,8 +7,8 @@ Of keys from before that is unknown: it counts as the operator's, so no customer
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0007"
-down_revision = "0004"
+revision = "0006"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 
