@@ -338,6 +338,7 @@ class ClickHouseUsageStore:
                 sum(sign * cost_nanos), sum(sign * credits)
             FROM events WHERE {" AND ".join(scope)}"""
         with _engine_errors(), self._charged_lock:
+            self._check_open()
             (row,) = self._charges.query(sql, parameters=parameters).result_rows
         return CostSum(*row)
 
