@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -256,8 +257,9 @@ def _pool_of(installation: Installation, account_id: str) -> CreditPool | None:
             continue
         if stored.state_at(installation.clock.now_us()) != "active":
             continue
-        key_id = stored.entry.id
-        permit = installation.gate.permit_of(lambda id_=key_id: installation.directory.entitlement_of_id(id_))  # type: ignore[misc]
+        permit = installation.gate.permit_of(
+            partial(installation.directory.entitlement_of_id, stored.entry.id)
+        )
         if permit is not None:
             return permit.pool
     return None
