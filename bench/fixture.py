@@ -86,7 +86,7 @@ def events(count: int, *, start_ms: int, seed: int = 7, span_ms: int = 1) -> byt
 
 def fill(toll: Tollkeeper, done: int, size: int, *, start_ms: int, span_ms: int) -> int:
     """Book events, one every *span_ms* from *start_ms* on, until there are *size* where *done* are; return *size*."""
-    from tollkeeper.services.decode import decode_ndjson
+    from tollkeeper.meter.decode import decode_ndjson
 
     for begun in range(done, size, BATCH):
         body = events(min(BATCH, size - begun), start_ms=start_ms + begun * span_ms, span_ms=span_ms)

@@ -87,7 +87,7 @@ account = "other"
 sha256 = "{hash_secret(OTHER)}"
 """
 
-Work = Callable[[int, int], None]
+CommitTask = Callable[[int, int], None]
 """One step of an attack, from the port and a number that grows."""
 
 
@@ -187,7 +187,7 @@ def endless_exports(port: int, index: int) -> None:
 class Attack(NamedTuple):
     """What is done, by how many callers at once."""
 
-    work: Work
+    work: CommitTask
     callers: int = 1
 
 

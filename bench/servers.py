@@ -41,14 +41,14 @@ def main() -> None:
     if name == "hello":
         serve_app(hello, port)
         return
-    from tollkeeper import Tollkeeper, calm_collector
+    from tollkeeper import Tollkeeper, freeze_gc
 
     with Tollkeeper.open(str(path)) as toll:
         (path / "secrets.json").write_text(json.dumps(set_up(toll)))
         toll.installation.store.ready() or toll.verify()
         if name.startswith("middleware"):
             if name.endswith("-calm"):
-                calm_collector()
+                freeze_gc()
             serve_app(toll.middleware(hello, durable="async" not in name), port)
         else:
             from tollkeeper.http.server import ensure_operator_key, serve

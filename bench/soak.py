@@ -58,7 +58,7 @@ P99_SLACK_MS: Final = 10.0
 """The p99 of the last third may be twice that of the first third that counts, and this: the machine is shared."""
 
 
-class Look(NamedTuple):
+class ReadBarrier(NamedTuple):
     """What one look saw of open handles and threads."""
 
     handles: int
@@ -216,10 +216,10 @@ def _drain(port: int) -> float:
 
 
 @contextmanager
-def _looking(server: Process) -> Iterator[list[Look]]:
+def _looking(server: Process) -> Iterator[list[ReadBarrier]]:
     """Give a list that gets what is open every now and then until the block ends."""
     ended = threading.Event()
-    seen: list[Look] = []
+    seen: list[ReadBarrier] = []
 
     def look() -> None:
         while not ended.wait(HANDLES_EVERY_S):
@@ -234,8 +234,8 @@ def _looking(server: Process) -> Iterator[list[Look]]:
         looking.join()
 
 
-def _look(process: Path) -> Look:
-    return Look(*(sum(1 for _ in (process / kind).iterdir()) for kind in ("fd", "task")))
+def _look(process: Path) -> ReadBarrier:
+    return ReadBarrier(*(sum(1 for _ in (process / kind).iterdir()) for kind in ("fd", "task")))
 
 
 def _outbox(port: int) -> int:

@@ -23,7 +23,7 @@ from bench.client import quantile
 from bench.fixture import KEYS, MODELS, ROUTES, directory, events, set_up
 from bench.table import Figure
 from tollkeeper import Tollkeeper, UsageQuery
-from tollkeeper.services.decode import decode_ndjson
+from tollkeeper.meter.decode import decode_ndjson
 
 STEPS: Final = (1_000_000, 10_000_000, 100_000_000)
 EVENTS: Final = int(os.environ.get("EVENTS", "10000000"))

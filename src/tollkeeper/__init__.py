@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tollkeeper.version import __version__
 
 if TYPE_CHECKING:
-    from tollkeeper.collector import calm_collector
+    from tollkeeper.collector import freeze_gc
     from tollkeeper.domain.decisions import Denial
     from tollkeeper.domain.usage import UsageQuery, UsageReport
     from tollkeeper.embedded import Tollkeeper
@@ -29,7 +29,7 @@ _MODULES: Final = {
     "Usage": "tollkeeper.gate.gate",
     "UsageQuery": "tollkeeper.domain.usage",
     "UsageReport": "tollkeeper.domain.usage",
-    "calm_collector": "tollkeeper.collector",
+    "freeze_gc": "tollkeeper.collector",
 }
 """Where each public name is defined."""
 
@@ -43,7 +43,7 @@ __all__ = [
     "UsageQuery",
     "UsageReport",
     "__version__",
-    "calm_collector",
+    "freeze_gc",
 ]
 
 

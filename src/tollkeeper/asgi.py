@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
@@ -24,9 +25,8 @@ from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
 from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
 from tollkeeper.http.profiles import reply_parts
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.profiles import names
-from tollkeeper.services import forks
-from tollkeeper.services.tickets import Ticket
 
 if TYPE_CHECKING:
     from tollkeeper.embedded import Tollkeeper
@@ -272,17 +272,17 @@ class Middleware:
         message["headers"] = [*message.get("headers", ()), *encoded(extra)]
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
-        ticket = Ticket(asyncio.get_running_loop()) if self._durable else None
-        if self._book(metering, status, started_ns, bytes_out, ticket) and ticket is not None:
-            await ticket.committed()
+        future = CommitFuture(asyncio.get_running_loop()) if self._durable else None
+        if self._book(metering, status, started_ns, bytes_out, future) and future is not None:
+            await future.committed()
 
     def _book(
-        self, metering: Metering, status: int, started_ns: int, bytes_out: int, ticket: Ticket | None
+        self, metering: Metering, status: int, started_ns: int, bytes_out: int, future: CommitFuture | None
     ) -> bool:
         if metering.void:
             self._holds.void(metering.admission)
             return False
-        self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), ticket)
+        self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), future)
         return True
 
 

@@ -8,7 +8,7 @@ from typing import Final
 _THRESHOLDS: Final = (100_000, 50, 1_000)
 
 
-def calm_collector() -> None:
+def freeze_gc() -> None:
     """
     Have Python's cyclic garbage collector look at young objects only, most of the time. Call it once, when
     everything is imported and opened.

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tollkeeper.catalog.manage import Applied, IssuedKey, Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
@@ -22,14 +23,13 @@ from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
-from tollkeeper.services.manage import Applied, IssuedKey, Manage
-from tollkeeper.services.reconcile import Verdict
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.settings import load
 
 if TYPE_CHECKING:
     from tollkeeper.asgi import ASGIApp, Middleware
-    from tollkeeper.services.ingest import IngestResult
+    from tollkeeper.meter.ingest import IngestResult
 
 
 class Tollkeeper:
@@ -69,17 +69,17 @@ class Tollkeeper:
             HoldEnded: It was ended before.
             Unavailable: The ledger cannot be written.
         """
-        ticket = Ticket() if wait else None
-        record = self.installation.holds.settle(admission, outcome, ticket)
-        if ticket is not None:
-            ticket.wait()
+        future = CommitFuture() if wait else None
+        record = self.installation.holds.settle(admission, outcome, future)
+        if future is not None:
+            future.wait()
         return record
 
     async def settle_durably(self, admission: Admission, outcome: Outcome = Outcome()) -> Record:
         """Book what an admitted request used and return once it is durable, without blocking the loop."""
-        ticket = Ticket(asyncio.get_running_loop())
-        record = self.installation.holds.settle(admission, outcome, ticket)
-        await ticket.committed()
+        future = CommitFuture(asyncio.get_running_loop())
+        record = self.installation.holds.settle(admission, outcome, future)
+        await future.committed()
         return record
 
     def void(self, admission: Admission) -> None:
@@ -96,7 +96,7 @@ class Tollkeeper:
 
     def record(self, events: Sequence[Event | Mapping[str, Any]]) -> IngestResult:
         """Book meter events that did not pass the gate. A repeat of an event counts once."""
-        from tollkeeper.services.decode import decode_events
+        from tollkeeper.meter.decode import decode_events
 
         now_us = self.installation.clock.now_us()
         return self.installation.ingest.take(decode_events(events, now_us=now_us))
@@ -118,7 +118,7 @@ class Tollkeeper:
 
     def apply(self, toml: str, *, dry_run: bool = False) -> Applied:
         """Set up what a declarative file says; a repeat changes nothing."""
-        from tollkeeper.services.declaration import apply_declaration, parse_declaration
+        from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
 
         return apply_declaration(parse_declaration(toml), self.manage, dry_run=dry_run)
 

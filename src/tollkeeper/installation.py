@@ -22,9 +22,10 @@ from urllib.parse import urlparse
 
 import msgspec
 
+from tollkeeper import forks
 from tollkeeper.adapters.batch_marks import FileMarks
 from tollkeeper.adapters.jwks import read_jwks
-from tollkeeper.adapters.opening import OpeningUsageStore
+from tollkeeper.adapters.lazy_store import LazyUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
 from tollkeeper.adapters.sql.ledger import SqlLedger
@@ -32,6 +33,10 @@ from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
 from tollkeeper.adapters.sql.ownership import Ownership
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
 from tollkeeper.adapters.webhook_sender import WebhookSender
+from tollkeeper.alerts.webhooks import Webhooks
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.manage import Change, Manage
+from tollkeeper.catalog.sessions import Sessions, check_login
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.bookings import PendingRow
 from tollkeeper.domain.catalog import Grant
@@ -39,27 +44,22 @@ from tollkeeper.domain.entitlements import fingerprint_of
 from tollkeeper.errors import DataDirectoryInUse, StoresMismatch, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
+from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
+from tollkeeper.ledger.commit_future import CommitFuture, finish
+from tollkeeper.ledger.committer import ChangeScopes, Committer, PostGrants
+from tollkeeper.ledger.holds import Holds
+from tollkeeper.ledger.pairing import Pairing
+from tollkeeper.ledger.pending import Pending, decode_keys, key_of
+from tollkeeper.ledger.relay import Relay, keys_of, read_back
+from tollkeeper.maintenance.reconcile import Reconcile
+from tollkeeper.meter.amend import Amend
+from tollkeeper.meter.ingest import Ingest
 from tollkeeper.ports import UsageStore
+from tollkeeper.profile_context import LocalProfileContext
 from tollkeeper.profiles import switches
 from tollkeeper.profiles.base import Profile
-from tollkeeper.services import forks
-from tollkeeper.services.amend import Amend
-from tollkeeper.services.committer import ChangeScopes, Committer, PostGrants
-from tollkeeper.services.desk import ProfileDesk
-from tollkeeper.services.directory import Directory
-from tollkeeper.services.holds import Holds
-from tollkeeper.services.ingest import Ingest
-from tollkeeper.services.manage import Change, Manage
-from tollkeeper.services.pairing import Pairing
-from tollkeeper.services.pending import Pending, decode_keys, key_of
-from tollkeeper.services.reconcile import Reconcile
-from tollkeeper.services.relay import Relay, keys_of, read_back
-from tollkeeper.services.report import Reports
-from tollkeeper.services.scopes import NOTHING_MADE, Made, ScopeKeeper
-from tollkeeper.services.sessions import Sessions, check_login
-from tollkeeper.services.tickets import Ticket, finish
-from tollkeeper.services.webhooks import Webhooks
 from tollkeeper.settings import LEDGER_FILE, USAGE_DIRECTORY, Settings
+from tollkeeper.usage.report import Reports
 
 MAINTAIN_S: Final = 0.5
 NEW_LEDGER_WAITS_S: Final = 10.0
@@ -185,7 +185,7 @@ class Installation:
             self.relay,
             self.scopes,
             self.clock,
-            self.reports.forget_all,
+            self.reports.invalidate_all,
             self.pairing,
         )
         self.manage = Manage(
@@ -224,7 +224,7 @@ class Installation:
         )
         self._used: dict[str, int] = {}
         self._used_lock = threading.Lock()
-        self._grants_posted = Ticket()
+        self._grants_posted = CommitFuture()
         self._due_lock = threading.Lock()
         self._due_accounts: set[str] = set()
         self._due_failures = 0
@@ -238,7 +238,7 @@ class Installation:
         self._due_prices = True
         self._unchecked: list[str] = []
         self._in_doubt = True
-        self._take_up()
+        self._recover()
         self._opened.callback(self._save_last_used)
         self.committer.start()
         self.relay.start()
@@ -265,7 +265,7 @@ class Installation:
 
     # -- ledger and usage store -----------------------------------------------------------------------
 
-    def _open_in_background(self) -> OpeningUsageStore:
+    def _open_in_background(self) -> LazyUsageStore:
         """Open the usage store beside the start; it is nobody's to use before it was compared with the ledger."""
         settings = self.settings
 
@@ -281,11 +281,11 @@ class Installation:
         if others := _installations_at(settings):
             # Told by a file: who gave the wrong directory need not wait for the engine to hear of it.
             self.pairing.refuse_foreign(others)
-        return OpeningUsageStore(open_)
+        return LazyUsageStore(open_)
 
     def _check_pair(self) -> None:
         """Raise `StoresMismatch` at once where that can be told soon; else the usage store says it when it is open."""
-        if isinstance(self.store, OpeningUsageStore):
+        if isinstance(self.store, LazyUsageStore):
             # A ledger that never relayed anything may be beside a store with a past. Where there is none yet, the
             # first start waits for nothing.
             if not self.ledger.past().last.batch and _may_be_used(self.settings.usage):
@@ -300,7 +300,7 @@ class Installation:
             log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
 
     def _must_compare(self) -> bool:
-        if isinstance(self.store, OpeningUsageStore):
+        if isinstance(self.store, LazyUsageStore):
             self.store.wait()
         return self.pairing.must_compare(self.store)
 
@@ -310,9 +310,9 @@ class Installation:
             with self.relay.exclusive():
                 self.pairing.look_again(self.store)
 
-    def desk(self, profile: Profile) -> ProfileDesk:
+    def context(self, profile: Profile) -> LocalProfileContext:
         """Return what *profile* asks, with the switches that this deployment sets."""
-        return ProfileDesk(
+        return LocalProfileContext(
             profile.name,
             self._switches.get(profile.name, profile.settings),
             catalog=self.catalog,
@@ -336,7 +336,7 @@ class Installation:
 
     # -- start ----------------------------------------------------------------------------------------
 
-    def _take_up(self) -> None:
+    def _recover(self) -> None:
         """Take up where the last process ended: what it had committed but not relayed, and open holds."""
         after_seq = 0
         while rows := self.ledger.pending(after_seq):
@@ -458,9 +458,9 @@ class Installation:
         book, _ = self.ledger.book(grant.account)
         if any(balance.grant_id == grant.id for balance in book.grants):
             return False
-        ticket = Ticket()
-        self.committer.submit(PostGrants([grant], ticket))
-        ticket.wait()
+        future = CommitFuture()
+        self.committer.submit(PostGrants([grant], future))
+        future.wait()
         return True
 
     def _has_usage(self, account_id: str) -> bool:
@@ -495,11 +495,11 @@ class Installation:
             rounds += 1
             try:
                 self.holds.expire()
-                self.gate.prune()
+                self.gate.evict_idle()
                 if rounds % _SAVE_EVERY == 0:
                     self._ownership.keep()
                     self._save_last_used()
-                self._catch_up(rounds)
+                self._retry_deferred(rounds)
                 if rounds % _PURGE_EVERY == 0:
                     self.pairing.maintain()
                     while self.ledger.purge(self.clock.now_us()) and not self._closing.is_set():
@@ -511,10 +511,10 @@ class Installation:
                 # Whatever it is, holds must go on expiring.
                 log.exception("tollkeeper.maintain.failed")
 
-    def _catch_up(self, rounds: int) -> None:
+    def _retry_deferred(self, rounds: int) -> None:
         """Do what was left undone when a store failed, or when the last process ended between two steps."""
         if self._grants_posted.ended and self._grants_posted.error is not None:
-            self._grants_posted = Ticket()
+            self._grants_posted = CommitFuture()
             self.committer.submit(PostGrants(self.ledger.unposted_grants(), self._grants_posted))
         if self._in_doubt:
             # Lowered first, as it may be raised meanwhile.

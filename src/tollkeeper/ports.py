@@ -117,7 +117,7 @@ class UsageStore(Protocol):
     def owners(self, id_: str) -> list[str]:
         """Return the accounts that have a stored event of this id."""
 
-    def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
+    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> UsageAnswer:
         """
         Answer *query* from rollups where they can, from records where the question is finer.
 

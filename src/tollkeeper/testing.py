@@ -28,10 +28,10 @@ from tollkeeper.domain.catalog import Entry
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.errors import Unavailable
 from tollkeeper.installation import Installation
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.committer import AddCharges
+from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.ports import UsageStore
-from tollkeeper.services.committer import AddCharges
-from tollkeeper.services.reconcile import Verdict
-from tollkeeper.services.tickets import Ticket
 from tollkeeper.settings import load
 
 NOON: Final = datetime(2026, 3, 18, 12, 0, tzinfo=UTC)
@@ -222,9 +222,9 @@ def lost_commits(site: Installation, times: int = 1) -> Iterator[None]:
 
 def commit_all(site: Installation) -> None:
     """Return when everything that was submitted before is committed."""
-    ticket = Ticket()
-    site.committer.submit(AddCharges({}, ticket))
-    ticket.wait()
+    future = CommitFuture()
+    site.committer.submit(AddCharges({}, future))
+    future.wait()
 
 
 def verify(site: Installation) -> Verdict:

@@ -15,10 +15,10 @@ from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.clickhouse.queries import Statement
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, Readers
 from tollkeeper.callers import CALLER, Caller
-from tollkeeper.columns import table_of
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import QueryTooLarge, QueryTooSlow, Unavailable
+from tollkeeper.record_columns import table_of
 from tollkeeper.testing import unique
 
 AT_US = 1_770_000_000_000_000

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from tests.contract.test_usage_store import ask, record
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, repeats, tables
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, append_recovery, tables
 from tollkeeper.adapters.clickhouse.store import _APPEND
-from tollkeeper.columns import table_of
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.errors import Unavailable
+from tollkeeper.record_columns import table_of
 
 PEAKS = ask("acct", measures=("requests", "peak_requests_per_minute", "peak_requests_per_hour"))
 VIEW = "usage_rollups_of_events"
@@ -125,11 +125,11 @@ def test_writers_of_one_store_compare_their_own_records(tmp_path: Path) -> None:
     try:
         change(
             store,
-            f"INSERT INTO {repeats.TABLE} (writer, number, account_id, id) SELECT 'other', 7, 'theirs', 'x'",
-            f"INSERT INTO {repeats.TABLE} (writer, listed_at, number) SELECT 'dead', now() - 100000, 8",
+            f"INSERT INTO {append_recovery.TABLE} (writer, number, account_id, id) SELECT 'other', 7, 'theirs', 'x'",
+            f"INSERT INTO {append_recovery.TABLE} (writer, listed_at, number) SELECT 'dead', now() - 100000, 8",
         )
         store.append(table_of([record("acct")]), "one", begun_after=0)
         assert store.differences() == []
-        assert store._rows(f"SELECT writer FROM {repeats.TABLE}", {}) == [("other",)]
+        assert store._rows(f"SELECT writer FROM {append_recovery.TABLE}", {}) == [("other",)]
     finally:
         store.close()

@@ -16,15 +16,15 @@ import pyarrow as pa
 import pytest
 
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, queries
-from tollkeeper.columns import SCHEMA, records_of, table_of
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.increments import brought_up
+from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
 from tollkeeper.domain.rollups import latency_bin, percentile_us
 from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, Unavailable
 from tollkeeper.ports import UsageAnswer
+from tollkeeper.record_columns import SCHEMA, records_of, table_of
 
 FROM_US = to_us(datetime(2026, 3, 20, tzinfo=UTC))
 TO_US = to_us(datetime(2026, 4, 10, tzinfo=UTC))
@@ -183,7 +183,7 @@ def random_history(rng: random.Random, accounts: Sequence[str], count: int) -> l
 # The oracle: every measure from the list of records that stand, one at a time.
 
 
-def standing(rows: Sequence[Record]) -> list[Record]:
+def limit_status(rows: Sequence[Record]) -> list[Record]:
     net: Counter[tuple[str, str, int]] = Counter()
     for row in rows:
         net[row.account_id, row.id, row.revision] += row.sign
@@ -259,7 +259,7 @@ def expected(rows: Sequence[Record], query: UsageQuery) -> tuple[list[dict[str, 
     """All rows of the answer in the order of time and groups, and the totals."""
     chosen = [
         row
-        for row in standing(rows)
+        for row in limit_status(rows)
         if query.account_id in (None, row.account_id)
         and query.from_us <= row.occurred_at_us < query.to_us
         and all(any(matches(row, name, value) for value in values) for name, values in query.filters.items())
@@ -292,9 +292,12 @@ def ask(account: str | None, **fields: Any) -> UsageQuery:
 
 
 def check(
-    store: ClickHouseUsageStore, history: Sequence[Record], query: UsageQuery, also: Sequence[Record] = ()
+    store: ClickHouseUsageStore,
+    history: Sequence[Record],
+    query: UsageQuery,
+    with_pending: Sequence[Record] = (),
 ) -> None:
-    answer = store.report(query, also)
+    answer = store.report(query, with_pending)
     rows, totals = expected(history, query)
     assert answer.rows == rows
     assert answer.totals == totals
@@ -480,7 +483,7 @@ def test_charged_sums_the_records_of_a_scope(store: ClickHouseUsageStore, histor
     for project, keys in itertools.product([None, "", "proj_a"], [None, ["key_1", HOSTILE[1]], []]):
         rows = [
             row
-            for row in standing(history)
+            for row in limit_status(history)
             if row.account_id == "acct_oracle"
             and FROM_US <= row.occurred_at_us < TO_US
             and project in (None, row.project_id)
@@ -610,7 +613,7 @@ def test_an_answer_that_is_brought_up_to_date_is_the_stores_own(
     kept = UsageReport(
         rows=before.rows, totals=before.totals, row_count=before.row_count, as_of_us=1, complete=True
     )
-    report = brought_up(query, kept, coming)
+    report = apply_increment(query, kept, coming)
     assert report is not None
     assert UsageAnswer(report.rows, report.totals, report.row_count) == after
     assert [list(row) for row in report.rows] == [list(row) for row in after.rows]
@@ -705,7 +708,7 @@ def test_rows_add_up_to_the_totals(
     plain = store.report(ask(None, measures=SUMS, filters=BOTH)).totals
     for report in reports:
         assert {name: sum(row[name] for row in report.rows) for name in SUMS} == report.totals == plain
-    assert plain["requests"] == len(standing(history))
+    assert plain["requests"] == len(limit_status(history))
 
 
 def test_pages_cover_each_row_once(store: ClickHouseUsageStore, history: list[Record]) -> None:
@@ -889,7 +892,7 @@ def test_differences_are_found_and_rebuilt(store: ClickHouseUsageStore, account:
     query = ask(account, group_by=("key", "model"), granularity="hour", measures=MEASURES, limit=50_000)
     before = store.report(query)
     assert store.differences() == []
-    victim = standing(rows)[0]
+    victim = limit_status(rows)[0]
     with store._reader() as client:
         settings = {"mutations_sync": 2}
         client.command(

@@ -11,6 +11,7 @@ import pytest
 
 from tests.docs import cli_help
 from tollkeeper import errors
+from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.domain.catalog import KINDS, Limit, PlanBudget
 from tollkeeper.domain.decisions import STATUS_BY_REASON, Reason
 from tollkeeper.domain.usage import DIMENSIONS, MEASURES
@@ -19,7 +20,6 @@ from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.problems import STATUS_BY_ERROR
 from tollkeeper.http.routes.openapi import openapi_document
 from tollkeeper.installation import Installation
-from tollkeeper.services.declaration import parse_declaration
 from tollkeeper.settings import Settings
 
 ROOT: Final = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.increments import brought_up
+from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.usage import MEASURES, UsageQuery, UsageReport
 
 NOON_US = 1_773_835_200_000_000
@@ -49,7 +49,7 @@ def test_a_group_gains_another_comes_in_its_place_and_totals_follow() -> None:
     query = asked(group_by=("key",), measures=("requests", "cost_nanos"), sort=("-requests",))
     before = answered({"key": "k2", "requests": 2, "cost_nanos": 9}, requests=2, cost_nanos=9)
     coming = [record(id="1"), record(id="2"), record(id="3"), record(id="4", key_id="k2")]
-    after = brought_up(query, before, coming)
+    after = apply_increment(query, before, coming)
     assert after is not None
     assert after.rows == [
         {"key": "k1", "requests": 3, "cost_nanos": 15},
@@ -70,14 +70,14 @@ def test_what_was_not_asked_changes_nothing() -> None:
         record(),
         record(sign=-1),
     ]
-    after = brought_up(query, answered(requests=0), others + passing)
+    after = apply_increment(query, answered(requests=0), others + passing)
     assert after is not None
     assert after.rows == [{"requests": 2}]
 
 
 def test_a_page_stays_as_long_as_it_was_asked() -> None:
     query = asked(group_by=("key",), limit=1)
-    after = brought_up(query, answered({"key": "k2", "requests": 1}, requests=1), [record()])
+    after = apply_increment(query, answered({"key": "k2", "requests": 1}, requests=1), [record()])
     assert after is not None
     assert (after.rows, after.row_count) == ([{"key": "k1", "requests": 1}], 2)
 
@@ -85,7 +85,7 @@ def test_a_page_stays_as_long_as_it_was_asked() -> None:
 @pytest.mark.parametrize("measure", MEASURES)
 def test_each_measure_can_be_or_not(measure: str) -> None:
     query = asked(measures=(measure,))
-    assert (brought_up(query, answered(**{measure: 0}), []) is None) == (measure in CANNOT)
+    assert (apply_increment(query, answered(**{measure: 0}), []) is None) == (measure in CANNOT)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_each_measure_can_be_or_not(measure: str) -> None:
 )
 def test_the_store_must_tell(query: UsageQuery, before: UsageReport, coming: Record) -> None:
     """Buckets of another zone, rows that are not there, corrections."""
-    assert brought_up(query, before, [coming]) is None
+    assert apply_increment(query, before, [coming]) is None
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,8 @@ def test_the_store_must_tell(query: UsageQuery, before: UsageReport, coming: Rec
 def test_buckets_begin_where_they_should(granularity: Any, week_start: str, time: str) -> None:
     """2026-03-18 is a Wednesday."""
     query = asked(granularity=granularity, week_start=week_start)
-    after = brought_up(query, answered(requests=0), [record(occurred_at_us=NOON_US + 34 * 60_000_000 + 7)])
+    after = apply_increment(
+        query, answered(requests=0), [record(occurred_at_us=NOON_US + 34 * 60_000_000 + 7)]
+    )
     assert after is not None
     assert after.rows == [{"time": time, "requests": 1}]

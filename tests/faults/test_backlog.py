@@ -18,11 +18,12 @@ from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Outcome
 from tollkeeper.http.metrics import render_metrics
-from tollkeeper.http.routes.calls import Upkeep
+from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.installation import Installation
-from tollkeeper.services import pending, report
-from tollkeeper.services.decode import decode_events
+from tollkeeper.ledger import pending
+from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import Faulty, ManualClock, commit_all, unique, verify
+from tollkeeper.usage import report
 
 
 def send(site: Installation, account: str, *ids: str, cost: int = 1) -> Any:
@@ -90,20 +91,20 @@ def test_a_settled_request_in_the_backlog_answers_its_retry(
     hold_id = unique("hold")
     customer.authorize(hold_id)
     outcome = Outcome(status=201)
-    _, ticket = site.holds.settle_hold(hold_id, outcome, customer_ticket())
-    assert ticket is not None
-    ticket.wait()
+    _, future = site.holds.settle_hold(hold_id, outcome, customer_ticket())
+    assert future is not None
+    future.wait()
     send(site, account, *(f"e{n}" for n in range(20)))
     assert len(site.pending._seqs) <= 8
     for owner in (account, None):
-        settled, ticket = site.holds.settle_hold(hold_id, outcome, customer_ticket(), account_id=owner)
-        assert (settled.replayed, settled.record.status, ticket) == (True, 201, None)
+        settled, future = site.holds.settle_hold(hold_id, outcome, customer_ticket(), account_id=owner)
+        assert (settled.replayed, settled.record.status, future) == (True, 201, None)
 
 
 def customer_ticket() -> Any:
-    from tollkeeper.services.tickets import Ticket
+    from tollkeeper.ledger.commit_future import CommitFuture
 
-    return Ticket()
+    return CommitFuture()
 
 
 def test_an_answer_says_how_old_it_may_be(
@@ -121,7 +122,7 @@ def test_an_answer_says_how_old_it_may_be(
         site.relay.deliver()
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (False, 120)
-    metrics = render_metrics(site, Upkeep(), "0")
+    metrics = render_metrics(site, Maintenance(), "0")
     assert "tollkeeper_outbox_records 2\n" in metrics
     assert "tollkeeper_outbox_age_seconds 120\n" in metrics
     site.close()
@@ -132,14 +133,14 @@ def test_an_answer_says_how_old_it_may_be(
     monkeypatch.setattr(report, "FLUSH_S", 30.0)
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (True, 0)
-    assert "tollkeeper_outbox_age_seconds 0\n" in render_metrics(site, Upkeep(), "0")
+    assert "tollkeeper_outbox_age_seconds 0\n" in render_metrics(site, Maintenance(), "0")
 
 
 def test_a_store_that_does_not_answer_costs_the_gate_nothing(
     install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To read hundred thousands of records again and again, for nobody, would slow every request."""
-    monkeypatch.setattr("tollkeeper.services.relay.RETRY_S", (0.01,))
+    monkeypatch.setattr("tollkeeper.ledger.relay.RETRY_S", (0.01,))
     asked_again = threading.Event()
 
     class Away:
@@ -199,7 +200,7 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
         result = send(site, account, "a", "b", "c")
         assert (result.accepted, result.duplicates, result.rejections) == (0, 3, [])
         assert site.relay.set_aside_records == 2
-        assert "tollkeeper_outbox_set_aside_records 2\n" in render_metrics(site, Upkeep(), "0")
+        assert "tollkeeper_outbox_set_aside_records 2\n" in render_metrics(site, Maintenance(), "0")
         site.close()
         site = install(store=usage_store)
     assert site.ledger.counter(account, "budget:b", 0)[0] == 3

@@ -20,7 +20,7 @@ from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import HoldEnded
 from tollkeeper.gate.gate import NO_USAGE, Outcome, Usage
 from tollkeeper.installation import Installation
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import ManualClock, commit_all, installation, set_up, unique, verify
 
 HOUR_S, DAY_S = 3_600, 86_400
@@ -52,7 +52,7 @@ class Limited:
 
     def authorize(self, hold_id: str) -> bool:
         found = self.site.holds.authorize(
-            self.secret, "POST", "/v1/chat", NO_USAGE, Ticket(), hold_id=hold_id, ttl_s=HOLD_S
+            self.secret, "POST", "/v1/chat", NO_USAGE, CommitFuture(), hold_id=hold_id, ttl_s=HOLD_S
         )
         if isinstance(found, Denial):
             assert found.reason in ("rate_limited", "budget_exhausted"), found
@@ -119,8 +119,8 @@ def test_a_hold_that_a_jump_expires_ends_once(install: Install, account: str, cl
         customer.authorize("a")
     # Work that was done all the same is booked, late, once.
     settle(site, account, "b", 5).wait()
-    settled, ticket = site.holds.settle_hold("b", _outcome(5), Ticket(), account_id=account)
-    assert (settled.replayed, ticket) == (True, None)
+    settled, future = site.holds.settle_hold("b", _outcome(5), CommitFuture(), account_id=account)
+    assert (settled.replayed, future) == (True, None)
     site.holds.expire()
     assert customer.totals() == (1, 5)
     assert customer.used() == 5
@@ -282,7 +282,7 @@ class Jumping:
         hold_id = holds[n % len(holds)]
         commit_all(self.site)
         settle(self.site, self.account, hold_id, 7).wait()
-        again = self.site.holds.settle_hold(hold_id, _outcome(7), Ticket(), account_id=self.account)
+        again = self.site.holds.settle_hold(hold_id, _outcome(7), CommitFuture(), account_id=self.account)
         assert (again[0].replayed, again[1]) == (True, None)
         if self.expires_us.pop(hold_id, None) is None:
             self.expired.remove(hold_id)
@@ -294,11 +294,11 @@ class Jumping:
         if not self.expires_us:
             return
         hold_id = list(self.expires_us)[n % len(self.expires_us)]
-        _, ticket = self.site.holds.void_hold(hold_id, Ticket(), account_id=self.account)
-        assert ticket is not None
-        ticket.wait()
+        _, future = self.site.holds.void_hold(hold_id, CommitFuture(), account_id=self.account)
+        assert future is not None
+        future.wait()
         with pytest.raises(HoldEnded):
-            self.site.holds.settle_hold(hold_id, _outcome(7), Ticket(), account_id=self.account)
+            self.site.holds.settle_hold(hold_id, _outcome(7), CommitFuture(), account_id=self.account)
         del self.expires_us[hold_id], self.counted_us[hold_id]
 
     def check_limit(self) -> None:

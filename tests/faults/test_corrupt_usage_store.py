@@ -299,7 +299,7 @@ ONE_OF_MANY: Final = """
     from pathlib import Path
     from tests.contract.test_usage_store import record
     from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-    from tollkeeper.columns import table_of
+    from tollkeeper.record_columns import table_of
 
     store = ClickHouseUsageStore.open("chdb://" + sys.argv[1])
     found = [store.differences()]

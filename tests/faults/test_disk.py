@@ -144,11 +144,11 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             print(json.dumps([exc.code, str(exc)]))
     """
     user = os.geteuid() or NOBODY
-    _permit(tmp_path, directory, writable=False)
+    _compiled_key(tmp_path, directory, writable=False)
     try:
         code_, message = run(code, str(directory), str(user))
     finally:
-        _permit(tmp_path, directory, writable=True)
+        _compiled_key(tmp_path, directory, writable=True)
     assert code_ == "unavailable"
     assert str(directory) in message
     assert "cannot be written" in message
@@ -156,7 +156,7 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         assert site.catalog.get("accounts", "acme") is not None
 
 
-def _permit(above: Path, directory: Path, *, writable: bool) -> None:
+def _compiled_key(above: Path, directory: Path, *, writable: bool) -> None:
     for path in [directory, *directory.rglob("*")]:
         path.chmod((0o755 if writable else 0o555) if path.is_dir() else (0o644 if writable else 0o444))
     # Pytest's directories are for their owner alone.
@@ -251,7 +251,7 @@ def test_a_usage_store_that_cannot_be_opened_stops_no_request(tmp_path: Path) ->
         import json, sys
         from tollkeeper import Tollkeeper, UsageQuery
         from tollkeeper.errors import Unavailable
-        from tollkeeper.services import report
+        from tollkeeper.usage import report
         report.FLUSH_S = 0.1
         toll = Tollkeeper.open(sys.argv[1], unknown_route="allow")
         made = toll.apply('[[accounts]]\\nid="acme"\\nname="A"\\n[[keys]]\\nid="k"\\naccount="acme"')
@@ -289,7 +289,7 @@ FULL_AT_START: Final = """
     import json, os, resource, sys
     from tests.contract.test_usage_store import record
     from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-    from tollkeeper.columns import table_of
+    from tollkeeper.record_columns import table_of
     from tollkeeper.errors import Unavailable
 
     directory, limit = sys.argv[1], int(sys.argv[2])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.contract.test_usage_store import record
-from tollkeeper.columns import table_of, to_ipc
+from tollkeeper.record_columns import table_of, to_ipc
 
 ROWS: Final = 200_000
 ACCOUNT: Final = "acct-whose-events-these-are"
@@ -18,7 +18,7 @@ ACCOUNT: Final = "acct-whose-events-these-are"
 PRELUDE: Final = """
     import os, sys, threading
     from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-    from tollkeeper.columns import from_ipc
+    from tollkeeper.record_columns import from_ipc
 
     store = ClickHouseUsageStore.open("chdb://" + sys.argv[1])
     rows = from_ipc(open(sys.argv[2], "rb").read())

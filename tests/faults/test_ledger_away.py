@@ -24,10 +24,10 @@ from tollkeeper.errors import (
 )
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
-from tollkeeper.services import committer as committing
-from tollkeeper.services.committer import ChangeScopes
-from tollkeeper.services.decode import decode_events
-from tollkeeper.services.tickets import Ticket, finish
+from tollkeeper.ledger import committer as committing
+from tollkeeper.ledger.commit_future import CommitFuture, finish
+from tollkeeper.ledger.committer import ChangeScopes
+from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import Faulty, faulty_ledger, set_up
 
 
@@ -53,7 +53,7 @@ class Customer:
 
     def authorize(self, hold_id: str) -> Admission:
         found = self.site.holds.authorize(
-            self.secret, "POST", "/v1/chat", NO_USAGE, Ticket(), hold_id=hold_id
+            self.secret, "POST", "/v1/chat", NO_USAGE, CommitFuture(), hold_id=hold_id
         )
         assert not isinstance(found, Denial), found
         found[1].wait()
@@ -78,9 +78,9 @@ class Customer:
 
     def used(self) -> int:
         """What the gate takes the budget to have been used, holds included."""
-        permit = self.site.gate.permit(self.secret)
-        assert not isinstance(permit, Denial)
-        states = self.site.gate.state_of(permit, self.site.clock.now_us())
+        compiled_key = self.site.gate.compiled_key(self.secret)
+        assert not isinstance(compiled_key, Denial)
+        states = self.site.gate.state_of(compiled_key, self.site.clock.now_us())
         return next(state.used or 0 for state in states if state.limit == "b")
 
 
@@ -91,9 +91,9 @@ def customer(site: Installation, account: str) -> Customer:
 
 def wait_until_idle(site: Installation) -> None:
     """Return when the commit thread has nothing left: what is queued now and all that it kept."""
-    ticket = Ticket()
-    site.committer.submit(committing.AddCharges({}, ticket))
-    ticket.wait()
+    future = CommitFuture()
+    site.committer.submit(committing.AddCharges({}, future))
+    future.wait()
 
 
 def eventually(met: Callable[[], bool]) -> None:
@@ -142,14 +142,14 @@ def test_a_settle_that_was_not_committed_leaves_the_hold_open(customer: Customer
     customer.authorize("h")
     away.refuse(1)
     outcome = Outcome(usage=Usage(cost_nanos=5))
-    _, ticket = customer.site.holds.settle_hold("h", outcome, Ticket())
-    assert ticket is not None
+    _, future = customer.site.holds.settle_hold("h", outcome, CommitFuture())
+    assert future is not None
     with pytest.raises(Unavailable):
-        ticket.wait()
+        future.wait()
     assert customer.used() == 7
-    _, ticket = customer.site.holds.settle_hold("h", outcome, Ticket())
-    assert ticket is not None
-    ticket.wait()
+    _, future = customer.site.holds.settle_hold("h", outcome, CommitFuture())
+    assert future is not None
+    future.wait()
     assert customer.totals() == (1, 5)
     assert customer.used() == 5
 
@@ -160,13 +160,13 @@ def test_the_id_of_a_hold_that_was_voided_after_a_failed_settle_is_free(
     """The settle left no event, so an event of that id is the first one."""
     customer.authorize("h")
     away.refuse(1)
-    _, ticket = customer.site.holds.settle_hold("h", Outcome(), Ticket())
-    assert ticket is not None
+    _, future = customer.site.holds.settle_hold("h", Outcome(), CommitFuture())
+    assert future is not None
     with pytest.raises(Unavailable):
-        ticket.wait()
-    _, ticket = customer.site.holds.void_hold("h", Ticket())
-    assert ticket is not None
-    ticket.wait()
+        future.wait()
+    _, future = customer.site.holds.void_hold("h", CommitFuture())
+    assert future is not None
+    future.wait()
     assert customer.record("h") == 1
 
 
@@ -178,11 +178,11 @@ def test_what_was_settled_here_is_kept_and_booked_once(customer: Customer, away:
     """The request is over and cannot be settled again: its record must outlive the failure."""
     admission = customer.admit()
     away.refuse(3)
-    ticket = Ticket() if waits else None
-    customer.site.holds.settle(admission, Outcome(), ticket)
-    if ticket is not None:
+    future = CommitFuture() if waits else None
+    customer.site.holds.settle(admission, Outcome(), future)
+    if future is not None:
         with pytest.raises(Unavailable):
-            ticket.wait()
+            future.wait()
     with pytest.raises(HoldEnded):
         customer.site.holds.settle(admission, Outcome())
     eventually(lambda: away.calls > 0)
@@ -254,9 +254,9 @@ def test_one_bad_record_fails_alone(customer: Customer, site: Installation) -> N
 
 def settle(site: Installation, admission: Admission, outcome: Outcome) -> None:
     """Settle as `Tollkeeper.settle(wait=True)` does."""
-    ticket = Ticket()
-    site.holds.settle(admission, outcome, ticket)
-    ticket.wait()
+    future = CommitFuture()
+    site.holds.settle(admission, outcome, future)
+    future.wait()
 
 
 class Refusing(Faulty):
@@ -277,18 +277,18 @@ def test_a_work_that_cannot_be_booked_does_not_hold_up_its_group(
     with blocked:
         site.holds.settle(first, Outcome())
         blocked.entered.wait()
-        tickets = {}
+        futures = {}
         for hold_id in ("one", "bad", "two"):
             found = site.holds.authorize(
-                customer.secret, "POST", "/v1/chat", NO_USAGE, Ticket(), hold_id=hold_id
+                customer.secret, "POST", "/v1/chat", NO_USAGE, CommitFuture(), hold_id=hold_id
             )
             assert not isinstance(found, Denial)
-            tickets[hold_id] = found[1]
+            futures[hold_id] = found[1]
         site.committer._ledger = Refusing(site.ledger, "commit")  # type: ignore[assignment]
-    tickets["one"].wait()
-    tickets["two"].wait()
+    futures["one"].wait()
+    futures["two"].wait()
     with pytest.raises(InvariantBroken):
-        tickets["bad"].wait()
+        futures["bad"].wait()
     assert site.holds.open_count == 2
     assert {hold.hold_id for hold in site.ledger.open_holds()} == {"one", "two"}
     assert customer.used() == 21
@@ -392,7 +392,7 @@ def test_closing_without_a_ledger_ends_and_says_what_was_lost(
             site.committer.close(timeout_s=0.1)
             site.close()
     (line,) = (r for r in caplog.records if r.getMessage() == "tollkeeper.committer.abandoned")
-    assert (line.__dict__["lost"], site.committer.lost_works) == (3, 3)
+    assert (line.__dict__["lost"], site.committer.lost_tasks) == (3, 3)
     again = install()
     assert again.reconcile.verify().ok
     assert again.ledger.counter(customer.account, "budget:b", 0)[0] == 1
@@ -512,44 +512,44 @@ def test_a_ticket_can_be_waited_on_from_anywhere() -> None:
     """A retry of the same request may come to another loop or thread than the first."""
     loops: list[Any] = []
 
-    async def make() -> Ticket:
-        ticket = Ticket(asyncio.get_running_loop())
-        loops.append(ticket)
-        return await ticket.committed()  # type: ignore[no-any-return]
+    async def make() -> CommitFuture:
+        future = CommitFuture(asyncio.get_running_loop())
+        loops.append(future)
+        return await future.committed()  # type: ignore[no-any-return]
 
     got: list[Any] = []
     first = threading.Thread(target=lambda: got.append(asyncio.run(make())))
     first.start()
     eventually(lambda: bool(loops))
-    (ticket,) = loops
+    (future,) = loops
 
     async def elsewhere() -> Any:
-        return await ticket.committed()
+        return await future.committed()
 
     others = [
         threading.Thread(target=lambda: got.append(asyncio.run(elsewhere()))),
-        threading.Thread(target=lambda: got.append(ticket.wait())),
+        threading.Thread(target=lambda: got.append(future.wait())),
     ]
     for thread in others:
         thread.start()
-    ticket.result = 42
-    finish([ticket])
+    future.result = 42
+    finish([future])
     for thread in (first, *others):
         thread.join(30)
     assert got == [42, 42, 42]
-    assert ticket.wait() == asyncio.run(elsewhere()) == 42
+    assert future.wait() == asyncio.run(elsewhere()) == 42
 
 
 def test_a_caller_that_goes_away_does_not_stop_the_others() -> None:
     """One client hangs up; another asked the same."""
 
     async def run() -> Any:
-        ticket = Ticket(asyncio.get_running_loop())
-        gone, stays = asyncio.ensure_future(ticket.committed()), asyncio.ensure_future(ticket.committed())
+        future = CommitFuture(asyncio.get_running_loop())
+        gone, stays = asyncio.ensure_future(future.committed()), asyncio.ensure_future(future.committed())
         await asyncio.sleep(0)
         gone.cancel()
-        ticket.error = Unavailable("no")
-        finish([ticket])
+        future.error = Unavailable("no")
+        finish([future])
         with pytest.raises(asyncio.CancelledError):
             await gone
         with pytest.raises(Unavailable, match="no"):
@@ -561,9 +561,9 @@ def test_a_caller_that_goes_away_does_not_stop_the_others() -> None:
 def test_a_loop_that_was_closed_is_no_harm_to_the_others() -> None:
     """The commit thread wakes many at once, and some have left without a word."""
     loop = asyncio.new_event_loop()
-    orphan = Ticket(loop)
+    orphan = CommitFuture(loop)
     loop.close()
-    other = Ticket()
+    other = CommitFuture()
     finish([orphan, other])
     assert other.wait(0) is None
 
@@ -571,12 +571,12 @@ def test_a_loop_that_was_closed_is_no_harm_to_the_others() -> None:
 def test_who_waited_too_long_is_told_that_the_outcome_is_unknown() -> None:
     """It may still be booked: only a retry under the same id is safe."""
     with pytest.raises(Unavailable, match="unknown: retry with the same id"):
-        Ticket().wait(0.001)
+        CommitFuture().wait(0.001)
 
 
 def test_bad_values_are_told_by_name() -> None:
     """Whoever settles with nonsense must learn which value it was."""
-    from tests.services.test_pending import record
+    from tests.ledger.test_pending import record
 
     with pytest.raises(BadParameter, match="status") as caught:
         committing.check_storable(record("a")._replace(status=1_000))

@@ -11,7 +11,7 @@ from tests.conftest import Install
 from tollkeeper.domain.catalog import Account
 from tollkeeper.errors import Unavailable
 from tollkeeper.http.routes.health import reasons_not_ready
-from tollkeeper.services.decode import decode_events
+from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import NOON, set_up
 
 NOON_US = int(NOON.timestamp()) * 1_000_000

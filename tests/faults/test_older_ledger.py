@@ -30,8 +30,8 @@ from tollkeeper.errors import LedgerInUse, StoresMismatch, Unavailable
 from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.http.routes.health import reasons_not_ready
 from tollkeeper.installation import Installation
-from tollkeeper.services.decode import decode_events
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import NOON, Faulty, ManualClock, installation, open_installation, verify
 
 NOON_US: Final = int(NOON.timestamp()) * 1_000_000
@@ -179,11 +179,11 @@ def deliver(site: Installation) -> None:
 
 
 def settle(site: Installation, hold_id: str) -> None:
-    _, ticket = site.holds.settle_hold(
-        hold_id, Outcome(usage=Usage(cost_nanos=3)), Ticket(), account_id=ACCOUNT
+    _, future = site.holds.settle_hold(
+        hold_id, Outcome(usage=Usage(cost_nanos=3)), CommitFuture(), account_id=ACCOUNT
     )
-    assert ticket is not None
-    ticket.wait()
+    assert future is not None
+    future.wait()
 
 
 def stored(store: ClickHouseUsageStore) -> dict[str, int]:

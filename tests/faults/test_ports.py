@@ -24,8 +24,8 @@ from tollkeeper.domain.events import Event
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.installation import Installation
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ports import CatalogStore, Ledger, UsageStore
-from tollkeeper.services.tickets import Ticket
 from tollkeeper.testing import Faulty, commit_all, lost_commits, verify
 
 TRIES: Final = 20
@@ -88,26 +88,26 @@ class Day:
 
     def request(self) -> None:
         admission = self.customer.admit()
-        ticket = Ticket()
-        self.site.holds.settle(admission, Outcome(usage=Usage(cost_nanos=5)), ticket)
+        future = CommitFuture()
+        self.site.holds.settle(admission, Outcome(usage=Usage(cost_nanos=5)), future)
         try:
-            ticket.wait()
+            future.wait()
         except Unavailable:
             # The request is over: it is kept, and booked without being asked for again.
             commit_all(self.site)
 
     def settle(self, hold_id: str, account: str | None = "") -> None:
         owner = self.account if account == "" else account
-        _, ticket = self.site.holds.settle_hold(
-            hold_id, Outcome(usage=Usage(cost_nanos=3)), Ticket(), account_id=owner
+        _, future = self.site.holds.settle_hold(
+            hold_id, Outcome(usage=Usage(cost_nanos=3)), CommitFuture(), account_id=owner
         )
-        if ticket is not None:
-            ticket.wait()
+        if future is not None:
+            future.wait()
 
     def void(self, hold_id: str) -> None:
-        _, ticket = self.site.holds.void_hold(hold_id, Ticket(), account_id=self.account)
-        if ticket is not None:
-            ticket.wait()
+        _, future = self.site.holds.void_hold(hold_id, CommitFuture(), account_id=self.account)
+        if future is not None:
+            future.wait()
 
     def check(self) -> None:
         """e1 (amended to 11), e3, e4, one request and one hold; e2 and v count nothing."""
@@ -121,7 +121,7 @@ class Day:
         assert site.ledger.counter(self.account, "budget:b", 0)[0] == 21
         assert self.customer.used() == 21
         assert site.holds.open_count == 0
-        assert (site.pending.record_count, site.committer.lost_works) == (0, 0)
+        assert (site.pending.record_count, site.committer.lost_tasks) == (0, 0)
         balance = site.ledger.book(self.account)[0].balance_nanos(site.clock.now())
         assert balance == 1_000_000 + 50 - 8
 

@@ -79,6 +79,6 @@ def test_nothing_is_admitted_unrecorded_while_the_file_is_read_only(
     assert customer.record("a") == 1
     set_up(site, Account(id=f"{account}.other", name="B"))
     assert customer.totals() == (4, 5 + 7 + 11 + 1)
-    assert (customer.used(), site.holds.open_count, site.committer.lost_works) == (24, 0, 0)
+    assert (customer.used(), site.holds.open_count, site.committer.lost_tasks) == (24, 0, 0)
     verdict = verify(site)
     assert verdict.ok, verdict

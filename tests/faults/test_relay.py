@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from tests.conftest import Install
 from tests.engines import empty_tables, fresh_engine
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.adapters.opening import OpeningUsageStore
+from tollkeeper.adapters.lazy_store import LazyUsageStore
 from tollkeeper.adapters.sql.database import open_engine
 from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.ledger_tables import outbox
-from tollkeeper.columns import table_of, to_ipc
 from tollkeeper.domain.bookings import Group, OutboxEntry
 from tollkeeper.domain.catalog import Account, Key, Route
 from tollkeeper.domain.decisions import Denial
@@ -30,13 +29,15 @@ from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome
 from tollkeeper.installation import Installation
-from tollkeeper.services import committer, report
-from tollkeeper.services.committer import encode_rows
-from tollkeeper.services.decode import decode_events
-from tollkeeper.services.pending import Pending, key_of
-from tollkeeper.services.relay import Relay, Unreadable, table_of_entry
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger import committer
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.committer import encode_rows
+from tollkeeper.ledger.pending import Pending, key_of
+from tollkeeper.ledger.relay import Relay, Unreadable, table_of_entry
+from tollkeeper.meter.decode import decode_events
+from tollkeeper.record_columns import table_of, to_ipc
 from tollkeeper.testing import NOON, Faulty, commit_all, set_up, unique
+from tollkeeper.usage import report
 
 NOON_US = int(NOON.timestamp()) * 1_000_000
 _ids = itertools.count()
@@ -274,7 +275,7 @@ def test_too_much_that_waits_for_the_store_is_refused(
     install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory and disk are bounded while the store is away."""
-    monkeypatch.setattr("tollkeeper.services.pending.RECORDS_MAX", 2)
+    monkeypatch.setattr("tollkeeper.ledger.pending.RECORDS_MAX", 2)
     store: Any = Faulty(usage_store, "append")
     store.refuse(10_000)
     site = install(store=store)
@@ -296,7 +297,7 @@ def test_the_gate_refuses_what_is_new_while_too_much_waits_for_the_store(
     install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the words of ingest; what was admitted before ends as it should, and nothing is refused afterwards."""
-    monkeypatch.setattr("tollkeeper.services.pending.RECORDS_MAX", 2)
+    monkeypatch.setattr("tollkeeper.ledger.pending.RECORDS_MAX", 2)
     store: Any = Faulty(usage_store, "append")
     store.refuse(10_000)
     site = install(store=store)
@@ -308,16 +309,16 @@ def test_the_gate_refuses_what_is_new_while_too_much_waits_for_the_store(
     )[f"{account}.k"]
 
     def authorize(hold_id: str) -> Admission | Denial:
-        found = site.holds.authorize(secret, "POST", "/r", NO_USAGE, Ticket(), hold_id=hold_id)
+        found = site.holds.authorize(secret, "POST", "/r", NO_USAGE, CommitFuture(), hold_id=hold_id)
         if isinstance(found, Denial):
             return found
         found[1].wait()
         return found[0]
 
     def settle(hold_id: str) -> None:
-        _, ticket = site.holds.settle_hold(hold_id, Outcome(), Ticket(), account_id=account)
-        assert ticket is not None
-        ticket.wait()
+        _, future = site.holds.settle_hold(hold_id, Outcome(), CommitFuture(), account_id=account)
+        assert future is not None
+        future.wait()
         # The thread that committed it looks at what waits just after.
         commit_all(site)
 
@@ -338,7 +339,7 @@ def test_the_gate_refuses_what_is_new_while_too_much_waits_for_the_store(
         assert (refused.status, refused.reason, refused.retry_after_s) == (503, "unavailable", 1)
         assert refused.message == str(told.value)
     settle("late")
-    _, voided = site.holds.void_hold("voided", Ticket(), account_id=account)
+    _, voided = site.holds.void_hold("voided", CommitFuture(), account_id=account)
     assert voided is not None
     voided.wait()
     site.holds.settle(inside, Outcome())
@@ -361,13 +362,13 @@ def test_a_gate_that_starts_with_too_much_waiting_refuses_at_once(
     event = {"id": "e", "time": "2026-03-18T11:00:00Z", "account": account}
     assert before.ingest.take(decode_events([event], now_us=NOON_US)).accepted == 1
     before.close()
-    monkeypatch.setattr("tollkeeper.services.pending.RECORDS_MAX", 0)
+    monkeypatch.setattr("tollkeeper.ledger.pending.RECORDS_MAX", 0)
     assert install(store=store).gate.refusing is not None
 
 
 def test_a_store_that_could_not_be_opened_is_opened_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of the usage store may start after us: that must not need a restart of ours."""
-    monkeypatch.setattr("tollkeeper.adapters.opening.REOPEN_S", 0.0)
+    monkeypatch.setattr("tollkeeper.adapters.lazy_store.REOPEN_S", 0.0)
     tried: list[str] = []
 
     class Opened:
@@ -388,7 +389,7 @@ def test_a_store_that_could_not_be_opened_is_opened_later(monkeypatch: pytest.Mo
             raise ZeroDivisionError
         return Opened()
 
-    store = OpeningUsageStore(open_store)
+    store = LazyUsageStore(open_store)
     with pytest.raises(Unavailable, match="connection refused"):
         store.owners("x")
     with pytest.raises(Unavailable, match="see the log"):
@@ -405,7 +406,7 @@ def test_a_store_that_never_opened_can_be_closed() -> None:
     def open_store() -> Any:
         raise Unavailable("connection refused")
 
-    store = OpeningUsageStore(open_store)
+    store = LazyUsageStore(open_store)
     assert not store.ready()
     store.close()
     with pytest.raises(Unavailable):
@@ -565,7 +566,7 @@ def test_the_commit_thread_does_not_wait_for_the_relay(
     set_up(site, Account(id=account, name="A"))
     with site.relay.exclusive():
         for _ in range(3):
-            ticket = committer.Ticket()
-            site.committer.submit(committer.AddCharges({(account, "x", 0): 1}, ticket))
-            ticket.wait(20)
+            future = committer.CommitFuture()
+            site.committer.submit(committer.AddCharges({(account, "x", 0): 1}, future))
+            future.wait(20)
     assert site.ledger.counter(account, "x", 0)[0] == 3

@@ -16,7 +16,7 @@ from tollkeeper.domain.events import Event
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.installation import Installation
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import commit_all, faulty_ledger, unique, verify
 
 
@@ -141,7 +141,7 @@ def test_a_settle_overtakes_another_and_both_count(site: Installation, account: 
     first, second = customer.admit(), customer.admit()
     with faulty_ledger(site) as ledger:
         ledger.delay(1)
-        late, early = Ticket(), Ticket()
+        late, early = CommitFuture(), CommitFuture()
         # The one admitted last is settled first.
         site.holds.settle(second, Outcome(usage=Usage(cost_nanos=5)), early)
         assert ledger.delayed.wait(30)

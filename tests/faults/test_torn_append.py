@@ -19,9 +19,9 @@ import pytest
 
 from tests.contract.test_usage_store import record, voided
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.columns import table_of
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import to_us
+from tollkeeper.record_columns import table_of
 
 OLD_YEAR_US: Final = to_us(datetime(2025, 12, 31, 23, 59, 59, tzinfo=UTC))
 NEW_YEAR_US: Final = to_us(datetime(2026, 1, 1, tzinfo=UTC))

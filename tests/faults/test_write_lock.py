@@ -19,7 +19,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import NO_USAGE, Outcome, Usage
 from tollkeeper.installation import Installation
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import commit_all, verify
 
 HOLDER = """
@@ -65,11 +65,11 @@ class Seen:
         return committed
 
 
-def settle(site: Installation, account: str, hold_id: str, cost_nanos: int) -> Ticket:
+def settle(site: Installation, account: str, hold_id: str, cost_nanos: int) -> CommitFuture:
     outcome = Outcome(usage=Usage(cost_nanos=cost_nanos))
-    _, ticket = site.holds.settle_hold(hold_id, outcome, Ticket(), account_id=account)
-    assert ticket is not None
-    return ticket
+    _, future = site.holds.settle_hold(hold_id, outcome, CommitFuture(), account_id=account)
+    assert future is not None
+    return future
 
 
 def test_nobody_is_told_before_the_lock_is_let_go(install: Install, account: str, tmp_path: Path) -> None:
@@ -80,27 +80,27 @@ def test_nobody_is_told_before_the_lock_is_let_go(install: Install, account: str
         customer.authorize(f"open{n}")
     seen = Seen(site)
     with write_lock(tmp_path / "data"):
-        tickets = [settle(site, account, f"open{n}", 5) for n in range(3)]
+        futures = [settle(site, account, f"open{n}", 5) for n in range(3)]
         assert seen.began.wait(30)
         for n in range(3):
             found = site.holds.authorize(
-                customer.secret, "POST", "/v1/chat", NO_USAGE, Ticket(), hold_id=f"new{n}"
+                customer.secret, "POST", "/v1/chat", NO_USAGE, CommitFuture(), hold_id=f"new{n}"
             )
             assert not isinstance(found, Denial)
-            tickets.append(found[1])
-        in_process = Ticket()
+            futures.append(found[1])
+        in_process = CommitFuture()
         site.holds.settle(customer.admit(), Outcome(), in_process)
-        tickets.append(in_process)
-        for ticket in tickets:
+        futures.append(in_process)
+        for future in futures:
             with pytest.raises(Unavailable, match="outcome is unknown"):
-                ticket.wait(0.02)
-        assert not any(ticket.ended for ticket in tickets)
+                future.wait(0.02)
+        assert not any(future.ended for future in futures)
         assert seen.done_count == 0
         # Another connection sees what was committed before, and nothing else.
         assert {hold.hold_id for hold in site.ledger.open_holds()} == {"open0", "open1", "open2"}
         assert site.ledger.counter(account, "budget:b", 0)[0] == 0
-    for ticket in tickets:
-        ticket.wait()
+    for future in futures:
+        future.wait()
     assert {hold.hold_id for hold in site.ledger.open_holds()} == {"new0", "new1", "new2"}
     for n in range(3):
         settle(site, account, f"new{n}", 11).wait()
@@ -142,6 +142,6 @@ def test_a_lock_held_too_long_is_told_and_loses_nothing(
     assert customer.record("a", "b") == 2
     assert customer.record("a", "b") == 0
     assert customer.totals() == (5, 5 + 7 + 11 + 2)
-    assert (customer.used(), site.holds.open_count, site.committer.lost_works) == (25, 0, 0)
+    assert (customer.used(), site.holds.open_count, site.committer.lost_tasks) == (25, 0, 0)
     verdict = verify(site)
     assert verdict.ok, verdict

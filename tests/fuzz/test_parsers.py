@@ -11,12 +11,12 @@ from hypothesis import example, given
 
 from tests.fuzz import examples
 from tests.fuzz.mutations import mutated
+from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.demo.declaration import DECLARATION
 from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadParameter, Malformed
-from tollkeeper.services.access_log import AccessLog, LogFormat
-from tollkeeper.services.declaration import parse_declaration
-from tollkeeper.services.decode import Decoded, decode_json, decode_ndjson
+from tollkeeper.meter.access_log import AccessLog, LogFormat
+from tollkeeper.meter.decode import Decoded, decode_json, decode_ndjson
 
 NOW_US: Final = to_us(datetime(2026, 3, 18, 12, tzinfo=UTC))
 EVENT: Final[dict[str, Any]] = {

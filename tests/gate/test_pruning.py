@@ -23,7 +23,7 @@ from tollkeeper.testing import ManualClock
 LIMITS = [
     Limit(name="rpm", amount=6),
     Limit(name="tpm", amount=100, unit="tokens", algorithm="sliding"),
-    Limit(name="permits", amount=60, burst=90, unit="tokens", algorithm="permits"),
+    Limit(name="compiled_keys", amount=60, burst=90, unit="tokens", algorithm="compiled_keys"),
     Limit(name="open", amount=3, algorithm="concurrency"),
     Limit(name="shared", amount=200, unit="tokens", window="1h", per="account"),
 ]
@@ -113,16 +113,16 @@ class Site:
         self.gate.booked(dict(charges), dict(charges), books, self.commits)
         self.gate.take_last_used()
 
-    def prune(self) -> None:
+    def evict_idle(self) -> None:
         """Look at everything at least once."""
         for _ in range(4):
-            self.gate.prune()
+            self.gate.evict_idle()
 
-    def standings(self, name: str) -> list[Denial]:
+    def limit_statuses(self, name: str) -> list[Denial]:
         self.secrets[hash_secret(name)] = name
-        permit = self.gate.permit(name)
-        assert not isinstance(permit, Denial)
-        return self.gate.state_of(permit, self.clock.now_us())
+        compiled_key = self.gate.compiled_key(name)
+        assert not isinstance(compiled_key, Denial)
+        return self.gate.state_of(compiled_key, self.clock.now_us())
 
     @property
     def counter_count(self) -> int:
@@ -149,28 +149,32 @@ def test_memory_is_bounded_when_keys_come_once_and_never_again(site: Site, clock
             site.commit()
         clock.advance(seconds=3)
         for _ in range(2):
-            site.gate.prune()
+            site.gate.evict_idle()
         most = max(most, site.counter_count)
     # All of the keys of ten minutes, and the longest window, an hour, of the others; 14,000 if all stayed.
     assert most < 200 * 7 + 1_200 + 1_000
-    assert len(site.gate._permits) <= IDLE_S // 3 + 20
+    assert len(site.gate._compiled_keys) <= IDLE_S // 3 + 20
     clock.advance(seconds=7_200)
     site.commit()
     for _ in range(40):
-        site.gate.prune()
-    assert (site.counter_count, len(site.gate._permits), site.gate._permits_by_account) == (0, 0, {})
+        site.gate.evict_idle()
+    assert (site.counter_count, len(site.gate._compiled_keys), site.gate._compiled_keys_by_account) == (
+        0,
+        0,
+        {},
+    )
 
 
 def test_a_key_in_use_is_not_compiled_again(site: Site, clock: ManualClock) -> None:
     """To resolve a key reads the catalog: what is in use must stay at hand."""
     site.settle(admitted(site))
-    permit = site.gate.permit("a.k")
+    compiled_key = site.gate.compiled_key("a.k")
     for _ in range(20):
         clock.advance(seconds=IDLE_S // 2)
         site.settle(admitted(site))
         site.commit()
-        site.prune()
-    assert site.gate.permit("a.k") is permit
+        site.evict_idle()
+    assert site.gate.compiled_key("a.k") is compiled_key
 
 
 def test_an_open_hold_keeps_its_counters(site: Site, clock: ManualClock) -> None:
@@ -178,11 +182,11 @@ def test_an_open_hold_keeps_its_counters(site: Site, clock: ManualClock) -> None
     admission = admitted(site, nanos=0)
     site.commit()
     clock.advance(seconds=7_200)
-    site.prune()
+    site.evict_idle()
     assert site.counter_count == 7
     site.settle(admission, tokens=30, nanos=300)
-    assert {state.limit: state.used for state in site.standings("a.k")} == {
-        "rpm": 0, "tpm": 0, "permits": 0, "open": 0, "shared": 0, "b": 300, "credit": 300,
+    assert {state.limit: state.used for state in site.limit_statuses("a.k")} == {
+        "rpm": 0, "tpm": 0, "compiled_keys": 0, "open": 0, "shared": 0, "b": 300, "credit": 300,
     }  # fmt: skip
 
 
@@ -191,8 +195,8 @@ def test_what_is_not_committed_stays(site: Site, clock: ManualClock) -> None:
     site.settle(admitted(site), nanos=300)
     site.gate.take_last_used()
     clock.advance(seconds=7_200)
-    site.prune()
-    assert {state.limit: state.used for state in site.standings("a.k") if state.used} == {
+    site.evict_idle()
+    assert {state.limit: state.used for state in site.limit_statuses("a.k") if state.used} == {
         "b": 300,
         "credit": 300,
     }
@@ -203,13 +207,13 @@ def test_a_window_on_its_way_to_the_ledger_stays(site: Site, clock: ManualClock)
     site.gate.spend("a", "calls", SPENT)
     site.gate.dirty_windows()
     clock.advance(seconds=7_200)
-    site.prune()
+    site.evict_idle()
     assert site.counter_count == 1
     site.gate.booked({}, {}, {}, -1)
-    site.prune()
+    site.evict_idle()
     assert site.counter_count == 1
     site.gate.booked({}, {}, {}, 1)
-    site.prune()
+    site.evict_idle()
     assert site.counter_count == 0
 
 
@@ -218,7 +222,7 @@ def test_a_window_that_is_not_over_stays(site: Site, clock: ManualClock) -> None
     site.settle(admitted(site))
     site.commit()
     clock.advance(seconds=IDLE_S)
-    site.prune()
+    site.evict_idle()
     assert [counter_id for _, counter_id in site.gate._counters] == [
         "limit:account:plan:pro/shared:fixed:tokens:1h"
     ]
@@ -229,9 +233,9 @@ def test_a_change_reaches_what_was_admitted_before_its_key_was_let_go(site: Site
     admission = admitted(site)
     site.commit()
     clock.advance(seconds=IDLE_S)
-    site.prune()
-    assert not admission.permit.current
-    assert site.gate.permit("a.k") is not admission.permit
+    site.evict_idle()
+    assert not admission.compiled_key.current
+    assert site.gate.compiled_key("a.k") is not admission.compiled_key
 
 
 def admitted(site: Site, **amounts: int) -> Admission:
@@ -310,13 +314,13 @@ class PruningModel(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((0, IDLE_S, IDLE_S, 3_600)))
     def wait_and_prune(self, seconds: int) -> None:
         self.clock.advance(seconds=seconds)
-        self.sites[1].prune()
+        self.sites[1].evict_idle()
 
     # Not after every step: to look at a key compiles it, and so keeps its counters.
     @rule()
     def both_stand_alike(self) -> None:
         for name in NAMES:
-            kept, pruned = (site.standings(name) for site in self.sites)
+            kept, pruned = (site.limit_statuses(name) for site in self.sites)
             assert pruned == kept
 
     def teardown(self) -> None:

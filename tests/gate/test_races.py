@@ -24,7 +24,7 @@ from tollkeeper.domain.keys import hash_secret
 from tollkeeper.errors import HoldEnded, TollkeeperError
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import set_up, verify
 
 CALLERS = 1_000
@@ -57,7 +57,7 @@ def entries(account: str, bound: str) -> list[Entry]:
     plan = {
         "fixed": Limit(name="l", amount=FITS),
         "sliding": Limit(name="l", amount=FITS, algorithm="sliding"),
-        "permits": Limit(name="l", amount=FITS, algorithm="permits"),
+        "compiled_keys": Limit(name="l", amount=FITS, algorithm="compiled_keys"),
         "concurrency": Limit(name="l", amount=FITS, algorithm="concurrency"),
         "nanos limit": Limit(name="l", amount=FITS * PRICE, unit="nanos"),
     }
@@ -89,7 +89,7 @@ def secret_of(site: Installation, account: str, bound: str) -> str:
 BOUNDS = (
     "fixed",
     "sliding",
-    "permits",
+    "compiled_keys",
     "concurrency",
     "nanos limit",
     "budget",
@@ -121,8 +121,8 @@ def test_of_a_thousand_tasks_durable_holds_exactly_a_hundred_pass(site, account,
     secret = secret_of(site, account, bound)
 
     async def call() -> Admission | Denial:
-        ticket = Ticket(asyncio.get_running_loop())
-        found = site.holds.authorize(secret, "POST", "/chat", NO_USAGE, ticket)
+        future = CommitFuture(asyncio.get_running_loop())
+        found = site.holds.authorize(secret, "POST", "/chat", NO_USAGE, future)
         if isinstance(found, Denial):
             return found
         await found[1].committed()
@@ -208,8 +208,8 @@ def test_of_many_who_settle_one_admission_one_wins(site, account):
 
 
 def durable(site: Installation, secret: str, hold_id: str | None = None, **options: Any) -> Admission:
-    ticket = Ticket()
-    found = site.holds.authorize(secret, "POST", "/chat", NO_USAGE, ticket, hold_id=hold_id, **options)
+    future = CommitFuture()
+    found = site.holds.authorize(secret, "POST", "/chat", NO_USAGE, future, hold_id=hold_id, **options)
     assert not isinstance(found, Denial), found
     found[1].wait()
     return found[0]
@@ -221,15 +221,15 @@ def test_a_durable_hold_has_exactly_one_ending(site, account, clock):
     endings: Counter[str] = Counter()
 
     def settle(hold_id: str) -> str:
-        ticket = Ticket()
-        settled, commit = site.holds.settle_hold(hold_id, Outcome(), ticket)
+        future = CommitFuture()
+        settled, commit = site.holds.settle_hold(hold_id, Outcome(), future)
         if commit is not None:
             commit.wait()
         return "replayed" if settled.replayed else "settled"
 
     def void(hold_id: str) -> str:
-        ticket = Ticket()
-        _, commit = site.holds.void_hold(hold_id, ticket)
+        future = CommitFuture()
+        _, commit = site.holds.void_hold(hold_id, future)
         if commit is None:
             return "was ended"
         commit.wait()
@@ -266,7 +266,7 @@ def test_one_name_authorized_by_many_at_once_is_one_hold(site, account):
 
     assert set(in_threads([authorize] * THREADS)) == {"one-name"}
     assert len(site.ledger.open_holds()) == 1
-    assert site.gate.state_of(site.gate.permit(secret), site.clock.now_us())[0].used == PRICE
+    assert site.gate.state_of(site.gate.compiled_key(secret), site.clock.now_us())[0].used == PRICE
 
 
 def test_abandoned_admissions_free_their_holds(site, account):
@@ -376,13 +376,13 @@ def test_a_budget_that_is_set_while_a_key_is_looked_up_charges_the_request(site,
     budget = Budget(id="b", account=account, amount=10**9, period="day")
     change_meanwhile(site, "entitlement", lambda: site.manage.put(budget))
     admission = site.holds.admit(secret, "POST", "/chat")
-    assert admission.permit.budgets
+    assert admission.compiled_key.budgets
     site.holds.settle(admission, Outcome())
     assert verify(site).ok
     assert counters(site, account) == {"budget:b": PRICE}
 
 
-LOWERED = ("fixed", "sliding", "permits", "concurrency", "nanos limit", "budget", "requests budget")
+LOWERED = ("fixed", "sliding", "compiled_keys", "concurrency", "nanos limit", "budget", "requests budget")
 FEW = 5
 
 
@@ -431,7 +431,7 @@ def test_what_was_lowered_while_a_key_was_looked_up_stays_lowered(site, account,
                 change()
             return answer
 
-        site.gate.permit_of(read)
+        site.gate.compiled_key_of(read)
     passed.extend(admitted(site, secret, FITS))
     assert len(passed) == FEW
 
@@ -473,7 +473,7 @@ def test_a_request_whose_key_was_looked_up_before_a_change_is_decided_by_the_cha
     assert len(admitted_after) == FEW
 
 
-@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "permits", "concurrency"])
+@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "compiled_keys", "concurrency"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("where", ["plan", "key"])
 def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, algorithm, order, where):
@@ -496,12 +496,12 @@ def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, a
     site.manage.put(msgspec.structs.replace(issued.entry, **moved))
     secrets = [account, str(issued.secret)]
     for index in order:
-        site.gate.permit(secrets[index])
+        site.gate.compiled_key(secrets[index])
     kept = admitted(site, secrets[0], FITS)
     assert len(kept) == FEW
     # What one used counts for the other; a bucket of permits has one pace, the lesser.
     more = admitted(site, secrets[1], FITS)
-    assert len(more) == (0 if algorithm == "permits" else FITS - FEW)
+    assert len(more) == (0 if algorithm == "compiled_keys" else FITS - FEW)
     assert not admitted(site, secrets[0], 1)
 
 
@@ -520,7 +520,7 @@ def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(s
         assert read() is not None
 
 
-@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "compiled_keys"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_who_comes_after_late_settles_has_what_these_left(install, account, clock, bound, restarted):
     """A late settle is recorded even if it overshoots, and nobody new is admitted into a window that is full."""
@@ -538,7 +538,7 @@ def test_who_comes_after_late_settles_has_what_these_left(install, account, cloc
     assert verify(site).ok
 
 
-@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "compiled_keys"])
 def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselves(
     site, account, clock, bound
 ):
@@ -550,7 +550,7 @@ def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselve
     results = in_threads(calls)
     admitted = sum(isinstance(result, Admission) for result in results)
     assert FITS - late_count <= admitted <= FITS
-    (state,) = site.gate.state_of(site.gate.permit(secret), clock.now_us())
+    (state,) = site.gate.state_of(site.gate.compiled_key(secret), clock.now_us())
     assert state.used == admitted + late_count
     assert isinstance(site.holds.admit(secret, "POST", "/chat"), Denial)
     assert verify(site).ok
@@ -560,7 +560,7 @@ def late_holds(site, secret: str, account: str, count: int, clock) -> list[Calla
     """Open *count* holds and let them expire; return the calls that settle them late."""
     for index in range(count):
         found = site.holds.authorize(
-            secret, "POST", "/chat", NO_USAGE, Ticket(), hold_id=f"h{index}", ttl_s=1
+            secret, "POST", "/chat", NO_USAGE, CommitFuture(), hold_id=f"h{index}", ttl_s=1
         )
         assert not isinstance(found, Denial)
         found[1].wait()
@@ -569,8 +569,8 @@ def late_holds(site, secret: str, account: str, count: int, clock) -> list[Calla
     verify(site)
 
     def settle(hold_id: str) -> tuple[Any, Any]:
-        settled, ticket = site.holds.settle_hold(hold_id, Outcome(), Ticket(), account_id=account)
-        ticket.wait()
-        return settled, ticket
+        settled, future = site.holds.settle_hold(hold_id, Outcome(), CommitFuture(), account_id=account)
+        future.wait()
+        return settled, future
 
     return [partial(settle, f"h{index}") for index in range(count)]

@@ -185,7 +185,7 @@ def test_a_key_that_makes_keys_passes_on_its_bounds(
     assert spend(*secrets) == 0
     # The operator ends the key: what it made ends with it.
     api("POST", f"/tk/v1/keys/{key_id}/state", {"state": "revoked"})
-    refused = [installation.gate.permit(each) for each in secrets]
+    refused = [installation.gate.compiled_key(each) for each in secrets]
     assert [one.reason for one in refused if isinstance(one, Denial)] == ["key_revoked"] * 4
 
 

@@ -49,48 +49,48 @@ class Works:
 def with_queue(test: Callable[[FairQueue, Works], Awaitable[None]], threads: int = 2) -> None:
     async def run() -> None:
         queue = FairQueue(threads, payer_bytes_max=100, bytes_max=250)
-        works = Works(queue)
+        tasks = Works(queue)
         try:
-            await test(queue, works)
+            await test(queue, tasks)
         finally:
-            await works.end_all()
+            await tasks.end_all()
             queue.close()
 
     asyncio.run(run())
 
 
 def test_another_accounts_batch_comes_after_one() -> None:
-    async def test(queue: FairQueue, works: Works) -> None:
+    async def test(queue: FairQueue, tasks: Works) -> None:
         for _ in range(20):
-            works.add("a")
-        await works.until(lambda: len(works.begun) == 2)
-        theirs = works.add("b")
-        await works.end_one()
-        await works.until(lambda: len(works.begun) == 3)
-        assert works.begun == ["a", "a", "b"]
+            tasks.add("a")
+        await tasks.until(lambda: len(tasks.begun) == 2)
+        theirs = tasks.add("b")
+        await tasks.end_one()
+        await tasks.until(lambda: len(tasks.begun) == 3)
+        assert tasks.begun == ["a", "a", "b"]
         assert not theirs.done()
 
     with_queue(test)
 
 
 def test_payers_take_turns() -> None:
-    async def test(queue: FairQueue, works: Works) -> None:
-        works.add("first")
-        await works.until(lambda: works.begun == ["first"])
+    async def test(queue: FairQueue, tasks: Works) -> None:
+        tasks.add("first")
+        await tasks.until(lambda: tasks.begun == ["first"])
         for payer in ("a", "a", "a", "b", "b", OPERATOR):
-            works.add(payer)
+            tasks.add(payer)
         for _ in range(6):
-            await works.end_one()
-        assert works.begun == ["first", "a", "b", OPERATOR, "a", "b", "a"]
+            await tasks.end_one()
+        assert tasks.begun == ["first", "a", "b", OPERATOR, "a", "b", "a"]
 
     with_queue(test, threads=1)
 
 
 def test_who_is_alone_has_all_threads() -> None:
-    async def test(queue: FairQueue, works: Works) -> None:
-        works.add("a")
-        works.add("a")
-        await works.until(lambda: works.begun == ["a", "a"])
+    async def test(queue: FairQueue, tasks: Works) -> None:
+        tasks.add("a")
+        tasks.add("a")
+        await tasks.until(lambda: tasks.begun == ["a", "a"])
 
     with_queue(test)
 
@@ -99,18 +99,18 @@ def test_work_that_failed_or_whose_caller_went_gives_its_thread_back() -> None:
     def fail() -> None:
         raise ValueError("no")
 
-    async def test(queue: FairQueue, works: Works) -> None:
-        running = works.add("a")
-        await works.until(lambda: works.begun == ["a"])
-        gone = works.add("b")
+    async def test(queue: FairQueue, tasks: Works) -> None:
+        running = tasks.add("a")
+        await tasks.until(lambda: tasks.begun == ["a"])
+        gone = tasks.add("b")
         await asyncio.sleep(0)
         gone.cancel()
         running.cancel()
-        await works.end_all()
+        await tasks.end_all()
         with pytest.raises(ValueError, match="no"):
             await queue.run("c", fail)
         assert await queue.run("d", lambda: 5) == 5
-        assert works.begun == ["a"]
+        assert tasks.begun == ["a"]
 
     with_queue(test, threads=1)
 
@@ -118,7 +118,7 @@ def test_work_that_failed_or_whose_caller_went_gives_its_thread_back() -> None:
 def test_an_account_has_a_share_of_bytes() -> None:
     """What one has under way is refused to it, and to nobody else."""
 
-    async def test(queue: FairQueue, works: Works) -> None:
+    async def test(queue: FairQueue, tasks: Works) -> None:
         queue.reserve("a", 60)
         queue.reserve("a", 40)
         with pytest.raises(TooMuchUnderWay, match="100 bytes of batches"):

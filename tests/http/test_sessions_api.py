@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.http.conftest import Api
-from tollkeeper.domain.standing import Session
+from tollkeeper.domain.limit_status import Session
 from tollkeeper.installation import Installation
 
 

@@ -18,9 +18,9 @@ from tollkeeper.http.app import build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, failure
-from tollkeeper.services import query_turns
-from tollkeeper.services.query_turns import OF_ACCOUNT
 from tollkeeper.testing import unique
+from tollkeeper.usage import query_turns
+from tollkeeper.usage.query_turns import OF_ACCOUNT
 
 
 class Hanging:

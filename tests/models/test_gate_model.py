@@ -153,8 +153,8 @@ class GateModel(RuleBasedStateMachine):
     def every_counter_is_the_sum_of_its_list(self):
         for key, secret in SECRETS.items():
             self.gate._collect_abandoned()
-            permit = self.gate.permit(secret)
-            states = self.gate.state_of(permit, self.now_us)
+            compiled_key = self.gate.compiled_key(secret)
+            states = self.gate.state_of(compiled_key, self.now_us)
             expected = self.counters(key, free=False)
             assert [state.limit for state in states] == [name for name, *_ in expected]
             for state, (name, unit, allowed, used) in zip(states, expected, strict=True):

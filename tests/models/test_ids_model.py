@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from tests.conftest import Install
-from tests.services.test_holds import Api, cost
-from tests.services.test_one_id import amend, assert_one_event_an_id, record
+from tests.ledger.test_holds import Api, cost
+from tests.ledger.test_one_id import amend, assert_one_event_an_id, record
 from tollkeeper.errors import EventConflict, HoldEnded, HoldUnknown, NotFound, TollkeeperError
 from tollkeeper.testing import ManualClock, commit_all, unique
 

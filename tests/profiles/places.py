@@ -24,11 +24,11 @@ import pytest
 import requests
 
 from tests.end_to_end.server import OPERATOR_KEY, Server
+from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.http.app import App, build_app
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Profile
-from tollkeeper.services.declaration import parse_declaration
 from tollkeeper.testing import set_up, unique
 
 Answer = requests.Response | httpx.Response

@@ -578,12 +578,12 @@ def test_case_11_the_call_beyond_the_limit_is_429(local: Local, plan: str, most:
     customer = local.customer(plan=plan)
     local.clock.advance(seconds=15)
     params = {"limit": "0"}  # Bad calls count too, and are quick.
-    desk = local.site.desk(PROFILE)
-    key = desk.key(customer.key_id)
+    context = local.site.context(PROFILE)
+    key = context.key(customer.key_id)
     assert key is not None
     for count in range(1, most + 1):
         if 5 < count < most - 5:  # As a call does, without the way there and back.
-            assert desk.pass_limits(key, ROUTE) is None
+            assert context.pass_limits(key, ROUTE) is None
             continue
         found = local.call("GET", USAGE, customer.secret, params)
         assert (found.status_code, found.headers["x-ratelimit-remaining"]) == (400, str(most - count))
@@ -853,9 +853,9 @@ def test_switches_change_what_the_vendor_leaves_open(local: Local) -> None:
     customer = local.customer(name="Prod")
     set_up(local.site, Budget(id="cap", account=customer.account, amount=1000))
     kinds = ["key_idle", "budget", "error_rate"]
-    desk = local.site.desk(PROFILE)
-    desk.settings = {
-        **desk.settings,
+    context = local.site.context(PROFILE)
+    context.settings = {
+        **context.settings,
         "no_data_status": 200,
         "rate_limit_usage": "recorded",
         "alerts": kinds,
@@ -864,8 +864,8 @@ def test_switches_change_what_the_vendor_leaves_open(local: Local) -> None:
 
     def ask() -> Any:
         headers = {"authorization": f"Bearer {customer.secret}"}
-        call = Call("GET", USAGE, {}, headers, b"", {}, local.clock.now(), "req_1", desk.settings)
-        reply = ProfileSite(PROFILE, desk).answer(call)
+        call = Call("GET", USAGE, {}, headers, b"", {}, local.clock.now(), "req_1", context.settings)
+        reply = ProfileSite(PROFILE, context).answer(call)
         assert reply.status == 200, reply
         return reply.body
 

@@ -25,6 +25,8 @@ from tests.conftest import Install
 from tests.end_to_end.server import Server, running_server, start_server
 from tests.profiles.places import Client, Remote, reach
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.catalog.declaration import parse_declaration
+from tollkeeper.catalog.sessions import Sessions
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.catalog import Account, Entry, Grant, Key, Limit, Plan, PlanBudget, Subscription
 from tollkeeper.domain.decisions import Denial
@@ -35,8 +37,6 @@ from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Call
 from tollkeeper.profiles.cheapestinference import PROFILE, dollars
-from tollkeeper.services.declaration import parse_declaration
-from tollkeeper.services.sessions import Sessions
 from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 NAME = "cheapestinference"
@@ -794,7 +794,7 @@ def opened(base: str, install: Install) -> Iterator[Open]:
         yield opened
 
 
-def standing(account: str, *, period: str = "30d", limit: int | None = 10 * DOLLAR) -> list[Entry]:
+def limit_status(account: str, *, period: str = "30d", limit: int | None = 10 * DOLLAR) -> list[Entry]:
     """Return an account with a subscription that began 20 days ago and ends in 40, and two keys."""
     plan = Plan(
         slug=f"plan-{account}",
@@ -832,7 +832,7 @@ def pay(site: Installation, secret: str, nanos: int, tokens: int = 0) -> Denial 
 
 def test_case_4_a_new_period_begins_at_zero(opened: Open, account: str, clock: ManualClock) -> None:
     site = opened()
-    secret = set_up(site.installation, *standing(account))[f"{account}-k"]
+    secret = set_up(site.installation, *limit_status(account))[f"{account}-k"]
     assert pay(site.installation, secret, 2 * DOLLAR) is None
     before = site.ask("/v1/usage", secret).json()["budget"]
     assert before == {
@@ -854,7 +854,7 @@ def test_case_4_a_new_period_begins_at_zero(opened: Open, account: str, clock: M
 def test_case_4_hours_count_from_midnight(opened: Open, account: str, clock: ManualClock) -> None:
     """Five hours: 00, 05, 10, 15, 20 and again 00."""
     site = opened()
-    secret = set_up(site.installation, *standing(account, period="5h"))[f"{account}-k"]
+    secret = set_up(site.installation, *limit_status(account, period="5h"))[f"{account}-k"]
     pay(site.installation, secret, DOLLAR)
     for hour, resets_at, spent in (
         (12, "18T15", 1.0),
@@ -874,7 +874,7 @@ def test_case_5_usage_that_cannot_be_read(
     """A real fault of the usage store; what needs none of it goes on."""
     store = Faulty(usage_store, "report")
     site = opened(store=store)
-    secrets = set_up(site.installation, *standing(account))
+    secrets = set_up(site.installation, *limit_status(account))
     secret, asker = secrets[f"{account}-k"], secrets[f"{account}-m"]
     store.refuse(100)
     answer = site.ask("/v1/usage", secret)
@@ -894,7 +894,7 @@ def test_case_5_usage_that_cannot_be_read(
 
 def test_case_6_the_minute_of_a_key(opened: Open, account: str, clock: ManualClock) -> None:
     site = opened()
-    secret = set_up(site.installation, *standing(account))[f"{account}-k"]
+    secret = set_up(site.installation, *limit_status(account))[f"{account}-k"]
     clock.advance(seconds=18)
     assert [site.ask("/v1/usage", secret).status_code for _ in range(3)] == [200] * 3
     answer = site.ask("/v1/usage", secret)
@@ -911,7 +911,7 @@ def test_case_11_the_twelve_hours_begin_with_the_first_call_and_survive_a_restar
     opened: Open, account: str, clock: ManualClock
 ) -> None:
     site = opened()
-    asker = set_up(site.installation, *standing(account))[f"{account}-m"]
+    asker = set_up(site.installation, *limit_status(account))[f"{account}-m"]
     # Windows of the clock begin at noon and midnight, this one five seconds later.
     clock.advance(seconds=5)
     for _ in range(6):
@@ -934,7 +934,7 @@ def test_the_limit_of_one_key_is_a_minute_and_a_switch(opened: Open, account: st
         NAME: {"single_key_per_minute": 2, "single_key_envelope": True, "list_limit_window": "sliding"}
     }
     site = opened(profile_settings=json.dumps(switches))
-    asker = set_up(site.installation, *standing(account))[f"{account}-m"]
+    asker = set_up(site.installation, *limit_status(account))[f"{account}-m"]
     answers = [site.ask(f"/api/usage/{account}-k", asker) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert list(answers[0].json()) == ["success", "data"]
@@ -945,7 +945,7 @@ def test_an_ended_subscription_is_shown_for_a_day_then_its_keys_are_off(
     opened: Open, account: str, clock: ManualClock
 ) -> None:
     site = opened()
-    secrets = set_up(site.installation, *standing(account))
+    secrets = set_up(site.installation, *limit_status(account))
     secret, asker = secrets[f"{account}-k"], secrets[f"{account}-m"]
     clock.set(NOON + timedelta(days=40))
     plan = {"slug": "standard", "status": "expired", "expires_at": "2026-04-27T12:00:00.000Z"}
@@ -969,7 +969,7 @@ def test_the_open_points_are_switches(opened: Open, account: str) -> None:
         "expired_grace_s": 0,
     }
     site = opened(profile_settings=json.dumps({NAME: switches}))
-    entries = standing(account)
+    entries = limit_status(account)
     uncapped = Key(id=f"{account}-u", account=account, plan="cheapestinference-pro", profile=NAME)
     gone = Key(id=f"{account}-g", account=account, profile=NAME)
     secrets = set_up(site.installation, *entries, uncapped, gone)
@@ -995,7 +995,7 @@ def test_the_open_points_are_switches(opened: Open, account: str) -> None:
 
 def test_nobody_of_an_inactive_account_may_ask(opened: Open, account: str) -> None:
     site = opened()
-    secrets = set_up(site.installation, *standing(account))
+    secrets = set_up(site.installation, *limit_status(account))
     site.installation.manage.put(Account(id=account, name="Test", active=False))
     answer = site.ask("/v1/usage", secrets[f"{account}-k"])
     assert (answer.status_code, answer.json()) == (403, DEACTIVATED)
@@ -1004,7 +1004,7 @@ def test_nobody_of_an_inactive_account_may_ask(opened: Open, account: str) -> No
 
 def test_a_rotated_key_keeps_its_spend(opened: Open, account: str) -> None:
     site = opened()
-    secrets = set_up(site.installation, *standing(account))
+    secrets = set_up(site.installation, *limit_status(account))
     pay(site.installation, secrets[f"{account}-k"], DOLLAR)
     issued = site.installation.manage.rotate_key(account, f"{account}-k", 60)
     assert site.ask("/v1/usage", issued.secret).json()["budget"]["spent"] == 1.0
@@ -1012,7 +1012,7 @@ def test_a_rotated_key_keeps_its_spend(opened: Open, account: str) -> None:
 
 def test_reading_usage_is_not_usage(opened: Open, account: str) -> None:
     site = opened()
-    secrets = set_up(site.installation, *standing(account))
+    secrets = set_up(site.installation, *limit_status(account))
     assert site.ask("/v1/usage", secrets[f"{account}-k"]).status_code == 200
     item = site.ask(f"/api/usage/{account}-k", secrets[f"{account}-m"]).json()
     assert item["usage"]["last1h"] == ZEROS
@@ -1047,7 +1047,7 @@ def test_metered_calls_are_refused_in_the_vendors_words(
     site: Installation, account: str, clock: ManualClock
 ) -> None:
     """Dashboards tell budget, RPM and TPM apart by these texts, and read the trailing `Resets at`."""
-    entries = standing(account, limit=3 * DOLLAR)
+    entries = limit_status(account, limit=3 * DOLLAR)
     credit = Key(id=f"{account}-c", account=account, type="credit", profile=NAME)
     off = Key(id=f"{account}-o", account=account, state="inactive", profile=NAME)
     other = Key(id=f"{account}-n", account=account, profile="shoal")
@@ -1096,16 +1096,16 @@ def test_metered_calls_are_refused_in_the_vendors_words(
     gone = through_middleware(site, secrets[f"{account}-o"])
     assert (gone.status_code, gone.json()) == (404, DELETED)
     clock.advance(seconds=60)
-    desk = site.desk(PROFILE)
+    context = site.context(PROFILE)
     answers = [through_middleware(site, secrets[f"{account}-c"]) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [200, 402]
-    assert desk.balance_nanos(account) == DOLLAR
+    assert context.balance_nanos(account) == DOLLAR
 
 
 def test_the_status_of_used_up_credit_is_a_switch(install: Install, account: str) -> None:
     site = install(profile_settings=json.dumps({NAME: {"credit_exhausted_status": 429}}))
     credit = Key(id=f"{account}-c", account=account, type="credit", profile=NAME)
-    secrets = set_up(site, *standing(account), credit)
+    secrets = set_up(site, *limit_status(account), credit)
     assert through_middleware(site, secrets[f"{account}-c"]).status_code == 429
 
 

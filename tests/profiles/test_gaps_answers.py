@@ -19,8 +19,8 @@ from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Project
 from tollkeeper.http.app import App, build_app
 from tollkeeper.http.server import ensure_operator_key
+from tollkeeper.profile_context import LocalProfileContext
 from tollkeeper.profiles import load
-from tollkeeper.services.desk import ProfileDesk
 from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 RPM: Final = Limit(name="requests", amount=5)
@@ -243,7 +243,7 @@ def test_shoal_tells_a_key_where_it_stands_when_its_call_cannot_be_counted(
         raise RuntimeError
 
     _, _, secret = place.key("shoal")
-    monkeypatch.setattr(ProfileDesk, "record", broken)
+    monkeypatch.setattr(LocalProfileContext, "record", broken)
     found = place.ask("/shoal" + path, secret)
     assert (found.status_code, found.json()) == (500, {"error": "Internal Server Error"})
     assert (rate(found), found.headers["x-plan-tier"]) == (["5", "4"], "none")
@@ -262,7 +262,7 @@ def test_regsn_tells_a_session_where_it_stands_when_we_fail(
 
     account, _, _ = place.key("regsn")
     session = place.site.sessions.issue(account, "ada")
-    monkeypatch.setattr(ProfileDesk, step, broken)
+    monkeypatch.setattr(LocalProfileContext, step, broken)
     found = place.ask("/regsn" + path, session, method, json={"name": "n"})
     assert (found.status_code, found.json()["code"]) == (500, "internal_error")
     assert rate(found, "ratelimit-") == ["10", "9"]
@@ -354,8 +354,8 @@ def test_a_standing_has_the_start_of_its_period(place: Place) -> None:
     )
     stored = place.site.directory.key(key_id)
     assert stored is not None
-    desk = place.site.desk(load("shoal"))
-    told = {standing.name: standing for standing in desk.standings(stored)}
+    context = place.site.context(load("shoal"))
+    told = {limit_status.name: limit_status for limit_status in context.limit_statuses(stored)}
     assert told["requests"].starts_at == NOON
     assert told["slow"].starts_at is None
     assert told["a-month"].starts_at == NOON.replace(day=1, hour=0)

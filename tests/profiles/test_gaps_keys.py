@@ -67,14 +67,14 @@ def test_rotating_a_key_frees_it_of_no_limit(place: Local, profile: str) -> None
     assert ask(place, path, first.secret, projectId=project).status_code in (200, 404)
     for each in (secret, first.secret, second.secret):
         assert ask(place, path, each, projectId=project).status_code == 429
-    desk = place.site.desk(load(profile))
+    context = place.site.context(load(profile))
     ids = [key_id, first.entry.id, second.entry.id]
     for each_id in ids:
         stored = place.site.directory.key(each_id)
         assert stored is not None
-        assert sorted(desk.line(stored)) == sorted(ids)
-        (standing,) = (s for s in desk.standings(stored) if s.kind == "limit")
-        assert (standing.allowed, standing.used) == (4, 4)
+        assert sorted(context.line(stored)) == sorted(ids)
+        (limit_status,) = (s for s in context.limit_statuses(stored) if s.kind == "limit")
+        assert (limit_status.allowed, limit_status.used) == (4, 4)
 
 
 def test_shoal_goes_on_counting_the_requests_of_a_rotated_key(place: Local) -> None:

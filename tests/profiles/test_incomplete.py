@@ -9,11 +9,11 @@ from tests.profiles.test_one_story import call_of, secrets
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.http.profiles import ProfileSite
 from tollkeeper.installation import Installation
+from tollkeeper.meter.decode import decode_events
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Reply
-from tollkeeper.services import report
-from tollkeeper.services.decode import decode_events
 from tollkeeper.testing import Faulty
+from tollkeeper.usage import report
 
 __all__ = ["secrets"]
 
@@ -44,7 +44,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def answer(site: Installation, name: str, path: str, secret: str) -> Reply:
     profile = load(name)
-    return ProfileSite(profile, site.desk(profile)).answer(call_of(site, name, path, secret))
+    return ProfileSite(profile, site.context(profile)).answer(call_of(site, name, path, secret))
 
 
 def book_more(site: Installation, account: str, store: Faulty) -> None:

@@ -12,9 +12,9 @@ from tollkeeper.domain.money import NANOS_PER_CENT, NANOS_PER_UNIT
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.http.profiles import ProfileSite
 from tollkeeper.installation import Installation
+from tollkeeper.meter.decode import decode_events
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call
-from tollkeeper.services.decode import decode_events
 from tollkeeper.testing import set_up
 
 COUNT = 40
@@ -71,7 +71,7 @@ def call_of(site: Installation, name: str, path: str, secret: str) -> Call:
 def ask(site: Installation, name: str, path: str, secret: str) -> dict[str, Any]:
     """Return the body of a vendor's answer."""
     profile = load(name)
-    reply = ProfileSite(profile, site.desk(profile)).answer(call_of(site, name, path, secret))
+    reply = ProfileSite(profile, site.context(profile)).answer(call_of(site, name, path, secret))
     assert reply.status == 200, reply
     body: dict[str, Any] = reply.body
     return body

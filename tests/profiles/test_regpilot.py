@@ -25,6 +25,7 @@ from tests.end_to_end.server import OPERATOR_KEY, Server
 from tests.profiles import places
 from tests.profiles.conftest import OpenApp
 from tests.profiles.places import NODE, Answer, Client, Remote, needs_node
+from tollkeeper.catalog.declaration import apply_declaration, parse_declaration, render_changes
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project, Route
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
@@ -32,7 +33,6 @@ from tollkeeper.gate.gate import Usage
 from tollkeeper.http.app import App
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.regpilot import KEY_HEADERS, PROFILE
-from tollkeeper.services.declaration import apply_declaration, parse_declaration, render_changes
 from tollkeeper.testing import Faulty, ManualClock, set_up, unique
 
 DOLLAR = 1_000_000_000
@@ -432,7 +432,7 @@ def test_case_12_by_the_clock(timed: Local, clock: ManualClock) -> None:
 
 def test_case_12_the_day_of_a_plan_has_its_own_wording(timed: Local, clock: ManualClock) -> None:
     limits = [
-        Limit(name="rpm", amount=10, algorithm="permits", burst=20),
+        Limit(name="rpm", amount=10, algorithm="compiled_keys", burst=20),
         Limit(name="rpd", amount=3, window="1d"),
     ]
     customer = timed.customer(Plan(slug="tiny", limits=limits), plan="tiny")
@@ -793,7 +793,7 @@ def both(local: Local, customer: Customer, **asked: Any) -> list[httpx.Response]
 
 
 def test_metered_traffic_over_its_limit_is_429(gate: Local) -> None:
-    limits = [Limit(name="rpm", amount=1, algorithm="permits", burst=1)]
+    limits = [Limit(name="rpm", amount=1, algorithm="compiled_keys", burst=1)]
     customer = gate.customer(limits=limits)
     assert chat(gate, {"X-API-Key": customer.secret}).status_code == 200
     body = {"error": "Rate limit exceeded", "retry_after": 60, "limit": 1, "window": "1 minute"}
@@ -1018,7 +1018,7 @@ def test_project_keys_make_no_metered_request(gate: Local) -> None:
             is_json(gate.get(shown, path), 403, FORBIDDEN)
     stored = gate.site.directory.key(customer.key_id)
     assert stored is not None
-    assert {standing.used for standing in gate.site.desk(PROFILE).standings(stored)} == {0}
+    assert {limit_status.used for limit_status in gate.site.context(PROFILE).limit_statuses(stored)} == {0}
 
 
 # -- switches, catalog -----------------------------------------------------------------------------------------

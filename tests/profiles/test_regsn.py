@@ -24,13 +24,13 @@ from tests.end_to_end.server import OPERATOR_KEY, Server
 from tests.profiles import places
 from tests.profiles.conftest import OpenApp
 from tests.profiles.places import NODE, Answer, Client, Remote, application, needs_node
+from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Plan
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.money import NANOS_PER_CENT, cents_half_up
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.regsn import PROFILE, parse_instant
-from tollkeeper.services.declaration import apply_declaration, parse_declaration
 from tollkeeper.testing import NOON, Faulty, ManualClock, commit_all, set_up, unique
 
 CENT: Final = NANOS_PER_CENT

@@ -25,12 +25,12 @@ from tests.profiles import test_regsn as regsn
 from tests.profiles import test_shoal as shoal
 from tests.profiles.places import OPERATOR, Local, made_events
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Plan, Project, Subscription
 from tollkeeper.domain.money import NANOS_PER_UNIT, cents_half_up
 from tollkeeper.http.app import build_app
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.profiles import load, names
-from tollkeeper.services.declaration import parse_declaration
 from tollkeeper.testing import NOON, ManualClock, installation, set_up, unique
 
 Millis = Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]

@@ -22,13 +22,13 @@ from tests.profiles import places
 from tests.profiles.conftest import OpenApp
 from tests.profiles.places import NODE, OPERATOR, Answer, Client, Remote, needs_node
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.catalog.declaration import parse_declaration, render_changes
 from tollkeeper.domain.catalog import Account, Entry, Key, Plan, PlanBudget, Subscription
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.http.app import App
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.shoal import PROFILE
-from tollkeeper.services.declaration import parse_declaration, render_changes
 from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 MALFORMED: Final = {"error": "Authorization header missing or malformed"}

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import Install
 from tollkeeper import profiles
+from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.domain.catalog import Account, Key, Limit, Route
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import BadParameter, Conflict
@@ -25,7 +26,6 @@ from tollkeeper.http.app import build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call
-from tollkeeper.services.declaration import parse_declaration
 from tollkeeper.testing import NOON, set_up, unique
 
 PAGE: Final = (Path(__file__).resolve().parents[2] / "docs" / "profiles.md").read_text()

@@ -14,7 +14,7 @@ from tollkeeper.domain.catalog import Account, Key, Limit
 from tollkeeper.http.app import build_app
 from tollkeeper.http.auth import FAILURES_MAX
 from tollkeeper.http.profiles import BODY_BYTES_MAX, QUERY_BYTES_MAX
-from tollkeeper.services.desk import ProfileDesk
+from tollkeeper.profile_context import LocalProfileContext
 from tollkeeper.testing import NOON, set_up, unique
 
 PROBLEM: Final = "application/problem+json; charset=utf-8"
@@ -225,7 +225,7 @@ def test_a_reply_stands_though_nobody_can_tell_whether_its_caller_is_known(
     def broken(*args: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(ProfileDesk, "session", broken)
+    monkeypatch.setattr(LocalProfileContext, "session", broken)
     app = build_app(install(root_profile=profile))
     call = Caller(app)
     path = "/api/nope" if at_root else f"/{profile}/api/nope"

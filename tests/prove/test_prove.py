@@ -15,13 +15,13 @@ import pytest
 from tests.cli.commands import COMMAND, answer_of, environment, tollkeeper
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.cli.server_client import Server
-from tollkeeper.columns import table_of
 from tollkeeper.errors import Conflict, Unavailable
 from tollkeeper.prove.journal import Call, Line
 from tollkeeper.prove.oracle import KINDS, Finding
 from tollkeeper.prove.plan import Scale
 from tollkeeper.prove.run import Run, prove
 from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess
+from tollkeeper.record_columns import table_of
 
 SCALE = Scale(rounds=1, clients=1, connections=2)
 

@@ -36,7 +36,7 @@ from tollkeeper.http.auth import (
     Throttle,
 )
 from tollkeeper.http.metrics import render_metrics
-from tollkeeper.http.routes.calls import Upkeep
+from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.installation import Installation
 from tollkeeper.testing import ManualClock, set_up, unique
@@ -414,7 +414,7 @@ def test_a_proxy_that_was_declared_and_failures_of_several_make_no_notice(
 
 def test_metrics_without_a_server_have_no_throttle(unset: Caller) -> None:
     assert "tollkeeper_authentications_failed_total 0" not in render_metrics(
-        unset.app.installation, Upkeep(), "0"
+        unset.app.installation, Maintenance(), "0"
     )
 
 

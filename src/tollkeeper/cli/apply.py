@@ -12,7 +12,7 @@ import typer
 from tollkeeper.cli import options
 from tollkeeper.cli.failures import Failure
 from tollkeeper.cli.output import plain, print_json
-from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.cli.target import open_data, server_of
 
 File = Annotated[
     str, typer.Argument(metavar="FILE", help="The declarative file (TOML); - for standard input.")
@@ -77,9 +77,9 @@ def print_secrets(issued: Sequence[Mapping[str, Any]]) -> None:
 
 def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]:
     """Apply to a data directory; the answer is as the API's."""
+    from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
     from tollkeeper.cli.catalog import issued_json
     from tollkeeper.http.routes.entry_json import change_json, issued_webhooks
-    from tollkeeper.services.declaration import apply_declaration, parse_declaration
 
     # Before anything is made: a wrong file leaves no new data directory behind.
     entries = parse_declaration(text)
@@ -97,7 +97,7 @@ def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]
 
 
 def _print(answer: dict[str, Any]) -> None:
-    from tollkeeper.services.declaration import change_line
+    from tollkeeper.catalog.declaration import change_line
 
     counts = dict.fromkeys(("created", "changed", "unchanged"), 0)
     for change in answer["changes"]:

@@ -14,13 +14,13 @@ from urllib.parse import quote
 
 import msgspec
 
-from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.cli.target import open_data, server_of
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Webhook
 
 if TYPE_CHECKING:
+    from tollkeeper.catalog.manage import IssuedKey
     from tollkeeper.cli.server_client import Server
     from tollkeeper.embedded import Tollkeeper
-    from tollkeeper.services.manage import IssuedKey
 
 PAGE_SIZE: Final = 1_000
 ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
@@ -94,8 +94,8 @@ class DataCatalog:
         return self._shown(self._manage.get(kind, entry_id, account))
 
     def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
+        from tollkeeper.catalog.entry_parsing import entry_from
         from tollkeeper.http.routes.entry_json import change_json, plain_entry
-        from tollkeeper.services.entries import entry_from
 
         entry = entry_from(kind, plain_entry(kind, {KINDS[kind].id_field: entry_id, **fields}))
         change = self._manage.put(entry)
@@ -110,8 +110,8 @@ class DataCatalog:
         return change_json(self._manage.delete(kind, entry_id, account))
 
     def issue(self, fields: Mapping[str, Any]) -> Json:
+        from tollkeeper.catalog.entry_parsing import entry_from
         from tollkeeper.http.routes.entry_json import plain_entry
-        from tollkeeper.services.entries import entry_from
 
         key = entry_from("keys", plain_entry("keys", fields))
         assert isinstance(key, Key)

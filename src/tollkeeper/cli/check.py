@@ -10,11 +10,11 @@ import typer
 from tollkeeper.cli import options
 from tollkeeper.cli.failures import FAILED
 from tollkeeper.cli.output import Column, plain, print_json, print_table, progress
-from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.cli.target import open_data, server_of
 
 if TYPE_CHECKING:
     from tollkeeper.embedded import Tollkeeper
-    from tollkeeper.services.reconcile import Verdict
+    from tollkeeper.maintenance.reconcile import Verdict
 
 
 def verify(

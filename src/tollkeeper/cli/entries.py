@@ -273,7 +273,7 @@ def _add_plan_commands(group: typer.Typer) -> None:
         key: options.ServerKey = None,
     ) -> None:
         """Set up the plans of a declarative file, which may hold nothing else. See `tollkeeper apply`."""
-        from tollkeeper.services.declaration import parse_declaration
+        from tollkeeper.catalog.declaration import parse_declaration
 
         text = read_text(file)
         others = sorted({entry.kind for entry in parse_declaration(text)} - {"plans"})

@@ -25,7 +25,7 @@ from tollkeeper.cli import options
 from tollkeeper.cli.catalog import Catalog, DataCatalog, ServerCatalog
 from tollkeeper.cli.failures import Failure, misused
 from tollkeeper.cli.output import Column, plain, print_json, print_table, progress
-from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.cli.target import open_data, server_of
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.errors import BadInput
@@ -33,8 +33,8 @@ from tollkeeper.errors import BadInput
 if TYPE_CHECKING:
     from tollkeeper.cli.server_client import Server
     from tollkeeper.embedded import Tollkeeper
-    from tollkeeper.services.access_log import AccessLog
-    from tollkeeper.services.decode import Decoded
+    from tollkeeper.meter.access_log import AccessLog
+    from tollkeeper.meter.decode import Decoded
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Some 50,000 events: as fast as 20 MiB, in 150 MB less memory. A request body may have 64 MiB."""
@@ -244,7 +244,7 @@ def _local_book(
         log = _log(format, _payer(DataCatalog(toll), account), client_field)
 
     def book(chunk: bytes) -> Booked:
-        from tollkeeper.services.decode import decode_ndjson
+        from tollkeeper.meter.decode import decode_ndjson
 
         now_us = installation.clock.now_us()
         decoded = log.decode(chunk, now_us=now_us) if log else decode_ndjson(chunk, now_us=now_us)
@@ -298,7 +298,7 @@ def _remote_book(
 
 
 def _log(format: FileFormat, account: str, client_field: ClientField | None) -> AccessLog:
-    from tollkeeper.services.access_log import AccessLog, LogFormat
+    from tollkeeper.meter.access_log import AccessLog, LogFormat
 
     return AccessLog(format=cast("LogFormat", format), account=account, client_field=client_field)
 

@@ -11,7 +11,7 @@ import typer
 from tollkeeper.cli import options
 from tollkeeper.cli.failures import misused
 from tollkeeper.cli.output import Column, money, print_csv, print_json, print_table
-from tollkeeper.cli.place import open_data, server_of
+from tollkeeper.cli.target import open_data, server_of
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, MEASURES, UsageQuery

@@ -79,7 +79,7 @@ _COLUMNS: Final[dict[str, Callable[[Record], str | int]]] = {
 }
 
 
-def brought_up(query: UsageQuery, report: UsageReport, records: Iterable[Record]) -> UsageReport | None:
+def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Record]) -> UsageReport | None:
     """
     Return *report*, the answer to *query*, with *records* in it, or None if that takes the usage store.
 

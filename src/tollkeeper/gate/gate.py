@@ -132,7 +132,7 @@ StartedBudget: TypeAlias = tuple[BudgetScope, "Sequence[str] | None"]
 """A budget that comes into force, and the ids of the keys that it counts; None: every event of its scope."""
 
 
-class Lane:
+class RoutePlan:
     """
     What requests of one key to one route must pass and take, worked out once.
 
@@ -162,7 +162,7 @@ class Lane:
         self.refusal = refusal
 
 
-class Permit:
+class CompiledKey:
     """
     One key, compiled: its entitlement and its counters per route.
 
@@ -181,12 +181,12 @@ class Permit:
         "entitlement",
         "expires_at_us",
         "key_id",
-        "lanes",
         "limits",
         "open",
         "pool",
         "profile",
         "project_id",
+        "route_plans",
         "used_at_us",
     )
 
@@ -211,16 +211,16 @@ class Permit:
         subscription = entitlement.subscription
         if subscription is not None and subscription.ends_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
-        self.lanes: dict[str, Lane] = {}
+        self.route_plans: dict[str, RoutePlan] = {}
         self.open: dict[int, tuple[list[Taken], Amounts, int]] = {}
         self.used_at_us = 0
 
-    def lane(self, route: Route) -> Lane:
+    def route_plan(self, route: Route) -> RoutePlan:
         """Return what a request to *route* must pass and take; remember it under the route's id."""
-        lane = self.lanes[route.id] = self._lane(route)
-        return lane
+        route_plan = self.route_plans[route.id] = self._route_plan(route)
+        return route_plan
 
-    def _lane(self, route: Route) -> Lane:
+    def _route_plan(self, route: Route) -> RoutePlan:
         limits = tuple(counter for bucket, counter in self.limits if bucket is None or bucket == route.bucket)
         money: tuple[Counter, ...] = (*self.budgets, *(() if self.pool is None else (self.pool,)))
         layers = None if self.entitlement.plan is None else self.entitlement.plan.layers
@@ -230,9 +230,9 @@ class Permit:
                 "layer_not_allowed", f"The key's plan does not include the {route.layer} layer of this route."
             )
         if route.free:
-            return Lane(route, limits, money, Amounts(), refusal)
+            return RoutePlan(route, limits, money, Amounts(), refusal)
         amounts = Amounts(1, 0, route.price_nanos, route.credits)
-        return Lane(route, (*limits, *money), (), amounts, refusal)
+        return RoutePlan(route, (*limits, *money), (), amounts, refusal)
 
 
 class Admission:
@@ -250,6 +250,7 @@ class Admission:
         "_gate",
         "amounts",
         "at_us",
+        "compiled_key",
         "durable",
         "expected",
         "expires_at_us",
@@ -257,7 +258,6 @@ class Admission:
         "id",
         "method",
         "path",
-        "permit",
         "route",
         "state",
         "tags",
@@ -268,7 +268,7 @@ class Admission:
         self,
         gate: Gate,
         id_: str,
-        permit: Permit,
+        compiled_key: CompiledKey,
         route: Route,
         method: str,
         amounts: Amounts,
@@ -278,7 +278,7 @@ class Admission:
     ) -> None:
         self._gate = gate
         self.id = id_
-        self.permit = permit
+        self.compiled_key = compiled_key
         self.route = route
         self.method = method
         self.path = route.path
@@ -294,16 +294,16 @@ class Admission:
 
     @property
     def account_id(self) -> str:
-        return self.permit.account_id
+        return self.compiled_key.account_id
 
     @property
     def key_id(self) -> str:
-        return self.permit.key_id
+        return self.compiled_key.key_id
 
     def __del__(self) -> None:
         # Runs wherever the last reference goes, perhaps inside the gate's lock: only leave a note.
         if self.state == "open" and not self.durable:
-            self._gate.abandoned.append((self.permit, self.taken))
+            self._gate.abandoned.append((self.compiled_key, self.taken))
 
 
 class Gate:
@@ -311,15 +311,15 @@ class Gate:
 
     def __init__(self, sources: Sources, clock: Clock, settings: Settings = Settings()) -> None:
         self.lock = threading.Lock()
-        self.abandoned: deque[tuple[Permit, list[Taken]]] = deque()
+        self.abandoned: deque[tuple[CompiledKey, list[Taken]]] = deque()
         self.refusing: str | None = None
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self._sources = sources
         self._clock = clock
         self._settings = settings
         self._now_us = clock.now_us
-        self._permits: dict[str, Permit] = {}
-        self._permits_by_account: dict[str, set[str]] = {}
+        self._compiled_keys: dict[str, CompiledKey] = {}
+        self._compiled_keys_by_account: dict[str, set[str]] = {}
         self._unknown: set[str] = set()
         self._forgotten = 0
         """
@@ -329,7 +329,7 @@ class Gate:
         self._forgotten_all = 0
         self._forgotten_of: dict[str, int] = {}
         """The version from which on what is read of all, or of one account, is current."""
-        self._dropped: dict[str, list[Permit]] = {}
+        self._dropped: dict[str, list[CompiledKey]] = {}
         """Permits that are current no more, by account, while something that they admitted is open."""
         self._counters: dict[tuple[str, str], RateCounter | BudgetCounter | CreditPool] = {}
         self._changed: list[RateCounter] = []
@@ -340,7 +340,7 @@ class Gate:
         self._ids = itertools.count()
         self._id_ending = "-" + os.urandom(6).hex()
         self._id_beginning = (-1, "")
-        self._last_used: dict[Permit, int] = {}
+        self._last_used: dict[CompiledKey, int] = {}
         """When each was last admitted, since `take_last_used`."""
         self.admitted_count = 0
         """Requests admitted since start."""
@@ -371,29 +371,29 @@ class Gate:
         if self.refusing is not None:
             return Denial("unavailable", self.refusing, retry_after_s=1)
         now_us = self._now_us()
-        permit = self._permits.get(hash_secret(secret))
-        if permit is None:
-            found = self._permit(secret, now_us)
+        compiled_key = self._compiled_keys.get(hash_secret(secret))
+        if compiled_key is None:
+            found = self._compiled_key(secret, now_us)
             if isinstance(found, Denial):
                 return found
-            permit = found
-        if now_us >= permit.expires_at_us:
-            return _expired(permit, now_us)
+            compiled_key = found
+        if now_us >= compiled_key.expires_at_us:
+            return _expired(compiled_key, now_us)
         routes = self._routes or self._load_routes()
-        route = routes.match(method, path, permit.profile)
+        route = routes.match(method, path, compiled_key.profile)
         if route is None:
             if self._settings.unknown_route == "deny":
                 return Denial("route_unknown", f"{method} {path[:128]} is not a known route of this API.")
             route = _ANY_PATH
-        lane = permit.lanes.get(route.id)
+        route_plan = compiled_key.route_plans.get(route.id)
         # Compared by identity, since a changed route keeps its id.
-        if lane is None or lane.route is not route:
-            lane = permit.lane(route)
-        if lane.refusal is not None:
-            return lane.refusal
-        amounts = lane.amounts
+        if route_plan is None or route_plan.route is not route:
+            route_plan = compiled_key.route_plan(route)
+        if route_plan.refusal is not None:
+            return route_plan.refusal
+        amounts = route_plan.amounts
         if expected is not NO_USAGE:
-            stated = self._amounts(permit, route, expected, now_us)
+            stated = self._amounts(compiled_key, route, expected, now_us)
             if stated is None:
                 return Denial(
                     "price_unknown",
@@ -404,28 +404,36 @@ class Gate:
             self._collect_abandoned()
         taken: list[Taken] = []
         with self.lock:
-            current = permit.current
+            current = compiled_key.current
             if current:
-                for counter in lane.checked:
+                for counter in route_plan.checked:
                     if not counter.fits(amounts[counter.unit_index], now_us):
-                        return self._denial(counter, lane.checked, amounts, now_us)
-                for counter in lane.unchecked:
+                        return self._denial(counter, route_plan.checked, amounts, now_us)
+                for counter in route_plan.unchecked:
                     counter.fits(0, now_us)
                 # Nothing can fail from here on: what one counter took, all have taken.
-                for counter in lane.taken:
+                for counter in route_plan.taken:
                     amount = amounts[counter.unit_index]
                     taken.append((counter, amount, counter.take(amount, now_us)))
-                permit.open[id(taken)] = (taken, amounts, now_us)
-                self._last_used[permit] = now_us
+                compiled_key.open[id(taken)] = (taken, amounts, now_us)
+                self._last_used[compiled_key] = now_us
                 self.admitted_count += 1
         if not current:
             # The catalog changed since the key was looked up: a budget may be lower by now.
             return self.admit(secret, method, path, expected, hold_id=hold_id)
         return Admission(
-            self, hold_id or self.new_id(now_us), permit, route, method, amounts, expected, taken, now_us
+            self,
+            hold_id or self.new_id(now_us),
+            compiled_key,
+            route,
+            method,
+            amounts,
+            expected,
+            taken,
+            now_us,
         )
 
-    def pass_limits(self, permit: Permit, route: Route) -> Denial | None:
+    def pass_limits(self, compiled_key: CompiledKey, route: Route) -> Denial | None:
         """
         Count a request to *route* against the rate limits of a key, and nothing else.
 
@@ -433,7 +441,7 @@ class Gate:
         refused, or None.
         """
         now_us = self._now_us()
-        checked = permit.lane(route).checked
+        checked = compiled_key.route_plan(route).checked
         counters = [c for c in checked if c.reason == "rate_limited" and c.unit == "requests"]
         with self.lock:
             for counter in counters:
@@ -475,7 +483,7 @@ class Gate:
         with self.lock:
             return counter.allowed_used(now_us)[1], counter.resets_at_us(now_us)
 
-    def _amounts(self, permit: Permit, route: Route, usage: Usage, now_us: int) -> Amounts | None:
+    def _amounts(self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int) -> Amounts | None:
         if route.free:
             return Amounts(1, usage.tokens, 0, 0)
         nanos = usage.cost_nanos
@@ -483,7 +491,7 @@ class Gate:
         if nanos is None:
             nanos = route.price_nanos
             if usage.model:
-                price = self._sources.price(usage.model, permit.account_id, now_us)
+                price = self._sources.price(usage.model, compiled_key.account_id, now_us)
                 if price is None:
                     if self._settings.unknown_price == "deny":
                         return None
@@ -534,7 +542,7 @@ class Gate:
         """
         record, actual = self._priced(admission, outcome, received_at_us)
         with self.lock:
-            admission.permit.open.pop(id(admission.taken), None)
+            admission.compiled_key.open.pop(id(admission.taken), None)
             return record, _settle(admission.taken, actual)
 
     def finish(
@@ -546,7 +554,7 @@ class Gate:
             if admission.state != "open":
                 return None
             admission.state = "ended"
-            admission.permit.open.pop(id(admission.taken), None)
+            admission.compiled_key.open.pop(id(admission.taken), None)
             return record, _settle(admission.taken, actual)
 
     def unsettle(self, admission: Admission, record: Record) -> None:
@@ -568,7 +576,7 @@ class Gate:
         actual = _used(record)
         taken: list[Taken] = []
         with self.lock:
-            for counter in admission.permit.lane(admission.route).checked:
+            for counter in admission.compiled_key.route_plan(admission.route).checked:
                 if isinstance(counter, RateCounter) and not counter.counts_open:
                     amount = actual[counter.unit_index]
                     taken.append((counter, amount, counter.take_late(amount, admission.at_us, now_us)))
@@ -577,7 +585,7 @@ class Gate:
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
         with self.lock:
-            self._give_back(admission.permit, admission.taken)
+            self._give_back(admission.compiled_key, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
         """Make the caller the one that ends *admission*; False when somebody else did or does."""
@@ -596,7 +604,7 @@ class Gate:
         status, usage, error_type, latency_us, bytes_out, cache, tags, _ = outcome
         prompt, cached_prompt, completion, reasoning, model, _, credits = usage
         route = admission.route
-        permit = admission.permit
+        compiled_key = admission.compiled_key
         tokens = prompt + cached_prompt + completion + reasoning
         if not model:
             model = admission.expected.model
@@ -609,9 +617,9 @@ class Gate:
         record = tuple.__new__(
             Record,
             (
-                permit.account_id,
-                permit.project_id,
-                permit.key_id,
+                compiled_key.account_id,
+                compiled_key.project_id,
+                compiled_key.key_id,
                 admission.at_us,
                 received_at_us,
                 admission.id,
@@ -668,29 +676,29 @@ class Gate:
         return nanos, "priced", price.version
 
     def denied_record(
-        self, permit: Permit, method: str, path: str, denial: Denial, now_us: int, model: str = ""
+        self, compiled_key: CompiledKey, method: str, path: str, denial: Denial, now_us: int, model: str = ""
     ) -> Record:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._routes or self._load_routes()
-        route = routes.match(method, path, permit.profile) or _ANY_PATH
+        route = routes.match(method, path, compiled_key.profile) or _ANY_PATH
         return Record(
-            permit.account_id, permit.entitlement.key.project or "", permit.key_id, now_us, now_us,
+            compiled_key.account_id, compiled_key.entitlement.key.project or "", compiled_key.key_id, now_us, now_us,
             self.new_id(now_us), 0, 1, "", route.event_kind, method, route.path, denial.status,
             denial.reason, denial.reason, None, 0, model, 0, 0, 0, 0, "", 0, 0, 0, "free", "", {},
         )  # fmt: skip
 
     # -- keys and counters ----------------------------------------------------------------------------
 
-    def permit(self, secret: str) -> Permit | Denial:
+    def compiled_key(self, secret: str) -> CompiledKey | Denial:
         """Return the compiled key of *secret*, or why it is refused (401, or 403 for its account)."""
-        permit = self._permits.get(hash_secret(secret))
+        compiled_key = self._compiled_keys.get(hash_secret(secret))
         now_us = self._clock.now_us()
-        found = permit if permit is not None else self._permit(secret, now_us)
-        if isinstance(found, Permit) and now_us >= found.expires_at_us:
+        found = compiled_key if compiled_key is not None else self._compiled_key(secret, now_us)
+        if isinstance(found, CompiledKey) and now_us >= found.expires_at_us:
             return _expired(found, now_us)
         return found
 
-    def _permit(self, secret: str, now_us: int) -> Permit | Denial:
+    def _compiled_key(self, secret: str, now_us: int) -> CompiledKey | Denial:
         if not secret:
             return Denial("key_missing", "The request has no api key.")
         secret_sha256 = hash_secret(secret)
@@ -704,7 +712,7 @@ class Gate:
             "unavailable", "The catalog is being changed too often to read this key.", retry_after_s=1
         )
 
-    def _compiled(self, secret_sha256: str, now_us: int) -> Permit | Denial | None:
+    def _compiled(self, secret_sha256: str, now_us: int) -> CompiledKey | Denial | None:
         """Compile a key; None when the catalog changed while it was read."""
         forgotten = self._forgotten
         entitlement = self._sources.entitlement(secret_sha256)
@@ -727,21 +735,21 @@ class Gate:
                 limit=entitlement.waits_for,
                 retry_after_s=1,
             )
-        permit = self._compile(entitlement, now_us, forgotten)
+        compiled_key = self._compile(entitlement, now_us, forgotten)
         with self.lock:
-            if not self._is_current(permit.account_id, forgotten):
+            if not self._is_current(compiled_key.account_id, forgotten):
                 return None
-            known = self._permits.get(secret_sha256)
+            known = self._compiled_keys.get(secret_sha256)
             if known is not None:
                 return known
-            if len(self._permits) >= _ENTITLEMENTS_MAX:
-                self._drop_permits(None)
-            permit.used_at_us = now_us
-            self._permits[secret_sha256] = permit
-            self._permits_by_account.setdefault(permit.account_id, set()).add(secret_sha256)
-            return permit
+            if len(self._compiled_keys) >= _ENTITLEMENTS_MAX:
+                self._drop_compiled_keys(None)
+            compiled_key.used_at_us = now_us
+            self._compiled_keys[secret_sha256] = compiled_key
+            self._compiled_keys_by_account.setdefault(compiled_key.account_id, set()).add(secret_sha256)
+            return compiled_key
 
-    def permit_of(self, read: Callable[[], Entitlement | None]) -> Permit | None:
+    def compiled_key_of(self, read: Callable[[], Entitlement | None]) -> CompiledKey | None:
         """
         Return a permit for a key that was found without its secret, in whatever state it is.
 
@@ -759,18 +767,20 @@ class Gate:
                 return None
             # A key that is not admitted must not change what others of its rotations may use.
             admitted = entitlement.key.state == "active" and entitlement.key.role == "consumption"
-            permit = self._compile(entitlement, self._now_us(), forgotten if admitted else _NEVER_CURRENT)
+            compiled_key = self._compile(
+                entitlement, self._now_us(), forgotten if admitted else _NEVER_CURRENT
+            )
             # It is not among those that `forget` drops.
-            permit.current = False
-            if self._is_current(permit.account_id, forgotten):
+            compiled_key.current = False
+            if self._is_current(compiled_key.account_id, forgotten):
                 break
-        return permit
+        return compiled_key
 
     def _is_current(self, account_id: str, forgotten: int) -> bool:
         """Return whether what was read of an account when `_forgotten` was *forgotten* is in force still."""
         return forgotten >= self._forgotten_all and forgotten >= self._forgotten_of.get(account_id, 0)
 
-    def _compile(self, entitlement: Entitlement, now_us: int, forgotten: int) -> Permit:
+    def _compile(self, entitlement: Entitlement, now_us: int, forgotten: int) -> CompiledKey:
         account_id = entitlement.account.id
         limits: list[tuple[str | None, Counter]] = []
         for scope in entitlement.limits:
@@ -780,7 +790,7 @@ class Gate:
             limits.append((limit.bucket, OwnAmount(window, limit) if scope.own_amount else window))
         budgets = [self._budget(scope, now_us, forgotten) for scope in entitlement.budgets]
         pool = self._pool(account_id, now_us) if entitlement.draws_on_credit else None
-        return Permit(entitlement, limits, budgets, pool)
+        return CompiledKey(entitlement, limits, budgets, pool)
 
     def _window(
         self,
@@ -841,7 +851,7 @@ class Gate:
             self._forgotten_of[account_id] = self._forgotten
         self._unknown.clear()
         self._routes = None
-        self._drop_permits(account_id)
+        self._drop_compiled_keys(account_id)
 
     def begin_budgets(self, account_id: str, started: Iterable[StartedBudget]) -> None:
         """
@@ -859,31 +869,33 @@ class Gate:
                 del self._dropped[account_id]
             for scope, key_ids in started:
                 members = None if key_ids is None else frozenset(key_ids)
-                for permit in holding:
-                    if (members is None or permit.key_id in members) and (
-                        scope.project_id is None or permit.project_id == scope.project_id
+                for compiled_key in holding:
+                    if (members is None or compiled_key.key_id in members) and (
+                        scope.project_id is None or compiled_key.project_id == scope.project_id
                     ):
                         counter = self._budget_counter(scope, now_us, amend=True)
-                        for taken, amounts, at_us in permit.open.values():
+                        for taken, amounts, at_us in compiled_key.open.values():
                             if all(other is not counter for other, _, _ in taken):
                                 amount = amounts[counter.unit_index]
                                 taken.append((counter, amount, counter.take_at(amount, at_us)))
 
-    def _drop_permits(self, account_id: str | None) -> None:
+    def _drop_compiled_keys(self, account_id: str | None) -> None:
         if account_id is None:
-            dropped = list(self._permits.values())
-            self._permits.clear()
-            self._permits_by_account.clear()
+            dropped = list(self._compiled_keys.values())
+            self._compiled_keys.clear()
+            self._compiled_keys_by_account.clear()
         else:
-            dropped = [self._permits.pop(at) for at in self._permits_by_account.pop(account_id, ())]
-        for permit in dropped:
-            permit.current = False
-            if permit.open:
-                self._keep_dropped(permit)
+            dropped = [
+                self._compiled_keys.pop(at) for at in self._compiled_keys_by_account.pop(account_id, ())
+            ]
+        for compiled_key in dropped:
+            compiled_key.current = False
+            if compiled_key.open:
+                self._keep_dropped(compiled_key)
 
     # -- forgetting what is idle ----------------------------------------------------------------------
 
-    def prune(self) -> None:
+    def evict_idle(self) -> None:
         """
         Look at the next keys and counters, a bounded number, and let go of those that are idle. Called every
         half second or so; decides nothing: what is let go of is read anew, as it was, when it is asked for.
@@ -894,7 +906,7 @@ class Gate:
         """Go round all keys and then all counters, for ever; each step ends when it gave back the lock."""
         while True:
             # Copied in one step of the interpreter, so without the lock.
-            secrets = list(self._permits)
+            secrets = list(self._compiled_keys)
             for first in range(0, len(secrets), _PRUNED_AT_ONCE):
                 self._prune_permits(secrets[first : first + _PRUNED_AT_ONCE])
                 yield
@@ -910,25 +922,25 @@ class Gate:
     def _prune_dropped(self) -> None:
         with self.lock:
             for account_id in list(self._dropped):
-                if not any(permit.open for permit in self._dropped[account_id]):
+                if not any(compiled_key.open for compiled_key in self._dropped[account_id]):
                     del self._dropped[account_id]
 
     def _prune_permits(self, secrets: Iterable[str]) -> None:
         idle_since_us = self._now_us() - _IDLE_US
         with self.lock:
             for secret_sha256 in secrets:
-                permit = self._permits.get(secret_sha256)
-                if permit is None or permit.used_at_us > idle_since_us:
+                compiled_key = self._compiled_keys.get(secret_sha256)
+                if compiled_key is None or compiled_key.used_at_us > idle_since_us:
                     continue
                 # What it admitted and is still open would not hear of a change any more.
-                permit.current = False
-                if permit.open:
-                    self._keep_dropped(permit)
-                del self._permits[secret_sha256]
-                others = self._permits_by_account[permit.account_id]
+                compiled_key.current = False
+                if compiled_key.open:
+                    self._keep_dropped(compiled_key)
+                del self._compiled_keys[secret_sha256]
+                others = self._compiled_keys_by_account[compiled_key.account_id]
                 others.remove(secret_sha256)
                 if not others:
-                    del self._permits_by_account[permit.account_id]
+                    del self._compiled_keys_by_account[compiled_key.account_id]
 
     def _prune_counters(self, places: Iterable[tuple[str, str]]) -> None:
         now_us = self._now_us()
@@ -1007,18 +1019,18 @@ class Gate:
         """Take the keys admitted since the last call: key id → when last."""
         with self.lock:
             taken, self._last_used = self._last_used, {}
-            for permit, at_us in taken.items():
-                permit.used_at_us = at_us
-            return {permit.key_id: at_us for permit, at_us in taken.items()}
+            for compiled_key, at_us in taken.items():
+                compiled_key.used_at_us = at_us
+            return {compiled_key.key_id: at_us for compiled_key, at_us in taken.items()}
 
     def hold_again(
-        self, permit: Permit, route: Route, admission_id: str, amounts: Amounts, at_us: int
+        self, compiled_key: CompiledKey, route: Route, admission_id: str, amounts: Amounts, at_us: int
     ) -> Admission:
         """Set aside the amounts of a stored hold after a restart, whether or not they still fit."""
-        lane = permit.lane(route)
+        route_plan = compiled_key.route_plan(route)
         taken: list[Taken] = []
         with self.lock:
-            for counter in lane.taken:
+            for counter in route_plan.taken:
                 amount = amounts[counter.unit_index]
                 if not counter.charged and counter.reason != "too_many_concurrent":
                     # The stored window already contains the hold: only find where it is.
@@ -1026,17 +1038,19 @@ class Gate:
                     continue
                 counter.fits(0, at_us)
                 taken.append((counter, amount, counter.take(amount, at_us)))
-            admission = Admission(self, admission_id, permit, route, "", amounts, NO_USAGE, taken, at_us)
+            admission = Admission(
+                self, admission_id, compiled_key, route, "", amounts, NO_USAGE, taken, at_us
+            )
             self._keep_open(admission)
         return admission
 
-    def state_of(self, permit: Permit, now_us: int) -> list[Denial]:
+    def state_of(self, compiled_key: CompiledKey, now_us: int) -> list[Denial]:
         """Return, as denials that nobody got, where each counter of a key stands."""
         with self.lock:
-            counters: list[Counter] = [counter for _, counter in permit.limits]
-            counters += permit.budgets
-            if permit.pool is not None:
-                counters.append(permit.pool)
+            counters: list[Counter] = [counter for _, counter in compiled_key.limits]
+            counters += compiled_key.budgets
+            if compiled_key.pool is not None:
+                counters.append(compiled_key.pool)
             states = []
             for counter in counters:
                 allowed, used = counter.allowed_used(now_us)
@@ -1073,24 +1087,26 @@ class Gate:
     def _collect_abandoned(self) -> None:
         while self.abandoned:
             try:
-                permit, taken = self.abandoned.popleft()
+                compiled_key, taken = self.abandoned.popleft()
             except IndexError:
                 return
             with self.lock:
-                self._give_back(permit, taken)
+                self._give_back(compiled_key, taken)
 
     def _keep_open(self, admission: Admission) -> None:
-        permit = admission.permit
-        permit.open[id(admission.taken)] = (admission.taken, admission.amounts, admission.at_us)
-        if not permit.current:
-            self._keep_dropped(permit)
+        compiled_key = admission.compiled_key
+        compiled_key.open[id(admission.taken)] = (admission.taken, admission.amounts, admission.at_us)
+        if not compiled_key.current:
+            self._keep_dropped(compiled_key)
 
-    def _keep_dropped(self, permit: Permit) -> None:
-        dropped = self._dropped.get(permit.account_id, ())
-        self._dropped[permit.account_id] = [p for p in dropped if p.open and p is not permit] + [permit]
+    def _keep_dropped(self, compiled_key: CompiledKey) -> None:
+        dropped = self._dropped.get(compiled_key.account_id, ())
+        self._dropped[compiled_key.account_id] = [p for p in dropped if p.open and p is not compiled_key] + [
+            compiled_key
+        ]
 
-    def _give_back(self, permit: Permit, taken: list[Taken]) -> None:
-        permit.open.pop(id(taken), None)
+    def _give_back(self, compiled_key: CompiledKey, taken: list[Taken]) -> None:
+        compiled_key.open.pop(id(taken), None)
         for counter, held, mark in taken:
             counter.give_back(mark, held)
 
@@ -1121,8 +1137,8 @@ def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
 _UNKNOWN_KEY: Final = Denial("key_unknown", "The api key is not known here.")
 
 
-def _expired(permit: Permit, now_us: int) -> Denial:
-    subscription = permit.entitlement.subscription
+def _expired(compiled_key: CompiledKey, now_us: int) -> Denial:
+    subscription = compiled_key.entitlement.subscription
     ends_at = None if subscription is None else subscription.ends_at
     if ends_at is not None and now_us >= to_us(ends_at):
         return Denial("key_expired", "The subscription of this api key has ended. Renew it to go on.")

@@ -24,7 +24,17 @@ from tollkeeper.http.denials import PROBLEM_BASE
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.paths import segment_text
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
-from tollkeeper.http.routes import catalog, events, health, keys, openapi, sessions, standing, upkeep, usage
+from tollkeeper.http.routes import (
+    catalog,
+    events,
+    health,
+    keys,
+    limit_status,
+    maintenance,
+    openapi,
+    sessions,
+    usage,
+)
 from tollkeeper.http.routes.calls import (
     ENDPOINT,
     NOBODY_ASKED,
@@ -32,7 +42,7 @@ from tollkeeper.http.routes.calls import (
     AnyRequest,
     Context,
     Endpoint,
-    Upkeep,
+    Maintenance,
     refuse,
 )
 from tollkeeper.installation import Installation
@@ -52,8 +62,8 @@ def build_api(
     probes: tuple[Probe, ...] = (),
 ) -> Litestar:
     """Return the application of *installation*. It neither opens nor closes it, nor the threads and probes."""
-    context = Context(installation, authenticator, version, Upkeep(), executors or Executors(), probes)
-    topics = (catalog, keys, sessions, standing, usage, events, upkeep, health, openapi)
+    context = Context(installation, authenticator, version, Maintenance(), executors or Executors(), probes)
+    topics = (catalog, keys, sessions, limit_status, usage, events, maintenance, health, openapi)
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
         route_handlers=[

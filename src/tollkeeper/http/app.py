@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
@@ -28,7 +29,6 @@ from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
 from tollkeeper.http.routes.health import probes_of
 from tollkeeper.installation import Installation
-from tollkeeper.services import forks
 from tollkeeper.version import __version__
 
 Scope = MutableMapping[str, Any]
@@ -182,7 +182,7 @@ class App:
         self.authenticator.throttle.look_at(scope["headers"])
         if len(scope["query_string"]) > QUERY_BYTES_MAX:
             why = BadInput(f"The query has more than {QUERY_BYTES_MAX} bytes: ask for less.")
-            await self._profiles.turn_away(site, path, scope, send, request_id, why)
+            await self._profiles.reject_early(site, path, scope, send, request_id, why)
             return
         await self._profiles.serve(
             site,

@@ -6,9 +6,9 @@ import secrets
 
 import msgspec
 
+from tollkeeper.forks import forked
 from tollkeeper.http.handshakes import Message, Receive, Send, refuse_handshake
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
-from tollkeeper.services.forks import forked
 
 _REQUEST_ID_BYTES = 10
 

@@ -35,8 +35,8 @@ from tollkeeper.http.wire import (
     VoidRequest,
 )
 from tollkeeper.installation import Installation
-from tollkeeper.services.holds import Settled
-from tollkeeper.services.tickets import Ticket
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.holds import Settled
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODIES_OF_PAYER_MAX: Final = 2
@@ -76,26 +76,28 @@ class HotEndpoints:
         _operator_only(principal)
         request = _decoded(_decode_authorize, body)
         expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
-        ticket = Ticket(asyncio.get_running_loop())
+        future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.
-            found = await self._threads.attempt(self._authorize, request, expected, ticket)
+            found = await self._threads.attempt(self._authorize, request, expected, future)
         else:
             # A named hold may have to be looked up in the stores.
-            found = await self._threads.run(self._authorize, request, expected, ticket)
+            found = await self._threads.run(self._authorize, request, expected, future)
         if isinstance(found, Denial):
             return await self._threads.run(self._refusal, request, found)
         admission, commit = found
         await commit.committed()
         dialect = (
-            None if admission.permit.profile == "native" else self._dialects.of(admission.permit.profile)
+            None
+            if admission.compiled_key.profile == "native"
+            else self._dialects.of(admission.compiled_key.profile)
         )
         if dialect is None:
             return 200, [_JSON], _encode(_authorize_answer(admission, {}))
         if (objection := dialect.objection(admission, request.key)) is not None:
-            ticket = Ticket(asyncio.get_running_loop())
+            future = CommitFuture(asyncio.get_running_loop())
             _, voided = await self._threads.run(
-                self._holds.void_hold, admission.id, ticket, account_id=admission.account_id
+                self._holds.void_hold, admission.id, future, account_id=admission.account_id
             )
             if voided is not None:
                 await voided.committed()
@@ -117,14 +119,14 @@ class HotEndpoints:
         return reply.status, headers + encoded(reply.headers), _encode(reply.body)
 
     def _authorize(
-        self, request: AuthorizeRequest, expected: Usage, ticket: Ticket
-    ) -> tuple[Admission, Ticket] | Denial:
+        self, request: AuthorizeRequest, expected: Usage, future: CommitFuture
+    ) -> tuple[Admission, CommitFuture] | Denial:
         return self._holds.authorize(
             request.key,
             request.method,
             request.path,
             expected,
-            ticket,
+            future,
             hold_id=request.id,
             ttl_s=request.ttl_s,
             tags=request.tags,
@@ -145,13 +147,13 @@ class HotEndpoints:
             tags=request.tags,
             estimated=estimated,
         )
-        ticket = Ticket(asyncio.get_running_loop())
+        future = CommitFuture(asyncio.get_running_loop())
         holds = self._holds
         if holds.is_open(request.hold_id, request.account):
-            settled, commit = holds.settle_hold(request.hold_id, outcome, ticket, account_id=request.account)
+            settled, commit = holds.settle_hold(request.hold_id, outcome, future, account_id=request.account)
         else:
             settled, commit = await self._threads.run(
-                holds.settle_hold, request.hold_id, outcome, ticket, account_id=request.account
+                holds.settle_hold, request.hold_id, outcome, future, account_id=request.account
             )
         if commit is not None:
             await commit.committed()
@@ -161,9 +163,9 @@ class HotEndpoints:
     async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
         _operator_only(principal)
         request = _decoded(_decode_void, body)
-        ticket = Ticket(asyncio.get_running_loop())
+        future = CommitFuture(asyncio.get_running_loop())
         account_id, commit = await self._threads.run(
-            self._holds.void_hold, request.hold_id, ticket, account_id=request.account
+            self._holds.void_hold, request.hold_id, future, account_id=request.account
         )
         if commit is not None:
             await commit.committed()
@@ -177,7 +179,7 @@ class HotEndpoints:
         return 200, [_JSON], _encode(answer)
 
     def _ingest(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> EventsAnswer:
-        from tollkeeper.services import decode
+        from tollkeeper.meter import decode
 
         installation = self._installation
         body = decompressed(body, headers, installation.settings.body_bytes_max)
@@ -243,7 +245,7 @@ def _authorize_answer(admission: Admission, headers: dict[str, str]) -> Authoriz
         hold_id=admission.id,
         account=admission.account_id,
         key_id=admission.key_id,
-        project=admission.permit.entitlement.key.project,
+        project=admission.compiled_key.entitlement.key.project,
         route=admission.path,
         held_nanos=str(amounts.nanos),
         held_tokens=amounts.tokens,

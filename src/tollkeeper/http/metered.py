@@ -13,11 +13,11 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
-from tollkeeper.gate.gate import Admission, Outcome, Permit
+from tollkeeper.gate.gate import Admission, CompiledKey, Outcome
 from tollkeeper.installation import Installation
+from tollkeeper.profile_context import limit_statuses_of
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
-from tollkeeper.services.desk import standings_of
 
 _UNKNOWN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 _FOREIGN: Final = Denial("key_unknown", "The api key is not known here.")
@@ -38,7 +38,7 @@ class Dialect:
         self._installation = installation
         self.profile: Profile = load(name)
         self._more = self.profile if isinstance(self.profile, MeteredProfile) else None
-        self._settings = installation.desk(self.profile).settings
+        self._settings = installation.context(self.profile).settings
 
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key that a request's headers (lower-case names) carry."""
@@ -48,7 +48,7 @@ class Dialect:
         """Return why the dialect refuses what the gate admitted: void it then. A key is good in its own only."""
         if self._bars(secret):
             return _BARRED
-        return None if admission.permit.profile == self.profile.name else _FOREIGN
+        return None if admission.compiled_key.profile == self.profile.name else _FOREIGN
 
     def tags(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Return the tags that a request's headers (lower-case names) give its event."""
@@ -56,7 +56,7 @@ class Dialect:
 
     def headers(self, admission: Admission, request_id: str) -> Headers:
         """Return the headers of an admitted request's answer."""
-        metered = self._metered(admission.permit, admission.route, request_id)
+        metered = self._metered(admission.compiled_key, admission.route, request_id)
         return () if metered is None else self.profile.metered_headers(metered)
 
     def headers_at_start(self, worded: Headers, admission: Admission, outcome: Outcome) -> Headers:
@@ -68,7 +68,7 @@ class Dialect:
         """
         if self._more is None:
             return worded
-        metered = self._metered(admission.permit, admission.route, "")
+        metered = self._metered(admission.compiled_key, admission.route, "")
         if metered is None:
             return worded
         usage = outcome.usage
@@ -76,13 +76,15 @@ class Dialect:
         record = self._installation.gate.record_of(admission, outcome, self._installation.clock.now_us())
         # The hold is still counted at its estimate.
         beyond_nanos = record.cost_nanos - admission.amounts.nanos
-        standings = [
-            standing._replace(used=standing.used + beyond_nanos)
-            if standing.unit == "nanos" and standing.kind in ("budget", "credit")
-            else standing
-            for standing in metered.standings
+        limit_statuses = [
+            limit_status._replace(used=limit_status.used + beyond_nanos)
+            if limit_status.unit == "nanos" and limit_status.kind in ("budget", "credit")
+            else limit_status
+            for limit_status in metered.limit_statuses
         ]
-        used = self._more.settled_headers(metered._replace(standings=standings), Used(record, complete))
+        used = self._more.settled_headers(
+            metered._replace(limit_statuses=limit_statuses), Used(record, complete)
+        )
         replaced = {name for name, _ in used}
         return [*(header for header in worded if header[0] not in replaced), *used]
 
@@ -91,13 +93,15 @@ class Dialect:
         if self._more is None:
             return ()
         directory = self._installation.directory
-        permit = self._installation.gate.permit_of(lambda: directory.entitlement_of_id(record.key_id))
-        if permit is None:
+        compiled_key = self._installation.gate.compiled_key_of(
+            lambda: directory.entitlement_of_id(record.key_id)
+        )
+        if compiled_key is None:
             return ()
         route = self._installation.directory.route_table().match(
             record.method, record.route, self.profile.name
         )
-        metered = self._metered(permit, route or _UNKNOWN_ROUTE, "")
+        metered = self._metered(compiled_key, route or _UNKNOWN_ROUTE, "")
         return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 
     def refused(
@@ -110,35 +114,35 @@ class Dialect:
                 denial = _BARRED
             elif self._is_foreign(secret):
                 denial = _FOREIGN
-        permit = None if denial is _BARRED else installation.gate.permit(secret)
+        compiled_key = None if denial is _BARRED else installation.gate.compiled_key(secret)
         metered = None
         matched = installation.directory.route_table().match(method, path, self.profile.name)
-        if isinstance(permit, Permit) and permit.profile == self.profile.name:
+        if isinstance(compiled_key, CompiledKey) and compiled_key.profile == self.profile.name:
             route = matched or _UNKNOWN_ROUTE
             if denial.status == 402 and self.profile.refusals_count:
-                limited = installation.gate.pass_limits(permit, route)
+                limited = installation.gate.pass_limits(compiled_key, route)
                 denial = limited or denial
-            metered = self._metered(permit, route, request_id)
+            metered = self._metered(compiled_key, route, request_id)
         now = installation.clock.now()
         call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)
         return self.profile.refused(call, denial, metered)
 
     def _bars(self, secret: str) -> bool:
-        return self._more is not None and self._more.bars(secret, self._settings)
+        return self._more is not None and self._more.refuses_metered(secret, self._settings)
 
     def _is_foreign(self, secret: str) -> bool:
         """Whether this is the key of another profile: in whatever state, it is unknown in this one."""
         stored = self._installation.directory.key_by_hash(hash_secret(secret)) if secret else None
         return stored is not None and stored.entry.profile != self.profile.name
 
-    def _metered(self, permit: Permit, route: Route, request_id: str) -> Metered | None:
+    def _metered(self, compiled_key: CompiledKey, route: Route, request_id: str) -> Metered | None:
         installation = self._installation
-        key: StoredKey | None = installation.directory.key(permit.key_id)
+        key: StoredKey | None = installation.directory.key(compiled_key.key_id)
         if key is None:
             return None
         now = installation.clock.now()
-        standings = standings_of(installation.gate, permit, installation.clock.now_us())
-        return Metered(key, route, standings, now, request_id, self._settings, permit.entitlement)
+        limit_statuses = limit_statuses_of(installation.gate, compiled_key, installation.clock.now_us())
+        return Metered(key, route, limit_statuses, now, request_id, self._settings, compiled_key.entitlement)
 
 
 class Dialects:

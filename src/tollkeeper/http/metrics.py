@@ -13,7 +13,7 @@ from tollkeeper.installation import Installation
 
 if TYPE_CHECKING:
     from tollkeeper.http.auth import Throttle
-    from tollkeeper.http.routes.calls import Upkeep
+    from tollkeeper.http.routes.calls import Maintenance
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
 
@@ -24,7 +24,7 @@ class Source(NamedTuple):
     """What metrics are read from."""
 
     installation: Installation
-    upkeep: Upkeep
+    maintenance: Maintenance
     version: str
     throttle: Throttle | None = None
     """Of the server that answers; without one there are no failing credentials to tell of."""
@@ -44,7 +44,7 @@ def _one(read: Callable[[Source], int]) -> Callable[[Source], Sequence[Sample]]:
 
 
 def _differences(source: Source) -> Sequence[Sample]:
-    verdict = source.upkeep.verdict
+    verdict = source.maintenance.verdict
     if verdict is None:
         return []
     return [
@@ -54,7 +54,7 @@ def _differences(source: Source) -> Sequence[Sample]:
 
 
 def _verified_at(source: Source) -> Sequence[Sample]:
-    at_us = source.upkeep.verified_at_us
+    at_us = source.maintenance.verified_at_us
     return [({}, at_us // 1_000_000)] if at_us else []
 
 
@@ -136,7 +136,7 @@ METRICS: Final = (
         "tollkeeper_commit_works_total",
         "counter",
         "Holds, settlements, batches and changes committed since start.",
-        _one(lambda s: s.installation.committer.committed_works),
+        _one(lambda s: s.installation.committer.committed_tasks),
     ),
     Metric(
         "tollkeeper_commit_queue_length",
@@ -208,10 +208,10 @@ METRICS: Final = (
 
 
 def render_metrics(
-    installation: Installation, upkeep: Upkeep, version: str, throttle: Throttle | None = None
+    installation: Installation, maintenance: Maintenance, version: str, throttle: Throttle | None = None
 ) -> str:
     """Return all metrics in Prometheus's text format 0.0.4."""
-    source = Source(installation, upkeep, version, throttle)
+    source = Source(installation, maintenance, version, throttle)
     lines = []
     for metric in METRICS:
         samples = metric.read(source)

@@ -24,7 +24,7 @@ from tollkeeper.http.executors import Executors
 from tollkeeper.http.paths import segment_text
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
-from tollkeeper.profiles.base import Call, Desk, Endpoint, Profile, Reply, failure
+from tollkeeper.profiles.base import Call, Endpoint, Profile, ProfileContext, Reply, failure
 
 ALL: Final = "all"
 """The value of the setting `profiles` that stands for every one that is installed."""
@@ -43,20 +43,20 @@ log = logging.getLogger("tollkeeper.profiles")
 class ProfileSite:
     """One profile with its desk and its compiled paths."""
 
-    def __init__(self, profile: Profile, desk: Desk) -> None:
+    def __init__(self, profile: Profile, context: ProfileContext) -> None:
         self.profile = profile
-        self.desk = desk
+        self.context = context
         self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in profile.endpoints]
 
     def answer(self, call: Call) -> Reply:
         """Return the reply to *call*, whose path is a `paths.routed_path`, whatever happens. Blocking."""
-        call = call._replace(settings=self.desk.settings)
+        call = call._replace(settings=self.context.settings)
         try:
             found, params, allowed = self._find(call)
             call = call._replace(path=segment_text(call.path), params=params)
             if found is None:
-                return self.profile.not_found(call, allowed, self.desk)
-            return found.handle(call, self.desk)
+                return self.profile.not_found(call, allowed, self.context)
+            return found.handle(call, self.context)
         except Exception as exc:
             return failure(self.profile, call, exc)
 
@@ -64,18 +64,18 @@ class ProfileSite:
         """Return whether *reply* is one to a credential that authenticates nobody. Blocking."""
         # Some dialects refuse a bad key with another status, and a path that is not there refuses nobody, but its
         # headers tell a good key from a bad one.
-        if reply.status not in (401, 404, 405, self.desk.settings.get("invalid_key_status")):
+        if reply.status not in (401, 404, 405, self.context.settings.get("invalid_key_status")):
             return False
         secret = self.profile.credential(call.headers)
         if not secret:
             return False
-        desk = self.desk
+        context = self.context
         try:
-            keys = (find(secret) for find in (desk.find_key, desk.find_management_key))
+            keys = (find(secret) for find in (context.find_key, context.find_management_key))
             now_us = to_us(call.now)
             if any(key is not None and key.state_at(now_us) == "active" for key in keys):
                 return False
-            return desk.session(secret) is None
+            return context.session(secret) is None
         except Unavailable:
             return False  # Nobody was told anything.
         except Exception:
@@ -83,9 +83,9 @@ class ProfileSite:
             log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
             return False
 
-    def turned_away(self, call: Call, why: Denial | BadInput) -> Reply:
+    def rejected_early(self, call: Call, why: Denial | BadInput) -> Reply:
         """Return the reply to *call* that no handler sees, and whose caller nobody knows. Never blocks."""
-        call = call._replace(settings=self.desk.settings, path=segment_text(call.path))
+        call = call._replace(settings=self.context.settings, path=segment_text(call.path))
         if isinstance(why, Denial):
             return self.profile.refused(call, why, None)
         return self.profile.failed(call, why)
@@ -120,7 +120,7 @@ class Profiles:
         if name not in names():
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profiles")
         profile = load(name)
-        return ProfileSite(profile, self._installation.desk(profile))
+        return ProfileSite(profile, self._installation.context(profile))
 
     def find(self, path: str) -> tuple[ProfileSite, str] | None:
         """Return the profile that serves *path*, a `paths.routed_path`, and the vendor's; None without one."""
@@ -159,10 +159,10 @@ class Profiles:
         if reply.status >= 400 and await self._executors.hot.run(site.is_failed_credential, call, reply):
             denial = failed_credential()
             if denial is not None:
-                reply = site.turned_away(call, denial)
+                reply = site.rejected_early(call, denial)
         await send_reply(send, reply)
 
-    async def turn_away(
+    async def reject_early(
         self,
         site: ProfileSite,
         path: str,
@@ -172,7 +172,7 @@ class Profiles:
         why: Denial | BadInput,
     ) -> None:
         """Refuse one request to a vendor's *path* whose query and body are not read."""
-        await send_reply(send, site.turned_away(self._call(path, scope, request_id), why))
+        await send_reply(send, site.rejected_early(self._call(path, scope, request_id), why))
 
     def _call(self, path: str, scope: Scope, request_id: str) -> Call:
         headers: dict[str, str] = {}

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from tollkeeper.collector import calm_collector
+from tollkeeper.collector import freeze_gc
 from tollkeeper.domain.keys import OPERATOR_PREFIX, hash_secret, new_secret
 from tollkeeper.errors import BadParameter, Unavailable
 from tollkeeper.http.app import App, build_app
@@ -80,7 +80,7 @@ def serve(
     _check_port(host, port)
     app = build_app(installation)
     handles = _raise_handle_limit()
-    calm_collector()
+    freeze_gc()
     _return_memory(installation)
     try:
         _runner()(_serve(app, host, port, ready, until, connections_max(handles)))

@@ -73,7 +73,7 @@ def parse_usage_query(
     *,
     scope: UsageScope = EVERYTHING,
     now: datetime,
-    also: Sequence[str] = (),
+    with_pending: Sequence[str] = (),
 ) -> UsageQuery:
     """
     Return the query that *params* state, within *scope*.
@@ -87,7 +87,7 @@ def parse_usage_query(
         BadParameter: A parameter is unknown or has a bad value: what it takes.
         NotFound: An account or key outside of *scope*.
     """
-    given = _gathered(params, also)
+    given = _gathered(params, with_pending)
     scalars = {name: given[name][0] for name in _SCALARS if name in given}
     zone = _zone(scalars.get("time_zone", "UTC"))
     from_us, to_us_ = _range(scalars, zone, now)
@@ -120,17 +120,17 @@ def parse_usage_query(
     )
 
 
-def _gathered(params: Iterable[tuple[str, str]], also: Sequence[str]) -> dict[str, list[str]]:
+def _gathered(params: Iterable[tuple[str, str]], with_pending: Sequence[str]) -> dict[str, list[str]]:
     given: dict[str, list[str]] = {}
     for name, value in params:
-        if name in also:
+        if name in with_pending:
             continue
         if name.startswith(("tag.", "tag:")):
             name = f"tag:{name[4:]}"
             if name == "tag:":
                 raise BadParameter("a tag's filter is tag.<name>=<value>", field="tag.")
         elif name not in PARAMETERS:
-            raise _unknown_parameter(name, also)
+            raise _unknown_parameter(name, with_pending)
         if name in _SCALARS and name != "account" and name in given:
             raise BadParameter(f"{name} is given twice: give it once", field=name)
         if "\x00" in value or len(value) > 100_000:
@@ -139,8 +139,8 @@ def _gathered(params: Iterable[tuple[str, str]], also: Sequence[str]) -> dict[st
     return given
 
 
-def _unknown_parameter(name: str, also: Sequence[str]) -> BadParameter:
-    known = (*PARAMETERS, *also)
+def _unknown_parameter(name: str, with_pending: Sequence[str]) -> BadParameter:
+    known = (*PARAMETERS, *with_pending)
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return BadParameter(

@@ -16,7 +16,7 @@ from pkgutil import iter_modules
 from typing import Any, Final
 
 from tollkeeper.errors import BadParameter
-from tollkeeper.profiles.base import NATIVE, Profile, lacks, settings_of
+from tollkeeper.profiles.base import NATIVE, Profile, missing_members, settings_of
 
 ENTRY_POINTS: Final = "tollkeeper.profiles"
 """The group under which a package names its profiles: profile name → `module:object`."""
@@ -88,7 +88,7 @@ def _loaded(point: EntryPoint) -> Profile:
     except Exception as exc:
         # Whatever a foreign module does when it is imported, who starts the server must hear of it.
         raise _unusable(f"{where} cannot be imported: {type(exc).__name__}: {exc}") from exc
-    missing = lacks(profile)
+    missing = missing_members(profile)
     if missing:
         raise _unusable(f"{where} is none: it has no {', '.join(missing)}")
     if profile.name != point.name:

@@ -24,17 +24,17 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import WEEKDAYS, duration_s
-from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import GRANULARITIES, PAGE_SIZE_MAX, Granularity, UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.profiles.base import (
     Call,
-    Desk,
     Endpoint,
     ErrorStatus,
     Metered,
     Places,
+    ProfileContext,
     Reply,
     Weekday,
     failure,
@@ -222,19 +222,19 @@ class Grouped(NamedTuple):
 # -- usage ----------------------------------------------------------------------------------------
 
 
-def usage(call: Call, desk: Desk, caller: StoredKey) -> Reply:
+def usage(call: Call, context: ProfileContext, caller: StoredKey) -> Reply:
     """Answer `GET /v1/developer/usage`."""
     question = parse_question(call)
     if not may(caller, "read"):
         return _forbidden(call)
     target = None
     if question.key_id is not None:
-        target = desk.key(question.key_id)
+        target = context.key(question.key_id)
         if target is None or target.entry.account != caller.entry.account or target.entry.state == "deleted":
             return error(call, 404, "NO_USAGE_DATA", "No usage data found")
-    elif desk.settings["scope_without_key_id"] == "key":
+    elif context.settings["scope_without_key_id"] == "key":
         target = caller
-    scope = _Scope(call, desk, caller, target, question)
+    scope = _Scope(call, context, caller, target, question)
     series = scope.report(
         granularity=question.granularity,
         measures=(
@@ -252,7 +252,7 @@ def usage(call: Call, desk: Desk, caller: StoredKey) -> Reply:
         offset=question.offset,
     )
     totals = series.totals
-    if totals["requests"] <= 0 and desk.settings["no_data_status"] == 404:
+    if totals["requests"] <= 0 and context.settings["no_data_status"] == 404:
         return error(call, 404, "NO_USAGE_DATA", "No usage data found")
     by_error = scope.groups(("error_type", "status")) if question.breakdown or totals[scope.failed] else []
     limits = rate_limits(scope)
@@ -315,15 +315,20 @@ class _Scope:
     """Whose usage is asked, over which window, by whom."""
 
     def __init__(
-        self, call: Call, desk: Desk, caller: StoredKey, target: StoredKey | None, question: Question
+        self,
+        call: Call,
+        context: ProfileContext,
+        caller: StoredKey,
+        target: StoredKey | None,
+        question: Question,
     ) -> None:
         self.call = call
-        self.desk = desk
+        self.context = context
         self.caller = caller
         self.target = target
         self.question = question
         self.account = caller.entry.account
-        self.failed = FAILURES[desk.settings["failure"]]
+        self.failed = FAILURES[context.settings["failure"]]
         """The measure that counts what failed."""
         # An event of this very microsecond belongs to the window that ends now.
         self.to_us = to_us(call.now) + 1
@@ -333,18 +338,18 @@ class _Scope:
     @cached_property
     def keys(self) -> list[StoredKey]:
         """The keys of the account, newest first."""
-        return self.desk.keys(self.account)
+        return self.context.keys(self.account)
 
     def report(self, **asked: Any) -> UsageReport:
         """Return the usage report of the scope; *asked* as in `UsageQuery`."""
         given: dict[str, Any] = {
             "from_us": self.from_us,
             "to_us": self.to_us,
-            "week_start": self.desk.settings["week_start"],
+            "week_start": self.context.settings["week_start"],
             **asked,
         }
         filters = {} if self.target is None else {"key": (self.target.entry.id,)}
-        return self.desk.usage(UsageQuery(account_id=self.account, filters=filters, **given))
+        return self.context.usage(UsageQuery(account_id=self.account, filters=filters, **given))
 
     def groups(self, group_by: tuple[str, ...]) -> list[Grouped]:
         """Return the groups in the order that was asked; the name of several dimensions is a tuple."""
@@ -374,8 +379,8 @@ class _Scope:
 
     def milliseconds(self, value: float | None) -> float:
         if value is None:
-            return cast("float", self.desk.settings["latency_unknown"])
-        return round(value, int(self.desk.settings["latency_places"]))
+            return cast("float", self.context.settings["latency_unknown"])
+        return round(value, int(self.context.settings["latency_places"]))
 
     def with_latency(self, members: dict[str, Any]) -> dict[str, Any]:
         """Return *members* without those about latency, if they are not wanted."""
@@ -542,7 +547,7 @@ def rate_limits(scope: _Scope) -> dict[str, Any]:
     Return limits, consumption and utilisation: of the key that was asked, else of the plan and all keys.
     """
     target = scope.target
-    entitlement = scope.desk.entitlement(target or scope.caller)
+    entitlement = scope.context.entitlement(target or scope.caller)
     limits: Sequence[Limit] = ()
     if entitlement is not None and target is not None:
         limits = [limited.limit for limited in entitlement.limits]
@@ -580,22 +585,22 @@ def _is_general(limit: Limit, window_s: int) -> bool:
 def _consumption(scope: _Scope, keys: Sequence[StoredKey]) -> dict[str, int]:
     """Return the requests of the running minute, hour and day."""
     used: dict[str, int | None] = dict.fromkeys(WINDOWS)
-    if scope.desk.settings["rate_limit_usage"] == "counters":
+    if scope.context.settings["rate_limit_usage"] == "counters":
         now_us = to_us(scope.call.now)
         shared: set[tuple[str, str]] = set()
         for key in keys:
             if key.state_at(now_us) != "active":
                 continue
-            entitlement = scope.desk.entitlement(key)
+            entitlement = scope.context.entitlement(key)
             own = {} if entitlement is None else {item.limit.name: item for item in entitlement.limits}
-            for standing in scope.desk.standings(key):
-                name = _window_name(standing)
-                limited = own.get(standing.name)
+            for limit_status in scope.context.limit_statuses(key):
+                name = _window_name(limit_status)
+                limited = own.get(limit_status.name)
                 if name is None or limited is None or (limited.counter_id, name) in shared:
                     continue
                 # Keys of one rotation, project or account may share a counter: it counts once.
                 shared.add((limited.counter_id, name))
-                used[name] = (used[name] or 0) + standing.used
+                used[name] = (used[name] or 0) + limit_status.used
     return {name: _recorded(scope, WINDOWS[name]) if count is None else count for name, count in used.items()}
 
 
@@ -605,19 +610,19 @@ def _recorded(scope: _Scope, window_s: int) -> int:
     return int(scope.report(from_us=start_us, measures=("requests",)).totals["requests"])
 
 
-def _window_name(standing: Standing) -> str | None:
+def _window_name(limit_status: LimitStatus) -> str | None:
     """Return the member that a rate limit on all requests belongs to."""
-    if standing.kind != "limit" or standing.unit != "requests" or standing.bucket is not None:
+    if limit_status.kind != "limit" or limit_status.unit != "requests" or limit_status.bucket is not None:
         return None
-    return next((name for name, window_s in WINDOWS.items() if window_s == standing.window_s), None)
+    return next((name for name, window_s in WINDOWS.items() if window_s == limit_status.window_s), None)
 
 
 def _alerts(
     scope: _Scope, totals: Mapping[str, Any], by_error: Sequence[Grouped], limits: Mapping[str, Any]
 ) -> list[alerts.Alert]:
     """Return the alerts that the deployment wants, by kind in its order."""
-    desk, now = scope.desk, scope.call.now
-    thresholds = alerts.Thresholds(**desk.settings["alert_thresholds"])
+    context, now = scope.context, scope.call.now
+    thresholds = alerts.Thresholds(**context.settings["alert_thresholds"])
     active = [
         key
         for key in ([scope.target] if scope.target else scope.keys)
@@ -648,19 +653,19 @@ def _alerts(
             before = _latency_before(scope)
             return [alerts.latency_alert(totals["latency_ms_avg"], before, thresholds=thresholds)]
         if kind == "budget":
-            standings = [standing for key in active for standing in desk.standings(key)]
+            limit_statuses = [limit_status for key in active for limit_status in context.limit_statuses(key)]
             return [
                 alerts.budget_alert(
-                    standing.name,
-                    standing.used,
-                    standing.allowed,
-                    start_at=standing.starts_at,
-                    end_at=standing.resets_at,
+                    limit_status.name,
+                    limit_status.used,
+                    limit_status.allowed,
+                    start_at=limit_status.starts_at,
+                    end_at=limit_status.resets_at,
                     now=now,
                     thresholds=thresholds,
                 )
-                for standing in dict.fromkeys(standings)
-                if standing.kind in ("budget", "credit")
+                for limit_status in dict.fromkeys(limit_statuses)
+                if limit_status.kind in ("budget", "credit")
             ]
         if kind == "key_expiry":
             return [
@@ -680,7 +685,7 @@ def _alerts(
             for key in active
         ]
 
-    found = [alert for kind in desk.settings["alerts"] for alert in of_kind(kind)]
+    found = [alert for kind in context.settings["alerts"] for alert in of_kind(kind)]
     return [alert for alert in found if alert is not None]
 
 
@@ -714,9 +719,9 @@ def _name(key: StoredKey) -> str:
 # -- keys -----------------------------------------------------------------------------------------
 
 
-def create_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
+def create_key(call: Call, context: ProfileContext, caller: StoredKey) -> Reply:
     """Answer `POST /v1/developer/keys`."""
-    if not _manages(caller, desk):
+    if not _manages(caller, context):
         return _forbidden(call)
     body = _object(call.body)
     name = body.get("name")
@@ -724,20 +729,20 @@ def create_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
         raise _invalid("name")
     about: dict[str, Any] = {
         "description": _typed(body, "description", str, ""),
-        "permissions": _permissions(body.get("permissions", list(desk.settings["default_permissions"]))),
+        "permissions": _permissions(body.get("permissions", list(context.settings["default_permissions"]))),
         "burstLimit": None,
-        "webhooks": _webhooks(body, desk),
+        "webhooks": _webhooks(body, context),
         "metadata": _typed(body, "metadata", dict, {}),
     }
-    entitlement = desk.entitlement(caller)
-    limits, about["burstLimit"] = _limits(body.get("rateLimit"), entitlement, desk)
+    entitlement = context.entitlement(caller)
+    limits, about["burstLimit"] = _limits(body.get("rateLimit"), entitlement, context)
     parent = caller.entry
     expiry = _expiry(body.get("expiry"), call.now)
     if expiry is not None and parent.expires_at is not None:
         expiry = min(expiry, parent.expires_at)
-    stored, secret = desk.issue_key(
+    stored, secret = context.issue_key(
         Key(
-            id=desk.new_key_id(),
+            id=context.new_key_id(),
             account=parent.account,
             project=parent.project,
             name=name,
@@ -751,7 +756,7 @@ def create_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
         ),
         Customer(parent.account, parent.id),
     )
-    key = _key_members(stored, desk, call.now)
+    key = _key_members(stored, context, call.now)
     key["usage"] = {"totalRequests": 0, "requestsToday": 0, "requestsThisMonth": 0}
     made = {
         "success": True,
@@ -761,17 +766,17 @@ def create_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
         "webhooks": [_webhook(hook) for hook in about["webhooks"]],
         "timestamp": timestamp(call.now),
     }
-    return Reply(int(desk.settings["create_status"]), made)
+    return Reply(int(context.settings["create_status"]), made)
 
 
-def list_keys(call: Call, desk: Desk, caller: StoredKey) -> Reply:
+def list_keys(call: Call, context: ProfileContext, caller: StoredKey) -> Reply:
     """Answer `GET /v1/developer/keys`; deleted keys are not listed."""
     limit, offset = _page(call)
     if not may(caller, "read"):
         return _forbidden(call)
-    keys = [key for key in desk.keys(caller.entry.account) if key.entry.state != "deleted"]
+    keys = [key for key in context.keys(caller.entry.account) if key.entry.state != "deleted"]
     shown = keys[offset : offset + limit]
-    counts = _KeyCounts(call, desk, caller.entry.account)
+    counts = _KeyCounts(call, context, caller.entry.account)
     now_us = to_us(call.now)
     states = [key.state_at(now_us) for key in keys]
     requests = sum(counts.requests(key.entry.id, "all") for key in keys)
@@ -779,7 +784,7 @@ def list_keys(call: Call, desk: Desk, caller: StoredKey) -> Reply:
         "success": True,
         "keys": [
             {
-                **_key_members(key, desk, call.now),
+                **_key_members(key, context, call.now),
                 "lastUsed": counts.last_at(key),
                 "usage": counts.members(key),
                 "webhooks": [_webhook(hook) for hook in _about(key).get("webhooks", [])],
@@ -803,16 +808,16 @@ def list_keys(call: Call, desk: Desk, caller: StoredKey) -> Reply:
     return Reply(200, body)
 
 
-def revoke_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
+def revoke_key(call: Call, context: ProfileContext, caller: StoredKey) -> Reply:
     """Answer `DELETE /v1/developer/keys/{keyId}`; a repeat gives the same answer."""
-    if not _manages(caller, desk):
+    if not _manages(caller, context):
         return _forbidden(call)
-    key = desk.key(call.params["keyId"])
+    key = context.key(call.params["keyId"])
     if key is None or key.entry.account != caller.entry.account or key.entry.state == "deleted":
         return error(call, 404, "KEY_NOT_FOUND", "API key not found")
     if key.entry.state != "revoked":
-        desk.set_key_state(key, "revoked", Customer(caller.entry.account, caller.entry.id))
-        key = desk.key(key.entry.id) or key
+        context.set_key_state(key, "revoked", Customer(caller.entry.account, caller.entry.id))
+        key = context.key(key.entry.id) or key
     revoked_at = call.now if key.revoked_at_us is None else from_us(key.revoked_at_us)
     body = {
         "success": True,
@@ -827,10 +832,10 @@ def revoke_key(call: Call, desk: Desk, caller: StoredKey) -> Reply:
 class _KeyCounts:
     """What the keys of an account did: all time, this day, week and month (UTC)."""
 
-    def __init__(self, call: Call, desk: Desk, account: str) -> None:
+    def __init__(self, call: Call, context: ProfileContext, account: str) -> None:
         now = call.now.astimezone(UTC)
         day = now.replace(hour=0, minute=0, second=0, microsecond=0)
-        days = (day.weekday() - WEEKDAYS.index(desk.settings["week_start"])) % 7
+        days = (day.weekday() - WEEKDAYS.index(context.settings["week_start"])) % 7
         starts = {"day": day, "week": day - timedelta(days=days), "month": day.replace(day=1)}
         self._now = now
         to = to_us(now) + 1
@@ -844,7 +849,7 @@ class _KeyCounts:
                 measures=("requests", *measures),
                 limit=PAGE_SIZE_MAX,
             )
-            return {row["key"]: row for row in desk.usage(query).rows}
+            return {row["key"]: row for row in context.usage(query).rows}
 
         self._rows = {span: rows(to_us(start)) for span, start in starts.items()}
         self._rows["all"] = rows(0, "peak_requests_per_hour", "first_at", "last_at")
@@ -874,9 +879,9 @@ class _KeyCounts:
         }
 
 
-def _key_members(key: StoredKey, desk: Desk, now: datetime) -> dict[str, Any]:
+def _key_members(key: StoredKey, context: ProfileContext, now: datetime) -> dict[str, Any]:
     entry, about = key.entry, _about(key)
-    entitlement = desk.entitlement(key)
+    entitlement = context.entitlement(key)
     limits = [] if entitlement is None else [limited.limit for limited in entitlement.limits]
     rate_limit: dict[str, int | None] = {name: _amount(limits, seconds) for name, seconds in WINDOWS.items()}
     rate_limit["burstLimit"] = about.get("burstLimit")
@@ -921,8 +926,8 @@ def may(key: StoredKey, action: str) -> bool:
     return False
 
 
-def _manages(key: StoredKey, desk: Desk) -> bool:
-    return desk.settings["key_management"] == "any" or may(key, "admin")
+def _manages(key: StoredKey, context: ProfileContext) -> bool:
+    return context.settings["key_management"] == "any" or may(key, "admin")
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -974,12 +979,14 @@ def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _limits(given: Any, entitlement: Entitlement | None, desk: Desk) -> tuple[list[Limit] | None, int | None]:
+def _limits(
+    given: Any, entitlement: Entitlement | None, context: ProfileContext
+) -> tuple[list[Limit] | None, int | None]:
     """Return the limits of a new key (None: those of its plan) and its `burstLimit`."""
     if given is None:
         return None, None
     if isinstance(given, int) and not isinstance(given, bool):
-        given = {desk.settings["rate_limit_number"]: given}
+        given = {context.settings["rate_limit_number"]: given}
     if not isinstance(given, dict) or not given.keys() <= {*WINDOWS, "burstLimit"}:
         raise _invalid("rateLimit")
     # Those of the caller, which it passes on: its own, its plan's, or those of the keys that made it.
@@ -998,7 +1005,7 @@ def _limits(given: Any, entitlement: Entitlement | None, desk: Desk) -> tuple[li
     burst = _rate(given, "burstLimit")
     if burst is not None:
         limits = [limit for limit in limits if limit.name != BURST]
-        limits.append(Limit(name=BURST, amount=burst, window=desk.settings["burst_window"]))
+        limits.append(Limit(name=BURST, amount=burst, window=context.settings["burst_window"]))
     return limits, burst
 
 
@@ -1024,7 +1031,7 @@ def _expiry(given: Any, now: datetime) -> datetime | None:
     return at
 
 
-def _webhooks(body: Mapping[str, Any], desk: Desk) -> list[dict[str, Any]]:
+def _webhooks(body: Mapping[str, Any], context: ProfileContext) -> list[dict[str, Any]]:
     """Return webhooks as they are kept: never with their secret."""
     kept = []
     for hook in _typed(body, "webhooks", list, []):
@@ -1037,7 +1044,7 @@ def _webhooks(body: Mapping[str, Any], desk: Desk) -> list[dict[str, Any]]:
             or not isinstance(hook.get("secret", ""), str)
         ):
             raise _invalid("webhooks")
-        kept.append({"id": desk.new_key_id(), "url": hook["url"], "events": hook.get("events", [])})
+        kept.append({"id": context.new_key_id(), "url": hook["url"], "events": hook.get("events", [])})
     return kept
 
 
@@ -1154,16 +1161,18 @@ def _over_limit(call: Call, denial: Denial, headers: Sequence[tuple[str, str]]) 
     )
 
 
-def rate_headers(standings: Sequence[Standing], limit_name: str = "") -> list[tuple[str, str]]:
+def rate_headers(limit_statuses: Sequence[LimitStatus], limit_name: str = "") -> list[tuple[str, str]]:
     """
     Return the headers of the limit that refused a request, else of the limit per minute.
 
     A key without a limit on requests has none.
     """
     limits = [
-        standing
-        for standing in standings
-        if standing.kind == "limit" and standing.unit == "requests" and standing.allowed is not None
+        limit_status
+        for limit_status in limit_statuses
+        if limit_status.kind == "limit"
+        and limit_status.unit == "requests"
+        and limit_status.allowed is not None
     ]
     chosen = next((limit for limit in limits if limit.name == limit_name), None)
     if chosen is None:
@@ -1180,25 +1189,27 @@ def rate_headers(standings: Sequence[Standing], limit_name: str = "") -> list[tu
     return headers
 
 
-def _with_key(handle: Callable[[Call, Desk, StoredKey], Reply]) -> Callable[[Call, Desk], Reply]:
+def _with_key(
+    handle: Callable[[Call, ProfileContext, StoredKey], Reply],
+) -> Callable[[Call, ProfileContext], Reply]:
     """Return *handle* behind the key and its limits: every answer to a known key has the rate headers."""
 
-    def handled(call: Call, desk: Desk) -> Reply:
-        key = desk.find_key(PROFILE.credential(call.headers))
+    def handled(call: Call, context: ProfileContext) -> Reply:
+        key = context.find_key(PROFILE.credential(call.headers))
         if key is None or key.state_at(to_us(call.now)) != "active":
             return _unauthorized(call)
-        entitlement = desk.entitlement(key)
+        entitlement = context.entitlement(key)
         if entitlement is None or not entitlement.account.active:
             return _forbidden(call)
-        denial = desk.pass_limits(key, ROUTE)
-        headers = rate_headers(desk.standings(key), "" if denial is None else denial.limit)
+        denial = context.pass_limits(key, ROUTE)
+        headers = rate_headers(context.limit_statuses(key), "" if denial is None else denial.limit)
         if denial is not None:
             return _over_limit(call, denial, headers)
         try:
-            reply = handle(call, desk, key)
+            reply = handle(call, context, key)
         except BadInput as exc:
-            supported = exc.supported if desk.settings["supported_listed"] else None
-            status = desk.settings["bad_parameter_status"]
+            supported = exc.supported if context.settings["supported_listed"] else None
+            status = context.settings["bad_parameter_status"]
             reply = error(call, status, exc.code, exc.message, supported=supported)
         except Exception as exc:
             # Here, and not in `failed` alone, since only here the key's headers are known.
@@ -1284,14 +1295,14 @@ class AnyLayer:
         scheme, _, secret = headers.get("authorization", "").strip().partition(" ")
         return secret.strip() if scheme.lower() == "bearer" else ""
 
-    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         """Answer 404 or 405; a good key is limited here as everywhere, and told where it stands."""
         reply = error(call, 404, "NOT_FOUND", "Resource not found")
         if allowed:
             reply = error(
                 call, 405, "METHOD_NOT_ALLOWED", "Method not allowed", headers=[("Allow", ", ".join(allowed))]
             )
-        known = _with_key(lambda call, desk, key: reply)(call, desk)
+        known = _with_key(lambda call, context, key: reply)(call, context)
         # Whoever is not known is not told that a path exists only for others.
         return reply if known.status in (401, 403) else known
 
@@ -1307,7 +1318,7 @@ class AnyLayer:
         return error(call, status, "INTERNAL_ERROR", "Internal server error")
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
-        headers = [] if metered is None else rate_headers(metered.standings, denial.limit)
+        headers = [] if metered is None else rate_headers(metered.limit_statuses, denial.limit)
         if denial.status == 401:
             reply = _unauthorized(call)
         elif denial.status == 429:
@@ -1324,7 +1335,7 @@ class AnyLayer:
         return reply._replace(headers=[*headers, *reply.headers])
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
-        return rate_headers(metered.standings)
+        return rate_headers(metered.limit_statuses)
 
 
 PROFILE: Final = AnyLayer()

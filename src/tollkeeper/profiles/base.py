@@ -2,7 +2,7 @@
 What a profile is: one vendor's dialect of the usage API, in one module that knows no storage.
 
 A profile says which endpoints it has, reads a credential from a request the vendor's way, and renders
-answers and errors. Whatever it needs of Tollkeeper it asks its `Desk`. It decides nothing about money or
+answers and errors. Whatever it needs of Tollkeeper it asks its `ProfileContext`. It decides nothing about money or
 limits: the gate does, and the profile words the outcome.
 """
 
@@ -32,7 +32,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.domain.standing import Session, Standing
+from tollkeeper.domain.limit_status import LimitStatus, Session
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, TollkeeperError, TooManyQueries, without_handles
 
@@ -60,7 +60,7 @@ class Call(NamedTuple):
         params: Placeholders of the endpoint's template → their text.
         now: The instant of the request, aware UTC. A profile reads no other clock.
         request_id: Unique; echoed where the vendor has such a thing.
-        settings: The profile's own switches, as `Desk.settings`.
+        settings: The profile's own switches, as `ProfileContext.settings`.
         route: Of a metered request that is refused: the policy it met; None for an unknown route.
     """
 
@@ -90,7 +90,7 @@ class Reply(NamedTuple):
     media_type: str = "application/json"
 
 
-class Desk(Protocol):
+class ProfileContext(Protocol):
     """
     What a profile may ask of Tollkeeper. Every method may raise `errors.Unavailable` when a store fails.
     All of it is blocking; the server calls profiles in threads.
@@ -133,7 +133,7 @@ class Desk(Protocol):
     def give_back(self, counted: Any) -> None:
         """Take back what `spend` counted, once: the call failed on our side. Durable when this returns."""
 
-    def standing_of(self, account_id: str, name: str, limit: Limit) -> Standing:
+    def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
         """Return where a limit stands that `spend` counts (without *from_first*)."""
 
     def record(self, key: StoredKey, route: Route, status: int) -> None:
@@ -142,10 +142,10 @@ class Desk(Protocol):
     def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
         """Book a call made under a session as a free event of its account, without a key."""
 
-    def line(self, key: StoredKey) -> Sequence[str]:
+    def rotation_chain(self, key: StoredKey) -> Sequence[str]:
         """Return the ids of the keys that rotations made of one another, *key* among them."""
 
-    def standings(self, key: StoredKey) -> list[Standing]:
+    def limit_statuses(self, key: StoredKey) -> list[LimitStatus]:
         """Return where each limit, budget and balance of an active key stands: limits, budgets, credit."""
 
     def usage(self, query: UsageQuery) -> UsageReport:
@@ -199,7 +199,7 @@ class Endpoint(NamedTuple):
 
     method: str
     path: str
-    handle: Callable[[Call, Desk], Reply]
+    handle: Callable[[Call, ProfileContext], Reply]
 
 
 class Metered(NamedTuple):
@@ -207,11 +207,11 @@ class Metered(NamedTuple):
 
     key: StoredKey
     route: Route
-    standings: Sequence[Standing]
+    limit_statuses: Sequence[LimitStatus]
     now: datetime
     request_id: str
     settings: Mapping[str, Any] = {}
-    """The profile's own switches, as `Desk.settings`."""
+    """The profile's own switches, as `ProfileContext.settings`."""
     entitlement: Entitlement | None = None
     """Of the key: its plan, limits and budgets."""
 
@@ -256,7 +256,7 @@ class Profile(Protocol):
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key of a metered request (lower-case header names), or `""`."""
 
-    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         """Answer a path that the dialect does not have, or a method that it has not there (*allowed*)."""
 
     def failed(self, call: Call, error: Exception) -> Reply:
@@ -283,10 +283,10 @@ class MeteredProfile(Protocol):
     """
     What a gateway's dialect may add to `Profile` on metered traffic; a profile without it adds nothing.
 
-    *settings* are the profile's own switches, as `Desk.settings`.
+    *settings* are the profile's own switches, as `ProfileContext.settings`.
     """
 
-    def bars(self, secret: str, settings: Mapping[str, Any]) -> bool:
+    def refuses_metered(self, secret: str, settings: Mapping[str, Any]) -> bool:
         """Tell whether keys of this family may make no metered request at all, known or not."""
 
     def tags(self, headers: Mapping[str, str], settings: Mapping[str, Any]) -> Mapping[str, str]:
@@ -366,7 +366,7 @@ def setting_fault(profile: Profile, name: str, value: Any) -> str | None:
     return None
 
 
-def lacks(profile: object) -> list[str]:
+def missing_members(profile: object) -> list[str]:
     """Return what *profile* would have to have besides, to be a `Profile`."""
     members = [
         *Profile.__annotations__,

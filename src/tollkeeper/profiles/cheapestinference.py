@@ -25,7 +25,7 @@ from tollkeeper.domain.money import NANOS_PER_UNIT, format_nanos
 from tollkeeper.domain.periods import check_period, duration_s, period_of
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import BadInput, Conflict, Forbidden, NotFound, Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply
+from tollkeeper.profiles.base import Call, Endpoint, ErrorStatus, Metered, ProfileContext, Reply
 
 NAME: Final = "cheapestinference"
 
@@ -171,9 +171,9 @@ class _Stop(Exception):
 # -- /v1/usage -----------------------------------------------------------------------------------------
 
 
-def _v1_usage(call: Call, desk: Desk) -> Reply:
-    key, entitlement = _consumption_key(call, desk)
-    denial = desk.pass_limits(key, V1_USAGE)
+def _v1_usage(call: Call, context: ProfileContext) -> Reply:
+    key, entitlement = _consumption_key(call, context)
+    denial = context.pass_limits(key, V1_USAGE)
     if denial is not None:
         return _refusal(call, denial, entitlement)
     rpm, tpm = _per_minute(entitlement)
@@ -182,14 +182,14 @@ def _v1_usage(call: Call, desk: Desk) -> Reply:
     reply = Reply(
         200,
         {
-            "budget": _budget(call, desk, key, entitlement),
+            "budget": _budget(call, context, key, entitlement),
             "rate_limits": {"rpm": rpm, "tpm": None if credit else tpm},
             "plan": {
                 "slug": None if credit else _slug(entitlement.plan),
                 "status": None if credit else status,
                 "expires_at": None if credit else expires_at,
             },
-            "credits": {"balance": dollars(desk.balance_nanos(key.entry.account))},
+            "credits": {"balance": dollars(context.balance_nanos(key.entry.account))},
             "key": {
                 "name": key.entry.name,
                 "type": key.entry.type,
@@ -197,54 +197,56 @@ def _v1_usage(call: Call, desk: Desk) -> Reply:
             },
         },
     )
-    if desk.settings["usage_calls_count"]:
-        desk.record(key, V1_USAGE, reply.status)
+    if context.settings["usage_calls_count"]:
+        context.record(key, V1_USAGE, reply.status)
     return reply
 
 
-def _consumption_key(call: Call, desk: Desk) -> tuple[StoredKey, Entitlement]:
+def _consumption_key(call: Call, context: ProfileContext) -> tuple[StoredKey, Entitlement]:
     """Return the key that asks, good to read usage, and what it permits."""
     secret = _bearer(call.headers)
-    key = desk.find_key(secret) if secret.startswith(_SECRET_PREFIXES) else None
+    key = context.find_key(secret) if secret.startswith(_SECRET_PREFIXES) else None
     if key is None:
         raise _Stop(_key_refusal("key_unknown" if secret else "key_missing"))
     if key.entry.state == "deleted":
-        if desk.settings["deleted_key_status"] == 404:
+        if context.settings["deleted_key_status"] == 404:
             raise _Stop(_key_refusal("key_deleted"))
         raise _Stop(_key_refusal("key_unknown"))
-    entitlement = desk.entitlement(key)
+    entitlement = context.entitlement(key)
     if entitlement is None:
         raise _Stop(_key_refusal("key_deleted"))
-    if not entitlement.account.active or not _is_active(key, entitlement.subscription, call.now, desk):
+    if not entitlement.account.active or not _is_active(key, entitlement.subscription, call.now, context):
         raise _Stop(_key_refusal("key_inactive"))
     return key, entitlement
 
 
-def _budget(call: Call, desk: Desk, key: StoredKey, entitlement: Entitlement) -> dict[str, Any]:
+def _budget(call: Call, context: ProfileContext, key: StoredKey, entitlement: Entitlement) -> dict[str, Any]:
     """Return the budget of the key's pool: what its period has spent, not what open calls hold."""
     account_id = key.entry.account
     if key.entry.type == "credit":
         # A credit key has no period: what it spent in all.
-        spent_nanos = _spent_nanos(desk, account_id, {"key": tuple(desk.line(key))}, 0, _hour_after(call.now))
+        spent_nanos = _spent_nanos(
+            context, account_id, {"key": tuple(context.rotation_chain(key))}, 0, _hour_after(call.now)
+        )
         return _budget_of(spent_nanos, None, None, None)
     subscription = entitlement.subscription
     scope = _pool(entitlement)
     if scope is None:
-        duration = str(desk.settings["uncapped_duration"])
+        duration = str(context.settings["uncapped_duration"])
         anchor_at = subscription.started_at if subscription else from_us(key.created_at_us)
         span = period_of(call.now, duration, anchor_at=anchor_at)
         start_us, end_us = to_us(span.start_at), to_us(span.end_at)
-        filters = {"key": _subscribed(desk, key, None)}
+        filters = {"key": _subscribed(context, key, None)}
         amount = None
     else:
         duration = scope.period
         start_us, end_us = scope.span_us(to_us(call.now))
-        filters = _members(desk, key, scope)
+        filters = _members(context, key, scope)
         amount = scope.amount
-    if desk.settings["budget_shows"] == "key":
-        filters = {"key": tuple(desk.line(key))}
+    if context.settings["budget_shows"] == "key":
+        filters = {"key": tuple(context.rotation_chain(key))}
     to = min(end_us, _hour_after(call.now))
-    spent_nanos = _spent_nanos(desk, account_id, filters, start_us, to)
+    spent_nanos = _spent_nanos(context, account_id, filters, start_us, to)
     resets_at = None if duration == "total" else timestamp(from_us(end_us))
     return _budget_of(spent_nanos, amount, duration, resets_at)
 
@@ -267,33 +269,33 @@ def _pool(entitlement: Entitlement) -> BudgetScope | None:
     return scopes[0] if scopes else None
 
 
-def _members(desk: Desk, key: StoredKey, scope: BudgetScope) -> dict[str, tuple[str, ...]]:
+def _members(context: ProfileContext, key: StoredKey, scope: BudgetScope) -> dict[str, tuple[str, ...]]:
     """Return the filter of the events that *scope*, a budget of *key*, counts."""
     if scope.key_id is not None:
-        return {"key": tuple(desk.line(key))}
+        return {"key": tuple(context.rotation_chain(key))}
     if scope.subscription_id is not None:
-        return {"key": _subscribed(desk, key, scope)}
+        return {"key": _subscribed(context, key, scope)}
     filters: dict[str, tuple[str, ...]] = {}
     if scope.project_id is not None:
         filters["project"] = (scope.project_id,)
     if scope.counter_id.startswith("plan:"):
         filters["key"] = tuple(
             other.entry.id
-            for other in desk.keys(key.entry.account)
-            if (permits := desk.entitlement(other)) is not None
-            and any(budget.counter_id == scope.counter_id for budget in permits.budgets)
+            for other in context.keys(key.entry.account)
+            if (compiled_keys := context.entitlement(other)) is not None
+            and any(budget.counter_id == scope.counter_id for budget in compiled_keys.budgets)
         )
     return filters
 
 
-def _subscribed(desk: Desk, key: StoredKey, scope: BudgetScope | None) -> tuple[str, ...]:
+def _subscribed(context: ProfileContext, key: StoredKey, scope: BudgetScope | None) -> tuple[str, ...]:
     """Return the ids of the keys, deleted ones too, that share the subscription's pool with *key*."""
     entry = key.entry
     if entry.subscription is None:
-        return tuple(desk.line(key))
+        return tuple(context.rotation_chain(key))
     return tuple(
         other.entry.id
-        for other in desk.keys(entry.account)
+        for other in context.keys(entry.account)
         if other.entry.subscription == entry.subscription
         # A key on a plan of its own is in that plan's pool.
         and (scope is None or other.entry.plan == entry.plan)
@@ -301,36 +303,36 @@ def _subscribed(desk: Desk, key: StoredKey, scope: BudgetScope | None) -> tuple[
 
 
 def _spent_nanos(
-    desk: Desk, account_id: str, filters: Mapping[str, tuple[str, ...]], from_us_: int, to: int
+    context: ProfileContext, account_id: str, filters: Mapping[str, tuple[str, ...]], from_us_: int, to: int
 ) -> int:
     query = UsageQuery(
         account_id=account_id, from_us=from_us_, to_us=to, filters=filters, measures=("cost_nanos",)
     )
-    return int(desk.usage(query).totals["cost_nanos"])
+    return int(context.usage(query).totals["cost_nanos"])
 
 
 # -- /api/usage ----------------------------------------------------------------------------------------
 
 
-def _api_usage(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
+def _api_usage(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
     counter = NAME + ".usage"
-    if desk.settings["list_limit_per"] == "credential":
+    if context.settings["list_limit_per"] == "credential":
         counter += ":" + hashlib.sha256(_bearer(call.headers).encode()).hexdigest()[:32]
-    from_first = desk.settings["list_limit_window"] == "first_call"
+    from_first = context.settings["list_limit_window"] == "first_call"
     limit = LIST_LIMIT if from_first else _sliding(LIST_LIMIT)
 
     def listed() -> Reply:
-        keys = _listed(desk, account_id)
-        cache_s = int(desk.settings["list_cache_s"])
+        keys = _listed(context, account_id)
+        cache_s = int(context.settings["list_cache_s"])
         headers = [("Cache-Control", f"private, max-age={cache_s}")] if cache_s else []
-        return Reply(200, {"success": True, "data": _items(call, desk, account_id, keys, ())}, headers)
+        return Reply(200, {"success": True, "data": _items(call, context, account_id, keys, ())}, headers)
 
-    return _limited(desk, account_id, counter, limit, listed, from_first=from_first)
+    return _limited(context, account_id, counter, limit, listed, from_first=from_first)
 
 
 def _limited(
-    desk: Desk,
+    context: ProfileContext,
     account_id: str,
     counter: str,
     limit: Limit,
@@ -339,7 +341,7 @@ def _limited(
     from_first: bool = False,
 ) -> Reply:
     """Return *answer* within *limit*; a call that fails on our side counts against nothing."""
-    counted = desk.spend(account_id, counter, limit, from_first=from_first)
+    counted = context.spend(account_id, counter, limit, from_first=from_first)
     if isinstance(counted, Denial):
         return _api_limited(counted)
     try:
@@ -347,36 +349,38 @@ def _limited(
     except _Stop:
         raise
     except Exception:
-        desk.give_back(counted)
+        context.give_back(counted)
         raise
 
 
-def _listed(desk: Desk, account_id: str) -> list[StoredKey]:
+def _listed(context: ProfileContext, account_id: str) -> list[StoredKey]:
     """Return the keys that a list shows, in its order."""
-    keys = [key for key in desk.keys(account_id) if key.entry.state != "deleted"]
-    return keys if desk.settings["list_order"] == "newest" else keys[::-1]
+    keys = [key for key in context.keys(account_id) if key.entry.state != "deleted"]
+    return keys if context.settings["list_order"] == "newest" else keys[::-1]
 
 
-def _api_usage_of_key(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
-    limit = Limit(name="usage-key", amount=int(desk.settings["single_key_per_minute"]), window="1m")
+def _api_usage_of_key(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
+    limit = Limit(name="usage-key", amount=int(context.settings["single_key_per_minute"]), window="1m")
 
     def single() -> Reply:
-        key = _own_key(call, desk, account_id)
-        item = _items(call, desk, account_id, [key], (key.entry.id,))[0]
-        return Reply(200, _wrapped(item, desk.settings["single_key_envelope"]))
+        key = _own_key(call, context, account_id)
+        item = _items(call, context, account_id, [key], (key.entry.id,))[0]
+        return Reply(200, _wrapped(item, context.settings["single_key_envelope"]))
 
-    return _limited(desk, account_id, NAME + ".usage-key", limit, single)
+    return _limited(context, account_id, NAME + ".usage-key", limit, single)
 
 
 def _items(
-    call: Call, desk: Desk, account_id: str, keys: Sequence[StoredKey], only: tuple[str, ...]
+    call: Call, context: ProfileContext, account_id: str, keys: Sequence[StoredKey], only: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Return the items of *keys*; *only* names the keys whose usage is asked for, all when empty."""
     if not keys:
         return []
-    plans = _Plans(desk, account_id)
-    windows = {name: _counts_by_key(call, desk, account_id, call.now - span, only) for name, span in WINDOWS}
+    plans = _Plans(context, account_id)
+    windows = {
+        name: _counts_by_key(call, context, account_id, call.now - span, only) for name, span in WINDOWS
+    }
     items = []
     for key in keys:
         subscription = plans.subscription_of(key)
@@ -386,7 +390,7 @@ def _items(
             "name": key.entry.name,
             "type": key.entry.type,
             "plan": plans.slug_of(key),
-            "isActive": _is_active(key, subscription, call.now, desk),
+            "isActive": _is_active(key, subscription, call.now, context),
             "usage": {name: counts.get(key.entry.id) or _window({}) for name, counts in windows.items()},
         }
         if not credit:
@@ -398,7 +402,7 @@ def _items(
 
 
 def _counts_by_key(
-    call: Call, desk: Desk, account_id: str, since: datetime, only: tuple[str, ...]
+    call: Call, context: ProfileContext, account_id: str, since: datetime, only: tuple[str, ...]
 ) -> dict[str, dict[str, int]]:
     """Return key id → its counts from *since* on."""
     counts: dict[str, dict[str, int]] = {}
@@ -415,9 +419,9 @@ def _counts_by_key(
             limit=PAGE_SIZE_MAX,
             offset=offset,
         )
-        report = desk.usage(query)
+        report = context.usage(query)
         for row in report.rows:
-            counts[str(row["key"])] = _window(row, refused=bool(desk.settings["count_refused"]))
+            counts[str(row["key"])] = _window(row, refused=bool(context.settings["count_refused"]))
         row_count = report.row_count
         offset += PAGE_SIZE_MAX
     return counts
@@ -437,10 +441,10 @@ def _window(row: Mapping[str, int], *, refused: bool = False) -> dict[str, int]:
 # -- /api/plans, /api/keys, /api/billing ---------------------------------------------------------------
 
 
-def _plans(call: Call, desk: Desk) -> Reply:
-    sold = [plan for plan in desk.plans() if plan.sellable and plan.metadata.get("profile", NAME) == NAME]
+def _plans(call: Call, context: ProfileContext) -> Reply:
+    sold = [plan for plan in context.plans() if plan.sellable and plan.metadata.get("profile", NAME) == NAME]
     offers = []
-    by_price = desk.settings["plans_order"] == "price"
+    by_price = context.settings["plans_order"] == "price"
     for plan in sorted(sold, key=lambda plan: (plan.price_nanos if by_price else 0, plan.slug)):
         rpm, tpm = _amount_per_minute(plan.limits, "requests"), _amount_per_minute(plan.limits, "tokens")
         # A plan without either is another dialect's: this one sells both.
@@ -456,25 +460,25 @@ def _plans(call: Call, desk: Desk) -> Reply:
     return Reply(200, offers)
 
 
-def _list_keys(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
-    plans = _Plans(desk, account_id)
-    keys = _listed(desk, account_id)
-    items = [_key_item(call, desk, plans, key) for key in keys]
-    return Reply(200, _wrapped(items, desk.settings["keys_envelope"]))
+def _list_keys(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
+    plans = _Plans(context, account_id)
+    keys = _listed(context, account_id)
+    items = [_key_item(call, context, plans, key) for key in keys]
+    return Reply(200, _wrapped(items, context.settings["keys_envelope"]))
 
 
-def _make_credit_key(call: Call, desk: Desk) -> Reply:
-    by = _dashboard_customer(call, desk)
+def _make_credit_key(call: Call, context: ProfileContext) -> Reply:
+    by = _dashboard_customer(call, context)
     account_id = by.account_id
     name = _text(_body(call), "name")
-    if desk.balance_nanos(account_id) <= 0:
+    if context.balance_nanos(account_id) <= 0:
         return _api_error(402, "Insufficient credits: top up first")
-    slug = str(desk.settings["credit_plan"])
-    plan = slug if any(plan.slug == slug for plan in desk.plans()) else None
-    limits = None if plan else [Limit(name="rpm", amount=int(desk.settings["credit_rpm"]))]
+    slug = str(context.settings["credit_plan"])
+    plan = slug if any(plan.slug == slug for plan in context.plans()) else None
+    limits = None if plan else [Limit(name="rpm", amount=int(context.settings["credit_rpm"]))]
     key = Key(
-        id=desk.new_key_id(),
+        id=context.new_key_id(),
         account=account_id,
         name=name,
         type="credit",
@@ -482,61 +486,63 @@ def _make_credit_key(call: Call, desk: Desk) -> Reply:
         plan=plan,
         limits=limits,
     )
-    return _made(call, desk, key, by)
+    return _made(call, context, key, by)
 
 
-def _make_subscription_key(call: Call, desk: Desk) -> Reply:
-    by = _dashboard_customer(call, desk)
+def _make_subscription_key(call: Call, context: ProfileContext) -> Reply:
+    by = _dashboard_customer(call, context)
     account_id = by.account_id
     body = _body(call)
     name, subscription_id = _text(body, "name"), _text(body, "subscriptionId")
-    subscription = _Plans(desk, account_id).subscriptions.get(subscription_id)
+    subscription = _Plans(context, account_id).subscriptions.get(subscription_id)
     if subscription is None:
         return _api_error(404, "Subscription not found")
     if _plan_status(subscription, call.now)[0] != "active":
         return _api_error(409, "Subscription is not active")
-    key = Key(id=desk.new_key_id(), account=account_id, name=name, profile=NAME, subscription=subscription_id)
-    return _made(call, desk, key, by)
+    key = Key(
+        id=context.new_key_id(), account=account_id, name=name, profile=NAME, subscription=subscription_id
+    )
+    return _made(call, context, key, by)
 
 
-def _made(call: Call, desk: Desk, key: Key, by: Customer) -> Reply:
+def _made(call: Call, context: ProfileContext, key: Key, by: Customer) -> Reply:
     try:
-        stored, secret = desk.issue_key(key, by)
+        stored, secret = context.issue_key(key, by)
     except Forbidden as exc:
         return _api_error(403, str(exc))
-    item = _key_item(call, desk, _Plans(desk, key.account), stored)
-    return Reply(201, _wrapped({**item, "apiKey": secret}, desk.settings["keys_envelope"]))
+    item = _key_item(call, context, _Plans(context, key.account), stored)
+    return Reply(201, _wrapped({**item, "apiKey": secret}, context.settings["keys_envelope"]))
 
 
-def _patch_key(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
-    key = _own_key(call, desk, account_id)
+def _patch_key(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
+    key = _own_key(call, context, account_id)
     active = _body(call).get("isActive")
     if not isinstance(active, bool):
         return _api_error(400, "isActive must be true or false")
     try:
-        desk.set_key_state(key, "active" if active else "inactive", Customer(account_id))
+        context.set_key_state(key, "active" if active else "inactive", Customer(account_id))
     except Forbidden as exc:
         return _api_error(403, str(exc))
-    item = _key_item(call, desk, _Plans(desk, account_id), desk.key(key.entry.id) or key)
-    return Reply(200, _wrapped(item, desk.settings["keys_envelope"]))
+    item = _key_item(call, context, _Plans(context, account_id), context.key(key.entry.id) or key)
+    return Reply(200, _wrapped(item, context.settings["keys_envelope"]))
 
 
-def _delete_key(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
-    key = _own_key(call, desk, account_id)
-    desk.set_key_state(key, "deleted", Customer(account_id))
+def _delete_key(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
+    key = _own_key(call, context, account_id)
+    context.set_key_state(key, "deleted", Customer(account_id))
     return Reply(200, {"success": True})
 
 
-def _key_item(call: Call, desk: Desk, plans: _Plans, key: StoredKey) -> dict[str, Any]:
+def _key_item(call: Call, context: ProfileContext, plans: _Plans, key: StoredKey) -> dict[str, Any]:
     subscription = plans.subscription_of(key)
     item: dict[str, Any] = {
         "id": key.entry.id,
         "name": key.entry.name,
         "keyPlan": plans.slug_of(key),
         "keyType": key.entry.type,
-        "isActive": _is_active(key, subscription, call.now, desk),
+        "isActive": _is_active(key, subscription, call.now, context),
     }
     if key.entry.type == "subscription":
         item["subscriptionStatus"], item["subscriptionExpiresAt"] = _plan_status(subscription, call.now)
@@ -544,10 +550,10 @@ def _key_item(call: Call, desk: Desk, plans: _Plans, key: StoredKey) -> dict[str
     return item
 
 
-def _billing_status(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
-    plans = _Plans(desk, account_id)
-    keys = [key for key in desk.keys(account_id) if key.entry.state != "deleted"]
+def _billing_status(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
+    plans = _Plans(context, account_id)
+    keys = [key for key in context.keys(account_id) if key.entry.state != "deleted"]
     subscriptions = []
     for subscription in plans.subscriptions.values():
         own = [key.entry for key in keys if key.entry.subscription == subscription.id]
@@ -568,59 +574,59 @@ def _billing_status(call: Call, desk: Desk) -> Reply:
         )
     status = {
         "subscriptions": subscriptions,
-        "creditBalance": format_nanos(desk.balance_nanos(account_id)),
+        "creditBalance": format_nanos(context.balance_nanos(account_id)),
         "legacySubscriptionKeys": [],
     }
-    return Reply(200, _wrapped(status, desk.settings["billing_envelope"]))
+    return Reply(200, _wrapped(status, context.settings["billing_envelope"]))
 
 
-def _billing_credits(call: Call, desk: Desk) -> Reply:
-    account_id = _dashboard_account(call, desk)
+def _billing_credits(call: Call, context: ProfileContext) -> Reply:
+    account_id = _dashboard_account(call, context)
     credit_keys = [
         key.entry.id
-        for key in desk.keys(account_id)
+        for key in context.keys(account_id)
         if key.entry.type == "credit" and key.entry.state != "deleted"
     ]
     credits = {
-        "totalTopUp": format_nanos(desk.top_ups_nanos(account_id)),
-        "remaining": format_nanos(desk.balance_nanos(account_id)),
+        "totalTopUp": format_nanos(context.top_ups_nanos(account_id)),
+        "remaining": format_nanos(context.balance_nanos(account_id)),
         "hasCreditKey": bool(credit_keys),
         "creditKeyId": credit_keys[0] if credit_keys else None,
     }
-    return Reply(200, _wrapped(credits, desk.settings["billing_envelope"]))
+    return Reply(200, _wrapped(credits, context.settings["billing_envelope"]))
 
 
 # -- who asks, and for what ----------------------------------------------------------------------------
 
 
-def _dashboard_account(call: Call, desk: Desk) -> str:
+def _dashboard_account(call: Call, context: ProfileContext) -> str:
     """Return the account that a management key or a session stands for."""
-    return _dashboard_customer(call, desk).account_id
+    return _dashboard_customer(call, context).account_id
 
 
-def _dashboard_customer(call: Call, desk: Desk) -> Customer:
+def _dashboard_customer(call: Call, context: ProfileContext) -> Customer:
     """Return the customer that a management key or a session stands for."""
     token = _bearer(call.headers)
     if token.startswith("mk_"):
-        key = desk.find_management_key(token)
+        key = context.find_management_key(token)
         if (
             key is not None
             and key.entry.profile in ("native", NAME)
             and key.state_at(to_us(call.now)) == "active"
-            and (entitlement := desk.entitlement(key)) is not None
+            and (entitlement := context.entitlement(key)) is not None
             and entitlement.account.active
         ):
             return Customer(key.entry.account, key.entry.id)
-    elif token and (session := desk.session(token)) is not None:
+    elif token and (session := context.session(token)) is not None:
         return Customer(session.account_id)
     raise _Stop(_api_error(401, "Unauthorized", [("WWW-Authenticate", "Bearer")]))
 
 
-def _own_key(call: Call, desk: Desk, account_id: str) -> StoredKey:
+def _own_key(call: Call, context: ProfileContext, account_id: str) -> StoredKey:
     """Return the account's key that the path names."""
     key_id = call.params["keyId"]
     # What is no id names nothing, and need not reach the store.
-    key = desk.key(key_id) if ID_PATTERN.match(key_id) else None
+    key = context.key(key_id) if ID_PATTERN.match(key_id) else None
     if key is None or key.entry.account != account_id or key.entry.state == "deleted":
         raise _Stop(_api_error(404, "Key not found"))
     return key
@@ -648,10 +654,10 @@ def _text(body: Mapping[str, Any], name: str) -> str:
 class _Plans:
     """Plans and subscriptions of one account's keys, each read once."""
 
-    def __init__(self, desk: Desk, account_id: str) -> None:
-        self._desk = desk
-        self.subscriptions = {found.id: found for found in desk.subscriptions(account_id)}
-        self._by_slug = {plan.slug: plan for plan in desk.plans()}
+    def __init__(self, context: ProfileContext, account_id: str) -> None:
+        self._context = context
+        self.subscriptions = {found.id: found for found in context.subscriptions(account_id)}
+        self._by_slug = {plan.slug: plan for plan in context.plans()}
         self._default: tuple[str | None] | None = None
 
     def subscription_of(self, key: StoredKey) -> Subscription | None:
@@ -671,12 +677,14 @@ class _Plans:
 
     def _of_account(self, key: StoredKey) -> str | None:
         if self._default is None:
-            entitlement = self._desk.entitlement(key)
+            entitlement = self._context.entitlement(key)
             self._default = (None if entitlement is None else entitlement.account.plan,)
         return self._default[0]
 
 
-def _is_active(key: StoredKey, subscription: Subscription | None, now: datetime, desk: Desk) -> bool:
+def _is_active(
+    key: StoredKey, subscription: Subscription | None, now: datetime, context: ProfileContext
+) -> bool:
     """Return whether *key* may ask: some time after its subscription ended it counts as revoked."""
     if key.state_at(to_us(now)) != "active":
         return False
@@ -684,7 +692,7 @@ def _is_active(key: StoredKey, subscription: Subscription | None, now: datetime,
         return True
     if subscription.expires_at is None:
         return False  # Canceled at once: no period runs out.
-    return now < subscription.expires_at + timedelta(seconds=int(desk.settings["expired_grace_s"]))
+    return now < subscription.expires_at + timedelta(seconds=int(context.settings["expired_grace_s"]))
 
 
 def _plan_status(subscription: Subscription | None, now: datetime) -> tuple[str, str | None]:
@@ -860,7 +868,7 @@ class CheapestInference:
     def credential(self, headers: Mapping[str, str]) -> str:
         return _bearer(headers)
 
-    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         status, message, code = 404, "Not found", "route_not_found"
         headers = []
         if allowed:
@@ -900,12 +908,12 @@ class CheapestInference:
         return ()
 
 
-def _stoppable(handle: Callable[[Call, Desk], Reply]) -> Callable[[Call, Desk], Reply]:
+def _stoppable(handle: Callable[[Call, ProfileContext], Reply]) -> Callable[[Call, ProfileContext], Reply]:
     """Return *handle* with an early stop turned into its reply."""
 
-    def answer(call: Call, desk: Desk) -> Reply:
+    def answer(call: Call, context: ProfileContext) -> Reply:
         try:
-            return handle(call, desk)
+            return handle(call, context)
         except _Stop as stop:
             return stop.reply
 

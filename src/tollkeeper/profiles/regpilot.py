@@ -18,18 +18,18 @@ from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.events import TEXT_CHARS_MAX
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.money import NANOS_PER_CENT, NANOS_PER_UNIT, format_nanos
 from tollkeeper.domain.periods import Period, period_of
-from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import BadInput, Unavailable
 from tollkeeper.profiles.base import (
     Call,
-    Desk,
     Endpoint,
     ErrorStatus,
     Metered,
     Places,
+    ProfileContext,
     Reply,
     Used,
     Weekday,
@@ -206,8 +206,10 @@ class RegPilot:
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = (
-            Endpoint("GET", "/api/usage", lambda call, desk: _served(call, desk, USAGE_ROUTE, _usage)),
-            Endpoint("GET", "/api/health", lambda call, desk: _served(call, desk, HEALTH_ROUTE, _health)),
+            Endpoint("GET", "/api/usage", lambda call, context: _served(call, context, USAGE_ROUTE, _usage)),
+            Endpoint(
+                "GET", "/api/health", lambda call, context: _served(call, context, HEALTH_ROUTE, _health)
+            ),
         )
 
     def credential(self, headers: Mapping[str, str]) -> str:
@@ -218,7 +220,7 @@ class RegPilot:
                 return _without_scheme(text) if name.endswith("authorization") else text
         return ""
 
-    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         """
         Answer what the vendor does not document: 404, or 405 with `Allow` [C].
 
@@ -228,10 +230,10 @@ class RegPilot:
             reply = Reply(405, {"error": "Method not allowed"}, [("Allow", ", ".join(allowed))])
         else:
             reply = Reply(404, {"error": "Not found"})
-        key = _good_key(call, desk)
+        key = _good_key(call, context)
         if isinstance(key, Reply):
             return _with_headers(reply, _keyless_headers(call), call.request_id)
-        rate_headers = _rate_headers(desk.standings(key), USAGE_ROUTE, call.now, desk.settings)
+        rate_headers = _rate_headers(context.limit_statuses(key), USAGE_ROUTE, call.now, context.settings)
         return _with_headers(reply, rate_headers, call.request_id)
 
     def failed(self, call: Call, error: Exception) -> Reply:
@@ -247,16 +249,16 @@ class RegPilot:
         if metered is None:
             return _with_headers(_refusal(denial, (), 402), _keyless_headers(call), call.request_id)
         settings = _with_defaults(metered.settings)
-        reply = _refusal(denial, metered.standings, settings["budget_exhausted_status"])
+        reply = _refusal(denial, metered.limit_statuses, settings["budget_exhausted_status"])
         return _with_headers(reply, self.metered_headers(metered), metered.request_id, request_id_given=True)
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
         """Return the rate headers, what is left of the budget, and the request's id."""
         settings = _with_defaults(metered.settings)
-        headers = _rate_headers(metered.standings, metered.route, metered.now, settings)
+        headers = _rate_headers(metered.limit_statuses, metered.route, metered.now, settings)
         return [*headers, *_credits_remaining(metered, settings), ("x-request-id", metered.request_id)]
 
-    def bars(self, secret: str, settings: Mapping[str, Any]) -> bool:
+    def refuses_metered(self, secret: str, settings: Mapping[str, Any]) -> bool:
         """Whether the key is of a family that makes no metered request."""
         return secret.startswith(tuple(settings["refused_key_prefixes"]))
 
@@ -297,44 +299,51 @@ PROFILE: Final = RegPilot()
 # -- one call --------------------------------------------------------------------------------------------------
 
 
-def _served(call: Call, desk: Desk, route: Route, answer: Callable[[Call, Desk, StoredKey], Reply]) -> Reply:
+def _served(
+    call: Call,
+    context: ProfileContext,
+    route: Route,
+    answer: Callable[[Call, ProfileContext, StoredKey], Reply],
+) -> Reply:
     """Let a good key through to *answer*, counted against its rate limits whatever the answer is."""
-    key = _good_key(call, desk)
+    key = _good_key(call, context)
     if isinstance(key, Reply):
         return _with_headers(key, _keyless_headers(call), call.request_id)
-    denial = desk.pass_limits(key, route)
+    denial = context.pass_limits(key, route)
     if denial is not None:
-        standings = desk.standings(key)
-        reply = _refusal(denial, standings, 402)
+        limit_statuses = context.limit_statuses(key)
+        reply = _refusal(denial, limit_statuses, 402)
     else:
         try:
-            reply = answer(call, desk, key)
+            reply = answer(call, context, key)
         except Exception as exc:
             # Here, and not in `failed` alone, since only here the key's rate headers are known.
             reply = failure(PROFILE, call, exc)._replace(headers=())
-        standings = desk.standings(key)
-    return _with_headers(reply, _rate_headers(standings, route, call.now, desk.settings), call.request_id)
+        limit_statuses = context.limit_statuses(key)
+    return _with_headers(
+        reply, _rate_headers(limit_statuses, route, call.now, context.settings), call.request_id
+    )
 
 
-def _good_key(call: Call, desk: Desk) -> StoredKey | Reply:
+def _good_key(call: Call, context: ProfileContext) -> StoredKey | Reply:
     """Return the key that *call* carries, or why it may do nothing here."""
     secret = PROFILE.credential(call.headers)
     if not secret:
         return _missing_key()
-    if PROFILE.bars(secret, desk.settings):
+    if PROFILE.refuses_metered(secret, context.settings):
         return _forbidden()
-    key = desk.find_key(secret)
+    key = context.find_key(secret)
     state = "unknown" if key is None else key.state_at(to_us(call.now))
     if key is None or state != "active":
         return _revoked_key() if state == "revoked" else _bad_key()
-    entitlement = desk.entitlement(key)
+    entitlement = context.entitlement(key)
     if entitlement is None or not entitlement.account.active:
         return _forbidden()
     return key
 
 
-def _usage(call: Call, desk: Desk, key: StoredKey) -> Reply:
-    settings = desk.settings
+def _usage(call: Call, context: ProfileContext, key: StoredKey) -> Reply:
+    settings = context.settings
     bad_status = settings["bad_parameter_status"]
     project, period = call.first("projectId"), call.first("period")
     if not project:
@@ -351,9 +360,9 @@ def _usage(call: Call, desk: Desk, key: StoredKey) -> Reply:
         return Reply(bad_status, {"error": error, "code": "UNKNOWN_PARAMETER"})
     if project != key.entry.project:
         return _forbidden(settings["foreign_project_status"])
-    window = _window(call.now, period, desk)
-    budget = _budget(desk, key, project, call.now, window)
-    rows, totals = _by_model(desk, key, project, window)
+    window = _window(call.now, period, context)
+    budget = _budget(context, key, project, call.now, window)
+    rows, totals = _by_model(context, key, project, window)
     hits, misses = totals["cache_hits"], totals["cache_misses"]
     remaining_nanos = budget.limit_nanos - budget.used_nanos
     if not settings["negative_remaining"]:
@@ -383,7 +392,7 @@ def _usage(call: Call, desk: Desk, key: StoredKey) -> Reply:
     return Reply(200, body)
 
 
-def _health(call: Call, desk: Desk, key: StoredKey) -> Reply:
+def _health(call: Call, context: ProfileContext, key: StoredKey) -> Reply:
     return Reply(200, {"status": "ok", "authenticated": True, "project_id": key.entry.project})
 
 
@@ -395,32 +404,34 @@ class _Budget(NamedTuple):
     used_nanos: int
 
 
-def _budget(desk: Desk, key: StoredKey, project: str, now: datetime, window: Period) -> _Budget:
+def _budget(context: ProfileContext, key: StoredKey, project: str, now: datetime, window: Period) -> _Budget:
     """Return the monthly budget that bounds the project: what it has used is what the gate counts."""
-    standing = _monthly_standing(desk, key)
-    limit_nanos = desk.settings["limit_without_budget_nanos"]
-    if standing is not None:
-        assert standing.allowed is not None
-        limit_nanos = standing.allowed
-    if desk.settings["budget_follows_period"]:
-        return _Budget(limit_nanos, _cost_nanos(desk, key, project, window))
-    if standing is None:
-        return _Budget(limit_nanos, _cost_nanos(desk, key, project, _window(now, "month", desk)))
-    return _Budget(limit_nanos, standing.used)
+    limit_status = _monthly_standing(context, key)
+    limit_nanos = context.settings["limit_without_budget_nanos"]
+    if limit_status is not None:
+        assert limit_status.allowed is not None
+        limit_nanos = limit_status.allowed
+    if context.settings["budget_follows_period"]:
+        return _Budget(limit_nanos, _cost_nanos(context, key, project, window))
+    if limit_status is None:
+        return _Budget(limit_nanos, _cost_nanos(context, key, project, _window(now, "month", context)))
+    return _Budget(limit_nanos, limit_status.used)
 
 
-def _monthly_standing(desk: Desk, key: StoredKey) -> Standing | None:
+def _monthly_standing(context: ProfileContext, key: StoredKey) -> LimitStatus | None:
     """Return where the project's monthly budget stands; without one, that of whatever else bounds the key [C]."""
-    entitlement = desk.entitlement(key)
+    entitlement = context.entitlement(key)
     if entitlement is None:
         return None
     # Both list the budgets in the same order; names alone may repeat.
-    standings = [standing for standing in desk.standings(key) if standing.kind == "budget"]
+    limit_statuses = [
+        limit_status for limit_status in context.limit_statuses(key) if limit_status.kind == "budget"
+    ]
     bounds = [
-        (scope.project_id is None, standing.remaining, standing)
-        for scope, standing in zip(entitlement.budgets, standings, strict=False)
-        if _bounds_the_month(scope) and scope.name == standing.name
-        if standing.remaining is not None
+        (scope.project_id is None, limit_status.remaining, limit_status)
+        for scope, limit_status in zip(entitlement.budgets, limit_statuses, strict=False)
+        if _bounds_the_month(scope) and scope.name == limit_status.name
+        if limit_status.remaining is not None
     ]
     return min(bounds, key=lambda bound: bound[:2])[2] if bounds else None
 
@@ -429,7 +440,7 @@ def _bounds_the_month(scope: BudgetScope) -> bool:
     return scope.unit == "nanos" and scope.period == "month" and scope.amount is not None
 
 
-def _cost_nanos(desk: Desk, key: StoredKey, project: str, window: Period) -> int:
+def _cost_nanos(context: ProfileContext, key: StoredKey, project: str, window: Period) -> int:
     query = UsageQuery(
         account_id=key.entry.account,
         from_us=to_us(window.start_at),
@@ -437,11 +448,11 @@ def _cost_nanos(desk: Desk, key: StoredKey, project: str, window: Period) -> int
         filters={"project": (project,)},
         measures=("cost_nanos",),
     )
-    return int(desk.usage(query).totals["cost_nanos"])
+    return int(context.usage(query).totals["cost_nanos"])
 
 
 def _by_model(
-    desk: Desk, key: StoredKey, project: str, window: Period
+    context: ProfileContext, key: StoredKey, project: str, window: Period
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return a row per model, most requested first, and the totals. What the gate refused reached no model."""
     rows: list[dict[str, Any]] = []
@@ -457,7 +468,7 @@ def _by_model(
             limit=PAGE_SIZE_MAX,
             offset=len(rows),
         )
-        report = desk.usage(query)
+        report = context.usage(query)
         rows += report.rows
         if not report.rows or len(rows) >= report.row_count:
             return rows, report.totals
@@ -470,8 +481,8 @@ def _named(rows: Sequence[dict[str, Any]], unnamed: str) -> Iterator[tuple[str, 
             yield model, row
 
 
-def _window(now: datetime, period: str, desk: Desk) -> Period:
-    settings = desk.settings
+def _window(now: datetime, period: str, context: ProfileContext) -> Period:
+    settings = context.settings
     return period_of(now, period, time_zone=settings["time_zone"], week_start=settings["week_start"])
 
 
@@ -500,7 +511,7 @@ def _iso(at: datetime) -> str:
 # -- refusals --------------------------------------------------------------------------------------------------
 
 
-def _refusal(denial: Denial, standings: Sequence[Standing], budget_status: int) -> Reply:
+def _refusal(denial: Denial, limit_statuses: Sequence[LimitStatus], budget_status: int) -> Reply:
     match denial.reason:
         case "key_missing":
             return _missing_key()
@@ -509,7 +520,7 @@ def _refusal(denial: Denial, standings: Sequence[Standing], budget_status: int) 
         case "key_unknown" | "key_inactive" | "key_expired" | "key_deleted":
             return _bad_key()
         case "rate_limited" | "too_many_concurrent":
-            return _rate_limited(denial, standings)
+            return _rate_limited(denial, limit_statuses)
         case "budget_exhausted" | "credit_exhausted":
             return _budget_exceeded(denial, budget_status)
         case "unavailable":
@@ -538,8 +549,8 @@ def _forbidden(status: int = 403) -> Reply:
     return Reply(status, {"error": "Insufficient permissions for this operation"})
 
 
-def _rate_limited(denial: Denial, standings: Sequence[Standing]) -> Reply:
-    limits = [s for s in standings if s.kind in ("limit", "concurrency") and s.name == denial.limit]
+def _rate_limited(denial: Denial, limit_statuses: Sequence[LimitStatus]) -> Reply:
+    limits = [s for s in limit_statuses if s.kind in ("limit", "concurrency") and s.name == denial.limit]
     limit, window_s = denial.allowed, None
     if limits:
         window_s = limits[0].window_s
@@ -594,7 +605,7 @@ def _with_headers(
 
 
 def _rate_headers(
-    standings: Sequence[Standing], route: Route, now: datetime, settings: Mapping[str, Any]
+    limit_statuses: Sequence[LimitStatus], route: Route, now: datetime, settings: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
     """
     Return the three rate headers; none for a key without a limit.
@@ -604,16 +615,16 @@ def _rate_headers(
     """
     limits = sorted(
         (
-            standing
-            for standing in standings
-            if standing.kind == "limit" and standing.unit == "requests"
-            if standing.bucket in (None, route.bucket)
+            limit_status
+            for limit_status in limit_statuses
+            if limit_status.kind == "limit" and limit_status.unit == "requests"
+            if limit_status.bucket in (None, route.bucket)
         ),
-        key=lambda standing: standing.window_s or 0,
+        key=lambda limit_status: limit_status.window_s or 0,
     )
     if not limits:
         return []
-    tightest = min(limits, key=lambda standing: standing.remaining or 0)
+    tightest = min(limits, key=lambda limit_status: limit_status.remaining or 0)
     limit, remaining = limits[0].per_window or 0, tightest.remaining or 0
     if not settings["remaining_counts_burst"]:
         remaining = min(limit, remaining)
@@ -622,10 +633,10 @@ def _rate_headers(
 
 def _credits_remaining(metered: Metered, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     left_nanos = [
-        standing.remaining
-        for standing in metered.standings
-        if standing.kind in ("budget", "credit") and standing.unit == "nanos"
-        if standing.remaining is not None
+        limit_status.remaining
+        for limit_status in metered.limit_statuses
+        if limit_status.kind in ("budget", "credit") and limit_status.unit == "nanos"
+        if limit_status.remaining is not None
     ]
     if not left_nanos or not settings["credits_remaining_header"]:
         return []

@@ -22,11 +22,11 @@ from tollkeeper.domain.catalog import Key, Limit, Route, check_zone
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.keys import SECRET_CHARS, StoredKey
+from tollkeeper.domain.limit_status import LimitStatus, Session
 from tollkeeper.domain.money import cents_half_up
-from tollkeeper.domain.standing import Session, Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import BadInput, Forbidden, QuotaExceeded, Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, failure
+from tollkeeper.profiles.base import Call, Endpoint, ErrorStatus, Metered, ProfileContext, Reply, failure
 
 Headers = list[tuple[str, str]]
 _Who = TypeVar("_Who")
@@ -269,10 +269,10 @@ class RegSn:
     def credential(self, headers: Mapping[str, str]) -> str:
         return _bearer(headers)
 
-    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         """Answer 404, which no bucket counts; a good credential is told where its reads stand."""
         try:
-            headers = _reads_left(call, desk, _caller(call, desk))
+            headers = _reads_left(call, context, _caller(call, context))
         except _Stopped:
             headers = []
         return _problem(call, _NOT_FOUND, f"There is no {call.method} {call.path[:256]}.", headers=headers)
@@ -289,45 +289,45 @@ class RegSn:
         return _problem(call, _INTERNAL, "The request failed on our side.")
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
-        standing = None
+        limit_status = None
         if metered is not None:
-            standing = _standing_of(metered.standings, metered.route.bucket, denial.limit)
-        headers = _rate_headers(standing, call.now)
+            limit_status = _limit_status_of(metered.limit_statuses, metered.route.bucket, denial.limit)
+        headers = _rate_headers(limit_status, call.now)
         if denial.status == 429:
-            return _too_fast(call, denial, standing)
+            return _too_fast(call, denial, limit_status)
         if denial.retry_after_s is not None and denial.status == 503:
             headers = [*headers, ("Retry-After", str(denial.retry_after_s))]
         return _problem(call, *_wording_of(call, denial), headers=headers)
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
-        standing = _standing_of(metered.standings, metered.route.bucket)
-        return [*_rate_headers(standing, metered.now), ("X-Request-Id", metered.request_id)]
+        limit_status = _limit_status_of(metered.limit_statuses, metered.route.bucket)
+        return [*_rate_headers(limit_status, metered.now), ("X-Request-Id", metered.request_id)]
 
 
 # -- usage ----------------------------------------------------------------------------------------------------
 
 
-def _usage(call: Call, desk: Desk, caller: StoredKey | Session, headers: Headers) -> Reply:
+def _usage(call: Call, context: ProfileContext, caller: StoredKey | Session, headers: Headers) -> Reply:
     try:
-        asked = _asked(call, desk.settings)
+        asked = _asked(call, context.settings)
     except _Invalid as exc:
         reply = _invalid(call, exc, headers)
     else:
-        reply = _answer(call, 200, _report(desk, _account_of(caller), asked), headers)
-    if desk.settings["usage_calls_counted"]:
+        reply = _answer(call, 200, _report(context, _account_of(caller), asked), headers)
+    if context.settings["usage_calls_counted"]:
         # After the answer is made: a call does not see itself.
         if isinstance(caller, Session):
-            desk.record_unkeyed(caller.account_id, _USAGE, reply.status)
+            context.record_unkeyed(caller.account_id, _USAGE, reply.status)
         else:
-            desk.record(caller, _USAGE, reply.status)
+            context.record(caller, _USAGE, reply.status)
     return reply
 
 
-def _report(desk: Desk, account_id: str, asked: _Asked) -> dict[str, Any]:
-    settings = desk.settings
+def _report(context: ProfileContext, account_id: str, asked: _Asked) -> dict[str, Any]:
+    settings = context.settings
     buckets: dict[str, _Bucket] = {}
     total = _Bucket()
-    for row in _rows(desk, account_id, asked):
+    for row in _rows(context, account_id, asked):
         key = row["time"][:10] if asked.axis == "day" else row[asked.axis] or NO_KEY
         for bucket in (buckets.setdefault(key, _Bucket()), total):
             _add(bucket, row, settings)
@@ -355,19 +355,19 @@ def _report(desk: Desk, account_id: str, asked: _Asked) -> dict[str, Any]:
     }
 
 
-def _rows(desk: Desk, account_id: str, asked: _Asked) -> Iterable[dict[str, Any]]:
+def _rows(context: ProfileContext, account_id: str, asked: _Asked) -> Iterable[dict[str, Any]]:
     """Yield what was done per bucket and kind of event."""
     # Before the epoch and after `_AT_MAX_US` there is nothing, and the stores cannot tell such instants.
     start_us, end_us = max(0, to_us(asked.start)), min(to_us(asked.end), _AT_MAX_US)
     offset, row_count = 0, 1
     while start_us < end_us and offset < row_count:
-        report = desk.usage(
+        report = context.usage(
             UsageQuery(
                 account_id=account_id,
                 from_us=start_us,
                 to_us=end_us,
                 granularity="day" if asked.axis == "day" else None,
-                time_zone=desk.settings["time_zone"],
+                time_zone=context.settings["time_zone"],
                 group_by=("kind",) if asked.axis == "day" else (asked.axis, "kind"),
                 measures=("requests", "denied", "cost_nanos"),
                 limit=PAGE_SIZE_MAX,
@@ -452,7 +452,7 @@ def parse_instant(text: str) -> datetime:
 # -- keys -----------------------------------------------------------------------------------------------------
 
 
-def _create_key(call: Call, desk: Desk, session: Session, headers: Headers) -> Reply:
+def _create_key(call: Call, context: ProfileContext, session: Session, headers: Headers) -> Reply:
     try:
         given = msgspec.json.decode(call.body)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
@@ -465,34 +465,34 @@ def _create_key(call: Call, desk: Desk, session: Session, headers: Headers) -> R
     if len(name) > NAME_CHARS_MAX:
         fault = _Invalid("name", f"name must be at most {NAME_CHARS_MAX} characters")
         return _invalid(call, fault, headers)
-    key = Key(id=desk.new_key_id(), account=session.account_id, name=name, profile=NAME)
+    key = Key(id=context.new_key_id(), account=session.account_id, name=name, profile=NAME)
     by = Customer(session.account_id)
     try:
-        stored, secret = desk.issue_key(key, by)
+        stored, secret = context.issue_key(key, by)
     except Forbidden:
         # No plan bounds it: it draws on the account's balance, which does.
         try:
-            stored, secret = desk.issue_key(msgspec.structs.replace(key, type="credit"), by)
+            stored, secret = context.issue_key(msgspec.structs.replace(key, type="credit"), by)
         except Forbidden as exc:
             return _problem(call, _FORBIDDEN, str(exc), headers=headers)
     return _answer(call, 201, _key(stored, secret), headers)
 
 
-def _list_keys(call: Call, desk: Desk, session: Session, headers: Headers) -> Reply:
+def _list_keys(call: Call, context: ProfileContext, session: Session, headers: Headers) -> Reply:
     shown = {"active", "inactive", "expired"}
-    if desk.settings["revoked_keys_listed"]:
+    if context.settings["revoked_keys_listed"]:
         shown.add("revoked")
     now_us = to_us(call.now)
-    keys = [_key(stored) for stored in desk.keys(session.account_id) if stored.state_at(now_us) in shown]
+    keys = [_key(stored) for stored in context.keys(session.account_id) if stored.state_at(now_us) in shown]
     return _answer(call, 200, keys, headers)
 
 
-def _revoke_key(call: Call, desk: Desk, session: Session, headers: Headers) -> Reply:
-    stored = desk.key(call.params["key_id"])
+def _revoke_key(call: Call, context: ProfileContext, session: Session, headers: Headers) -> Reply:
+    stored = context.key(call.params["key_id"])
     if stored is None or stored.entry.account != session.account_id or stored.entry.state == "deleted":
         return _problem(call, _NOT_FOUND, "There is no such key.", headers=headers)
     if stored.entry.state != "revoked":
-        desk.set_key_state(stored, "revoked", Customer(session.account_id))
+        context.set_key_state(stored, "revoked", Customer(session.account_id))
     return _answer(call, 204, None, headers)
 
 
@@ -513,18 +513,18 @@ def _key(stored: StoredKey, secret: str | None = None) -> dict[str, Any]:
 # -- who calls, and how often ---------------------------------------------------------------------------------
 
 
-def _caller(call: Call, desk: Desk) -> StoredKey | Session:
+def _caller(call: Call, context: ProfileContext) -> StoredKey | Session:
     """Return the key or session that *call* carries."""
     token = _bearer(call.headers)
     if not token:
         raise _Stopped(_problem(call, _NO_CREDENTIAL, "Send Authorization: Bearer with a key or a session."))
     if not token.startswith(_KEY_PREFIX):
-        session = desk.session(token)
+        session = context.session(token)
         if session is None:
             raise _Stopped(_problem(call, _BAD_CREDENTIAL, "The session token is not valid."))
         return session
-    stored = desk.find_key(token) if _KEY.match(token) else None
-    entitlement = None if stored is None else desk.entitlement(stored)
+    stored = context.find_key(token) if _KEY.match(token) else None
+    entitlement = None if stored is None else context.entitlement(stored)
     if stored is None or entitlement is None or stored.state_at(to_us(call.now)) != "active":
         raise _Stopped(_problem(call, _BAD_CREDENTIAL, _KEY_WRONG))
     if not entitlement.account.active:
@@ -536,30 +536,34 @@ def _account_of(caller: StoredKey | Session) -> str:
     return caller.account_id if isinstance(caller, Session) else caller.entry.account
 
 
-def _reader(call: Call, desk: Desk) -> tuple[StoredKey | Session, Headers]:
+def _reader(call: Call, context: ProfileContext) -> tuple[StoredKey | Session, Headers]:
     """Return who calls a usage endpoint, a read counted, and its headers."""
-    caller = _caller(call, desk)
+    caller = _caller(call, context)
     if isinstance(caller, StoredKey):
-        denial = desk.pass_limits(caller, _USAGE)
-        standings = desk.standings(caller)
+        denial = context.pass_limits(caller, _USAGE)
+        limit_statuses = context.limit_statuses(caller)
         if denial is not None:
-            raise _Stopped(_too_fast(call, denial, _standing_of(standings, _USAGE.bucket, denial.limit)))
-        standing = _standing_of(standings, _USAGE.bucket)
-        if standing is not None:
-            return caller, _rate_headers(standing, call.now)
-    amount = desk.settings["reads_per_minute"]
-    return caller, _pass_per_minute(call, desk, _account_of(caller), "reads", _owner(caller), amount)
+            raise _Stopped(
+                _too_fast(call, denial, _limit_status_of(limit_statuses, _USAGE.bucket, denial.limit))
+            )
+        limit_status = _limit_status_of(limit_statuses, _USAGE.bucket)
+        if limit_status is not None:
+            return caller, _rate_headers(limit_status, call.now)
+    amount = context.settings["reads_per_minute"]
+    return caller, _pass_per_minute(call, context, _account_of(caller), "reads", _owner(caller), amount)
 
 
-def _reads_left(call: Call, desk: Desk, caller: StoredKey | Session) -> Headers:
+def _reads_left(call: Call, context: ProfileContext, caller: StoredKey | Session) -> Headers:
     """Return the headers of *caller*'s reads without counting one."""
-    standing = None
+    limit_status = None
     if isinstance(caller, StoredKey):
-        standing = _standing_of(desk.standings(caller), _USAGE.bucket)
-    if standing is None:
-        limit = _per_minute("reads", desk.settings["reads_per_minute"])
-        standing = desk.standing_of(_account_of(caller), _counter_of("reads", _owner(caller)), limit)
-    return _rate_headers(standing, call.now)
+        limit_status = _limit_status_of(context.limit_statuses(caller), _USAGE.bucket)
+    if limit_status is None:
+        limit = _per_minute("reads", context.settings["reads_per_minute"])
+        limit_status = context.limit_status_of(
+            _account_of(caller), _counter_of("reads", _owner(caller)), limit
+        )
+    return _rate_headers(limit_status, call.now)
 
 
 def _owner(caller: StoredKey | Session) -> str:
@@ -576,27 +580,27 @@ def _counter_of(bucket: str, owner: str) -> str:
     return f"{NAME}:{bucket}:{hashlib.sha256(owner.encode()).hexdigest()[:32]}"
 
 
-def _key_manager(call: Call, desk: Desk) -> tuple[Session, Headers]:
+def _key_manager(call: Call, context: ProfileContext) -> tuple[Session, Headers]:
     """Return the session of a call to the key endpoints, and its headers."""
-    caller = _caller(call, desk)
+    caller = _caller(call, context)
     if not isinstance(caller, Session):
-        problem = _FORBIDDEN._replace(status=desk.settings["session_only_status"])
+        problem = _FORBIDDEN._replace(status=context.settings["session_only_status"])
         detail = "Keys are managed with a dashboard session, not a key."
-        raise _Stopped(_problem(call, problem, detail, headers=_reads_left(call, desk, caller)))
-    amount = desk.settings["key_mgmt_per_minute"]
-    return caller, _pass_per_minute(call, desk, caller.account_id, "key_mgmt", _owner(caller), amount)
+        raise _Stopped(_problem(call, problem, detail, headers=_reads_left(call, context, caller)))
+    amount = context.settings["key_mgmt_per_minute"]
+    return caller, _pass_per_minute(call, context, caller.account_id, "key_mgmt", _owner(caller), amount)
 
 
 def _pass_per_minute(
-    call: Call, desk: Desk, account_id: str, bucket: str, owner: str, amount: int
+    call: Call, context: ProfileContext, account_id: str, bucket: str, owner: str, amount: int
 ) -> Headers:
     """Count a call of *owner* in a bucket that no plan has; return its headers."""
     limit, name = _per_minute(bucket, amount), _counter_of(bucket, owner)
-    counted = desk.spend(account_id, name, limit)
-    standing = desk.standing_of(account_id, name, limit)
+    counted = context.spend(account_id, name, limit)
+    limit_status = context.limit_status_of(account_id, name, limit)
     if isinstance(counted, Denial):
-        raise _Stopped(_too_fast(call, counted, standing))
-    return _rate_headers(standing, call.now)
+        raise _Stopped(_too_fast(call, counted, limit_status))
+    return _rate_headers(limit_status, call.now)
 
 
 def _bearer(headers: Mapping[str, str]) -> str:
@@ -604,13 +608,13 @@ def _bearer(headers: Mapping[str, str]) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def _standing_of(
-    standings: Iterable[Standing], bucket: str | None, name: str | None = None
-) -> Standing | None:
+def _limit_status_of(
+    limit_statuses: Iterable[LimitStatus], bucket: str | None, name: str | None = None
+) -> LimitStatus | None:
     """Return where the limit *name* stands, else the tightest one of the rate bucket, else of all routes."""
     limits = [
         each
-        for each in standings
+        for each in limit_statuses
         if each.kind == "limit" and each.unit == "requests" and each.bucket in (None, bucket)
     ]
     named = [each for each in limits if each.name == name]
@@ -618,14 +622,14 @@ def _standing_of(
     return min(named or own or limits, key=lambda each: each.remaining or 0, default=None)
 
 
-def _rate_headers(standing: Standing | None, now: datetime) -> Headers:
+def _rate_headers(limit_status: LimitStatus | None, now: datetime) -> Headers:
     """Return the three `RateLimit-*` fields; none where nothing limits the caller."""
-    if standing is None or standing.allowed is None:
+    if limit_status is None or limit_status.allowed is None:
         return []
-    left_us = 0 if standing.resets_at is None else to_us(standing.resets_at) - to_us(now)
+    left_us = 0 if limit_status.resets_at is None else to_us(limit_status.resets_at) - to_us(now)
     return [
-        ("RateLimit-Limit", str(standing.allowed)),
-        ("RateLimit-Remaining", str(standing.remaining)),
+        ("RateLimit-Limit", str(limit_status.allowed)),
+        ("RateLimit-Remaining", str(limit_status.remaining)),
         ("RateLimit-Reset", str(max(0, -(-left_us // US_PER_S)))),
     ]
 
@@ -634,18 +638,18 @@ def _rate_headers(standing: Standing | None, now: datetime) -> Headers:
 
 
 def _answered(
-    admit: Callable[[Call, Desk], tuple[_Who, Headers]],
-    handle: Callable[[Call, Desk, _Who, Headers], Reply],
-) -> Callable[[Call, Desk], Reply]:
+    admit: Callable[[Call, ProfileContext], tuple[_Who, Headers]],
+    handle: Callable[[Call, ProfileContext, _Who, Headers], Reply],
+) -> Callable[[Call, ProfileContext], Reply]:
     """Return *handle* behind *admit*: every answer to a known caller has its headers."""
 
-    def answer(call: Call, desk: Desk) -> Reply:
+    def answer(call: Call, context: ProfileContext) -> Reply:
         try:
-            caller, headers = admit(call, desk)
+            caller, headers = admit(call, context)
         except _Stopped as stopped:
             return stopped.reply
         try:
-            return handle(call, desk, caller, headers)
+            return handle(call, context, caller, headers)
         except Exception as exc:
             # Here, and not in `failed` alone, since only here the caller's headers are known.
             reply = failure(PROFILE, call, exc)
@@ -686,11 +690,11 @@ def _invalid(call: Call, fault: _Invalid, headers: Sequence[tuple[str, str]]) ->
     return _problem(call, problem, str(fault), headers=headers, errors=errors)
 
 
-def _too_fast(call: Call, denial: Denial, standing: Standing | None) -> Reply:
+def _too_fast(call: Call, denial: Denial, limit_status: LimitStatus | None) -> Reply:
     retry_s = denial.retry_after_s
-    bucket = (None if standing is None else standing.bucket) or denial.limit
+    bucket = (None if limit_status is None else limit_status.bucket) or denial.limit
     detail = f"Rate limit exceeded for {bucket} bucket." + (f" Retry after {retry_s}s." if retry_s else "")
-    headers = _rate_headers(standing, call.now)
+    headers = _rate_headers(limit_status, call.now)
     if retry_s is not None:
         headers.append(("Retry-After", str(retry_s)))
     return _problem(call, _TOO_FAST, detail, headers=headers)

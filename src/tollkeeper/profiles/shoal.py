@@ -18,11 +18,20 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import period_of
-from tollkeeper.domain.standing import Standing
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery
 from tollkeeper.errors import BadInput, Unavailable
-from tollkeeper.profiles.base import Call, Desk, Endpoint, ErrorStatus, Metered, Reply, Weekday, failure
+from tollkeeper.profiles.base import (
+    Call,
+    Endpoint,
+    ErrorStatus,
+    Metered,
+    ProfileContext,
+    Reply,
+    Weekday,
+    failure,
+)
 
 SETTINGS: Final[Mapping[str, Any]] = {
     # For `Invalid API key`: the vendor's pages say 401 and 403.
@@ -264,7 +273,7 @@ class Shoal:
         """Return the key of `Authorization: Bearer <key>`, or `""`."""
         return _bearer(headers) or ""
 
-    def not_found(self, call: Call, allowed: Sequence[str], desk: Desk) -> Reply:
+    def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         """
         Answer 404, or 405 in the same shape, with the path and method that were asked.
 
@@ -272,25 +281,25 @@ class Shoal:
         """
         status, own = (405, [("Allow", ", ".join(allowed))]) if allowed else (404, [])
         reply = Reply(status, _not_found(call), own)
-        caller = _caller(desk, self.credential(call.headers), call.now)
+        caller = _caller(context, self.credential(call.headers), call.now)
         if caller is None:
             return reply._replace(headers=[*own, *_policy(call), _id(call.request_id)])
         key, entitlement = caller
-        denial = desk.pass_limits(key, ELSEWHERE)
-        standings = desk.standings(key)
+        denial = context.pass_limits(key, ELSEWHERE)
+        limit_statuses = context.limit_statuses(key)
         if denial is not None:
             reply = _refusal(call, denial)
         else:
             try:
-                desk.record(key, msgspec.structs.replace(ELSEWHERE, method=call.method[:16]), status)
+                context.record(key, msgspec.structs.replace(ELSEWHERE, method=call.method[:16]), status)
             except Exception as exc:
                 reply = failure(self, call, exc)._replace(headers=())
         return reply._replace(
             headers=[
                 ("X-Plan-Tier", _tier(entitlement, call.settings)),
                 *_policy(call),
-                *_rate_headers(standings, None),
-                *_month_headers(_budget_of(entitlement, standings, call.settings)),
+                *_rate_headers(limit_statuses, None),
+                *_month_headers(_budget_of(entitlement, limit_statuses, call.settings)),
                 _id(call.request_id),
                 *reply.headers,
             ]
@@ -322,16 +331,16 @@ class Shoal:
         headers = [("X-Plan-Tier", _tier(metered.entitlement, settings))]
         if route.id != "unknown":
             headers += _packaging(route, route.policy or route.id)
-        budget = _budget_of(metered.entitlement, metered.standings, settings)
+        budget = _budget_of(metered.entitlement, metered.limit_statuses, settings)
         return [
             *headers,
-            *_rate_headers(metered.standings, route.bucket),
+            *_rate_headers(metered.limit_statuses, route.bucket),
             *_month_headers(budget),
             _id(metered.request_id),
         ]
 
 
-def answer_usage(call: Call, desk: Desk) -> Reply:
+def answer_usage(call: Call, context: ProfileContext) -> Reply:
     """
     Answer `GET /v1/usage`: the calling key's counters and monthly credits, as they were before this call.
 
@@ -340,26 +349,26 @@ def answer_usage(call: Call, desk: Desk) -> Reply:
     secret = _bearer(call.headers)
     if not secret:
         return _without_key(call)
-    caller = _caller(desk, secret, call.now)
+    caller = _caller(context, secret, call.now)
     if caller is None:
         return _invalid_key(call)
     key, entitlement = caller
-    denial = desk.pass_limits(key, USAGE)
-    standings = desk.standings(key)
-    budget = _budget_of(entitlement, standings, call.settings)
+    denial = context.pass_limits(key, USAGE)
+    limit_statuses = context.limit_statuses(key)
+    budget = _budget_of(entitlement, limit_statuses, call.settings)
     headers = [
         ("X-Plan-Tier", _tier(entitlement, call.settings)),
         *_packaging(USAGE, _switch(call, "usage_policy")),
-        *_rate_headers(standings, USAGE.bucket),
+        *_rate_headers(limit_statuses, USAGE.bucket),
         _id(call.request_id),
     ]
     if denial is not None:
         refusal = _refusal(call, denial)
         return refusal._replace(headers=[*headers, *_month_headers(budget), *refusal.headers])
     try:
-        counts = _counts(desk, key, call)
+        counts = _counts(context, key, call)
         if _switch(call, "usage_calls_count"):
-            desk.record(key, USAGE, 200)
+            context.record(key, USAGE, 200)
     except Exception as exc:
         # Here, and not in `failed` alone, since only here the key's headers are known.
         return failure(PROFILE, call, exc)._replace(headers=[*headers, *_month_headers(budget)])
@@ -380,10 +389,10 @@ def _bearer(headers: Mapping[str, str]) -> str | None:
     return key.strip() if scheme.lower() == "bearer" else None
 
 
-def _caller(desk: Desk, secret: str, now: datetime) -> tuple[StoredKey, Entitlement] | None:
+def _caller(context: ProfileContext, secret: str, now: datetime) -> tuple[StoredKey, Entitlement] | None:
     """Return the key of *secret* and what it permits, if it is good now."""
-    key = desk.find_key(secret)
-    entitlement = None if key is None else desk.entitlement(key)
+    key = context.find_key(secret)
+    entitlement = None if key is None else context.entitlement(key)
     if key is None or entitlement is None:
         return None
     subscription = entitlement.subscription
@@ -410,14 +419,14 @@ def _invalid_key(call: Call) -> Reply:
 # -- numbers --------------------------------------------------------------------------------------------------
 
 
-def _counts(desk: Desk, key: StoredKey, call: Call) -> Counts:
+def _counts(context: ProfileContext, key: StoredKey, call: Call) -> Counts:
     zone, week_start = _switch(call, "time_zone"), _switch(call, "week_start")
     day = period_of(call.now, "day").start_at
     week = period_of(call.now, "week", time_zone=zone, week_start=week_start).start_at
     month = period_of(call.now, "month", time_zone=zone).start_at
-    days = _daily(desk, key, call, min(week, month), zone)
+    days = _daily(context, key, call, min(week, month), zone)
     # A local day is not a UTC day: then the counter that is of UTC whatever is set needs a question of its own.
-    today = days if zone == "UTC" else _daily(desk, key, call, day, "UTC")
+    today = days if zone == "UTC" else _daily(context, key, call, day, "UTC")
     return Counts(
         today=sum(requests for at, requests, _ in today if at >= day),
         this_week=sum(requests for at, requests, _ in days if at >= week),
@@ -427,12 +436,12 @@ def _counts(desk: Desk, key: StoredKey, call: Call) -> Counts:
 
 
 def _daily(
-    desk: Desk, key: StoredKey, call: Call, since: datetime, zone: str
+    context: ProfileContext, key: StoredKey, call: Call, since: datetime, zone: str
 ) -> list[tuple[datetime, int, int]]:
     """Return the start, counted requests and credits of each day from *since* on, some days in parts."""
     # The end of the hour, not now: whole hours are answered from rollups.
     hour_end = call.now.replace(minute=0, second=0, microsecond=0) + _HOUR
-    report = desk.usage(
+    report = context.usage(
         UsageQuery(
             account_id=key.entry.account,
             from_us=to_us(since),
@@ -440,7 +449,7 @@ def _daily(
             granularity="day",
             time_zone=zone,
             group_by=("status", "denied_reason"),
-            filters={"key": tuple(desk.line(key))},
+            filters={"key": tuple(context.rotation_chain(key))},
             measures=("requests", "credits"),
             limit=PAGE_SIZE_MAX,
         )
@@ -465,7 +474,7 @@ def _counts_as_request(row: Mapping[str, Any], call: Call) -> bool:
 
 
 def _budget_of(
-    entitlement: Entitlement | None, standings: Sequence[Standing], settings: Mapping[str, Any]
+    entitlement: Entitlement | None, limit_statuses: Sequence[LimitStatus], settings: Mapping[str, Any]
 ) -> Budget | None:
     """
     Return the month's credits of a key; None when no budget counts them.
@@ -478,7 +487,7 @@ def _budget_of(
     names = {scope.name for scope in monthly if scope.key_id is not None} or {s.name for s in monthly}
     found = [
         Budget(settings["limit_without_budget"] if s.allowed is None else s.allowed, s.used)
-        for s in standings
+        for s in limit_statuses
         if s.kind == "budget" and s.unit == "credits" and s.name in names
     ]
     return min(found, key=lambda budget: budget.remaining, default=None)
@@ -545,13 +554,15 @@ def _packaging(route: Route, policy: str) -> Headers:
     return [(name, value) for name, value in headers if value]
 
 
-def _rate_headers(standings: Sequence[Standing], bucket: str | None) -> Headers:
+def _rate_headers(limit_statuses: Sequence[LimitStatus], bucket: str | None) -> Headers:
     """Return the rate limit on requests that has the least left; nothing for a key without one."""
     found = [
-        (standing.remaining, standing.allowed)
-        for standing in standings
-        if standing.kind == "limit" and standing.unit == "requests" and standing.bucket in (None, bucket)
-        if standing.remaining is not None
+        (limit_status.remaining, limit_status.allowed)
+        for limit_status in limit_statuses
+        if limit_status.kind == "limit"
+        and limit_status.unit == "requests"
+        and limit_status.bucket in (None, bucket)
+        if limit_status.remaining is not None
     ]
     if not found:
         return []

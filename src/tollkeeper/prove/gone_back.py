@@ -48,7 +48,7 @@ class Acknowledged(NamedTuple):
     went_back: bool = True
 
 
-class Answers(NamedTuple):
+class ReportCache(NamedTuple):
     """
     What the server says in the end.
 
@@ -67,7 +67,7 @@ class Answers(NamedTuple):
     complete: bool = True
 
 
-def check_gone_back(acknowledged: Acknowledged, answers: Answers) -> list[Finding]:
+def check_gone_back(acknowledged: Acknowledged, answers: ReportCache) -> list[Finding]:
     """Return everything that is wrong."""
     return [
         *_events(acknowledged, answers.events),
@@ -94,7 +94,7 @@ def _events(acknowledged: Acknowledged, events: Mapping[str, Counted]) -> Iterat
         yield Finding(kind, f"{len(ids)} events {what}: {', '.join(ids[:IDS_SHOWN])}", tuple(ids))
 
 
-def _sums(acknowledged: Acknowledged, answers: Answers) -> Iterator[Finding]:
+def _sums(acknowledged: Acknowledged, answers: ReportCache) -> Iterator[Finding]:
     there = Counted(
         sum(counted.events for counted in answers.events.values()),
         sum(counted.cost_nanos for counted in answers.events.values()),

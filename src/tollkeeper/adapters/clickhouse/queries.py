@@ -284,7 +284,7 @@ _BUCKETS: Final = {
 }
 
 
-def report(query: UsageQuery, also: Sequence[Record] = (), *, assuming: bool = True) -> Statement:
+def report(query: UsageQuery, with_pending: Sequence[Record] = (), *, assuming: bool = True) -> Statement:
     """
     Return the statement that answers *query*; `answer_of` reads its result.
 
@@ -297,7 +297,7 @@ def report(query: UsageQuery, also: Sequence[Record] = (), *, assuming: bool = T
     Raises:
         BadParameter: A dimension, measure, granularity, sort column, time zone or weekday is unknown.
     """
-    return _Report(query, also, assuming).statement()
+    return _Report(query, with_pending, assuming).statement()
 
 
 def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
@@ -367,10 +367,10 @@ class _Source(NamedTuple):
 class _Report:
     """One query on its way to SQL: the parameters gather as the fragments are made."""
 
-    def __init__(self, query: UsageQuery, also: Sequence[Record], assuming: bool) -> None:
+    def __init__(self, query: UsageQuery, with_pending: Sequence[Record], assuming: bool) -> None:
         _check(query)
         self.query = query
-        self.also = also
+        self.with_pending = with_pending
         self.assuming = assuming
         self.parameters: dict[str, Any] = {}
         needs = dict.fromkeys(["requests", "cost_nanos"])
@@ -494,8 +494,8 @@ class _Report:
             if ragged:
                 branches.append(self._events(*ragged))
             if self.extremes and not self.assuming:
-                branches.append(self._standing(first_hour, last_hour))
-        if self.also:
+                branches.append(self._limit_status(first_hour, last_hour))
+        if self.with_pending:
             branches.append(self._coming((start, end)))
         (columns, origin), *others = branches
         names = list(columns)[: -len(self.values)]
@@ -561,7 +561,7 @@ class _Report:
                 columns[name] = f"if({_stands(scope)}, {columns[name]}, {_VALUES[name].nothing})"
         return columns, f"events AS e WHERE {' AND '.join(scope)}"
 
-    def _standing(self, start: int, end: int) -> _Branch:
+    def _limit_status(self, start: int, end: int) -> _Branch:
         """The records that stand in hours with corrections, for what cannot be subtracted; the rest is 0."""
         scope = self._event_scope("whole_", start, end)
         scope.append(f"(account_id, toStartOfHour(occurred_at)) IN ({self._corrected(start, end)})")
@@ -573,7 +573,7 @@ class _Report:
 
     def _coming(self, span: tuple[int, int]) -> _Branch:
         """The records that the store does not have: each stands."""
-        self.parameters["also_text"] = "\n".join(map(_as_text, self.also))
+        self.parameters["also_text"] = "\n".join(map(_as_text, self.with_pending))
         columns = self._key_columns("occurred_at") | {name: _VALUES[name].event for name in self.values}
         return columns, f"{_ALSO} AS e WHERE {' AND '.join(self._event_scope('also_', *span))}"
 

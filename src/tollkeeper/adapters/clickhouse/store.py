@@ -32,15 +32,15 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import code_pages, descriptions, queries, repeats, tables
+from tollkeeper.adapters.clickhouse import append_recovery, code_pages, descriptions, queries, tables
 from tollkeeper.adapters.clickhouse.marks import TableMarks
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, Readers, report_of
-from tollkeeper.columns import SCHEMA, records_of
 from tollkeeper.domain.events import RECORD_FIELDS, Record
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import BadParameter, Unavailable
 from tollkeeper.ports import CostSum, Losses, UsageAnswer
+from tollkeeper.record_columns import SCHEMA, records_of
 
 _REPORTS: Final = (4, 5.0)
 """How many run at once, and seconds that another waits. More would only wait: one keeps two cores busy."""
@@ -223,19 +223,19 @@ class ClickHouseUsageStore:
     def _append_again(self, rows: pa.Table, token: str, *, records_min: int) -> None:
         """Append what the store lacks of *rows*, whatever it remembers of *token*."""
         client = self._appender
-        repeats.clear(client)
-        self._insert(client, repeats.TABLE, repeats.listed(rows), _UNGATHERED)
+        append_recovery.clear(client)
+        self._insert(client, append_recovery.TABLE, append_recovery.listed(rows), _UNGATHERED)
         # The token first: on a server the earlier insert may still be running.
         for name in (token, f"{token}-{uuid.uuid4()}"):
-            if not (missing := repeats.missing(client)):
+            if not (missing := append_recovery.missing(client)):
                 break
             self._append(rows.take(missing), name)
         if client.query("SELECT count() FROM events").result_rows[0][0] < records_min:
             # Others are missing. Rebuilt, a rollup would forget what they said; `verify` names them.
             log.error("tollkeeper.usage.records_missing", extra={"token": token})
         else:
-            repeats.derive(client)
-        repeats.clear(client)
+            append_recovery.derive(client)
+        append_recovery.clear(client)
 
     def known_ids(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.known_ids`."""
@@ -285,13 +285,13 @@ class ClickHouseUsageStore:
         self._check_whole()
         return [account_id for (account_id,) in self._rows(sql, {"id": id_}, readers=self._look_ups)]
 
-    def report(self, query: UsageQuery, also: Sequence[Record] = ()) -> UsageAnswer:
+    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> UsageAnswer:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
-        statement = queries.report(query, also)
+        statement = queries.report(query, with_pending)
         self._check_whole()
         rows = self._report(statement)
         if queries.is_unsure(rows):
-            rows = self._report(queries.report(query, also, assuming=False))
+            rows = self._report(queries.report(query, with_pending, assuming=False))
         return queries.answer_of(query, rows)
 
     def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:

@@ -22,7 +22,7 @@ from tollkeeper.http.auth import Authenticator, Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.executors import Executors, Pool, Probe
 from tollkeeper.installation import Installation
-from tollkeeper.services.reconcile import Verdict
+from tollkeeper.maintenance.reconcile import Verdict
 
 PREFIX: Final = "/tk/v1"
 ENDPOINT: Final = "endpoint"
@@ -86,7 +86,7 @@ class Endpoint(NamedTuple):
     problems: tuple[int, ...] = ()
 
 
-class Upkeep:
+class Maintenance:
     """What the last `verify` over HTTP found, for the metrics."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Context(NamedTuple):
     installation: Installation
     authenticator: Authenticator
     version: str
-    upkeep: Upkeep
+    maintenance: Maintenance
     executors: Executors
     probes: tuple[Probe, ...]
 

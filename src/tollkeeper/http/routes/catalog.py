@@ -14,6 +14,9 @@ from litestar import Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
+from tollkeeper.catalog.entry_parsing import entry_from
+from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Change
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan, Webhook
 from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Principal
@@ -50,9 +53,6 @@ from tollkeeper.http.routes.entry_json import (
 )
 from tollkeeper.installation import Installation
 from tollkeeper.ports import cursor_of
-from tollkeeper.services.declaration import apply_declaration, parse_declaration
-from tollkeeper.services.entries import entry_from
-from tollkeeper.services.manage import PAGE_SIZE_MAX, Change
 
 PAGE_SIZE_DEFAULT: Final = 100
 ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})

@@ -14,12 +14,12 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.alerts.webhooks import Webhooks
+from tollkeeper.catalog.manage import Change
 from tollkeeper.domain.catalog import Entry, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.errors import BadParameter, Malformed
-from tollkeeper.services.manage import Change
-from tollkeeper.services.webhooks import Webhooks
 
 KEY_READ_ONLY: Final = (
     "prefix",

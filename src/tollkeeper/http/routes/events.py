@@ -33,7 +33,7 @@ from tollkeeper.http.routes.calls import (
 )
 from tollkeeper.http.routes.fields import Amendment, VoidEventRequest, fields_of
 from tollkeeper.installation import Installation
-from tollkeeper.services.amend import Correction
+from tollkeeper.meter.amend import Correction
 
 _ACCOUNT: Final = Query("account", "Whose event; needed only when several accounts use the same event id.")
 _EXAMPLE: Final = {

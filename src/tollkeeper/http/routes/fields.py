@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from tollkeeper.catalog.manage import OVERLAP_S_MAX
 from tollkeeper.domain.events import (
     BYTES_MAX,
     COST_NANOS_MAX,
@@ -19,7 +20,6 @@ from tollkeeper.domain.events import (
     Tokens,
 )
 from tollkeeper.errors import BadParameter
-from tollkeeper.services.manage import OVERLAP_S_MAX
 
 S = TypeVar("S", bound=msgspec.Struct)
 

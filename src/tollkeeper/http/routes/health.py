@@ -118,7 +118,7 @@ def metrics(request: AnyRequest) -> Response[bytes]:
         raise Forbidden("Metrics take an operator key.")
     return Response(
         render_metrics(
-            context.installation, context.upkeep, context.version, context.authenticator.throttle
+            context.installation, context.maintenance, context.version, context.authenticator.throttle
         ).encode(),
         media_type=METRICS_MEDIA_TYPE,
         headers={"Cache-Control": "no-store"},

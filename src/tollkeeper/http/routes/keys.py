@@ -15,6 +15,8 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.catalog.entry_parsing import entry_from
+from tollkeeper.catalog.manage import CUSTOMER_KEY_FIELDS, IssuedKey
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Entry, KeyState
 from tollkeeper.http.auth import Principal
@@ -40,8 +42,6 @@ from tollkeeper.http.routes.calls import (
 from tollkeeper.http.routes.entry_json import change_json, key_json
 from tollkeeper.http.routes.fields import RotateRequest, StateRequest, fields_of
 from tollkeeper.installation import Installation
-from tollkeeper.services.entries import entry_from
-from tollkeeper.services.manage import CUSTOMER_KEY_FIELDS, IssuedKey
 
 _SET_BY_MANAGEMENT: Final = (*CUSTOMER_KEY_FIELDS, "type")
 """In a new key. Whether it may is for `domain.bounds`."""

@@ -9,6 +9,7 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import RawBody
 
+from tollkeeper.catalog.sessions import OWN_TTL_S
 from tollkeeper.domain.events import Name
 from tollkeeper.domain.instants import US_PER_S, from_us, to_text
 from tollkeeper.http.routes.calls import (
@@ -28,7 +29,6 @@ from tollkeeper.http.routes.calls import (
     params_of,
 )
 from tollkeeper.http.routes.fields import fields_of
-from tollkeeper.services.sessions import OWN_TTL_S
 
 TTL_S_MAX: Final = 30 * 86_400
 Named = Annotated[Name, msgspec.Meta(min_length=1)]

@@ -161,7 +161,7 @@ def usage(request: AnyRequest) -> Response[bytes] | Stream:
         pairs,
         scope=UsageScope(principal.account_id, key_id),
         now=installation.clock.now(),
-        also=("format",),
+        with_pending=("format",),
     )
     if query.account_id is not None and installation.directory.account(query.account_id) is None:
         raise no_such_account()

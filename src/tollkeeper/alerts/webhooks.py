@@ -1,0 +1,409 @@
+"""
+Webhooks: notices which budgets crossed which thresholds, and tells it to whoever wants to know.
+
+The commit thread only notes which counters of which accounts a group charged, and only of accounts that have
+a webhook. A thread compares them with what the ledger has and stores a message per threshold, which the store
+takes once; other threads send what is due. At start everything is compared anew, so a crash between a commit
+and its message loses none. A message that was sent just before a crash is sent again, under the same id.
+
+Without webhooks there is no thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.manage import Manage
+from tollkeeper.clock import Clock
+from tollkeeper.domain.bookings import CounterAt
+from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.webhooks import (
+    Message,
+    StoredWebhook,
+    crossed,
+    headers_of,
+    message_of,
+    next_due_us,
+    secret_of,
+)
+from tollkeeper.errors import Conflict, NotFound, Unavailable
+from tollkeeper.ports import Ledger, WebhookSender, WebhookStore
+
+POLL_S: Final = 1.0
+"""How late a retry may be; what is new is noticed at once."""
+PAUSE_S: Final = 0.2
+"""Between two comparisons, whatever the traffic: it bounds what they cost."""
+SENDERS: Final = 4
+"""Messages on their way at a time, one of each account: a receiver that hangs holds up its own account only."""
+CLOSE_S: Final = 15.0
+LOOK_BACK_US: Final = 7 * 86_400 * US_PER_S
+"""A period that ended longer ago is not looked at any more, whatever late events come into it."""
+KEEP_US: Final = 30 * 86_400 * US_PER_S
+"""How long after its period a message is kept; more than `LOOK_BACK_US`, or it could be told again."""
+_TOLD_MAX: Final = 100_000
+
+log = logging.getLogger("tollkeeper.webhooks")
+
+_ToldAt = tuple[str, CounterAt]
+"""The id of a webhook, and the counter that it was told of."""
+
+
+class Webhooks:
+    """
+    Any thread may call; `charged` is the commit thread's, and returns at once.
+
+    Args:
+        root: What the webhooks' secrets are made from; at least 32 unpredictable bytes.
+    """
+
+    def __init__(
+        self,
+        store: WebhookStore,
+        sender: WebhookSender,
+        ledger: Ledger,
+        directory: Directory,
+        manage: Manage,
+        clock: Clock,
+        *,
+        root: bytes,
+    ) -> None:
+        self._store = store
+        self._sender = sender
+        self._ledger = ledger
+        self._directory = directory
+        self._manage = manage
+        self._clock = clock
+        self._root = root
+        self._hooks: dict[str, list[StoredWebhook]] = {}
+        """Account → its webhooks; replaced whole."""
+        self._scopes: dict[str, Mapping[str, tuple[BudgetScope, list[str] | None]]] = {}
+        self._told: dict[_ToldAt, set[int]] = {}
+        """Thresholds that the store has: spares asking it again and again."""
+        self._lock = threading.Lock()
+        self._comparing = threading.Lock()
+        self._marked: set[CounterAt] = set()
+        self._accounts: set[str] = set()
+        """Accounts all of whose counters are to be compared."""
+        self._reload = True
+        self._disabling = True
+        self._busy: set[str] = set()
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._senders: ThreadPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Begin where the last process ended. Raises `Unavailable`."""
+        self._read_hooks()
+        if self._hooks:
+            self._run_thread()
+
+    def secret(self, account_id: str, webhook_id: str) -> str:
+        """
+        Return the secret of a webhook. It is shown when the webhook is created, and not afterwards.
+
+        Raises:
+            NotFound: The account has no such webhook.
+        """
+        hook = self._store.hook(account_id, webhook_id)
+        if hook is None:
+            raise NotFound("there is no such entry among the webhooks")
+        return secret_of(self._root, hook)
+
+    # -- what may cross a threshold -------------------------------------------------------------------
+
+    def charged(self, counters: Iterable[CounterAt]) -> None:
+        """Note which counters a group charged; called by the commit thread after it committed."""
+        hooks = self._hooks
+        if not hooks:
+            return
+        marked = {at for at in counters if at[0] in hooks}
+        if marked:
+            with self._lock:
+                self._marked |= marked
+            self._wake.set()
+
+    def changed(self, account_ids: Iterable[str], *, hooks: bool = False) -> None:
+        """Note that budgets of these accounts changed, or, with *hooks*, that webhooks did."""
+        mine = set(account_ids) & self._hooks.keys()
+        if not mine and not hooks:
+            return
+        with self._lock:
+            self._accounts |= mine
+        if hooks:
+            self._reload = True
+        self._run_thread()
+        self._wake.set()
+
+    def compare(self) -> None:
+        """
+        Store a message for each threshold that was crossed since the last call, and do what it asks for.
+
+        Raises:
+            Unavailable: A store failed; the next call does what this one did not.
+        """
+        with self._comparing:
+            if self._reload:
+                self._read_hooks()
+            with self._lock:
+                marked, self._marked = self._marked, set()
+                accounts, self._accounts = self._accounts, set()
+            try:
+                self._compare(marked, accounts)
+            except BaseException:
+                with self._lock:
+                    self._marked |= marked
+                    self._accounts |= accounts
+                raise
+            if self._disabling:
+                self._disable_keys()
+
+    def _read_hooks(self) -> None:
+        # Lowered first, as it may be raised meanwhile.
+        self._reload = False
+        try:
+            self._store.purge(self._clock.now_us() - KEEP_US)
+            found = self._store.hooks()
+        except BaseException:
+            self._reload = True
+            raise
+        hooks: dict[str, list[StoredWebhook]] = {}
+        for hook in found:
+            hooks.setdefault(hook.entry.account, []).append(hook)
+        # First they are watched, then all is compared: what is committed in between is in both, not in neither.
+        self._hooks = hooks
+        with self._lock:
+            self._accounts |= hooks.keys()
+        self._told.clear()
+        self._scopes.clear()
+
+    def _compare(self, marked: set[CounterAt], accounts: set[str]) -> None:
+        now_us = self._clock.now_us()
+        looked_at = set(marked)
+        for account_id in accounts:
+            scopes = self._scopes[account_id] = self._directory.wanted_scopes(account_id)
+            rows = self._ledger.counter_rows(account_id)
+            looked_at |= {(account_id, counter, start_us) for counter, start_us in rows if counter in scopes}
+        messages = [message for at in sorted(looked_at) for message in self._messages(at, now_us)]
+        if not messages:
+            return
+        new = self._store.add(messages)
+        if len(self._told) > _TOLD_MAX:
+            self._told.clear()
+        for message in messages:
+            at = (message.account_id, message.counter_id, message.period_start_us)
+            self._told.setdefault((message.webhook_id, at), set()).add(message.threshold)
+        for message in new:
+            self._disabling = self._disabling or message.disables_keys
+            self._log_new(message)
+
+    def _messages(self, at: CounterAt, now_us: int) -> Iterable[Message]:
+        """Yield a message for each threshold that the counter *at* has crossed and no webhook was told of."""
+        account_id, counter_id, start_us = at
+        if account_id not in self._scopes:
+            self._scopes[account_id] = self._directory.wanted_scopes(account_id)
+        scope, _ = self._scopes[account_id].get(counter_id, (None, None))
+        if scope is None or scope.amount is None:
+            return
+        period_us = scope.span_us(start_us)
+        if period_us[0] != start_us or period_us[1] <= now_us - LOOK_BACK_US:
+            # Counted by periods that the budget no longer has, or past.
+            return
+        used: int | None = None
+        for hook in self._hooks.get(account_id, ()):
+            entry = hook.entry
+            if entry.project not in (None, scope.project_id) or period_us[1] <= hook.created_at_us:
+                continue
+            told = self._told.get((entry.id, at), set())
+            untold = [threshold for threshold in entry.thresholds if threshold not in told]
+            if not untold:
+                continue
+            if used is None:
+                used, _ = self._ledger.counter(*at)
+            for threshold in crossed(used, scope.amount, untold):
+                yield message_of(hook, scope, period_us, used, threshold, now_us)
+
+    def _log_new(self, message: Message) -> None:
+        extra = {
+            "account": message.account_id,
+            "webhook": message.webhook_id,
+            "counter": message.counter_id,
+            "threshold": message.threshold,
+        }
+        log.info("tollkeeper.webhook.threshold_crossed", extra=extra)
+        notify_at = next(
+            (
+                hook.entry.actions.notify_admins
+                for hook in self._hooks.get(message.account_id, ())
+                if hook.entry.id == message.webhook_id
+            ),
+            None,
+        )
+        if notify_at is not None and message.threshold >= notify_at:
+            log.warning("tollkeeper.webhook.notify_admins", extra=extra)
+
+    def _disable_keys(self) -> None:
+        # Lowered first, as it may be raised meanwhile.
+        self._disabling = False
+        try:
+            for message in self._store.disabling():
+                for key_id in self._counted_keys(message.account_id, message.counter_id):
+                    try:
+                        self._manage.set_key_state(message.account_id, key_id, "inactive")
+                    except (Conflict, NotFound):
+                        # Revoked or expired in this moment: it is out of use already.
+                        continue
+                    log.warning(
+                        "tollkeeper.webhook.key_disabled",
+                        extra={"account": message.account_id, "key": key_id, "webhook": message.webhook_id},
+                    )
+                self._store.disabled(message.id)
+        except BaseException:
+            self._disabling = True
+            raise
+
+    def _counted_keys(self, account_id: str, counter_id: str) -> list[str]:
+        """
+        Return the consumption keys in use whose events the budget counts.
+
+        Keys that a customer made inactive are among them, or it would activate them afterwards.
+        """
+        scope, key_ids = self._directory.wanted_scopes(account_id).get(counter_id, (None, None))
+        if scope is None:
+            return []
+        now_us = self._clock.now_us()
+        return [
+            stored.entry.id
+            for stored in self._directory.keys_of(account_id)
+            if stored.entry.is_metered
+            and (
+                stored.state_at(now_us) == "active"
+                or (stored.state_at(now_us) == "inactive" and stored.state_by == "customer")
+            )
+            and (key_ids is None or stored.entry.id in key_ids)
+            and scope.project_id in (None, stored.entry.project or "")
+        ]
+
+    # -- telling --------------------------------------------------------------------------------------
+
+    def claim(self) -> list[Message]:
+        """
+        Return what is to be sent now, at most one message per account; each is `deliver`ed before its next.
+
+        Raises:
+            Unavailable: The store failed.
+        """
+        with self._lock:
+            busy = set(self._busy)
+        if len(busy) >= SENDERS:
+            return []
+        claimed: list[Message] = []
+        for message in self._store.due(self._clock.now_us(), limit=100, but_accounts=busy):
+            if len(busy) < SENDERS and message.account_id not in busy:
+                busy.add(message.account_id)
+                claimed.append(message)
+        with self._lock:
+            self._busy.update(message.account_id for message in claimed)
+        return claimed
+
+    def deliver(self, message: Message) -> None:
+        """Send a claimed message once, and store what came of it. Raises nothing."""
+        try:
+            self._deliver(message)
+        except Unavailable as exc:
+            # It is due still, and is sent again when the store is back.
+            log.warning("tollkeeper.webhook.unavailable", extra={"reason": str(exc)})
+        except Exception:
+            log.exception("tollkeeper.webhook.defect", extra={"message_id": message.id})
+        finally:
+            with self._lock:
+                self._busy.discard(message.account_id)
+            self._wake.set()
+
+    def _deliver(self, message: Message) -> None:
+        hook = self._store.hook(message.account_id, message.webhook_id)
+        if hook is None:
+            # Deleted meanwhile: its messages go with the next purge.
+            self._store.ended(message.id, "failed", attempts=message.attempts)
+            return
+        body = message.body.encode()
+        headers = headers_of(message.id, body, secret_of(self._root, hook), self._clock.now_us())
+        sent = self._sender.send(hook.entry.url, headers, body)
+        if sent.outcome == "failed" and self._closing.is_set():
+            # The end of this process is not the receiver's fault: the next one tries at once.
+            return
+        attempts = message.attempts + 1
+        extra = {
+            "account": message.account_id,
+            "webhook": message.webhook_id,
+            "message_id": message.id,
+            "attempt": attempts,
+            "status": sent.status,
+        }
+        if sent.outcome == "delivered":
+            self._store.ended(message.id, "delivered", attempts=attempts)
+            log.info("tollkeeper.webhook.delivered", extra=extra)
+            return
+        due_at_us = next_due_us(attempts, self._clock.now_us())
+        if due_at_us is None:
+            self._store.ended(message.id, "failed", attempts=attempts)
+        else:
+            self._store.postpone(message.id, attempts=attempts, due_at_us=due_at_us)
+        final = {"reason": sent.reason, "final": due_at_us is None}
+        log.warning("tollkeeper.webhook.failed", extra=extra | final)
+
+    # -- the thread -----------------------------------------------------------------------------------
+
+    def purge(self) -> None:
+        """Forget what was told long ago. Raises `Unavailable`."""
+        if self._hooks:
+            self._store.purge(self._clock.now_us() - KEEP_US)
+
+    def close(self) -> None:
+        """Stop; what is due stays so. A repeat changes nothing."""
+        self._closing.set()
+        self._wake.set()
+        self._sender.close()
+        with self._lock:
+            thread, senders = self._thread, self._senders
+        if thread is not None:
+            thread.join(CLOSE_S)
+        if senders is not None:
+            senders.shutdown(cancel_futures=True)
+
+    def _run_thread(self) -> None:
+        with self._lock:
+            if self._thread is not None or self._closing.is_set():
+                return
+            if self._senders is None:
+                self._senders = ThreadPoolExecutor(SENDERS, thread_name_prefix="tollkeeper-webhook")
+            self._thread = threading.Thread(
+                target=self._run, args=(self._senders,), name="tollkeeper-webhooks", daemon=True
+            )
+            self._thread.start()
+
+    def _run(self, senders: ThreadPoolExecutor) -> None:
+        while not self._closing.is_set():
+            self._wake.clear()
+            try:
+                self.compare()
+                for message in self.claim():
+                    senders.submit(self.deliver, message)
+            except Unavailable as exc:
+                log.warning("tollkeeper.webhooks.unavailable", extra={"reason": str(exc)})
+            except Exception:
+                # Whatever it is, the other accounts must go on hearing of theirs.
+                log.exception("tollkeeper.webhooks.failed")
+            if self._closing.wait(PAUSE_S):
+                return
+            with self._lock:
+                if not self._hooks and not self._reload:
+                    self._thread = None
+                    return
+            self._wake.wait(POLL_S)

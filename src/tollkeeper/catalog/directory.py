@@ -1,0 +1,474 @@
+"""
+The directory: what gate and meter read of the catalog and the ledger, resolved and remembered.
+
+Resolving walks from key to subscription, plan, account and budgets once; `forget` drops what a change of
+the catalog touched. Budgets count from the moment that they are in force in the ledger (`services.scopes`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from tollkeeper.catalog.price_book import PriceBook
+from tollkeeper.clock import Clock
+from tollkeeper.domain.bookings import CounterAt
+from tollkeeper.domain.catalog import Account, Budget, Key, Plan, Price, Route, Subscription
+from tollkeeper.domain.entitlements import (
+    CREDIT_COUNTER,
+    BudgetScope,
+    Entitlement,
+    LimitScope,
+    Maker,
+    budget_scopes,
+    limit_scopes,
+    of_rotations,
+    resolve,
+    scope_of_budget,
+)
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.pricing import ModelPrice
+from tollkeeper.gate.gate import Charge
+from tollkeeper.gate.routes import RouteTable
+from tollkeeper.ports import CatalogStore, Ledger
+
+_REMEMBERED_MAX: Final = 200_000
+_UNSEEN: Final = object()
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Scopes(NamedTuple):
+    """What an event of one account, project and key is charged to."""
+
+    budgets: tuple[BudgetScope, ...]
+    draws_on_credit: bool
+
+
+class Directory:
+    """Answers from memory; reads the stores for what it has not seen. Any thread may call."""
+
+    def __init__(self, catalog: CatalogStore, ledger: Ledger, clock: Clock) -> None:
+        self._catalog = catalog
+        self._ledger = ledger
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._forgotten = 0
+        """How often `forget` was called: what was read before it must not be remembered after it."""
+        self._accounts: dict[str, Account | None] = {}
+        self._keys: dict[str, StoredKey | None] = {}
+        self._projects: dict[tuple[str, str], bool] = {}
+        self._scopes: dict[tuple[str, str, str], Scopes] = {}
+        self._active: dict[str, dict[str, tuple[str, int]]] = {}
+        self._route_table: RouteTable | None = None
+        self.must_wait: Callable[[str], bool] = lambda account_id: False
+        """Whether keys of an account must not be admitted without a budget that is not in force yet."""
+        self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
+
+    @property
+    def version(self) -> int:
+        """A number that changes with every `forget`: what was read under another one may be out of date."""
+        return self._forgotten
+
+    # -- for the gate (`gate.Sources`) ----------------------------------------------------------------
+
+    def entitlement(self, secret_sha256: str) -> Entitlement | None:
+        stored = self._catalog.find_key_by_hash(secret_sha256)
+        return None if stored is None else self.entitlement_of(stored)
+
+    def routes(self) -> list[Route]:
+        return cast("list[Route]", list(self._catalog.entries("routes")))
+
+    def price(self, model: str, account_id: str, at_us: int) -> ModelPrice | None:
+        return self.price_book.price_of(model, account_id=account_id, at_us=at_us)
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        return self._ledger.counter(account_id, counter_id, period_start_us)
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        return self._ledger.slots(account_id, counter_id)
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        return self._ledger.book(account_id)
+
+    # -- resolving ------------------------------------------------------------------------------------
+
+    def entitlement_of(self, stored: StoredKey) -> Entitlement | None:
+        """Return what a key permits, with the budgets that are in force; None without its account."""
+        account = self.account(stored.entry.account)
+        if account is None:
+            return None
+        plans = _PlansOf(self._catalog, account)
+        makers = self.makers_of(stored)
+        key = _ended_with(stored.entry, [self._successor(maker) for maker in makers])
+        subscription, plan = plans.of(stored)
+        rotations = self._rotations_of(stored)
+        line = [other.entry.id for other in rotations]
+        made_by: list[Maker] = []
+        others: list[Sequence[LimitScope]] = []
+        for maker in makers:
+            maker_rotations = self._rotations_of(maker)
+            maker_line = [other.entry.id for other in maker_rotations]
+            made_by.append(Maker(maker.entry, maker_line, plans.of(maker)[1]))
+            others += self._other_limits(maker, maker_rotations, plans, ())
+        others += self._other_limits(stored, rotations, plans, made_by)
+        entitlement = resolve(
+            key,
+            line=line,
+            account=account,
+            subscription=subscription,
+            plan=plan,
+            budgets=self._budgets(account.id),
+            makers=made_by,
+        )
+        active = self.scopes_in_force(account.id)
+        missing = [b for b in entitlement.budgets if b.counter_id not in active]
+        return entitlement._replace(
+            limits=of_rotations(entitlement.limits, others),
+            budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
+            waits_for=missing[0].name if missing and self.must_wait(account.id) else "",
+        )
+
+    def _other_limits(
+        self, stored: StoredKey, rotations: Sequence[StoredKey], plans: _PlansOf, makers: Sequence[Maker]
+    ) -> list[Sequence[LimitScope]]:
+        """Return the limits of the active keys that count in the same counters as a key, its rotations."""
+        line = [other.entry.id for other in rotations]
+        now_us = self._clock.now_us()
+        return [
+            limit_scopes(other.entry, line, plans.of(other)[1], makers)
+            for other in rotations
+            if other.entry.id != stored.entry.id and other.state_at(now_us) == "active"
+        ]
+
+    def entitlement_of_id(self, key_id: str) -> Entitlement | None:
+        """Return what the key of an id permits, as `entitlement_of`; None without the key or its account."""
+        stored = self.key(key_id)
+        return None if stored is None else self.entitlement_of(stored)
+
+    def _plan_of(self, stored: StoredKey, account: Account) -> tuple[Subscription | None, Plan | None]:
+        return _PlansOf(self._catalog, account).of(stored)
+
+    def rotation_chain_of(self, stored: StoredKey) -> list[str]:
+        """Return the ids of the keys that rotations made of one another, the first one first."""
+        return [key.entry.id for key in self._rotations_of(stored)]
+
+    def _rotations_of(self, stored: StoredKey) -> list[StoredKey]:
+        if stored.lineage_id == stored.entry.id and stored.replaced_by is None:
+            return [stored]
+        line = [
+            other
+            for other in self._catalog.keys_of_account(stored.entry.account)
+            if other.lineage_id == stored.lineage_id
+        ]
+        return sorted(line, key=lambda key: key.entry.id != stored.lineage_id)
+
+    def makers_of(self, stored: StoredKey) -> list[StoredKey]:
+        """Return the consumption keys that made a key, the first one first; most keys have none."""
+        makers: list[StoredKey] = []
+        made_by = stored.made_by
+        while made_by is not None and (maker := self._catalog.find_key(made_by)) is not None:
+            makers.insert(0, maker)
+            made_by = maker.made_by
+        return makers
+
+    def _successor(self, stored: StoredKey) -> StoredKey:
+        """Return the key that rotations put in the place of a key, itself if there is none."""
+        while stored.replaced_by is not None:
+            found = self._catalog.find_key(stored.replaced_by)
+            if found is None:
+                break
+            stored = found
+        return stored
+
+    def _bounding_line(self, stored: StoredKey) -> list[str]:
+        """Return the ids of the keys whose budgets count a key: its makers' lines, then its own."""
+        makers = [name for maker in self.makers_of(stored) for name in self.rotation_chain_of(maker)]
+        return [*makers, *self.rotation_chain_of(stored)]
+
+    def _budgets(self, account_id: str) -> list[Budget]:
+        return cast("list[Budget]", list(self._catalog.entries("budgets", account_id)))
+
+    def wanted_scopes(self, account_id: str) -> dict[str, tuple[BudgetScope, list[str] | None]]:
+        """
+        Return every budget scope of an account: counter id → (scope, ids of the keys that it counts).
+
+        None for the keys means every event of the scope's project or account, keyless ones too.
+        """
+        account = self.account(account_id)
+        if account is None:
+            return {}
+        keys = list(self._catalog.keys_of_account(account_id))
+        lines: dict[str, list[str]] = {}
+        for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.lineage_id):
+            lines.setdefault(stored.lineage_id, []).append(stored.entry.id)
+        by_id = {stored.entry.id: stored for stored in keys}
+        rotation_chain_of: dict[str, list[str]] = {}
+        counted_for: dict[str, list[str]] = {}
+        for stored in keys:
+            bounding = lines[stored.lineage_id]
+            maker = by_id.get(stored.made_by or "")
+            while maker is not None:
+                bounding = [*lines[maker.lineage_id], *bounding]
+                maker = by_id.get(maker.made_by or "")
+            rotation_chain_of[stored.entry.id] = bounding
+            for name in bounding:
+                counted_for.setdefault(name, []).append(stored.entry.id)
+        wanted: dict[str, tuple[BudgetScope, list[str] | None]] = {}
+        for budget in self._budgets(account_id):
+            scope = scope_of_budget(budget)
+            line = None if budget.key is None else counted_for.get(budget.key, [budget.key])
+            wanted[scope.counter_id] = (scope, line)
+        plans = _PlansOf(self._catalog, account)
+        on_project: dict[str, list[str]] = {}
+        for stored in keys:
+            subscription, plan = plans.of(stored)
+            if plan is None or not plan.budgets:
+                continue
+            planned = budget_scopes(
+                account_id,
+                stored.entry.project,
+                rotation_chain_of[stored.entry.id],
+                subscription=subscription,
+                plan=plan,
+                budgets=[],
+            )
+            for scope in planned:
+                known = wanted.setdefault(scope.counter_id, (scope, []))[1]
+                assert known is not None
+                known.append(stored.entry.id)
+            on_project.setdefault(plan.slug, []).append(stored.entry.id)
+        for counter_id, (scope, key_ids) in wanted.items():
+            if counter_id.startswith("plan:") and key_ids is not None:
+                if scope.project_id is not None:
+                    # A key without a project may be used for any: it is the event that says which.
+                    key_ids = on_project[counter_id.removeprefix("plan:").partition("/")[0]]
+                wanted[counter_id] = (scope.of_members(key_ids), key_ids)
+        return wanted
+
+    def credit_keys(self, account_id: str) -> list[str]:
+        """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
+        return [
+            stored.entry.id
+            for stored in self._catalog.keys_of_account(account_id)
+            if stored.entry.draws_on_credit
+        ]
+
+    def account(self, account_id: str) -> Account | None:
+        """Return an account, or None."""
+        known = self._accounts.get(account_id, _UNSEEN)
+        if known is not _UNSEEN:
+            return cast("Account | None", known)
+        forgotten = self._forgotten
+        found = cast("Account | None", self._catalog.get("accounts", account_id))
+        self._remember(self._accounts, account_id, found, forgotten)
+        return found
+
+    def accounts(self) -> list[Account]:
+        """Return all accounts."""
+        return cast("list[Account]", list(self._catalog.entries("accounts")))
+
+    def key(self, key_id: str) -> StoredKey | None:
+        """Return a key in whatever state, or None."""
+        known = self._keys.get(key_id, _UNSEEN)
+        if known is not _UNSEEN:
+            return cast("StoredKey | None", known)
+        forgotten = self._forgotten
+        found = self._catalog.find_key(key_id)
+        self._remember(self._keys, key_id, found, forgotten)
+        return found
+
+    def key_by_hash(self, secret_sha256: str) -> StoredKey | None:
+        """Return the key of a secret's hash, in whatever state, or None."""
+        return self._catalog.find_key_by_hash(secret_sha256)
+
+    def keys_of(self, account_id: str) -> list[StoredKey]:
+        """Return all keys of an account, tombstones too."""
+        return list(self._catalog.keys_of_account(account_id))
+
+    def project_exists(self, account_id: str, project_id: str) -> bool:
+        """Return whether an account has a project."""
+        at = (account_id, project_id)
+        found = self._projects.get(at)
+        if found is None:
+            forgotten = self._forgotten
+            found = self._catalog.get("projects", project_id, account_id) is not None
+            self._remember(self._projects, at, found, forgotten)
+        return found
+
+    def route_table(self) -> RouteTable:
+        """Return the compiled route policies."""
+        table = self._route_table
+        if table is None:
+            forgotten = self._forgotten
+            table = RouteTable(self.routes())
+            with self._lock:
+                if forgotten == self._forgotten:
+                    self._route_table = table
+        return table
+
+    # -- charging -------------------------------------------------------------------------------------
+
+    def scopes(self, account_id: str, project_id: str, key_id: str) -> Scopes:
+        """Return the budgets in force that an event is charged to; `""` stands for no project or key."""
+        at = (account_id, project_id, key_id)
+        found = self._scopes.get(at)
+        if found is None:
+            forgotten = self._forgotten
+            found = self._resolve_scopes(account_id, project_id, key_id)
+            self._remember(self._scopes, at, found, forgotten)
+        return found
+
+    def _resolve_scopes(self, account_id: str, project_id: str, key_id: str) -> Scopes:
+        account = self.account(account_id)
+        if account is None:
+            return Scopes((), False)
+        stored = self.key(key_id) if key_id else None
+        subscription, plan = (None, None) if stored is None else self._plan_of(stored, account)
+        budgets = budget_scopes(
+            account_id,
+            project_id or None,
+            [] if stored is None else self._bounding_line(stored),
+            subscription=subscription,
+            plan=plan,
+            budgets=self._budgets(account_id),
+        )
+        active = self.scopes_in_force(account_id)
+        return Scopes(
+            tuple(budget for budget in budgets if budget.counter_id in active),
+            stored is not None and stored.entry.draws_on_credit,
+        )
+
+    def active_from_us(self, account_id: str, counter_id: str) -> int:
+        """Return from which period on a budget in force counts."""
+        return self.scopes_in_force(account_id)[counter_id][1]
+
+    def scopes_in_force(self, account_id: str) -> dict[str, tuple[str, int]]:
+        """Return the budgets in force, as `Ledger.scopes`."""
+        active = self._active.get(account_id)
+        if active is None:
+            forgotten = self._forgotten
+            active = self._ledger.scopes(account_id)
+            self._remember(self._active, account_id, active, forgotten)
+        return active
+
+    def charges_of(self, record: Record) -> list[Charge]:
+        """Return what one record charges, by the scopes in force now."""
+        scopes = self.scopes(record.account_id, record.project_id, record.key_id)
+        by_unit = units_of(record)
+        charges = []
+        for scope in scopes.budgets:
+            start_us = scope.span_us(record.occurred_at_us)[0]
+            if start_us >= self.active_from_us(record.account_id, scope.counter_id):
+                charges.append(Charge(record.account_id, scope.counter_id, start_us, by_unit[scope.unit]))
+        if scopes.draws_on_credit:
+            charges.append(Charge(record.account_id, CREDIT_COUNTER, 0, by_unit["nanos"]))
+        return charges
+
+    def charges_of_all(self, records: Iterable[Record]) -> dict[CounterAt, int]:
+        """Return the sum of what *records* charge, by counter; `sign` -1 gives back."""
+        charges: dict[CounterAt, int] = {}
+        for record in records:
+            for account_id, counter_id, start_us, amount in self.charges_of(record):
+                at = (account_id, counter_id, start_us)
+                charges[at] = charges.get(at, 0) + amount
+        return charges
+
+    # -- changes --------------------------------------------------------------------------------------
+
+    def forget(self, account_id: str | None = None) -> None:
+        """Drop what is remembered of one account, or of all: the catalog or the scopes changed."""
+        with self._lock:
+            self._forgotten += 1
+            self._route_table = None
+            # Budgets in force are not the catalog's: see `scopes_changed`.
+            if account_id is None:
+                for memory in (self._accounts, self._keys, self._projects, self._scopes):
+                    memory.clear()
+                return
+            self._accounts.pop(account_id, None)
+            self._keys = {
+                at: key
+                for at, key in self._keys.items()
+                if key is not None and key.entry.account != account_id
+            }
+            self._projects = {at: p for at, p in self._projects.items() if at[0] != account_id}
+            self._scopes = {at: s for at, s in self._scopes.items() if at[0] != account_id}
+
+    def scopes_changed(self, account_id: str) -> None:
+        """Drop what is remembered of an account whose budgets came into or went out of force."""
+        with self._lock:
+            self._active.pop(account_id, None)
+        self.forget(account_id)
+
+    def reload_prices(self) -> None:
+        """Take over changed prices."""
+        self.price_book = self.price_book.replace(cast("list[Price]", list(self._catalog.entries("prices"))))
+
+    def _remember(self, memory: dict[K, V], at: K, value: V, forgotten: int) -> None:
+        with self._lock:
+            if forgotten != self._forgotten:
+                return
+            if len(memory) >= _REMEMBERED_MAX:
+                memory.clear()
+            memory[at] = value
+
+
+def _ended_with(key: Key, makers: Iterable[StoredKey]) -> Key:
+    """Return a key as its makers leave it: it ends with one that the operator ended, or that expired."""
+    for maker in makers:
+        if maker.state_by == "operator" and maker.entry.state != "active" and key.state == "active":
+            key = msgspec.structs.replace(key, state=maker.entry.state)
+        ends_at = maker.entry.expires_at
+        if ends_at is not None and (key.expires_at is None or ends_at < key.expires_at):
+            key = msgspec.structs.replace(key, expires_at=ends_at)
+    return key
+
+
+class _PlansOf:
+    """Which plan is in force for keys of one account; each plan and subscription is read once."""
+
+    def __init__(self, catalog: CatalogStore, account: Account) -> None:
+        self._catalog = catalog
+        self._account = account
+        self._subscriptions: dict[str, Subscription | None] = {}
+        self._plans: dict[str, Plan | None] = {}
+
+    def of(self, stored: StoredKey) -> tuple[Subscription | None, Plan | None]:
+        key = stored.entry
+        subscription = None
+        if key.subscription is not None:
+            if key.subscription not in self._subscriptions:
+                found = self._catalog.get("subscriptions", key.subscription, self._account.id)
+                self._subscriptions[key.subscription] = cast("Subscription | None", found)
+            subscription = self._subscriptions[key.subscription]
+        slug = key.plan or (subscription.plan if subscription else None) or self._account.plan
+        if slug is None:
+            return subscription, None
+        if slug not in self._plans:
+            self._plans[slug] = cast("Plan | None", self._catalog.get("plans", slug))
+        return subscription, self._plans[slug]
+
+
+def units_of(record: Record) -> dict[str, int]:
+    """Return what a record counts in each unit, with its sign."""
+    sign = record.sign
+    tokens = (
+        record.prompt_tokens
+        + record.cached_prompt_tokens
+        + record.completion_tokens
+        + record.reasoning_tokens
+    )
+    return {
+        # A denied request used nothing, whatever it asked for.
+        "requests": 0 if record.denied_reason else sign,
+        "tokens": sign * tokens,
+        "nanos": sign * record.cost_nanos,
+        "credits": sign * record.credits,
+    }

@@ -1,0 +1,241 @@
+"""
+Session tokens: who signed in to a dashboard.
+
+Two kinds are accepted. Our own login's are JWTs that this installation signs (HMAC) with a secret that it
+keeps. Another login's are JWTs verified against a JWKS: only the algorithms of the allow-list, the issuer and
+audience that are set (both must be), expiry with a stated leeway. Unknown key ids make the JWKS be read again, at
+most once a minute, so that its keys can rotate; known ones are read again every hour, so that a withdrawn key ends.
+One thread reads at a time, and no other waits for it longer than a second.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import threading
+from collections.abc import Callable
+from http.client import HTTPException
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import jwt
+from jwt import PyJWK, PyJWKSet
+
+from tollkeeper.clock import Clock
+from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.limit_status import Session
+from tollkeeper.errors import BadParameter
+
+OWN_ALGORITHM: Final = "HS256"
+OWN_ISSUER: Final = "tollkeeper"
+OWN_TTL_S: Final = 12 * 3600
+ALGORITHMS_DEFAULT: Final = ("RS256", "ES256", "EdDSA")
+_REREAD_S: Final = 60
+_KEEP_S: Final = 3600
+_PUBLIC_KEY_TYPES: Final = ("RSA", "EC", "OKP")
+_TOKEN_CHARS_MAX: Final = 8_192
+_WAIT_S: Final = 1.0
+"""How long after its begin a read of the JWKS is waited for by others whose key is not known yet."""
+_SECONDS_MAX: Final = 253_402_300_799
+"""The end of the year 9999, as times of a token go."""
+
+log = logging.getLogger("tollkeeper.sessions")
+
+
+class Sessions:
+    """
+    Issues our own session tokens and verifies both kinds.
+
+    Args:
+        secret: The installation's signing secret, at least 32 bytes.
+        jwks: `https://…` or a file's path; empty when there is no other login. *fetch* reads it.
+        account_claim: The claim that names the account; `sub` names the user.
+
+    Raises:
+        BadParameter: See `check_login`.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        secret: str,
+        *,
+        jwks: str = "",
+        issuer: str = "",
+        audience: str = "",
+        algorithms: tuple[str, ...] = ALGORITHMS_DEFAULT,
+        account_claim: str = "account",
+        leeway_s: int = 30,
+        fetch: Callable[[str], bytes] | None = None,
+    ) -> None:
+        check_login(jwks, issuer, audience)
+        self._clock = clock
+        self._secret = secret
+        self._jwks = jwks
+        self._issuer = issuer
+        self._audience = audience
+        # Never a shared-secret algorithm: a public key must not serve as one.
+        self._algorithms = [name for name in algorithms if not name.startswith("HS") and name != "none"]
+        self._account_claim = account_claim
+        self._leeway_s = leeway_s
+        self._fetch = fetch or _no_reader
+        self._keys: dict[str, PyJWK] = {}
+        self._read_at_us = -(10**18)
+        self._reading = threading.Lock()
+
+    def issue(self, account_id: str, user_id: str, ttl_s: int = OWN_TTL_S) -> str:
+        """Return a token of our own login."""
+        now_s = self._clock.now_us() // US_PER_S
+        claims = {
+            "iss": OWN_ISSUER,
+            "sub": user_id,
+            "account": account_id,
+            "iat": now_s,
+            "exp": now_s + ttl_s,
+        }
+        return jwt.encode(claims, self._secret, algorithm=OWN_ALGORITHM)
+
+    def verify(self, token: str) -> Session | None:
+        """Return who *token* stands for; None when it is not a good token of either kind."""
+        if not token or len(token) > _TOKEN_CHARS_MAX:
+            return None
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") == OWN_ALGORITHM:
+                claims = self._decoded(token, self._secret, [OWN_ALGORITHM], OWN_ISSUER, "")
+                return _session(claims, "account")
+            if header.get("alg") not in self._algorithms:
+                return None
+            key = self._key(str(header.get("kid", "")))
+            if key is None:
+                return None
+            claims = self._decoded(token, key, self._algorithms, self._issuer, self._audience)
+            return _session(claims, self._account_claim)
+        except (jwt.PyJWTError, ValueError, RecursionError):  # The last from JSON nested without end.
+            return None
+
+    def _decoded(
+        self, token: str, key: Any, algorithms: list[str], issuer: str, audience: str
+    ) -> dict[str, Any]:
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            key,
+            algorithms=algorithms,
+            issuer=issuer or None,
+            audience=audience or None,
+            # Times are checked below, by our clock.
+            options={
+                "require": ["exp", "sub"],
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+                "verify_aud": bool(audience),
+            },
+        )
+        now_s = self._clock.now_us() // US_PER_S
+        _seconds(claims.get("iat", 0))
+        if _seconds(claims["exp"]) + self._leeway_s <= now_s:
+            raise jwt.ExpiredSignatureError
+        if _seconds(claims.get("nbf", 0)) - self._leeway_s > now_s:
+            raise jwt.ImmatureSignatureError
+        return claims
+
+    def _key(self, key_id: str) -> PyJWK | None:
+        if not self._jwks:
+            return None
+        if self._is_due(key_id) and self._reading.acquire(blocking=False):
+            try:
+                if self._is_due(key_id):
+                    self._reread()
+            finally:
+                self._reading.release()
+        elif key_id not in self._keys and self._reading.locked():
+            # Nobody is refused for being second, unless the other login is slow: then it holds up one thread only.
+            left_s = _WAIT_S - (self._clock.now_us() - self._read_at_us) / US_PER_S
+            if self._reading.acquire(timeout=min(max(left_s, 0.0), _WAIT_S)):
+                self._reading.release()
+        return self._keys.get(key_id)
+
+    def _is_due(self, key_id: str) -> bool:
+        age_us = self._clock.now_us() - self._read_at_us
+        return age_us >= (_KEEP_S if key_id in self._keys else _REREAD_S) * US_PER_S
+
+    def _reread(self) -> None:
+        self._read_at_us = self._clock.now_us()
+        try:
+            self._keys = _keys_of(self._fetch(self._jwks))
+        except (OSError, HTTPException, ValueError, TypeError, RecursionError, jwt.PyJWTError) as exc:
+            # The keys that are known stay good while the issuer cannot be read.
+            log.warning("tollkeeper.sessions.jwks_unreadable", extra={"reason": str(exc)})
+
+
+def check_login(jwks: str, issuer: str, audience: str) -> None:
+    """
+    Check the settings of the other login before anything is opened.
+
+    Raises:
+        BadParameter: *jwks* without both others, with which tokens that the same login made for other applications
+            would be good here; or a *jwks* that comes over plain http from elsewhere, or in another way.
+    """
+    if not jwks:
+        return
+    missing = [
+        name for name, value in (("session_issuer", issuer), ("session_audience", audience)) if not value
+    ]
+    if missing:
+        raise BadParameter(
+            f"session_jwks must have {' and '.join(missing)} too: without, tokens that the login issued for any other "
+            "application would be good here. Set them to the `iss` and `aud` of your tokens.",
+            field=missing[0],
+        )
+    if "://" not in jwks:
+        return
+    try:
+        parts = urlsplit(jwks)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise BadParameter(
+            "session_jwks must be an https URL or a file's path", field="session_jwks"
+        ) from None
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))):
+        raise BadParameter(
+            "session_jwks must be an https URL or a file's path: over plain http, which may only go to this machine "
+            "itself, anybody on the way could put keys of their own into it.",
+            field="session_jwks",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _session(claims: dict[str, Any], account_claim: str) -> Session | None:
+    account_id, user_id = claims.get(account_claim), claims["sub"]
+    if not (isinstance(account_id, str) and isinstance(user_id, str) and account_id and user_id):
+        return None
+    return Session(account_id, user_id)
+
+
+def _seconds(claim: object) -> int:
+    # `Infinity` never ends, and so does a number that no calendar has. A fraction says nothing of use.
+    if isinstance(claim, bool) or not isinstance(claim, int) or not 0 <= claim <= _SECONDS_MAX:
+        raise ValueError("the times of a token must be whole seconds since 1970, up to the year 9999")
+    return claim
+
+
+def _keys_of(jwks: bytes) -> dict[str, PyJWK]:
+    """Return the public keys of a JWKS by their ids; a shared secret in it is nobody's signature."""
+    document = json.loads(jwks)
+    found = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(found, list):
+        raise ValueError("a JWKS is an object with an array of keys")
+    public = [key for key in found if isinstance(key, dict) and key.get("kty") in _PUBLIC_KEY_TYPES]
+    return {key.key_id or "": key for key in PyJWKSet.from_dict({"keys": public}).keys}
+
+
+def _no_reader(source: str) -> bytes:
+    raise OSError(f"nothing here reads {source}")

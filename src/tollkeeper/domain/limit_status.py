@@ -1,0 +1,46 @@
+"""Where a key stands with its limits, budgets and balance; and who signed in to a dashboard."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+
+class LimitStatus(NamedTuple):
+    """
+    Where one limit, budget or balance of a key stands.
+
+    Attributes:
+        kind: `limit`, `concurrency`, `budget` or `credit`.
+        name: As in the plan or the budget.
+        unit: `requests`, `tokens`, `nanos` or `credits`.
+        allowed: Its most, None without a bound; the capacity of a token bucket of permits.
+        used: Used or held of it, in this window or period.
+        window_s: Length of a rate limit's window in seconds; None for others.
+        per_window: What a rate limit allows per window; for a token bucket what it gains.
+        bucket: Rate bucket of routes that it counts; None for all.
+        starts_at: Start of the fixed window or the budget's period; None without one.
+        resets_at: End of the window or period; None without one.
+    """
+
+    kind: str
+    name: str
+    unit: str
+    allowed: int | None
+    used: int
+    window_s: int | None = None
+    per_window: int | None = None
+    bucket: str | None = None
+    starts_at: datetime | None = None
+    resets_at: datetime | None = None
+
+    @property
+    def remaining(self) -> int | None:
+        return None if self.allowed is None else max(0, self.allowed - self.used)
+
+
+class Session(NamedTuple):
+    """Who signed in to a dashboard: a user of an account."""
+
+    account_id: str
+    user_id: str

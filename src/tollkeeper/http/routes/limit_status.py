@@ -1,0 +1,269 @@
+"""Where an account and a key stand now: the credit balance, and what each limit and budget has left."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+
+import msgspec
+from litestar import Response, get
+from litestar.handlers import HTTPRouteHandler
+from litestar.params import FromPath
+
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.periods import FAR_FUTURE
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.errors import NotFound
+from tollkeeper.gate.counters import CreditPool
+from tollkeeper.http.routes.calls import (
+    ANYBODY,
+    CUSTOMER,
+    PREFIX,
+    AnyRequest,
+    Endpoint,
+    Query,
+    account_in_scope,
+    answer,
+    endpoint,
+    in_thread,
+    installation_of,
+    json_answer,
+    no_such_account,
+    params_of,
+    principal_of,
+)
+from tollkeeper.installation import Installation
+
+
+class GrantStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """What is left of one grant, in the order in which grants are drawn on."""
+
+    id: str
+    amount_nanos: str
+    remaining_nanos: str
+    priority: int
+    expires_at: str | None
+    expired: bool
+    """What remains of an expired grant can no longer be spent."""
+
+
+class Balance(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    An account's credit. `available_nanos` is `balance_nanos` less `held_nanos`.
+
+    What was settled beyond the grants is `overdraft_nanos`; the balance is then negative.
+    """
+
+    account: str
+    balance_nanos: str
+    held_nanos: str
+    available_nanos: str
+    spent_nanos: str
+    overdraft_nanos: str
+    grants: list[GrantStanding]
+
+
+class CounterStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Where one limit, budget or balance stands. Amounts of money (unit `nanos`) are text.
+
+    `allowed` and `remaining` are null where there is no bound.
+    """
+
+    name: str
+    unit: str
+    allowed: int | str | None
+    used: int | str | None
+    """Used and held."""
+    remaining: int | str | None
+    resets_at: str | None
+    """When the window or period ends; null without one."""
+
+
+class KeyStanding(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may still do. A key that is not active, or of management, has no counters here."""
+
+    key_id: str
+    account: str
+    project: str | None
+    state: str
+    type: str
+    plan: str | None
+    subscription: str | None
+    expires_at: str | None
+    limits: list[CounterStanding]
+    budgets: list[CounterStanding]
+    credit: CounterStanding | None
+    """The account's balance, for a key that draws on it."""
+
+
+_BALANCE_EXAMPLE: Final = {
+    "account": "acme",
+    "balance_nanos": "4000000000",
+    "held_nanos": "0",
+    "available_nanos": "4000000000",
+    "spent_nanos": "1000000000",
+    "overdraft_nanos": "0",
+    "grants": [
+        {
+            "id": "welcome",
+            "amount_nanos": "5000000000",
+            "remaining_nanos": "4000000000",
+            "priority": 100,
+            "expires_at": None,
+            "expired": False,
+        }
+    ],
+}
+
+
+def handlers() -> list[HTTPRouteHandler]:
+    """Return the handlers of balances and key states."""
+    return [balance, key_state]
+
+
+@get(
+    f"{PREFIX}/accounts/{{entry_id:str}}/balance",
+    opt=endpoint(
+        Endpoint(
+            "Credit balance of an account",
+            "accounts",
+            CUSTOMER,
+            {200: json_answer(Balance, "The balance, as of the last commit.", _BALANCE_EXAMPLE)},
+            problems=(404,),
+        )
+    ),
+)
+@in_thread("management")
+def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
+    """Tell an account's credit."""
+    params_of(request)
+    installation = installation_of(request)
+    account_in_scope(principal_of(request), entry_id)
+    if installation.directory.account(entry_id) is None:
+        raise no_such_account()
+    return answer(balance_of(installation, entry_id))
+
+
+@get(
+    f"{PREFIX}/keys/{{entry_id:str}}/state",
+    opt=endpoint(
+        Endpoint(
+            "What a key has left",
+            "keys",
+            ANYBODY,
+            {200: json_answer(KeyStanding, "Each limit, budget and balance of the key.")},
+            description="A consumption key may ask about itself.",
+            query=(Query("account", "The account that the key belongs to."),),
+            problems=(404,),
+        )
+    ),
+)
+@in_thread("management")
+def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
+    """Tell what a key has left."""
+    params = params_of(request, "account")
+    installation, principal = installation_of(request), principal_of(request)
+    account = account_in_scope(principal, params.get("account"))
+    if principal.role == "consumption" and entry_id != principal.key_id:
+        raise NotFound("there is no such entry among the keys")
+    return answer(limit_status_of(installation, installation.manage.stored_key(account, entry_id)))
+
+
+def balance_of(installation: Installation, account_id: str) -> Balance:
+    """Return where the credit of an existing account stands."""
+    now = installation.clock.now()
+    book, held_nanos = _book_and_held(installation, account_id)
+    nanos = book.balance_nanos(now)
+    return Balance(
+        account=account_id,
+        balance_nanos=str(nanos),
+        held_nanos=str(held_nanos),
+        available_nanos=str(nanos - held_nanos),
+        spent_nanos=str(book.spent_nanos),
+        overdraft_nanos=str(book.overdraft_nanos),
+        grants=[
+            GrantStanding(
+                id=grant.grant_id,
+                amount_nanos=str(grant.amount_nanos),
+                remaining_nanos=str(grant.remaining_nanos),
+                priority=grant.priority,
+                expires_at=None if grant.expires_at >= FAR_FUTURE else to_text(grant.expires_at),
+                expired=grant.expires_at <= now,
+            )
+            for grant in book.grants
+        ],
+    )
+
+
+def limit_status_of(installation: Installation, stored: StoredKey) -> KeyStanding:
+    """Return what a key has left."""
+    now_us = installation.clock.now_us()
+    key = stored.entry
+    state = stored.state_at(now_us)
+    entitlement = installation.directory.entitlement_of(stored)
+    limit_statuses: list[Denial] = []
+    # Only of a key that the gate admits: others use nothing.
+    if entitlement is not None and state == "active" and key.role == "consumption":
+        compiled_key = installation.gate.compiled_key_of(
+            lambda: installation.directory.entitlement_of_id(key.id)
+        )
+        limit_statuses = [] if compiled_key is None else installation.gate.state_of(compiled_key, now_us)
+    of_credit = [s for s in limit_statuses if s.reason == "credit_exhausted"]
+    return KeyStanding(
+        key_id=key.id,
+        account=key.account,
+        project=key.project,
+        state=state,
+        type=key.type,
+        plan=entitlement.plan.slug if entitlement is not None and entitlement.plan is not None else None,
+        subscription=key.subscription,
+        expires_at=None if key.expires_at is None else to_text(key.expires_at),
+        limits=[
+            _limit_status(s) for s in limit_statuses if s.reason in ("rate_limited", "too_many_concurrent")
+        ],
+        budgets=[_limit_status(s) for s in limit_statuses if s.reason == "budget_exhausted"],
+        credit=_limit_status(of_credit[0]) if of_credit else None,
+    )
+
+
+def _limit_status(state: Denial) -> CounterStanding:
+    return CounterStanding(
+        name=state.limit,
+        unit=state.unit,
+        allowed=_amount(state.allowed, state.unit),
+        used=_amount(state.used, state.unit),
+        remaining=_amount(state.largest_fit, state.unit),
+        resets_at=None if state.resets_at_us is None else to_text(from_us(state.resets_at_us)),
+    )
+
+
+def _amount(value: int | None, unit: str) -> int | str | None:
+    return str(value) if value is not None and unit == "nanos" else value
+
+
+def _book_and_held(installation: Installation, account_id: str) -> tuple[CreditBook, int]:
+    pool = _pool_of(installation, account_id)
+    if pool is None:
+        return installation.ledger.book(account_id)[0], 0
+    now_us = installation.clock.now_us()
+    with installation.gate.lock:
+        # Together, so that a commit in between moves nothing out of sight.
+        return pool.book, pool.allowed_used(now_us)[1]
+
+
+def _pool_of(installation: Installation, account_id: str) -> CreditPool | None:
+    """Return the gate's counter of an account's balance; None when no key draws on it."""
+    for stored in installation.directory.keys_of(account_id):
+        if stored.entry.type != "credit" or stored.entry.role != "consumption":
+            continue
+        if stored.state_at(installation.clock.now_us()) != "active":
+            continue
+        compiled_key = installation.gate.compiled_key_of(
+            partial(installation.directory.entitlement_of_id, stored.entry.id)
+        )
+        if compiled_key is not None:
+            return compiled_key.pool
+    return None

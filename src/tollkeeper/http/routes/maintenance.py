@@ -1,0 +1,112 @@
+"""Check and repair: verify that counter = ledger = sum of events, and rebuild what is derived."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import Response, post
+from litestar.handlers import HTTPRouteHandler
+
+from tollkeeper.http.routes.calls import (
+    OPERATOR,
+    PREFIX,
+    AnyRequest,
+    Endpoint,
+    answer,
+    context_of,
+    endpoint,
+    in_thread,
+    installation_of,
+    json_answer,
+    params_of,
+)
+from tollkeeper.maintenance.reconcile import Verdict
+
+
+class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Two figures that should be equal, as text: money may be among them."""
+
+    account: str
+    what: str
+    expected: str
+    found: str
+
+
+class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What verify found; `ok` when there is no difference and everything could be compared."""
+
+    ok: bool
+    differences: list[DifferenceAnswer]
+    store_differences: list[str]
+    """Where rollups and id index of the usage store differ from its records."""
+    accounts: int
+    counters: int
+
+
+class RebuildAnswer(msgspec.Struct, frozen=True):
+    """Rows written, by table."""
+
+    rows: dict[str, int]
+
+
+def handlers() -> list[HTTPRouteHandler]:
+    """Return the handlers of check and repair."""
+    return [verify, rebuild]
+
+
+@post(
+    f"{PREFIX}/verify",
+    status_code=200,
+    opt=endpoint(
+        Endpoint(
+            "Verify counter = ledger = sum of events",
+            "upkeep",
+            OPERATOR,
+            {200: json_answer(VerifyAnswer, "What was found: look at `ok`.")},
+            description="Recomputes everything from the records. While requests are being settled, figures "
+            "are compared as of their commits and may differ for a moment.",
+        )
+    ),
+)
+@in_thread("maintenance")
+def verify(request: AnyRequest) -> Response[bytes]:
+    """Verify everything."""
+    params_of(request)
+    context = context_of(request)
+    verdict = context.installation.reconcile.verify()
+    context.maintenance.verdict = verdict
+    context.maintenance.verified_at_us = context.installation.clock.now_us()
+    return answer(verify_answer(verdict))
+
+
+@post(
+    f"{PREFIX}/rebuild",
+    status_code=200,
+    opt=endpoint(
+        Endpoint(
+            "Rebuild rollups and the id index",
+            "upkeep",
+            OPERATOR,
+            {200: json_answer(RebuildAnswer, "Rows written.", {"rows": {"usage_rollups": 1280}})},
+            description="Makes them anew from the records; answers go on meanwhile. Safe to repeat.",
+        )
+    ),
+)
+@in_thread("maintenance")
+def rebuild(request: AnyRequest) -> Response[bytes]:
+    """Rebuild what is derived."""
+    params_of(request)
+    return answer(RebuildAnswer(dict(installation_of(request).reconcile.rebuild())))
+
+
+def verify_answer(verdict: Verdict) -> VerifyAnswer:
+    """Return a verdict as JSON tells it."""
+    return VerifyAnswer(
+        ok=verdict.ok,
+        differences=[
+            DifferenceAnswer(account=d.account_id, what=d.what, expected=str(d.expected), found=str(d.found))
+            for d in verdict.differences
+        ],
+        store_differences=list(verdict.store_differences),
+        accounts=verdict.accounts,
+        counters=verdict.counters,
+    )

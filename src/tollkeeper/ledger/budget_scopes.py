@@ -1,0 +1,363 @@
+"""
+Brings budgets into force, so that each counter is the sum of events from its first period on.
+
+A new budget must also count what was spent in the current period before it was set. That is exact in spite
+of requests going on: while the relay delivers nothing, the usage store is summed up on the caller's thread, within
+a deadline, and what was committed since is read from the outbox, the last of it on the commit thread between two
+groups. The sum and the scopes are written together, so a crash leaves both or neither, and no event is charged to
+a budget that is half set up. The commit thread never asks the usage store, whose readers may take long.
+
+A scope whose keys, project or account are new has no events in the usage store, which is then not asked at all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, NamedTuple
+
+import pyarrow.compute as pc
+
+from tollkeeper.catalog.directory import Directory, units_of
+from tollkeeper.clock import Clock
+from tollkeeper.domain.bookings import CounterAt, OutboxEntry
+from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
+from tollkeeper.domain.events import FUTURE_S_MAX, Record
+from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.errors import Unavailable
+from tollkeeper.gate.gate import Gate
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.committer import ChangeScopes, Committer, Draft
+from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
+from tollkeeper.ports import CostSum, Ledger, UsageStore
+from tollkeeper.record_columns import records_of
+
+SWITCHED_MAX: Final = 32
+"""Scopes per switch: the commit thread reads a counter for each."""
+SUM_S_MAX: Final = 5.0
+"""How long the sums of one switch may take, and how long it waits for the relay. The relay stands still meanwhile."""
+CATCH_UP_MAX: Final = 8
+CATCH_UP_RECORDS: Final = 2_000
+"""The commit thread is left with what came since at most so many records were read, or since so many readings."""
+
+Wanted = tuple[BudgetScope, list[str] | None]
+"""A scope, and the ids of the keys that it counts: see `Directory.wanted_scopes`."""
+
+
+class Made(NamedTuple):
+    """
+    What a change of the catalog made, so that no event of an earlier outbox row than *after_seq* + 1 names it.
+
+    Attributes:
+        accounts, projects, keys: Their ids; projects as `(account, id)`.
+        after_seq: The newest outbox row when the change began.
+    """
+
+    accounts: frozenset[str] = frozenset()
+    projects: frozenset[tuple[str, str]] = frozenset()
+    keys: frozenset[str] = frozenset()
+    after_seq: int = 0
+
+    def has_all_of(self, scope: BudgetScope, key_ids: Collection[str] | None) -> bool:
+        """Return whether every event that a scope counts names something that was made."""
+        return (
+            scope.account_id in self.accounts
+            or (scope.account_id, scope.project_id) in self.projects
+            or (key_ids is not None and self.keys.issuperset(key_ids))
+        )
+
+
+NOTHING_MADE: Final = Made()
+
+
+class SwitchScopes(ChangeScopes):
+    """
+    A change of scopes that brings each counter to what its events say, in the same commit.
+
+    Args:
+        count: Returns what to charge; called on the commit thread when every earlier group is committed.
+    """
+
+    __slots__ = ("_count",)
+
+    def __init__(
+        self,
+        started: list[tuple[BudgetScope, int]],
+        ended: list[tuple[str, str]],
+        future: CommitFuture,
+        count: Callable[[], dict[CounterAt, int]],
+        members: Sequence[Wanted] = (),
+    ) -> None:
+        super().__init__(started, ended, future, members)
+        self._count = count
+
+    def add(self, draft: Draft) -> None:
+        charges = self._count()
+        super().add(draft)
+        for at, amount in charges.items():
+            draft.charge(at, amount, counted=False)
+
+
+class ScopeKeeper:
+    """Called after every change of the catalog that may touch budgets. One change at a time."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        ledger: Ledger,
+        store: UsageStore,
+        committer: Committer,
+        relay: Relay,
+        gate: Gate,
+        clock: Clock,
+    ) -> None:
+        self._directory = directory
+        self._ledger = ledger
+        self._store = store
+        self._committer = committer
+        self._relay = relay
+        self._gate = gate
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._summing = threading.Lock()
+        self.sum_s_max = SUM_S_MAX
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep all budgets in or out of force, as they are, until the block ends."""
+        with self._lock:
+            yield
+
+    def refresh(self, account_id: str, made: Made = NOTHING_MADE) -> None:
+        """
+        Bring the budgets of an account into and out of force as its catalog says.
+
+        When this returns, every event committed later is charged accordingly and the counters hold what
+        the current periods had before. After a failure nothing has changed; a repeat is safe.
+
+        Args:
+            made: What the change made that this follows.
+
+        Raises:
+            Unavailable: A store failed, or the sums of the usage store took too long.
+        """
+        with self._lock:
+            self._forget(account_id)
+            wanted = self._directory.wanted_scopes(account_id)
+            active = self._ledger.scopes(account_id)
+            started = [
+                (scope, keys)
+                for counter_id, (scope, keys) in wanted.items()
+                if counter_id not in active or active[counter_id][0] != fingerprint_of(scope)
+            ]
+            ended = [(account_id, counter_id) for counter_id in active if counter_id not in wanted]
+            if started or ended:
+                self._switch(started, ended, active, made)
+            self._forget(account_id)
+
+    def _switch(
+        self,
+        started: Sequence[Wanted],
+        ended: list[tuple[str, str]],
+        active: dict[str, tuple[str, int]],
+        made: Made,
+    ) -> None:
+        for first in range(0, max(1, len(started)), SWITCHED_MAX):
+            some = started[first : first + SWITCHED_MAX]
+            grown = [wanted for wanted in some if _only_grew(wanted, active, made)]
+            counted = [wanted for wanted in some if wanted not in grown]
+            self._switch_some(counted, grown, [] if first else ended, active, made)
+
+    def _switch_some(
+        self,
+        counted: Sequence[Wanted],
+        grown: Sequence[Wanted],
+        ended: list[tuple[str, str]],
+        active: dict[str, tuple[str, int]],
+        made: Made,
+    ) -> None:
+        now_us = self._clock.now_us()
+        started = [(scope, scope.span_us(now_us)[0]) for scope, _ in counted]
+        # Their counters go on, from the period in which they began.
+        started += [(scope, active[scope.counter_id][1]) for scope, _ in grown]
+        future = CommitFuture()
+        if not counted:
+            count: Callable[[], dict[CounterAt, int]] = dict
+            self._committer.submit(SwitchScopes(started, ended, future, count, grown))
+            future.wait()
+            return
+        with self._relay.exclusive(self.sum_s_max):
+            since = self._sums(counted, now_us, made)
+            since.catch_up(lambda: self._committer.outbox_seq)
+            members = [*counted, *grown]
+            self._committer.submit(
+                SwitchScopes(started, ended, future, lambda: self._missing(since), members)
+            )
+            future.wait()
+
+    def _sums(self, counted: Sequence[Wanted], now_us: int, made: Made) -> _Since:
+        """Return what the usage store has of each scope's periods, and as of which outbox row. The relay is ours."""
+        old = [wanted for wanted in counted if not made.has_all_of(*wanted)]
+        if not old and self._relay.delivered_seq <= made.after_seq:
+            return _Since(self._ledger, counted, now_us, {}, made.after_seq)
+        self._relay.deliver_up_to(self._committer.outbox_seq)
+        # Exactly these rows are in the usage store: nothing is on its way, and nothing comes meanwhile.
+        seq = self._relay.delivered_seq
+        return _Since(self._ledger, counted, now_us, self._summed(counted, now_us), seq)
+
+    def _summed(self, counted: Sequence[Wanted], now_us: int) -> dict[CounterAt, int]:
+        """Sum up the usage store. A thread of its own does it, as nothing else bounds how long the store takes."""
+        if not self._summing.acquire(blocking=False):
+            raise Unavailable("The usage store is still busy with an earlier budget. Try again shortly.")
+        ended, given_up = threading.Event(), threading.Event()
+        sums: dict[CounterAt, int] = {}
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                for scope, key_ids in counted:
+                    for start_us, end_us in _periods(scope, now_us):
+                        if given_up.is_set():
+                            return
+                        spent = self._store.charged(
+                            scope.account_id,
+                            from_us=start_us,
+                            to_us=end_us,
+                            project_id=scope.project_id,
+                            key_ids=key_ids,
+                        )
+                        sums[scope.account_id, scope.counter_id, start_us] = charged_in(spent, scope.unit)
+            except BaseException as exc:
+                errors.append(exc)
+            finally:
+                self._summing.release()
+                ended.set()
+
+        threading.Thread(target=run, name="tollkeeper-budget-sum", daemon=True).start()
+        if not ended.wait(self.sum_s_max):
+            given_up.set()
+            raise Unavailable(
+                f"The usage store did not sum up a budget's period within {self.sum_s_max:g} s. "
+                "The change is kept and comes into force when the store can."
+            )
+        if errors:
+            raise errors[0]
+        return sums
+
+    def _missing(self, since: _Since) -> dict[CounterAt, int]:
+        """Return how much each counter lacks of its events. On the commit thread."""
+        # Remembered before the change, so that nobody finds it in the ledger before the gate has it.
+        self._directory.scopes_in_force(since.account_id)
+        since.read()
+        charges = {}
+        for at, amount in since.sums.items():
+            # Not 0 when the budget was in force before, with other keys or in an earlier life.
+            has, _ = self._ledger.counter(*at)
+            charges[at] = amount - has
+        return charges
+
+    def _forget(self, account_id: str) -> None:
+        self._directory.forget(account_id)
+        self._gate.forget(account_id)
+
+
+def charged_in(spent: CostSum, unit: str) -> int:
+    """Return what *spent* is in the unit of a budget."""
+    return {
+        "requests": spent.requests,
+        "tokens": spent.tokens,
+        "nanos": spent.cost_nanos,
+        "credits": spent.credits,
+    }[unit]
+
+
+class _Since:
+    """
+    The sums of some scopes of one account as of an outbox row, brought further by the rows after it.
+
+    The relay must deliver none of them meanwhile.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        counted: Sequence[Wanted],
+        now_us: int,
+        sums: dict[CounterAt, int],
+        seq: int,
+    ) -> None:
+        self.account_id = counted[0][0].account_id
+        self.sums = {
+            (scope.account_id, scope.counter_id, start_us): 0
+            for scope, _ in counted
+            for start_us, _ in _periods(scope, now_us)
+        } | sums
+        self._ledger = ledger
+        self._scopes = [
+            (scope, None if key_ids is None else frozenset(key_ids), scope.span_us(now_us)[0])
+            for scope, key_ids in counted
+        ]
+        self._seq = seq
+
+    def catch_up(self, newest_seq: Callable[[], int]) -> None:
+        """Read most of what the outbox has, so that little is left for the commit thread."""
+        for _ in range(CATCH_UP_MAX):
+            # Up to here and no further: under load there are always newer rows.
+            if self.read(newest_seq()) <= CATCH_UP_RECORDS:
+                return
+
+    def read(self, seq_max: int | None = None) -> int:
+        """Add the rows that were committed since, at least up to *seq_max*; return how many records they had."""
+        count = 0
+        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.pending(self._seq)):
+            entries = self._ledger.entries([row.seq for row in rows])
+            for row in rows:
+                # One that cannot be read is for the relay to set aside, and counts nowhere.
+                with suppress(Unreadable):
+                    self._add(entries[row.seq])
+                count += row.record_count
+            self._seq = rows[-1].seq
+        return count
+
+    def _add(self, entry: OutboxEntry) -> None:
+        for record in self._records(entry):
+            if record.account_id != self.account_id:
+                continue
+            for scope, key_ids, from_us in self._scopes:
+                if (key_ids is None or record.key_id in key_ids) and (
+                    scope.project_id is None or record.project_id == scope.project_id
+                ):
+                    start_us = scope.span_us(record.occurred_at_us)[0]
+                    if start_us >= from_us:
+                        at = (scope.account_id, scope.counter_id, start_us)
+                        self.sums[at] = self.sums.get(at, 0) + units_of(record)[scope.unit]
+
+    def _records(self, entry: OutboxEntry) -> list[Record]:
+        if entry.format == "rows":
+            return records_of_entry(entry)
+        table = table_of_entry(entry)
+        # As columns first: most of a bulk may be of other accounts.
+        return records_of(table.filter(pc.equal(table.column("account_id"), self.account_id)))
+
+
+def _only_grew(wanted: Wanted, active: dict[str, tuple[str, int]], made: Made) -> bool:
+    """
+    Return whether a scope in force counts the keys that it did and new ones: then its counter is right as it is.
+
+    An event of a new key is charged to it, since it is in force by its name.
+    """
+    scope, key_ids = wanted
+    if scope.counter_id not in active or key_ids is None or not scope.members:
+        return False
+    before = [key_id for key_id in key_ids if key_id not in made.keys]
+    return active[scope.counter_id][0] == fingerprint_of(scope.of_members(before))
+
+
+def _periods(scope: BudgetScope, now_us: int) -> Iterator[tuple[int, int]]:
+    """Yield the periods that events may lie in which come now: they may be ahead of the clock."""
+    at_us = now_us
+    while at_us <= now_us + FUTURE_S_MAX * US_PER_S:
+        start_us, end_us = scope.span_us(at_us)
+        yield start_us, end_us
+        at_us = end_us

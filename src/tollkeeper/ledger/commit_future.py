@@ -1,0 +1,96 @@
+"""Tickets: how a caller, on a thread or an event loop, waits for the commit that holds its work."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from tollkeeper.errors import Unavailable
+
+
+class CommitFuture:
+    """
+    One caller's place in a group commit: ends with a result or an error.
+
+    Made for a task of one event loop or for a thread, which is the fast way; whoever asks the same under the
+    same id may wait on it too, from anywhere.
+    """
+
+    __slots__ = ("_done", "_loop", "_waiting", "ended", "error", "result")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Make a ticket for a task of *loop* (`await ticket.committed()`), or for a thread (`wait`)."""
+        self._loop = loop
+        self._waiting: list[asyncio.Future[None]] = []
+        self._done: threading.Event | None = threading.Event() if loop is None else None
+        self.ended = False
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    @classmethod
+    def finished(cls) -> CommitFuture:
+        """Return a ticket whose work was committed before."""
+        future = cls()
+        finish([future])
+        return future
+
+    async def committed(self) -> Any:
+        """Return the result once it is committed; raise what made it fail."""
+        if not self.ended:
+            loop = self._loop
+            if loop is not None and loop is asyncio.get_running_loop():
+                # One future for each who waits: a caller that is cancelled must not stop the others. It is
+                # resolved on this loop, so not before it stands in the list.
+                future = loop.create_future()
+                self._waiting.append(future)
+                await future
+            else:
+                await asyncio.to_thread(self.wait)
+        return self._outcome()
+
+    def wait(self, timeout_s: float = 60.0) -> Any:
+        """Return the result once it is committed; raise what made it fail."""
+        if not self.ended:
+            if self._done is None:
+                self._done = threading.Event()
+            # `finish` sets `ended` before it looks for the event, so one of the two sees the other.
+            if not self.ended and not self._done.wait(timeout_s):
+                raise Unavailable(
+                    "The ledger did not commit in time. The outcome is unknown: retry with the same id."
+                )
+        return self._outcome()
+
+    def _outcome(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    def _resolve(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+def finish(futures: Iterable[CommitFuture]) -> None:
+    """Wake the owners of *tickets*, with one call per event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[CommitFuture]] = {}
+    for future in futures:
+        future.ended = True
+        done = future._done
+        if done is not None:
+            done.set()
+        if future._loop is not None:
+            by_loop.setdefault(future._loop, []).append(future)
+    for loop, mine in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve_all, mine)
+        except RuntimeError:
+            # The loop was closed, and with it all that waited there. Nobody is left to wake.
+            continue
+
+
+def _resolve_all(futures: list[CommitFuture]) -> None:
+    for future in futures:
+        future._resolve()

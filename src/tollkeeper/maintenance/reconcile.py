@@ -1,0 +1,220 @@
+"""
+Verify: counter = ledger = sum of events, recomputed from what is stored; and rebuild what is derived.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.clock import Clock
+from tollkeeper.domain.entitlements import CREDIT_COUNTER
+from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.errors import Unavailable
+from tollkeeper.ledger.budget_scopes import ScopeKeeper, charged_in
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.committer import Committer, ReadBarrier
+from tollkeeper.ledger.pairing import Pairing
+from tollkeeper.ledger.relay import Relay
+from tollkeeper.ports import Ledger, UsageStore
+
+CHANGE_TRIES: Final = 5
+CHANGE_WAIT_S: Final = 0.05
+"""A budget is in force some ms after the catalog has it: so often, and so long, verify looks again."""
+_IN_FORCE: Final = "budget"
+
+
+class Difference(NamedTuple):
+    """Two figures that should be equal. *what* names both, *account_id* may be "" for stores as a whole."""
+
+    account_id: str
+    what: str
+    expected: int
+    found: int
+
+
+class Verdict(NamedTuple):
+    """What verify found: `ok` when there are no differences and everything could be compared."""
+
+    ok: bool
+    differences: list[Difference]
+    store_differences: list[str]
+    accounts: int
+    counters: int
+
+
+class Books(NamedTuple):
+    """What the ledger says of one account, as of one commit."""
+
+    counters: dict[tuple[str, int], int]
+    postings: dict[tuple[str, int], int]
+    scopes: dict[str, tuple[str, int]]
+    credit: CreditBook
+
+
+class Reconcile:
+    """
+    Exact with traffic going on: the ledger is read between two commits, and the relay is held until the
+    usage store has been asked about just what those commits had.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        ledger: Ledger,
+        store: UsageStore,
+        committer: Committer,
+        relay: Relay,
+        scopes: ScopeKeeper,
+        clock: Clock,
+        forget_answers: Callable[[], None],
+        pairing: Pairing,
+    ) -> None:
+        self._pairing = pairing
+        self._directory = directory
+        self._ledger = ledger
+        self._store = store
+        self._committer = committer
+        self._relay = relay
+        self._scopes = scopes
+        self._clock = clock
+        self._forget_answers = forget_answers
+
+    def verify(self, progress: Callable[[str], None] = lambda account_id: None) -> Verdict:
+        """
+        Recompute everything and return every difference.
+
+        Args:
+            progress: Called with each account before it is compared.
+
+        Raises:
+            Unavailable: A store cannot be read.
+        """
+        differences: list[Difference] = []
+        store_differences: list[str] = []
+        try:
+            self._relay.deliver_up_to(self._committer.outbox_seq)
+        except Unavailable:
+            # Then events cannot be compared with anything.
+            return Verdict(False, [], ["the outbox could not be delivered to the usage store"], 0, 0)
+        store_differences += [
+            f"outbox row {seq}: its {record_count} records cannot be read and are set aside: {reason}"
+            for seq, record_count, reason, _ in self._ledger.set_asides()
+        ]
+        accounts = sorted({a.id for a in self._directory.accounts()} | set(self._ledger.charged_accounts()))
+        counters = 0
+        for account_id in accounts:
+            progress(account_id)
+            found, compared = self._verify_account(account_id)
+            differences += found
+            counters += compared
+        with self._scopes.unchanged(), self._relay.exclusive():
+            # Both copies of an event are in the rollups, and where no budget counts it in no other sum.
+            store_differences += self._store.differences(self._ledger.delivered_records())
+            store_differences += self._store.duplicates()
+            store_differences += self._pairing.recount(self._store)
+        return Verdict(
+            not differences and not store_differences, differences, store_differences, len(accounts), counters
+        )
+
+    def rebuild(self) -> Mapping[str, int]:
+        """Make rollups and the id index of the usage store anew; return rows written per table."""
+        with self._scopes.unchanged(), self._relay.exclusive():
+            # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
+            self._relay.deliver_up_to(self._committer.outbox_seq)
+            try:
+                rebuilt = self._store.rebuild(self._ledger.delivered_records())
+                self._pairing.recount(self._store)
+                return rebuilt
+            finally:
+                # They were computed from what was there before, or from what was half made.
+                self._forget_answers()
+
+    def _verify_account(self, account_id: str) -> tuple[list[Difference], int]:
+        for _ in range(CHANGE_TRIES):
+            found, compared = self._compare_once(account_id)
+            if not any(difference.what.startswith(_IN_FORCE) for difference in found):
+                break
+            # Perhaps a budget was just set and is about to come into force.
+            time.sleep(CHANGE_WAIT_S)
+        return found, compared
+
+    def _compare_once(self, account_id: str) -> tuple[list[Difference], int]:
+        # In this order: a change of budgets has the commit thread ask the relay, which must not wait for us.
+        with self._scopes.unchanged(), self._relay.exclusive():
+            future = CommitFuture()
+            self._committer.submit(ReadBarrier(lambda: self._books(account_id), future))
+            books, seq = future.wait()
+            self._relay.deliver_up_to(seq)
+            return self._compare(account_id, books), len(books.counters)
+
+    def _books(self, account_id: str) -> Books:
+        ledger = self._ledger
+        return Books(
+            ledger.counter_rows(account_id),
+            ledger.posting_sums(account_id),
+            ledger.scopes(account_id),
+            ledger.book(account_id)[0],
+        )
+
+    def _compare(self, account_id: str, books: Books) -> list[Difference]:
+        differences = []
+        counters, postings, active = books.counters, books.postings, books.scopes
+        for at in sorted({*counters, *postings}):
+            used, posted = counters.get(at, 0), postings.get(at, 0)
+            if used != posted:
+                differences.append(
+                    Difference(account_id, f"counter {_name(at)} against its postings", posted, used)
+                )
+        wanted = self._directory.wanted_scopes(account_id)
+        for counter_id in sorted(wanted.keys() ^ active.keys()):
+            what = f"{_IN_FORCE} {counter_id} in the catalog (expected) and in force (found)"
+            differences.append(Difference(account_id, what, counter_id in wanted, counter_id in active))
+        for counter_id, (_, active_from_us) in active.items():
+            if counter_id not in wanted:
+                continue
+            scope, key_ids = wanted[counter_id]
+            # A budget whose period was changed has rows of the old periods too, which count no more.
+            starts = {
+                start
+                for c, start in counters
+                if c == counter_id and start >= active_from_us and scope.span_us(start)[0] == start
+            }
+            for start_us in sorted(starts | {scope.span_us(self._clock.now_us())[0]}):
+                spent = self._store.charged(
+                    account_id,
+                    from_us=start_us,
+                    to_us=scope.span_us(start_us)[1],
+                    project_id=scope.project_id,
+                    key_ids=key_ids,
+                )
+                events, used = charged_in(spent, scope.unit), counters.get((counter_id, start_us), 0)
+                if events != used:
+                    what = f"counter {_name((counter_id, start_us))} against its events"
+                    differences.append(Difference(account_id, what, events, used))
+        return differences + self._compare_credit(account_id, books)
+
+    def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:
+        differences = []
+        book = books.credit
+        used = books.counters.get((CREDIT_COUNTER, 0), 0)
+        if book.spent_nanos != used:
+            differences.append(
+                Difference(account_id, "credit counter against the grants drawn on", book.spent_nanos, used)
+            )
+        key_ids = self._directory.credit_keys(account_id)
+        if key_ids:
+            spent = self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
+            if spent.cost_nanos != used:
+                differences.append(
+                    Difference(account_id, "credit counter against the events", spent.cost_nanos, used)
+                )
+        return differences
+
+
+def _name(at: tuple[str, int]) -> str:
+    counter_id, start_us = at
+    return counter_id if not start_us else f"{counter_id} from {to_text(from_us(start_us))}"

@@ -1,0 +1,322 @@
+"""
+Corrections: amend or void an event that was booked. The old record stays; totals follow.
+
+A correction appends the current record with `sign = -1` and, for an amendment, the new one with the next
+`revision`, and charges the difference. Each has an id of its own: the same id again is the same correction.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.clock import Clock
+from tollkeeper.domain.events import NOT_OF_BODY, RECORD_FIELDS, Event, Record, latency_us
+from tollkeeper.domain.pricing import cost_nanos, uses_model
+from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.pending import Pending, key_of
+from tollkeeper.ports import UsageStore
+from tollkeeper.record_columns import records_of, table_of, to_ipc
+from tollkeeper.usage.report import Reports
+
+T = TypeVar("T")
+
+UNPRICED_BATCH: Final = 5_000
+_TRIES: Final = 20
+_FIXED: Final = ("id", "time", "account", "project", "key_id", "method", "route", "kind")
+"""What names an event is no matter of correction: void it and send another."""
+_STATED: Final = frozenset({"given", "estimated"})
+"""How a cost is known that the caller stated."""
+
+
+class Correction(NamedTuple):
+    """What a correction left: the record in force (`sign` -1 when voided), and whether it was a repeat."""
+
+    record: Record
+    repeated: bool
+
+
+class Amend:
+    """One correction at a time, so that each sees what the one before left. Blocking; any thread may call."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        store: UsageStore,
+        pending: Pending,
+        committer: Committer,
+        reports: Reports,
+        clock: Clock,
+    ) -> None:
+        self._directory = directory
+        self._store = store
+        self._pending = pending
+        self._committer = committer
+        self._reports = reports
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def amend(self, account_id: str, event_id: str, correction_id: str, changes: Event) -> Correction:
+        """
+        Replace what *changes* states of an event; what it leaves out stays, the cost is found anew.
+
+        Args:
+            correction_id: The caller's name for this correction, unique among its events and corrections.
+            changes: An event whose `id` and `time` are not used, without the fields that name an event.
+
+        Raises:
+            NotFound: The account has no such event, or it was voided.
+            EventConflict: *correction_id* is the id of an event, of an open hold, or of another correction.
+            BadParameter: *changes* states a field that cannot be corrected.
+            Unavailable: A store failed; the same call again is safe.
+        """
+        for field in _FIXED[2:]:
+            if getattr(changes, field) is not None:
+                raise BadParameter(f"{field} names the event and cannot be amended: void it", field=field)
+        return self._correct(account_id, event_id, correction_id, changes)
+
+    def void(self, account_id: str, event_id: str, correction_id: str) -> Correction:
+        """Take an event out of all totals. Errors as `amend`."""
+        return self._correct(account_id, event_id, correction_id, None)
+
+    def _correct(
+        self, account_id: str, event_id: str, correction_id: str, changes: Event | None
+    ) -> Correction:
+        with self._lock:
+            for _ in range(_TRIES):
+                # Until the commit thread has looked: what is delivered meanwhile must not be missed by both.
+                with self._pending.looking_up():
+                    try:
+                        return self._correct_once(account_id, event_id, correction_id, changes)
+                    except Stale:
+                        continue
+        raise Unavailable("The event keeps changing. Try again.")
+
+    def _correct_once(
+        self, account_id: str, event_id: str, correction_id: str, changes: Event | None
+    ) -> Correction:
+        """Book a correction as the stores are now. Raises `Stale` when they changed before its commit."""
+        current = self._current(account_id, event_id)
+        key = key_of(account_id, correction_id)
+        if self._is_known(account_id, correction_id):
+            if (account_id, correction_id) in self._store.records([(account_id, correction_id)]):
+                raise EventConflict(f"{correction_id[:128]!r} is the id of an event: use a new id.")
+            if not self._is_repeat(current, correction_id, changes):
+                raise EventConflict(
+                    f"{correction_id[:128]!r} is the id of another correction, which counts: use a new id."
+                )
+            return Correction(current, True)
+        if self._pending.is_held(key):
+            raise EventConflict(f"{correction_id[:128]!r} is the id of an open hold: use a new id.")
+        if self._pending.is_set_aside(key):
+            raise EventConflict(f"{correction_id[:128]!r} is the id of a record that counts: use a new id.")
+        if current.sign < 0:
+            raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
+        received_at_us = self._clock.now_us()
+        reversal = current._replace(
+            sign=-1,
+            received_at_us=received_at_us,
+            amendment_id=correction_id if changes is None else "",
+        )
+        rows = [reversal]
+        if changes is not None:
+            rows.append(
+                self._amended(current, changes)._replace(
+                    revision=current.revision + 1,
+                    received_at_us=received_at_us,
+                    amendment_id=correction_id,
+                )
+            )
+        self._book(rows, [key])
+        return Correction(rows[-1], False)
+
+    def price_unpriced(self, model: str | None = None) -> int:
+        """
+        Price the events that had no price when they came, as far as there are prices now; return how many.
+
+        Safe to repeat: what was priced is no longer found.
+
+        Raises:
+            Unavailable: A store failed, or the usage store is behind: some may not be priced yet.
+        """
+        priced = 0
+        last: Record | None = None
+        with self._lock:
+            # What is priced but not delivered yet would be found again.
+            if not self._reports.fresh(None):
+                raise Unavailable("The usage store is behind. Try again.")
+            while records := self._store.unpriced(model, UNPRICED_BATCH, last):
+                last = records[-1]
+                rows = list(self._repriced(records))
+                if rows:
+                    self._book_repriced(rows)
+                    priced += len(rows) // 2
+        return priced
+
+    def _book_repriced(self, rows: Sequence[Record]) -> None:
+        keys = [key_of(row.account_id, row.amendment_id) for row in rows if row.amendment_id]
+        for _ in range(_TRIES):
+            try:
+                self._book(rows, keys)
+            except Stale:
+                continue
+            return
+        raise Unavailable("The budgets keep changing. Try again.")
+
+    def _repriced(self, records: Iterable[Record]) -> Iterable[Record]:
+        received_at_us = self._clock.now_us()
+        for record in records:
+            priced = self._priced(record)
+            if priced.cost_state == "unpriced":
+                continue
+            yield record._replace(sign=-1, received_at_us=received_at_us, amendment_id="")
+            yield priced._replace(
+                revision=record.revision + 1,
+                received_at_us=received_at_us,
+                amendment_id=f"price:{record.id}:{record.revision + 1}"[:160],
+            )
+
+    def _priced(self, record: Record) -> Record:
+        # As `Gate._cost` for one request and `Ingest._records` for a batch.
+        key = self._directory.key(record.key_id) if record.key_id else None
+        profile = "native" if key is None else key.entry.profile
+        route = self._directory.route_table().match(record.method, record.route, profile)
+        if record.cache == "hit" or (route is not None and route.free):
+            return record._replace(cost_nanos=0, cost_state="free", price_version="")
+        failed = record.status >= 400 or bool(record.denied_reason)
+        nanos = 0 if route is None or failed else route.price_nanos
+        if not uses_model(record.model, _tokens(record), failed=failed):
+            if route is None:
+                return record._replace(cost_nanos=0, cost_state="free", price_version="")
+            return record._replace(cost_nanos=nanos, cost_state="priced", price_version=f"route:{route.id}")
+        price = self._directory.price(record.model, record.account_id, record.occurred_at_us)
+        if price is None:
+            return record._replace(cost_nanos=nanos, cost_state="unpriced", price_version="")
+        cost = cost_nanos(
+            price,
+            prompt=record.prompt_tokens,
+            cached_prompt=record.cached_prompt_tokens,
+            completion=record.completion_tokens,
+            reasoning=record.reasoning_tokens,
+        )
+        return record._replace(cost_nanos=nanos + cost, cost_state="priced", price_version=price.version)
+
+    def _amended(self, current: Record, changes: Event) -> Record:
+        tokens = changes.tokens
+        new = current._replace(
+            status=_or(changes.status, current.status),
+            error_type=_or(changes.error_type, current.error_type),
+            denied_reason=_or(changes.denied_reason, current.denied_reason),
+            latency_us=current.latency_us if changes.latency_ms is None else latency_us(changes.latency_ms),
+            bytes_out=_or(changes.bytes_out, current.bytes_out),
+            model=_or(changes.model, current.model),
+            cache=_or(changes.cache, current.cache),
+            credits=_or(changes.credits, current.credits),
+            tags=current.tags if changes.tags is None else changes.tags,
+        )
+        if tokens is not None:
+            new = new._replace(
+                prompt_tokens=_or(tokens.prompt, current.prompt_tokens),
+                cached_prompt_tokens=_or(tokens.cached_prompt, current.cached_prompt_tokens),
+                completion_tokens=_or(tokens.completion, current.completion_tokens),
+                reasoning_tokens=_or(tokens.reasoning, current.reasoning_tokens),
+            )
+        if changes.cost_nanos is not None:
+            return new._replace(cost_nanos=changes.cost_nanos, cost_state="given", price_version="")
+        if changes.estimated_cost_nanos is not None:
+            estimate = changes.estimated_cost_nanos
+            return new._replace(
+                cost_nanos=estimate, estimated_cost_nanos=estimate, cost_state="estimated", price_version=""
+            )
+        if current.cost_state in ("given", "estimated"):
+            return new
+        return self._priced(new) if _decides_cost(new) != _decides_cost(current) else new
+
+    def _current(self, account_id: str, event_id: str) -> Record:
+        if not self._reports.fresh(account_id):
+            raise Unavailable("The usage store is behind. Try again.")
+        record = self._store.records([(account_id, event_id)]).get((account_id, event_id))
+        if record is None:
+            raise NotFound(f"There is no event {event_id[:128]!r}.")
+        return record
+
+    def _is_repeat(self, current: Record, correction_id: str, changes: Event | None) -> bool:
+        """Return whether the known correction of this id did to the event what *changes* ask."""
+        at_us = current.occurred_at_us
+        revisions: dict[int, Record] = {}
+        corrected: Record | None = None
+        for piece in self._store.export(current.account_id, at_us, at_us + 1):
+            for record in records_of(piece.filter(pc.equal(piece["id"], current.id))):
+                if record.sign > 0:
+                    revisions[record.revision] = record
+                if record.amendment_id == correction_id:
+                    corrected = record
+        if corrected is None or (corrected.sign < 0) != (changes is None):
+            return False
+        if changes is None:
+            return True
+        asked = self._amended(revisions[corrected.revision - 1], changes)
+        ours = NOT_OF_BODY
+        if not _STATED & {asked.cost_state, corrected.cost_state}:
+            # What a price list says by now is ours, not the caller's, as in `same_body`.
+            ours |= {"cost_nanos", "cost_state"}
+        return all(
+            getattr(asked, name) == getattr(corrected, name) for name in RECORD_FIELDS if name not in ours
+        )
+
+    def _is_known(self, account_id: str, id_: str) -> bool:
+        pair = pa.table({"account_id": [account_id], "id": [id_]})
+        known: int = self._store.known_ids(pair).num_rows
+        return known > 0
+
+    def _book(self, rows: Sequence[Record], keys: list[str]) -> None:
+        table = table_of(rows)
+        future = CommitFuture()
+        version = self._committer.scopes_version
+        self._committer.submit(
+            Batch(
+                table,
+                to_ipc(table),
+                keys,
+                {row.account_id for row in rows},
+                self._directory.charges_of_all(rows),
+                version,
+                future,
+                corrections=True,
+            )
+        )
+        future.wait()
+
+
+def _or(value: T | None, other: T) -> T:
+    return other if value is None else value
+
+
+def _decides_cost(record: Record) -> tuple[object, ...]:
+    """Return what the price of a record depends on, of what can be corrected."""
+    return (
+        record.status >= 400,
+        bool(record.denied_reason),
+        record.cache == "hit",
+        record.model,
+        record.prompt_tokens,
+        record.cached_prompt_tokens,
+        record.completion_tokens,
+        record.reasoning_tokens,
+    )
+
+
+def _tokens(record: Record) -> int:
+    return (
+        record.prompt_tokens
+        + record.cached_prompt_tokens
+        + record.completion_tokens
+        + record.reasoning_tokens
+    )

@@ -1,0 +1,242 @@
+"""The desk: what a profile may ask of an installation. One per profile; see `profiles.base.ProfileContext`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.sessions import Sessions
+from tollkeeper.clock import Clock
+from tollkeeper.domain.bounds import Customer
+from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.keys import StoredKey, hash_secret
+from tollkeeper.domain.limit_status import LimitStatus, Session
+from tollkeeper.domain.periods import duration_s
+from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.errors import Unavailable
+from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.committer import AddCharges, Committer, Settle
+from tollkeeper.ports import CatalogStore, Ledger
+from tollkeeper.usage.report import Reports
+
+
+class LocalProfileContext:
+    """Serves one profile. Blocking; any thread may call."""
+
+    def __init__(
+        self,
+        profile: str,
+        settings: Mapping[str, Any],
+        *,
+        catalog: CatalogStore,
+        directory: Directory,
+        gate: Gate,
+        ledger: Ledger,
+        committer: Committer,
+        manage: Manage,
+        reports: Reports,
+        sessions: Sessions,
+        clock: Clock,
+    ) -> None:
+        self.profile = profile
+        self.settings = settings
+        self._catalog = catalog
+        self._directory = directory
+        self._gate = gate
+        self._ledger = ledger
+        self._committer = committer
+        self._manage = manage
+        self._reports = reports
+        self._sessions = sessions
+        self._clock = clock
+
+    def find_key(self, secret: str) -> StoredKey | None:
+        stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
+        if stored is None or stored.entry.profile != self.profile or stored.entry.role != "consumption":
+            return None
+        return stored
+
+    def find_management_key(self, secret: str) -> StoredKey | None:
+        stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
+        return stored if stored is not None and stored.entry.role == "management" else None
+
+    def session(self, token: str) -> Session | None:
+        session = self._sessions.verify(token)
+        account = None if session is None else self._directory.account(session.account_id)
+        return session if account is not None and account.active else None
+
+    def entitlement(self, key: StoredKey) -> Entitlement | None:
+        return self._directory.entitlement_of(key)
+
+    def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
+        compiled_key = self._compiled_key(key)
+        return None if compiled_key is None else self._gate.pass_limits(compiled_key, route)
+
+    def spend(
+        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
+    ) -> Denial | CountedCall:
+        counted = self._gate.spend(account_id, name, limit, from_first=from_first)
+        if isinstance(counted, CountedCall):
+            self._save_windows()
+        return counted
+
+    def give_back(self, counted: CountedCall) -> None:
+        self._gate.give_back(counted)
+        self._save_windows()
+
+    def _save_windows(self) -> None:
+        # An empty work makes a commit, which takes the changed windows with it: they must survive a crash.
+        future = CommitFuture()
+        self._committer.submit(AddCharges({}, future))
+        future.wait()
+
+    def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
+        used, resets_at_us = self._gate.spent(account_id, name, limit)
+        resets_at = None if resets_at_us is None else from_us(resets_at_us)
+        return LimitStatus(
+            kind="limit",
+            name=limit.name,
+            unit=limit.unit,
+            allowed=limit.amount,
+            used=used,
+            window_s=duration_s(limit.window),
+            per_window=limit.amount,
+            bucket=limit.bucket,
+            starts_at=_window_start(limit, resets_at),
+            resets_at=resets_at,
+        )
+
+    def record(self, key: StoredKey, route: Route, status: int) -> None:
+        self._record(key.entry.account, key.entry.project or "", key.entry.id, route, status)
+
+    def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
+        self._record(account_id, "", "", route, status)
+
+    def _record(self, account_id: str, project_id: str, key_id: str, route: Route, status: int) -> None:
+        now_us = self._clock.now_us()
+        record = Record(
+            account_id, project_id, key_id, now_us, now_us, self._gate.new_id(now_us),
+            0, 1, "", route.event_kind, route.method, route.path, status, "", "", None, 0, "", 0, 0, 0, 0, "",
+            0, 0, 0, "free", "", {},
+        )  # fmt: skip
+        version = self._committer.scopes_version
+        future = CommitFuture()
+        self._committer.submit(
+            Settle(
+                record,
+                self._directory.charges_of(record),
+                future=future,
+                counted=False,
+                scopes_version=version,
+                charges_of=self._directory.charges_of,
+            )
+        )
+        future.wait()
+
+    def rotation_chain(self, key: StoredKey) -> Sequence[str]:
+        return self._directory.rotation_chain_of(key)
+
+    def limit_statuses(self, key: StoredKey) -> list[LimitStatus]:
+        compiled_key = self._compiled_key(key)
+        return (
+            [] if compiled_key is None else limit_statuses_of(self._gate, compiled_key, self._clock.now_us())
+        )
+
+    def usage(self, query: UsageQuery) -> UsageReport:
+        report = self._reports.usage(query)
+        if not report.complete:
+            # A dialect has no word for "some are missing", and its client would go on spending.
+            raise Unavailable(
+                "The usage answer would lack acknowledged requests. Try again shortly; /readyz says why."
+            )
+        return report
+
+    def balance_nanos(self, account_id: str) -> int:
+        return self._ledger.book(account_id)[0].balance_nanos(self._clock.now())
+
+    def top_ups_nanos(self, account_id: str) -> int:
+        return sum(grant.amount_nanos for grant in self._ledger.book(account_id)[0].grants)
+
+    def keys(self, account_id: str) -> list[StoredKey]:
+        mine = [
+            stored
+            for stored in self._directory.keys_of(account_id)
+            if stored.entry.profile == self.profile and stored.entry.role == "consumption"
+        ]
+        return sorted(mine, key=lambda stored: (-stored.created_at_us, stored.entry.id))
+
+    def key(self, key_id: str) -> StoredKey | None:
+        stored = self._directory.key(key_id)
+        if stored is None or stored.entry.profile != self.profile or stored.entry.role != "consumption":
+            return None
+        return stored
+
+    def subscriptions(self, account_id: str) -> list[Subscription]:
+        return cast("list[Subscription]", list(self._catalog.entries("subscriptions", account_id)))
+
+    def plans(self) -> list[Plan]:
+        return cast("list[Plan]", list(self._catalog.entries("plans")))
+
+    def issue_key(self, key: Key, by: Customer) -> tuple[StoredKey, str]:
+        issued = self._manage.issue_key(key, by=by)
+        assert issued.secret is not None
+        return self._manage.stored_key(key.account, issued.entry.id), issued.secret
+
+    def new_key_id(self) -> str:
+        return str(uuid.uuid4())
+
+    def set_key_state(self, key: StoredKey, state: KeyState, by: Customer) -> None:
+        self._manage.set_key_state(key.entry.account, key.entry.id, state, by=by)
+
+    def _compiled_key(self, key: StoredKey) -> CompiledKey | None:
+        return self._gate.compiled_key_of(lambda: self._directory.entitlement_of_id(key.entry.id))
+
+
+def limit_statuses_of(gate: Gate, compiled_key: CompiledKey, now_us: int) -> list[LimitStatus]:
+    """Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit."""
+    states = gate.state_of(compiled_key, now_us)
+    limits = [scope.limit for scope in compiled_key.entitlement.limits]
+    budgets = compiled_key.entitlement.budgets
+    limit_statuses = []
+    for index, state in enumerate(states):
+        limit = limits[index] if index < len(limits) else None
+        resets_at = None if state.resets_at_us is None else from_us(state.resets_at_us)
+        starts_at = None if limit is None else _window_start(limit, resets_at)
+        if len(limits) <= index < len(limits) + len(budgets) and resets_at is not None:
+            starts_at = from_us(budgets[index - len(limits)].span_us(now_us)[0])
+        kind = "budget"
+        if limit is not None:
+            kind = "concurrency" if limit.algorithm == "concurrency" else "limit"
+        elif state.reason == "credit_exhausted":
+            kind = "credit"
+        limit_statuses.append(
+            LimitStatus(
+                kind=kind,
+                name=state.limit,
+                unit=state.unit,
+                allowed=state.allowed,
+                used=state.used or 0,
+                window_s=duration_s(limit.window) if limit is not None and kind == "limit" else None,
+                per_window=limit.amount if limit is not None and kind == "limit" else None,
+                bucket=None if limit is None else limit.bucket,
+                starts_at=starts_at,
+                resets_at=resets_at,
+            )
+        )
+    return limit_statuses
+
+
+def _window_start(limit: Limit, resets_at: datetime | None) -> datetime | None:
+    """Return when a fixed window began; the others have no start that all of their requests share."""
+    if resets_at is None or limit.algorithm != "fixed":
+        return None
+    return resets_at - timedelta(seconds=duration_s(limit.window))
