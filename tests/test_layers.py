@@ -159,7 +159,7 @@ def test_drivers_stay_in_their_adapters() -> None:
 
 
 def test_the_network_is_a_matter_of_adapters_and_surfaces() -> None:
-    """A room that opens a connection, checks a token or calls C cannot be tested by values, nor bounded in one place."""
+    """What opens a connection, checks a token or calls C cannot be tested by values, nor bounded in one place."""
     for path in modules():
         if part_of(path) in SURFACES | OF_THE_PROCESS | {"adapters"}:
             continue
@@ -174,4 +174,6 @@ def test_the_gate_needs_no_arrow() -> None:
     """The hot path starts without it: loading it takes longer than everything that the gate does."""
     for path in modules():
         if part_of(path) == "gate":
-            assert not {e.module for e in imports(path) if e.module.split(".")[0] in ("pyarrow", "numpy")}, path
+            assert not {e.module for e in imports(path) if e.module.split(".")[0] in ("pyarrow", "numpy")}, (
+                path
+            )

@@ -48,6 +48,7 @@ from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
 from tollkeeper.ledger.commit_future import CommitFuture, finish
 from tollkeeper.ledger.committer import ChangeScopes, Committer, PostGrants
 from tollkeeper.ledger.holds import Holds
+from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.pending import Pending, decode_keys, key_of
 from tollkeeper.ledger.relay import Relay, keys_of, read_back
@@ -153,6 +154,7 @@ class Installation:
         self.committer.on_last_used = self._touch_keys
         self.committer.before_scopes_change = self._scopes_changed
         self.directory.must_wait = self._must_wait
+        self.labels = Labels(settings.distinct_values_per_day_max)
         self.holds = Holds(
             self.gate,
             self.directory,
@@ -161,9 +163,12 @@ class Installation:
             self.committer,
             self.pending,
             self.clock,
+            self.labels,
             hold_s=settings.hold_s,
         )
-        self.ingest = Ingest(self.directory, self.store, self.pending, self.committer, self.clock)
+        self.ingest = Ingest(
+            self.directory, self.store, self.pending, self.committer, self.clock, self.labels
+        )
         self.reports = Reports(
             self.store,
             self.ledger,
@@ -173,7 +178,9 @@ class Installation:
             self.clock,
             lambda: self.pairing.is_complete,
         )
-        self.amend = Amend(self.directory, self.store, self.pending, self.committer, self.reports, self.clock)
+        self.amend = Amend(
+            self.directory, self.store, self.pending, self.committer, self.reports, self.clock, self.labels
+        )
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
         )
@@ -324,6 +331,7 @@ class Installation:
             reports=self.reports,
             sessions=self.sessions,
             clock=self.clock,
+            labels=self.labels,
         )
 
     def close(self) -> None:

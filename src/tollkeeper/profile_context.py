@@ -25,6 +25,7 @@ from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import AddCharges, Committer, Settle
+from tollkeeper.ledger.labels import Labels
 from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.usage.report import Reports
 
@@ -46,6 +47,7 @@ class LocalProfileContext:
         reports: Reports,
         sessions: Sessions,
         clock: Clock,
+        labels: Labels,
     ) -> None:
         self.profile = profile
         self.settings = settings
@@ -58,6 +60,7 @@ class LocalProfileContext:
         self._reports = reports
         self._sessions = sessions
         self._clock = clock
+        self._labels = labels
 
     def find_key(self, secret: str) -> StoredKey | None:
         stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
@@ -132,7 +135,7 @@ class LocalProfileContext:
         future = CommitFuture()
         self._committer.submit(
             Settle(
-                record,
+                self._labels.of_record(record),
                 self._directory.charges_of(record),
                 future=future,
                 counted=False,

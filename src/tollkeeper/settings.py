@@ -68,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Projects that a customer's calls may bring its account to."""
     webhooks_per_account_max: Annotated[int, msgspec.Meta(ge=1)] = 20
     """Webhooks that a customer's calls may bring its account to."""
+    distinct_values_per_day_max: Annotated[int, msgspec.Meta(ge=0)] = 10_000
+    """Distinct routes, models, kinds and so on of an account and UTC day; beyond it `other` is stored. 0: no bound."""
     client_address_header: str = ""
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
     metrics_open: bool = False

@@ -96,6 +96,13 @@ def serve(
         int | None,
         _setting("webhooks-per-account-max", "The same for webhooks; 20 unless given."),
     ] = None,
+    distinct_values_per_day_max: Annotated[
+        int | None,
+        _setting(
+            "distinct-values-per-day-max",
+            "Distinct values of each label of an account and day; 10000 unless given, 0: no bound.",
+        ),
+    ] = None,
     client_address_header: Annotated[
         str | None,
         _setting("client-address-header", "The header in which your proxy tells the client's address."),
@@ -147,6 +154,7 @@ def serve(
             "keys_per_account_max": keys_per_account_max,
             "projects_per_account_max": projects_per_account_max,
             "webhooks_per_account_max": webhooks_per_account_max,
+            "distinct_values_per_day_max": distinct_values_per_day_max,
             "client_address_header": client_address_header,
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,

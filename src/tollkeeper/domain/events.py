@@ -10,12 +10,14 @@ price applied: one row of `RECORD_FIELDS`. Records are immutable; a correction a
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from tollkeeper.domain.instants import from_us, to_text, to_us
+from tollkeeper.domain.labels import LABELS, same_label
 
 ID_CHARS_MAX: Final = 128
 TEXT_CHARS_MAX: Final = 256
@@ -177,14 +179,26 @@ def same_body(stored: Record, given: Record) -> bool:
     """
     Tell whether *given*, a record just made from a caller's event, reports what *stored* reported.
 
-    When we received it and what a price list says by now are ours, not the caller's: they do not count.
+    When we received it and what a price list says by now are ours, not the caller's: they do not count. A label that
+    was stored as `other` may have been any text.
     """
     ours = NOT_OF_BODY
     if "given" not in (stored.cost_state, given.cost_state):
         ours |= PRICE_OF_BODY
     elif stored.cost_state == given.cost_state:
         ours |= {"credits"} if stored.credits and not given.credits else set()
-    return all(getattr(stored, name) == getattr(given, name) for name in RECORD_FIELDS if name not in ours)
+    return same_fields(stored, given, ours)
+
+
+def same_fields(stored: Record, given: Record, ours: Set[str]) -> bool:
+    """Return whether the fields that are not *ours* are the same, or a label that was stored as `other`."""
+    return all(
+        same_label(getattr(stored, name), getattr(given, name))
+        if name in LABELS
+        else getattr(stored, name) == getattr(given, name)
+        for name in RECORD_FIELDS
+        if name not in ours
+    )
 
 
 def record_to_event(record: Record) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.labels import same_label
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
 from tollkeeper.gate.gate import (
     HOLD_S_MAX,
@@ -36,6 +37,7 @@ from tollkeeper.gate.gate import (
 )
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Committer, EndHold, OpenHold, Settle
+from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ports import Ledger, UsageStore
 
@@ -73,6 +75,7 @@ class Holds:
         committer: Committer,
         pending: Pending,
         clock: Clock,
+        labels: Labels,
         *,
         hold_s: int,
     ) -> None:
@@ -83,6 +86,7 @@ class Holds:
         self._committer = committer
         self._pending = pending
         self._now_us = clock.now_us
+        self._stored_of = labels.of_record
         self._hold_s = hold_s
         self._charges_of = directory.charges_of
         self._lock = threading.Lock()
@@ -118,7 +122,7 @@ class Holds:
         finished = self._gate.finish(admission, outcome, self._now_us())
         if finished is None:
             raise HoldEnded(f"Request {admission.id} was ended before: settle or void once.")
-        record, charges = finished
+        record, charges = self._stored_of(finished[0]), finished[1]
         task = Settle(
             record,
             charges,
@@ -153,7 +157,8 @@ class Holds:
             self.denied_unrecorded += 1
             return
         now_us = self._now_us()
-        record = self._gate.denied_record(compiled_key, method, path, denial, now_us, model)
+        denied = self._gate.denied_record(compiled_key, method, path, denial, now_us, model)
+        record = self._stored_of(denied)
         self._committer.submit(
             Settle(
                 record,
@@ -315,7 +320,8 @@ class Holds:
             raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
         now_us = self._now_us()
         version = self._committer.scopes_version
-        record, charges = self._gate.settle(admission, outcome, now_us)
+        priced, charges = self._gate.settle(admission, outcome, now_us)
+        record = self._stored_of(priced)
         ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
 
         def done(error: BaseException | None) -> None:
@@ -440,7 +446,7 @@ class Holds:
             admission.state = "ended"
             version = self._committer.scopes_version
             now_us = self._now_us()
-            record = self._gate.record_of(admission, outcome, now_us)
+            record = self._stored_of(self._gate.record_of(admission, outcome, now_us))
             charges = self._charges_of(record)
             # Nothing can fail from here to the commit, which may fail and take it back.
             self._gate.count_late(admission, record, now_us)
@@ -707,12 +713,12 @@ def _same_outcome(record: Record, outcome: Outcome) -> bool:
     stated = "estimated" if outcome.estimated else "given" if usage.cost_nanos is not None else None
     return (
         record.status == outcome.status
-        and record.error_type == outcome.error_type
+        and same_label(record.error_type, outcome.error_type)
         and record.latency_us == outcome.latency_us
         and record.bytes_out == outcome.bytes_out
         and record.cache == outcome.cache
         # Left out, these two are the hold's.
-        and (not usage.model or record.model == usage.model)
+        and (not usage.model or same_label(record.model, usage.model))
         and (not outcome.tags or record.tags == outcome.tags)
         and record.prompt_tokens == usage.prompt_tokens
         and record.cached_prompt_tokens == usage.cached_prompt_tokens

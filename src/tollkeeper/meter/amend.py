@@ -16,11 +16,13 @@ import pyarrow.compute as pc
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import NOT_OF_BODY, RECORD_FIELDS, Event, Record, latency_us
+from tollkeeper.domain.events import NOT_OF_BODY, Event, Record, latency_us, same_fields
+from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.pricing import cost_nanos, uses_model
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of, to_ipc
@@ -54,6 +56,7 @@ class Amend:
         committer: Committer,
         reports: Reports,
         clock: Clock,
+        labels: Labels,
     ) -> None:
         self._directory = directory
         self._store = store
@@ -61,6 +64,7 @@ class Amend:
         self._committer = committer
         self._reports = reports
         self._clock = clock
+        self._labels = labels
         self._lock = threading.Lock()
 
     def amend(self, account_id: str, event_id: str, correction_id: str, changes: Event) -> Correction:
@@ -127,13 +131,14 @@ class Amend:
         )
         rows = [reversal]
         if changes is not None:
-            rows.append(
-                self._amended(current, changes)._replace(
-                    revision=current.revision + 1,
-                    received_at_us=received_at_us,
-                    amendment_id=correction_id,
-                )
+            amended = self._amended(current, changes)._replace(
+                revision=current.revision + 1,
+                received_at_us=received_at_us,
+                amendment_id=correction_id,
             )
+            if any(getattr(amended, name) != getattr(current, name) for name in LABELS):
+                amended = self._labels.of_record(amended)
+            rows.append(amended)
         self._book(rows, [key])
         return Correction(rows[-1], False)
 
@@ -192,6 +197,9 @@ class Amend:
             return record._replace(cost_nanos=0, cost_state="free", price_version="")
         failed = record.status >= 400 or bool(record.denied_reason)
         nanos = 0 if route is None or failed else route.price_nanos
+        if OTHER in (record.method, record.route) and record.cost_state == "unpriced":
+            # What it cost before its model has a price was its route's, which can be found no more.
+            nanos = record.cost_nanos
         if not uses_model(record.model, _tokens(record), failed=failed):
             if route is None:
                 return record._replace(cost_nanos=0, cost_state="free", price_version="")
@@ -237,7 +245,24 @@ class Amend:
             )
         if current.cost_state in ("given", "estimated"):
             return new
-        return self._priced(new) if _decides_cost(new) != _decides_cost(current) else new
+        if _decides_cost(new) == _decides_cost(current):
+            return new
+        self._check_priceable(new)
+        return self._priced(new)
+
+    def _check_priceable(self, record: Record) -> None:
+        """Refuse to price by a label that was not kept: the cost would be another's, or nothing."""
+        if OTHER in (record.method, record.route):
+            raise BadParameter(
+                f"The route of this event was stored as `{OTHER}`, so it cannot be priced again: state cost_nanos.",
+                field="cost_nanos",
+            )
+        known = self._directory.price(record.model, record.account_id, record.occurred_at_us)
+        if record.model == OTHER and known is None:
+            raise BadParameter(
+                f"The model of this event was stored as `{OTHER}`: state the model, or cost_nanos.",
+                field="model",
+            )
 
     def _current(self, account_id: str, event_id: str) -> Record:
         if not self._reports.fresh(account_id):
@@ -267,9 +292,7 @@ class Amend:
         if not _STATED & {asked.cost_state, corrected.cost_state}:
             # What a price list says by now is ours, not the caller's, as in `same_body`.
             ours |= {"cost_nanos", "cost_state"}
-        return all(
-            getattr(asked, name) == getattr(corrected, name) for name in RECORD_FIELDS if name not in ours
-        )
+        return same_fields(corrected, asked, ours)
 
     def _is_known(self, account_id: str, id_: str) -> bool:
         pair = pa.table({"account_id": [account_id], "id": [id_]})

@@ -22,9 +22,11 @@ from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.events import NOT_OF_BODY, PRICE_OF_BODY, RECORD_FIELDS, same_body
+from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import SEPARATOR, TOO_MANY, Pending
 from tollkeeper.meter.columns import price_columns
 from tollkeeper.meter.decode import REJECTIONS_SHOWN, Decoded, Rejection
@@ -74,12 +76,14 @@ class Ingest:
         pending: Pending,
         committer: Committer,
         clock: Clock,
+        labels: Labels,
     ) -> None:
         self._directory = directory
         self._store = store
         self._pending = pending
         self._committer = committer
         self._clock = clock
+        self._labels = labels
         self._counting = threading.Lock()
         self.accepted_count = self.duplicate_count = self.rejected_count = 0
 
@@ -116,6 +120,8 @@ class Ingest:
                 rejected += resolved.table.num_rows - fresh.num_rows - duplicates
                 if fresh.num_rows == 0:
                     return IngestResult(0, duplicates, rejections, rejected)
+                # Last, so that repeats are compared and prices found by what was sent.
+                fresh = self._labels.of_table(fresh)
                 future = CommitFuture()
                 self._committer.submit(
                     Batch(
@@ -505,6 +511,9 @@ def _surely_same(given: pa.Table, stored: pa.Table) -> Mask:
             continue
         one, other = (_plain(table.column(name)) for table in (given, stored))
         equal = _true(pc.equal(one, other)) | _true(pc.and_(pc.is_null(one), pc.is_null(other)))
+        if name in LABELS and not equal.all():
+            # As `domain.labels.same_label`.
+            equal |= _true(pc.and_(pc.equal(other, OTHER), pc.not_equal(one, "")))
         if name in PRICE_OF_BODY:
             priced &= equal
         else:
