@@ -21,7 +21,10 @@ from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import Unavailable
 from tollkeeper.http.app import App
 from tollkeeper.http.profiles import ProfileSite
-from tollkeeper.profiles.anylayer import PROFILE, ROUTE, TIMEFRAMES, description, error_type
+from tollkeeper.profiles.anylayer import PROFILE
+from tollkeeper.profiles.anylayer.caller import ROUTE
+from tollkeeper.profiles.anylayer.errors import description, error_type
+from tollkeeper.profiles.anylayer.parameters import TIMEFRAMES
 from tollkeeper.profiles.base import Call
 from tollkeeper.testing import ManualClock, set_up, unique
 

@@ -36,7 +36,8 @@ from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Call
-from tollkeeper.profiles.cheapestinference import PROFILE, dollars
+from tollkeeper.profiles.cheapestinference import PROFILE
+from tollkeeper.profiles.toolkit import dollars
 from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 NAME = "cheapestinference"

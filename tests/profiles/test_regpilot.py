@@ -32,7 +32,8 @@ from tollkeeper.embedded import Tollkeeper
 from tollkeeper.gate.gate import Usage
 from tollkeeper.http.app import App
 from tollkeeper.profiles.base import Profile
-from tollkeeper.profiles.regpilot import KEY_HEADERS, PROFILE
+from tollkeeper.profiles.regpilot import PROFILE
+from tollkeeper.profiles.regpilot.refusals import KEY_HEADERS
 from tollkeeper.testing import Faulty, ManualClock, set_up, unique
 
 DOLLAR = 1_000_000_000

@@ -30,7 +30,8 @@ from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.money import NANOS_PER_CENT, cents_half_up
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.profiles.base import Profile
-from tollkeeper.profiles.regsn import PROFILE, parse_instant
+from tollkeeper.profiles.regsn import PROFILE
+from tollkeeper.profiles.regsn.instants import parse_instant
 from tollkeeper.testing import NOON, Faulty, ManualClock, commit_all, set_up, unique
 
 CENT: Final = NANOS_PER_CENT
