@@ -411,7 +411,7 @@ def test_case_2_timeframes_and_granularities(vendor: Vendor) -> None:
 
 
 def test_case_2_a_window_rolls_and_buckets_are_aligned(local: Local) -> None:
-    """Each timeframe has what is at its start and not what is just before it."""
+    """Each timeframe has the request at its start and not the one just before it."""
     customer = local.customer()
     for span in TIMEFRAMES.values():
         if span is not None:

@@ -1134,7 +1134,7 @@ def test_authorize_refuses_in_the_vendors_words(server: Server, sessions: Sessio
     assert authorize(credit).status_code == 402
     assert authorize("garbage").json() == UNKNOWN_KEY
     spent = at.good("/v1/usage", secret)
-    # What is held is not spent.
+    # A hold is not spent.
     assert spent["budget"]["spent"] == 0
 
 

@@ -64,7 +64,7 @@ def test_the_catalogs_are_packaged() -> None:
         ("", None),
     ],
 )
-def test_a_bearer_token_is_told_from_a_blank_one_and_from_none(header: str, token: str | None) -> None:
+def test_a_bearer_token_a_blank_one_and_none_are_three_answers(header: str, token: str | None) -> None:
     assert bearer_token({"authorization": header}) == token
     assert bearer_token({}) is None
 
