@@ -25,8 +25,8 @@ _AT_MAX_US: Final = to_us(datetime(2100, 1, 1, tzinfo=UTC))
 """No event is later (see `domain.events`): later ends of a range mean the same."""
 
 
-class UsageParameters(NamedTuple):
-    """The effective parameters of one call."""
+class UsageRange(NamedTuple):
+    """The range of one call, and the axis of its buckets."""
 
     start: datetime
     end: datetime
@@ -61,7 +61,7 @@ def answer_usage(
     return reply
 
 
-def _report(context: ProfileContext, account_id: str, parameters: UsageParameters) -> dict[str, Any]:
+def _report(context: ProfileContext, account_id: str, parameters: UsageRange) -> dict[str, Any]:
     settings = context.settings
     buckets: dict[str, _Bucket] = {}
     total = _Bucket()
@@ -97,7 +97,7 @@ def _report(context: ProfileContext, account_id: str, parameters: UsageParameter
     }
 
 
-def _rows(context: ProfileContext, account_id: str, parameters: UsageParameters) -> Iterable[dict[str, Any]]:
+def _rows(context: ProfileContext, account_id: str, parameters: UsageRange) -> Iterable[dict[str, Any]]:
     """Yield the counts per bucket and kind of event."""
     # Before the epoch and after `_AT_MAX_US` there are no events, and the stores cannot hold such instants.
     start_us, end_us = max(0, to_us(parameters.start)), min(to_us(parameters.end), _AT_MAX_US)
@@ -137,7 +137,7 @@ def _bucket(key: str, bucket: _Bucket) -> dict[str, Any]:
     }
 
 
-def parse_parameters(call: Call, settings: Mapping[str, Any]) -> UsageParameters:
+def parse_parameters(call: Call, settings: Mapping[str, Any]) -> UsageRange:
     start = _instant(call, "from", call.now - timedelta(days=RANGE_DAYS_DEFAULT))
     end = _instant(call, "to", call.now)
     axis = call.first("group_by")
@@ -148,7 +148,7 @@ def parse_parameters(call: Call, settings: Mapping[str, Any]) -> UsageParameters
     days_max = settings["range_days_max"]
     if days_max and end - start > timedelta(days=days_max):
         raise InvalidParameter("from", f"from must be at most {days_max} days before to")
-    return UsageParameters(start, end, axis or "day")
+    return UsageRange(start, end, axis or "day")
 
 
 def _instant(call: Call, name: str, default: datetime) -> datetime:
