@@ -1,4 +1,10 @@
-"""The desk: what a profile may ask of an installation. One per profile; see `profiles.base.ProfileContext`."""
+"""
+The `ProfileContext` of an installation: the reads and writes that one profile may use.
+
+It binds every call to its profile: keys of another profile do not exist here. It is not a service: it holds no
+state and no rules, and passes each call on to the room that owns it (catalog, gate, ledger, usage). The methods'
+contracts are those of `profiles.base.ProfileContext`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +37,16 @@ from tollkeeper.usage.report import Reports
 
 
 class LocalProfileContext:
-    """Serves one profile. Blocking; any thread may call."""
+    """
+    The context of one profile over the services of this process.
+
+    All methods block; any thread may call them. Keys are read from the directory in memory; balances, plans and
+    subscriptions from their stores. A write is durable when its method returns.
+
+    Args:
+        profile: The profile's name.
+        settings: All settings of the profile, checked.
+    """
 
     def __init__(
         self,
@@ -97,7 +112,7 @@ class LocalProfileContext:
         self._save_windows()
 
     def _save_windows(self) -> None:
-        # An empty work makes a commit, which takes the changed windows with it: they must survive a crash.
+        # A task without charges makes a commit, and each commit saves the changed windows: they must survive a crash.
         future = CommitFuture()
         self._committer.submit(AddCharges({}, future))
         future.wait()
@@ -157,7 +172,7 @@ class LocalProfileContext:
     def usage(self, query: UsageQuery) -> UsageReport:
         report = self._reports.usage(query)
         if not report.complete:
-            # A dialect has no word for "some are missing", and its client would go on spending.
+            # A dialect cannot say that events are missing, and its client would go on spending.
             raise Unavailable(
                 "The usage answer would lack acknowledged requests. Try again shortly; /readyz says why."
             )

@@ -37,7 +37,7 @@ NODE: Final = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="Node is absent")
 WAIT_S: Final = 60
 ADDRESS_HEADER: Final = "X-Forwarded-For"
-"""Where the servers of these tests are told who calls."""
+"""The header with the caller's address, for the servers of these tests."""
 FIRST_ADDRESS: Final = IPv4Address("10.0.0.0")
 _peers = itertools.count(1)
 
@@ -46,17 +46,17 @@ _FETCH: Final = """
 const lines = require('readline').createInterface({ input: process.stdin })
 lines.on('line', async line => {
   const { method, url, headers, body, ms } = JSON.parse(line)
-  let told
+  let answered
   try {
     const signal = AbortSignal.timeout(ms)
     const answer = await fetch(url, { method, headers, signal, redirect: 'manual',
       body: body === null ? undefined : Buffer.from(body, 'base64') })
     const bytes = Buffer.from(await answer.arrayBuffer())
     const json = (answer.headers.get('content-type') || '').includes('json')
-    told = { status: answer.status, headers: [...answer.headers], body: bytes.toString('base64'),
+    answered = { status: answer.status, headers: [...answer.headers], body: bytes.toString('base64'),
       read: json && bytes.length ? JSON.parse(bytes.toString()) : null }
-  } catch (error) { told = { failed: String(error.cause || error) } }
-  console.log(JSON.stringify(told))
+  } catch (error) { answered = { failed: String(error.cause || error) } }
+  console.log(JSON.stringify(answered))
 })
 """
 
@@ -111,16 +111,16 @@ class Fetch:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(line) + "\n")
         self._process.stdin.flush()
-        told = json.loads(self._process.stdout.readline())
-        assert "failed" not in told, told
+        answered = json.loads(self._process.stdout.readline())
+        assert "failed" not in answered, answered
         answer = requests.Response()
-        answer.status_code = told["status"]
-        answer.headers.update(told["headers"])
+        answer.status_code = answered["status"]
+        answer.headers.update(answered["headers"])
         answer.encoding = "utf-8"
-        answer._content = base64.b64decode(told["body"])
-        if told["read"] is not None:
+        answer._content = base64.b64decode(answered["body"])
+        if answered["read"] is not None:
             # JavaScript has one kind of number: what it reads must be what was sent.
-            assert told["read"] == answer.json()
+            assert answered["read"] == answer.json()
         return answer
 
 
@@ -135,7 +135,7 @@ class Remote:
 
     def ask(self, method: str, path: str, **options: Any) -> requests.Response:
         """Send a request to a vendor's path; options are those of `requests.request`."""
-        # From an address of its own, as the server is told: failures of many tests would block their one host.
+        # From its own address, in a header: failures of many tests would block their one host.
         headers = {ADDRESS_HEADER: new_address()}
         headers |= options.pop("headers", {})
         return self.client.request(method, self.url + path, headers=headers, **options)

@@ -21,7 +21,10 @@ from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import Unavailable
 from tollkeeper.http.app import App
 from tollkeeper.http.profiles import ProfileSite
-from tollkeeper.profiles.anylayer import PROFILE, ROUTE, TIMEFRAMES, description, error_type
+from tollkeeper.profiles.anylayer import PROFILE
+from tollkeeper.profiles.anylayer.caller import ROUTE
+from tollkeeper.profiles.anylayer.errors import description, error_type
+from tollkeeper.profiles.anylayer.parameters import TIMEFRAMES
 from tollkeeper.profiles.base import Call
 from tollkeeper.testing import ManualClock, set_up, unique
 
@@ -408,7 +411,7 @@ def test_case_2_timeframes_and_granularities(vendor: Vendor) -> None:
 
 
 def test_case_2_a_window_rolls_and_buckets_are_aligned(local: Local) -> None:
-    """Each timeframe has what is at its start and not what is just before it."""
+    """Each timeframe has the request at its start and not the one just before it."""
     customer = local.customer()
     for span in TIMEFRAMES.values():
         if span is not None:

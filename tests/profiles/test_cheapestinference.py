@@ -36,7 +36,8 @@ from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Call
-from tollkeeper.profiles.cheapestinference import PROFILE, dollars
+from tollkeeper.profiles.cheapestinference import PROFILE
+from tollkeeper.profiles.toolkit import dollars
 from tollkeeper.testing import NOON, Faulty, ManualClock, set_up, unique
 
 NAME = "cheapestinference"
@@ -1133,7 +1134,7 @@ def test_authorize_refuses_in_the_vendors_words(server: Server, sessions: Sessio
     assert authorize(credit).status_code == 402
     assert authorize("garbage").json() == UNKNOWN_KEY
     spent = at.good("/v1/usage", secret)
-    # What is held is not spent.
+    # A hold is not spent.
     assert spent["budget"]["spent"] == 0
 
 

@@ -95,7 +95,7 @@ def ask(site: Site, profile: str, asked: list[Asked]) -> list[httpx.Response]:
                         params=dict(one.params) or None,
                         content=one.body or None,
                     )
-                    # Whoever fails often is held off, so each comes from an address of its own.
+                    # An address with many failures is blocked, so each request comes from its own address.
                     number = next(_NUMBERS)
                     address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
                     transport = httpx.ASGITransport(site.apps[profile], client=(address, 1))
@@ -104,8 +104,8 @@ def ask(site: Site, profile: str, asked: list[Asked]) -> list[httpx.Response]:
                     pair.append(found)
                 root, prefixed = pair
                 assert root.status_code < 500, (one, root.text)
-                told = [(each.status_code, each.headers.get("content-type")) for each in pair]
-                assert told[0] == told[1], (one, root.text, prefixed.text)
+                answered = [(each.status_code, each.headers.get("content-type")) for each in pair]
+                assert answered[0] == answered[1], (one, root.text, prefixed.text)
                 answers.append(root)
             return answers
 
@@ -256,7 +256,7 @@ def test_no_credential_is_401_on_every_endpoint(all_five: Site, profile: str) ->
 
 
 @pytest.mark.parametrize("profile", names())
-def test_what_the_dialect_does_not_have_is_refused_whoever_asks(all_five: Site, profile: str) -> None:
+def test_a_missing_path_is_refused_with_every_credential(all_five: Site, profile: str) -> None:
     clock = all_five.site.clock
     assert isinstance(clock, ManualClock)
     clock.set(NOON)

@@ -1,6 +1,6 @@
 """
-What a key is told wherever it asks: its headers on paths that are not there, while a store is away and when we
-fail; and what counts as failed.
+The headers of a known key on every answer: on paths that do not exist, while a store is away and when a handler
+fails; and which requests count as failed.
 """
 
 from __future__ import annotations
@@ -91,10 +91,13 @@ def test_shoal_describes_no_key_where_there_is_none(place: Place, secret: str) -
 
 def test_anylayer_limits_a_key_on_every_path(place: Place) -> None:
     _, _, secret = place.key("anylayer")
-    told = [place.ask("/anylayer/v1/nope", secret), place.ask("/anylayer/v1/developer/usage", secret, "PUT")]
-    assert [found.status_code for found in told] == [404, 405]
-    assert [rate(found) for found in told] == [["5", "4"], ["5", "3"]]
-    assert all("x-ratelimit-reset" in found.headers for found in told)
+    answered = [
+        place.ask("/anylayer/v1/nope", secret),
+        place.ask("/anylayer/v1/developer/usage", secret, "PUT"),
+    ]
+    assert [found.status_code for found in answered] == [404, 405]
+    assert [rate(found) for found in answered] == [["5", "4"], ["5", "3"]]
+    assert all("x-ratelimit-reset" in found.headers for found in answered)
     for _ in range(3):
         assert place.ask("/anylayer/nope", secret).status_code == 404
     refused = place.ask("/anylayer/nope", secret)
@@ -125,7 +128,7 @@ def test_regsn_tells_a_caller_its_reads_on_every_path_and_counts_none_there(plac
 def test_regpilot_tells_a_key_where_it_stands_on_every_path_and_counts_nothing_there(
     place: Place, path: str, method: str, status: int
 ) -> None:
-    """It was told that 0 of 0 calls were left, and a client that reads its headers stopped."""
+    """The answer had 0 of 0 calls left, and a client that reads its headers stopped."""
     account, key_id, secret = place.key("regpilot")
     unlimited = place.key("regpilot", limits=[Limit(name="tokens", amount=5, unit="tokens")])[2]
     for _ in range(2):
@@ -155,7 +158,7 @@ def test_regpilot_tells_a_key_where_it_stands_on_every_path_and_counts_nothing_t
         ("regpilot", "/api/usage", 503, "x-ratelimit-"),
     ],
 )
-def test_a_key_is_told_where_it_stands_while_usage_cannot_be_read(
+def test_an_answer_has_the_keys_headers_while_usage_cannot_be_read(
     place: Place, usage_store: ClickHouseUsageStore, profile: str, path: str, status: int, prefix: str
 ) -> None:
     account, _, _ = place.key(profile)
@@ -202,7 +205,7 @@ def test_a_key_is_told_where_it_stands_while_usage_cannot_be_read(
         ),
     ],
 )
-def test_a_key_is_told_where_it_stands_when_we_fail(
+def test_an_answer_has_the_keys_headers_when_a_handler_fails(
     place: Place,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -345,7 +348,7 @@ def test_a_budget_that_its_pace_will_use_up_is_an_alert(install: Install, clock:
         app.close()
 
 
-def test_a_standing_has_the_start_of_its_period(place: Place) -> None:
+def test_a_limit_status_has_the_start_of_its_period(place: Place) -> None:
     account, key_id, _ = place.key("shoal", limits=[RPM, Limit(name="slow", amount=9, algorithm="sliding")])
     set_up(
         place.site,
@@ -355,8 +358,8 @@ def test_a_standing_has_the_start_of_its_period(place: Place) -> None:
     stored = place.site.directory.key(key_id)
     assert stored is not None
     context = place.site.context(load("shoal"))
-    told = {limit_status.name: limit_status for limit_status in context.limit_statuses(stored)}
-    assert told["requests"].starts_at == NOON
-    assert told["slow"].starts_at is None
-    assert told["a-month"].starts_at == NOON.replace(day=1, hour=0)
-    assert told["a-month"].resets_at == NOON.replace(month=4, day=1, hour=0)
+    answered = {limit_status.name: limit_status for limit_status in context.limit_statuses(stored)}
+    assert answered["requests"].starts_at == NOON
+    assert answered["slow"].starts_at is None
+    assert answered["a-month"].starts_at == NOON.replace(day=1, hour=0)
+    assert answered["a-month"].resets_at == NOON.replace(month=4, day=1, hour=0)

@@ -78,7 +78,7 @@ def test_rotating_a_key_frees_it_of_no_limit(place: Local, profile: str) -> None
 
 
 def test_shoal_goes_on_counting_the_requests_of_a_rotated_key(place: Local) -> None:
-    """Counters and budget are of the same customer's allowance: neither starts anew."""
+    """Counters and budget are of the same customer's allowance: neither starts again."""
     account, key_id = unique("acct"), unique("key")
     key = Key(id=key_id, account=account, profile="shoal")
     budget = Budget(id="pool", account=account, amount=100, unit="credits", key=key_id)
@@ -186,7 +186,7 @@ def test_a_slash_in_a_key_id_belongs_to_the_id(place: Local, profile: str, endpo
         "regsn": place.site.sessions.issue(account, "ada"),
     }[profile]
     template = endpoint.path.replace("{keyId}", "{}").replace("{key_id}", "{}")
-    told = []
+    answered = []
     for key_id in ("nobody", "no%2Fbody", "%2F", "no%2fbody%2F..%2F"):
         found = place.request(
             endpoint.method,
@@ -195,9 +195,9 @@ def test_a_slash_in_a_key_id_belongs_to_the_id(place: Local, profile: str, endpo
             content=b'{"isActive": false}',
         )
         body = found.json()
-        told.append((found.status_code, body.get("error"), body.get("detail"), body.get("code")))
-    assert told[0][0] == 404
-    assert set(told) == {told[0]}
+        answered.append((found.status_code, body.get("error"), body.get("detail"), body.get("code")))
+    assert answered[0][0] == 404
+    assert set(answered) == {answered[0]}
 
 
 def test_the_running_server_reaches_ids_with_a_slash(tmp_path_factory: pytest.TempPathFactory) -> None:

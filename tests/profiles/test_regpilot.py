@@ -32,7 +32,8 @@ from tollkeeper.embedded import Tollkeeper
 from tollkeeper.gate.gate import Usage
 from tollkeeper.http.app import App
 from tollkeeper.profiles.base import Profile
-from tollkeeper.profiles.regpilot import KEY_HEADERS, PROFILE
+from tollkeeper.profiles.regpilot import PROFILE
+from tollkeeper.profiles.regpilot.refusals import KEY_HEADERS
 from tollkeeper.testing import Faulty, ManualClock, set_up, unique
 
 DOLLAR = 1_000_000_000
@@ -457,7 +458,7 @@ def test_case_13_asking_changes_nothing(vendor: Vendor) -> None:
 
 
 def test_case_14_another_project_is_403(vendor: Vendor) -> None:
-    """Whether it is of the same account, of another, or none at all: the answers cannot be told apart."""
+    """Whether it is of the same account, of another, or none at all: the answers are the same."""
     customer = vendor.customer()
     vendor.server.put(f"/tk/v1/projects/app?account={customer.account}", {"account": customer.account})
     for project in ("app", "nobodys", "Web", customer.account, "web\x00"):
@@ -673,7 +674,7 @@ def test_the_budget_of_a_plan_is_per_project(local: Local) -> None:
     assert local.get(customer).json()["budget"] == {"limit": 7, "used": 3, "remaining": 4}
 
 
-def test_a_new_month_starts_the_budget_anew(timed: Local, clock: ManualClock) -> None:
+def test_a_new_month_starts_the_budget_again(timed: Local, clock: ManualClock) -> None:
     customer = timed.customer(limit=2 * DOLLAR)
     clock.set(datetime(2026, 3, 31, 23, 59, 59, 999_999, tzinfo=UTC))
     timed.record(customer, clock.now(), model="m", cost_nanos=2 * DOLLAR)
@@ -781,10 +782,10 @@ def test_the_usage_call_and_metered_calls_share_one_limit(gate: Local) -> None:
 def test_authorize_says_the_headers_in_its_body_too(gate: Local) -> None:
     customer = gate.customer(plan="regpilot-startup")
     found = gate.authorize(customer, cost_nanos=DOLLAR // 4)
-    told = {name.lower(): value for name, value in found.json()["headers"].items()}
-    assert list(told) == [*RATE_HEADERS, "x-credits-remaining", "x-request-id"]
-    assert told["x-credits-remaining"] == "999.75"
-    assert {name: found.headers[name] for name in told} == told
+    answered = {name.lower(): value for name, value in found.json()["headers"].items()}
+    assert list(answered) == [*RATE_HEADERS, "x-credits-remaining", "x-request-id"]
+    assert answered["x-credits-remaining"] == "999.75"
+    assert {name: found.headers[name] for name in answered} == answered
     assert [name for name, _ in found.headers.multi_items()].count("x-request-id") == 1
 
 
@@ -891,7 +892,7 @@ def model_call(
     return local.request("POST", "/api/ai/chat", app=app, headers=shown)
 
 
-def told(found: httpx.Response) -> dict[str, str]:
+def usage_headers(found: httpx.Response) -> dict[str, str]:
     return {name: found.headers[name] for name in CHARGED if name in found.headers}
 
 
@@ -907,7 +908,7 @@ def test_a_metered_answer_tells_what_the_call_used(gate: Local) -> None:
     customer = gate.customer(plan="regpilot-free")
     used = Usage(30, 12, 7, 5, "openai/gpt-4o-mini", DOLLAR // 80)
     found = model_call(gate, customer, usage=used, cache="miss")
-    assert told(found) == {
+    assert usage_headers(found) == {
         "x-regpilot-model": "openai/gpt-4o-mini",
         "x-credits-charged": "0.0125",
         "x-credits-remaining": "999.9875",
@@ -924,24 +925,24 @@ def test_a_metered_answer_tells_what_the_call_used(gate: Local) -> None:
 
 def test_a_cache_hit_charges_nothing(gate: Local) -> None:
     customer = gate.customer()
-    found = told(model_call(gate, customer, usage=Usage(100, model="m"), cache="hit"))
+    found = usage_headers(model_call(gate, customer, usage=Usage(100, model="m"), cache="hit"))
     assert (found["x-credits-charged"], found["x-credits-remaining"]) == ("0", "1000")
     assert (found["x-cache-status"], found["x-regpilot-prompt-tokens"]) == ("HIT", "100")
     assert gate.get(customer).json()["budget"]["used"] == 0
 
 
 def test_an_answer_that_streams_tells_what_is_known_when_it_begins(gate: Local) -> None:
-    """Its tokens come later: what is left is then that of the hold."""
+    """Its tokens come later: until then the remaining budget is that under the hold."""
     customer = gate.customer()
-    found = told(model_call(gate, customer, usage=Usage(model="m"), cache="miss"))
+    found = usage_headers(model_call(gate, customer, usage=Usage(model="m"), cache="miss"))
     assert found == {"x-regpilot-model": "m", "x-credits-remaining": "990", "x-cache-status": "MISS"}
-    assert told(model_call(gate, customer)) == {"x-credits-remaining": "990"}
-    assert told(model_call(gate, customer, void=True)) == {"x-credits-remaining": "990"}
+    assert usage_headers(model_call(gate, customer)) == {"x-credits-remaining": "990"}
+    assert usage_headers(model_call(gate, customer, void=True)) == {"x-credits-remaining": "990"}
 
 
 def test_a_call_without_a_known_price_has_no_charge_yet(gate: Local) -> None:
     customer = gate.customer()
-    found = told(model_call(gate, customer, usage=Usage(5, model=unique("model"))))
+    found = usage_headers(model_call(gate, customer, usage=Usage(5, model=unique("model"))))
     assert "x-credits-charged" not in found
     assert found["x-regpilot-prompt-tokens"] == "5"
 
@@ -968,8 +969,8 @@ def test_settle_tells_what_the_call_used_in_headers_and_body(gate: Local) -> Non
     for replayed in (False, True):
         settled = gate.operate("/tk/v1/settle", body)
         assert (settled.status_code, settled.json()["replayed"]) == (200, replayed)
-        assert settled.json()["headers"] == told(settled)
-        assert told(settled) == {
+        assert settled.json()["headers"] == usage_headers(settled)
+        assert usage_headers(settled) == {
             "x-regpilot-model": "openai/gpt-4o",
             "x-credits-charged": "0.25",
             "x-credits-remaining": "999.75",
@@ -984,7 +985,7 @@ def test_settle_tells_what_the_call_used_in_headers_and_body(gate: Local) -> Non
         held = gate.operate("/tk/v1/authorize", request)
         assert held.status_code == 200, held.text
         settled = gate.operate("/tk/v1/settle", {"hold_id": held.json()["hold_id"], "model": "m"})
-        assert settled.json()["headers"] == told(settled) == {}
+        assert settled.json()["headers"] == usage_headers(settled) == {}
 
 
 def test_user_and_feature_of_a_metered_call_are_tags_of_its_event(gate: Local) -> None:

@@ -30,7 +30,8 @@ from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.money import NANOS_PER_CENT, cents_half_up
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.profiles.base import Profile
-from tollkeeper.profiles.regsn import PROFILE, parse_instant
+from tollkeeper.profiles.regsn import PROFILE
+from tollkeeper.profiles.regsn.instants import parse_instant
 from tollkeeper.testing import NOON, Faulty, ManualClock, commit_all, set_up, unique
 
 CENT: Final = NANOS_PER_CENT
@@ -328,7 +329,7 @@ def test_case_5_keys_are_uuids_and_session_traffic_is_none(vendor: Vendor) -> No
     made = [vendor.send("POST", "/v1/keys", session, json={"name": name}).json() for name in ("a", "b")]
     for each, cents in zip(made, (3, 5), strict=True):
         vendor.record(Customer(account, each["id"], each["key"]), {**SCAN, "cost_nanos": cents * CENT})
-    # The dashboard's own calls, and what the provider's UI did for who is signed in.
+    # The dashboard's own calls, and the requests that the provider's UI made for a signed-in user.
     assert vendor.usage(session, group_by="key")["buckets"][-1]["key"] != "(none)"
     ui = {**EXPORT, "account": account, "key_id": None, "cost_nanos": 4 * CENT}
     vendor.record(Customer(account, "", ""), ui)
@@ -921,7 +922,7 @@ def test_authorize_tells_the_headers_to_send(vendor: Vendor) -> None:
     assert headers["X-Request-Id"] == found.headers["x-request-id"]
 
 
-def test_the_pool_starts_anew_with_the_month(local: Local, clock: ManualClock) -> None:
+def test_the_pool_is_full_again_with_the_new_month(local: Local, clock: ManualClock) -> None:
     customer = local.customer(budget_nanos=10 * CENT)
     local.settle(local.authorize(customer, "/v1/scans"))
     assert local.authorize(customer, "/v1/scans").status_code == 402

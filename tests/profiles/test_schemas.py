@@ -500,8 +500,8 @@ def test_whatever_was_recorded_each_answer_fits_and_agrees(
             assert sum(model.tokens for model in pilot.models.values()) == native["tokens"]
     assert place.ask(customer, "regpilot", "/api/health").project_id == customer.project
 
-    told = place.ask(customer, "shoal", "/v1/usage").data
-    for shown, since in ((told.today, day), (told.thisWeek, week), (told.thisMonth, month)):
+    answered = place.ask(customer, "shoal", "/v1/usage").data
+    for shown, since in ((answered.today, day), (answered.thisWeek, week), (answered.thisMonth, month)):
         mine = customer.keys["shoal"]
         native = place.native(customer, since, now, key=mine)
         refused = place.native(customer, since, now, key=mine, status="429")["requests"]
@@ -512,7 +512,7 @@ def test_whatever_was_recorded_each_answer_fits_and_agrees(
         # The dialect answers 429 to spent credits, which are booked with the status of our gate.
         # Its own call to the usage endpoint came after what it tells of.
         assert shown == native["requests"] - 1 - refused - spent + both
-    assert told.budget.used == place.native(customer, month, now, key=mine)["credits"]
+    assert answered.budget.used == place.native(customer, month, now, key=mine)["credits"]
 
     # What the calls above booked is there too: of one range, the same moment.
     since = NOON - timedelta(days=30)

@@ -325,7 +325,7 @@ def test_case_9_an_unknown_key(vendor: Vendor, make_local: Callable[..., Local])
     unknown = Customer("", "", "shoal_unknown")
     local = make_local(invalid_key_status=403)
     is_json(local.get(unknown), 403, BAD_KEY)
-    # What is no unknown key is not touched by the switch, and metered traffic has it too.
+    # The setting changes the answer to an unknown key only, and on metered traffic too.
     is_json(local.request("GET", local.base + "/v1/usage"), 401, MALFORMED)
     answer = local.request("GET", "/v1/search", app=local.middleware(echo), headers=unknown.headers)
     is_json(answer, 403, BAD_KEY)
@@ -714,7 +714,7 @@ def test_a_pool_is_shown_to_keys_that_have_no_budget_of_their_own(local: Local) 
 
 
 def test_a_budget_of_the_key_comes_before_one_that_it_shares(local: Local) -> None:
-    """What the key may spend is asked, not what is left of the account's pool."""
+    """The answer has the key's own budget, not the rest of the account's pool."""
     account, slug = unique("acct"), unique("both")
     pool = PlanBudget(name="pool", amount=50, unit="credits", per="account")
     own = PlanBudget(name="own", amount=100, unit="credits", per="key")

@@ -208,10 +208,10 @@ def test_telling_the_names_imports_no_profile() -> None:
         "import sys, tollkeeper.installation, tollkeeper.profiles as p; found = p.names();"
         "print(*found, [n for n in found if f'tollkeeper.profiles.{n}' in sys.modules])"
     )
-    told = subprocess.run(
+    answered = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert told.stdout.split() == [*FIVE, "[]"]
+    assert answered.stdout.split() == [*FIVE, "[]"]
 
 
 def test_every_profile_has_its_line_on_the_page() -> None:

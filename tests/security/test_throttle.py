@@ -113,7 +113,7 @@ def test_failing_credentials_are_throttled_at_every_door(
     for other_method, other_path in PLACES:
         answer = call(other_method, other_path, guess, peer=guesser.address)
         assert (answer.status, answer.header("retry-after")) == (429, "60")
-        # On a vendor's paths its dialect words it: tests/profiles/test_turned_away.py.
+        # On a vendor's paths its dialect words it: tests/profiles/test_rejected_early.py.
         if other_path.startswith(("/tk/", "/metrics")):
             assert answer.json["code"] == "too_many_failures"
     assert guesser.guess("GET", "/healthz") == 200

@@ -1,8 +1,22 @@
 """
-The dialects that Tollkeeper speaks, one module each. docs/profiles.md shows how to add one.
+The room of profiles: the vendors' dialects of the usage API, one module or package each.
 
-A module of this package is a profile under its own name, and so is what another package brings under the
-entry point group `tollkeeper.profiles`. Telling their names imports none of them.
+A profile reads a vendor's request, asks its `ProfileContext`, and words the vendor's answer. It is not a client of
+any vendor, no store, and no gate: it decides nothing about money or limits. docs/profiles.md shows how to add one.
+
+A module or package of this room is a profile under its own name; another package adds profiles under the entry
+point group `tollkeeper.profiles`. Invariants:
+
+    names() imports no profile; a profile is imported when it is first loaded
+    a profile imports `base`, `toolkit`, `domain` and `errors`, never another profile, another room or a driver
+    its only clock is `Call.now`; its instances hold no state
+    its catalog is the text of `<name>.toml` beside this module, read when it is asked for
+
+    base       what a profile is: Call, Reply, Endpoint, Profile, ProfileContext; the check of settings
+    toolkit    what several profiles share
+    anylayer, cheapestinference, regpilot, regsn, shoal    the dialects
+
+The room imports `domain` and `errors` only.
 """
 
 from __future__ import annotations
@@ -20,9 +34,10 @@ from tollkeeper.profiles.base import NATIVE, Profile, missing_members, settings_
 
 ENTRY_POINTS: Final = "tollkeeper.profiles"
 """The group under which a package names its profiles: profile name → `module:object`."""
-_BASE: Final = "base"
+_NO_PROFILES: Final = frozenset({"base", "toolkit"})
+"""Modules of this room that are not profiles."""
 _RESERVED: Final = frozenset({NATIVE, "tk", "healthz", "readyz", "metrics"})
-"""Owned by Tollkeeper, at the root of a server or as the profile of its own keys."""
+"""Names that Tollkeeper uses itself: paths at the root of a server, and the profile of its own keys."""
 
 
 @cache
@@ -34,11 +49,11 @@ def names() -> tuple[str, ...]:
 @cache
 def load(name: str) -> Profile:
     """
-    Return the profile of a name; its module has it as `PROFILE`.
+    Return the profile of a name: `PROFILE` of its module.
 
     Raises:
         KeyError: There is no such profile.
-        BadParameter: What another package brings under this name is no profile.
+        BadParameter: The object that another package names under this name is no profile.
     """
     if name in _modules():
         profile: Profile = import_module(f"{__name__}.{name}").PROFILE
@@ -48,13 +63,13 @@ def load(name: str) -> Profile:
 
 def switches(text: str) -> dict[str, Mapping[str, Any]]:
     """
-    Return what the setting `profile_settings` says: profile → all its settings, with the values that it has.
+    Return the settings of each profile that *text*, the value of `profile_settings`, names: profile → all its settings.
 
-    Only the profiles that *text* names are imported, and in the answer.
+    Other profiles are neither imported nor in the answer.
 
     Raises:
-        BadParameter: *text* is no JSON object of objects, a profile or setting is unknown, or a value is
-            not one that its setting may have.
+        BadParameter: *text* is no JSON object of objects, a profile or setting is unknown, or a setting cannot
+            have its value.
     """
     try:
         given = json.loads(text)
@@ -70,12 +85,12 @@ def switches(text: str) -> dict[str, Mapping[str, Any]]:
 
 @cache
 def _modules() -> frozenset[str]:
-    return frozenset(module.name for module in iter_modules(__path__)) - {_BASE}
+    return frozenset(module.name for module in iter_modules(__path__)) - _NO_PROFILES
 
 
 @cache
 def _brought() -> dict[str, EntryPoint]:
-    """Return what other packages bring; of a name that is taken here, what is here."""
+    """Return the entry points of other packages; one with the name of a module here is left out."""
     return {found.name: found for found in entry_points(group=ENTRY_POINTS) if found.name not in _modules()}
 
 
@@ -86,7 +101,7 @@ def _loaded(point: EntryPoint) -> Profile:
     try:
         profile = point.load()
     except Exception as exc:
-        # Whatever a foreign module does when it is imported, who starts the server must hear of it.
+        # A foreign module may raise anything when it is imported; the operator must see the error at start.
         raise _unusable(f"{where} cannot be imported: {type(exc).__name__}: {exc}") from exc
     missing = missing_members(profile)
     if missing:

@@ -1,9 +1,9 @@
 """
-What a profile is: one vendor's dialect of the usage API, in one module that knows no storage.
+The contract of a profile: one vendor's dialect of the usage API, without storage.
 
-A profile says which endpoints it has, reads a credential from a request the vendor's way, and renders
-answers and errors. Whatever it needs of Tollkeeper it asks its `ProfileContext`. It decides nothing about money or
-limits: the gate does, and the profile words the outcome.
+A profile has endpoints, reads a credential from a request as its vendor does, and renders answers and errors.
+Everything that it needs of Tollkeeper comes from its `ProfileContext`. It decides nothing about money or limits: the
+gate does, and the profile words the outcome.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NATIVE: Final = "native"
 """The profile of keys that speak no vendor's dialect."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-"""A whole number that every JSON reader holds: what a setting with a number as its default may be."""
+"""A whole number that every JSON reader can hold: the type of a setting whose default is a whole number."""
 ErrorStatus = Annotated[int, msgspec.Meta(ge=400, le=599)]
 Places = Annotated[int, msgspec.Meta(ge=0, le=9)]
 """Decimals of a number in an answer."""
@@ -60,8 +60,8 @@ class Call(NamedTuple):
         params: Placeholders of the endpoint's template → their text.
         now: The instant of the request, aware UTC. A profile reads no other clock.
         request_id: Unique; echoed where the vendor has such a thing.
-        settings: The profile's own switches, as `ProfileContext.settings`.
-        route: Of a metered request that is refused: the policy it met; None for an unknown route.
+        settings: As `ProfileContext.settings`.
+        route: The route of a metered request that is refused; None when it matches no route.
     """
 
     method: str
@@ -92,81 +92,85 @@ class Reply(NamedTuple):
 
 class ProfileContext(Protocol):
     """
-    What a profile may ask of Tollkeeper. Every method may raise `errors.Unavailable` when a store fails.
-    All of it is blocking; the server calls profiles in threads.
+    The part of an installation that one profile may use.
+
+    Every method may raise `errors.Unavailable` when a store fails. All methods block; the server calls profiles in
+    threads.
     """
 
     settings: Mapping[str, Any]
-    """The profile's own switches (`Profile.settings` with what the deployment overrides)."""
+    """`Profile.settings` with the values that the deployment sets in `profile_settings`."""
 
     def find_key(self, secret: str) -> StoredKey | None:
         """
-        Return the consumption key of *secret* in whatever state (see `StoredKey.state_at`), tombstones too,
-        if it was made for this profile; else None.
+        Return this profile's consumption key with the secret *secret*, or None.
+
+        Keys of every state are returned, deleted ones too: check `StoredKey.state_at`.
         """
 
     def find_management_key(self, secret: str) -> StoredKey | None:
-        """Return the management key (`mk_…`) of *secret* in whatever state, or None."""
+        """Return the management key (`mk_…`) with the secret *secret*, in any state, or None."""
 
     def session(self, token: str) -> Session | None:
         """
-        Return who *token* (our own login's, or a JWT of the configured issuer) stands for.
+        Return the session of *token*: one of Tollkeeper's own login, or a JWT of the configured issuer.
 
-        None for a bad token, and for one of an account that is unknown or not active.
+        None when the token is not valid, and when its account is unknown or not active.
         """
 
     def entitlement(self, key: StoredKey) -> Entitlement | None:
-        """Return plan, subscription, limits and budgets of a key; None without its account."""
+        """Return the plan, subscription, limits and budgets of a key; None when its account is unknown."""
 
     def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
-        """Count one request to *route* against the key's rate limits (only); return a refusal or None."""
+        """Count one request to *route* against the key's rate limits, not its budgets; return the refusal, or None."""
 
     def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Any:
         """
-        Count one against a limit of an account that belongs to no key; durable when this returns.
+        Count one call against a limit that belongs to an account instead of a key. Durable when this returns.
 
-        Returns a refusal, or what `give_back` takes.
+        *name* is the counter's: calls with the same account and name share it. With *from_first* a `fixed` window
+        opens with its first call instead of at a multiple of its length.
 
-        With *from_first* a `fixed` window opens with its first request instead of at a multiple of its length.
+        Returns the refusal, or a receipt for `give_back`.
         """
 
     def give_back(self, counted: Any) -> None:
-        """Take back what `spend` counted, once: the call failed on our side. Durable when this returns."""
+        """Take back a call that `spend` counted and that failed on our side, once. Durable when this returns."""
 
     def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
-        """Return where a limit stands that `spend` counts (without *from_first*)."""
+        """Return the status of a limit that `spend` counts without *from_first*; counts nothing."""
 
     def record(self, key: StoredKey, route: Route, status: int) -> None:
-        """Book a call to a usage endpoint as a free event of *key*, for dialects that count these."""
+        """Record a call to a usage endpoint as a free event of *key*, for dialects that count such calls."""
 
     def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
-        """Book a call made under a session as a free event of its account, without a key."""
+        """Record a call under a session as a free event of its account, without a key."""
 
     def rotation_chain(self, key: StoredKey) -> Sequence[str]:
-        """Return the ids of the keys that rotations made of one another, *key* among them."""
+        """Return the ids of all keys of a rotation: *key*, the keys it replaced and those that replaced it."""
 
     def limit_statuses(self, key: StoredKey) -> list[LimitStatus]:
-        """Return where each limit, budget and balance of an active key stands: limits, budgets, credit."""
+        """Return the status of each limit, then each budget, then the credit of an active key."""
 
     def usage(self, query: UsageQuery) -> UsageReport:
         """
-        Answer a usage query; the answer contains everything that was acknowledged before.
+        Return the report of a usage query, with every event that was acknowledged before.
 
         Raises:
-            Unavailable: It would lack some of it.
+            Unavailable: The report would lack acknowledged events.
         """
 
     def balance_nanos(self, account_id: str) -> int:
-        """Return what an account may still spend of its credit; negative while overdrawn."""
+        """Return the credit that an account has left; negative while it is overdrawn."""
 
     def top_ups_nanos(self, account_id: str) -> int:
-        """Return the sum of all top-ups and grants that an account ever got."""
+        """Return the sum of all top-ups and grants of an account, used and expired ones too."""
 
     def keys(self, account_id: str) -> list[StoredKey]:
-        """Return all keys of an account and of this profile, newest first, tombstones too."""
+        """Return this profile's consumption keys of an account, newest first, deleted ones too."""
 
     def key(self, key_id: str) -> StoredKey | None:
-        """Return a key of this profile by its id, or None."""
+        """Return this profile's consumption key with an id, or None."""
 
     def subscriptions(self, account_id: str) -> list[Subscription]:
         """Return the subscriptions of an account."""
@@ -176,10 +180,11 @@ class ProfileContext(Protocol):
 
     def issue_key(self, key: Key, by: Customer) -> tuple[StoredKey, str]:
         """
-        Make a key of this profile (its id should be a uuid4) for a customer and return it with its secret.
+        Make a key of this profile for a customer; return it with its secret. Its id should be `new_key_id()`.
 
         Raises:
-            Forbidden: The customer would be freer than the operator made it; the message says what to do.
+            Forbidden: The key would have more freedom than the operator gave the customer. The message says how to
+                get the key.
         """
 
     def new_key_id(self) -> str:
@@ -187,10 +192,10 @@ class ProfileContext(Protocol):
 
     def set_key_state(self, key: StoredKey, state: KeyState, by: Customer) -> None:
         """
-        Set a key's state for a customer, in force when this returns.
+        Set a key's state for a customer. In force when this returns.
 
         Raises:
-            Forbidden: The operator made it inactive, or an alert: only the operator makes it active.
+            Forbidden: The operator or an alert made the key inactive: only the operator may make it active.
         """
 
 
@@ -203,7 +208,7 @@ class Endpoint(NamedTuple):
 
 
 class Metered(NamedTuple):
-    """A request of the provider's own API that went through the gate, for a profile to word headers."""
+    """A request of the provider's own API that went through the gate: the source of its vendor headers."""
 
     key: StoredKey
     route: Route
@@ -211,18 +216,18 @@ class Metered(NamedTuple):
     now: datetime
     request_id: str
     settings: Mapping[str, Any] = {}
-    """The profile's own switches, as `ProfileContext.settings`."""
+    """As `ProfileContext.settings`."""
     entitlement: Entitlement | None = None
     """Of the key: its plan, limits and budgets."""
 
 
 class Used(NamedTuple):
     """
-    What a metered request used, for its headers.
+    The usage of a metered request, for its headers.
 
     Attributes:
-        record: As it is booked; before the request has ended, as it would be if it ended now.
-        complete: Whether tokens and cost are known. An answer that streams begins before they are.
+        record: As it is recorded; while the request runs, as it would be recorded if it ended now.
+        complete: Whether tokens and cost are known. A streamed answer begins before they are.
     """
 
     record: Record
@@ -234,44 +239,44 @@ class Profile(Protocol):
 
     name: str
     key_prefix: str
-    """What the secrets of its keys begin with."""
+    """The prefix of its keys' secrets."""
 
     settings: Mapping[str, Any]
-    """Every point that the vendor leaves open: name → our default."""
+    """The choices that the vendor leaves open: name → our default."""
 
     setting_types: Mapping[str, Any]
     """
-    What a setting may be, where that is not any value of its default's type: name → a type as
-    `msgspec.convert` takes it, or a function that raises ValueError with what is allowed. A whole number is
-    at least 0 unless it says otherwise.
+    The values that a setting may have, if not every value of its default's type: name → a type for
+    `msgspec.convert`, or a function that raises ValueError with the allowed values. A whole number must be at
+    least 0 unless its type says otherwise.
     """
 
     endpoints: Sequence[Endpoint]
     catalog: str
-    """A declarative file (TOML) with the vendor's plans and the routes of its API, to start from."""
+    """The text of a declarative file (TOML) with the vendor's plans and routes, for an operator to start from."""
 
     refusals_count: bool
-    """Whether a request that is refused for want of money counts against the rate limits all the same."""
+    """Whether the rate limits count a request that a budget or credit refuses."""
 
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key of a metered request (lower-case header names), or `""`."""
 
     def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
-        """Answer a path that the dialect does not have, or a method that it has not there (*allowed*)."""
+        """Answer a path that the dialect does not have; with *allowed*, a path that has only these methods."""
 
     def failed(self, call: Call, error: Exception) -> Reply:
         """
-        Answer an error that no handler expected, or one of the server before any handler.
+        Answer an error that no handler caught, or one that the server found before any handler.
 
-        `errors.Unavailable` means that a store is away; `errors.BadInput` that the request is at fault, as its
-        text says, which is safe to show.
+        `errors.Unavailable` means that a store is away. `errors.BadInput` means that the caller can mend the
+        request; its text is safe to show.
         """
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
         """
-        Answer a metered request that the gate refused; *metered* is None when no key was recognised.
+        Answer a metered request that the gate refused; *metered* is None without a known key.
 
-        Also a failing credential from an address where too many failed: `rate_limited`, without a key.
+        It also answers a bad credential from an address with too many of them: `rate_limited`, without a key.
         """
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
@@ -281,35 +286,35 @@ class Profile(Protocol):
 @runtime_checkable
 class MeteredProfile(Protocol):
     """
-    What a gateway's dialect may add to `Profile` on metered traffic; a profile without it adds nothing.
+    Methods that a gateway's dialect adds to `Profile` for metered requests; most profiles have none of them.
 
-    *settings* are the profile's own switches, as `ProfileContext.settings`.
+    *settings* are as `ProfileContext.settings`.
     """
 
     def refuses_metered(self, secret: str, settings: Mapping[str, Any]) -> bool:
-        """Tell whether keys of this family may make no metered request at all, known or not."""
+        """Return whether a key with this secret may make no metered request, known or not: its prefix forbids it."""
 
     def tags(self, headers: Mapping[str, str], settings: Mapping[str, Any]) -> Mapping[str, str]:
         """Return the tags that a request's headers (lower-case names) give its event."""
 
     def settled_headers(self, metered: Metered, used: Used) -> Sequence[tuple[str, str]]:
         """
-        Return the headers that tell what a request used; each replaces the one of `metered_headers`.
+        Return the headers with the usage of a request; each replaces the same header of `metered_headers`.
 
-        *metered* has the standings as they are once the request has ended with *used*.
+        *metered* has the limit statuses after the request has ended with *used*.
         """
 
 
 def failure(profile: Profile, call: Call, error: Exception) -> Reply:
     """
-    Return how *profile* words *error*, which is logged unless it is one of ours.
+    Return the reply of *profile* to *error*; an error that is not a `TollkeeperError` is logged.
 
-    For a handler that knows its caller by then, and adds the caller's headers; whatever it lets through comes
-    here too.
+    A handler that knows its caller catches errors, calls this, and adds the caller's headers. The server calls it
+    for errors that a handler does not catch.
     """
     error = without_handles(error) or error
     if isinstance(error, TooManyQueries):
-        # Worded as any other limit of rate: a dialect has no other words for it.
+        # A dialect words it as any other rate limit.
         denial = Denial(
             "rate_limited",
             str(error),
@@ -326,10 +331,10 @@ def failure(profile: Profile, call: Call, error: Exception) -> Reply:
 
 def settings_of(profile: Profile, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """
-    Return the settings of *profile*: those that are *given*, its defaults for the others.
+    Return the settings of *profile*: the *given* values, and its defaults for the others.
 
     Raises:
-        BadParameter: A setting is unknown, or its value is not one that it may have.
+        BadParameter: A setting is unknown, or cannot have its value.
     """
     for name, value in given.items():
         if name not in profile.settings:
@@ -347,7 +352,7 @@ def settings_of(profile: Profile, given: Mapping[str, Any]) -> Mapping[str, Any]
 
 
 def setting_fault(profile: Profile, name: str, value: Any) -> str | None:
-    """Return why the setting *name* cannot be *value*, with what it may be; None when it can."""
+    """Return why the setting *name* cannot have *value*, with the allowed values; None when it can."""
     kind = _type_of(profile.settings[name])
     check = profile.setting_types.get(name, kind)
     try:
@@ -367,7 +372,7 @@ def setting_fault(profile: Profile, name: str, value: Any) -> str | None:
 
 
 def missing_members(profile: object) -> list[str]:
-    """Return what *profile* would have to have besides, to be a `Profile`."""
+    """Return the names of the members that *profile* lacks to be a `Profile`."""
     members = [
         *Profile.__annotations__,
         *(name for name, of in vars(Profile).items() if inspect.isfunction(of)),

@@ -1,14 +1,14 @@
 """
 Shoal: request counters and the monthly credit budget of the calling key.
 
-One endpoint, `GET /v1/usage`. It costs no credits and is never stopped by an empty budget; the rate limit
-counts it, and so do the counters. What Shoal leaves open is a switch of `SETTINGS`.
+One endpoint, `GET /v1/usage`. It costs no credits and answers when no credits are left; the rate limit and the
+counters count it. `SETTINGS` has the choices that the vendor leaves open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from tollkeeper.domain.catalog import Route, check_zone
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
-from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import period_of
@@ -32,6 +32,16 @@ from tollkeeper.profiles.base import (
     Weekday,
     failure,
 )
+from tollkeeper.profiles.toolkit import (
+    CatalogFile,
+    HeaderList,
+    bearer_token,
+    next_hour,
+    rate_limit_headers,
+    request_limits,
+    retry_after,
+    seconds_up,
+)
 
 SETTINGS: Final[Mapping[str, Any]] = {
     # For `Invalid API key`: the vendor's pages say 401 and 403.
@@ -41,7 +51,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "week_start": "monday",
     # Whether calls to the usage endpoint are in its counters.
     "usage_calls_count": True,
-    # Whether requests that were answered 429 are.
+    # Whether requests that were answered 429 are in them.
     "refused_calls_count": False,
     # `X-Endpoint-Policy` of the usage endpoint.
     "usage_policy": "usage",
@@ -77,163 +87,12 @@ USAGE: Final = Route(
     policy="usage",
     profile="shoal",
 )
-"""The usage endpoint as its own calls are limited and booked."""
+"""The usage endpoint, as the route of its own calls."""
 ELSEWHERE: Final = Route(id="shoal-elsewhere", method="*", path="/*", free=True, profile="shoal")
-"""What the dialect does not have, likewise: a key's limits and counters know no path."""
+"""The route of calls to paths that the dialect does not have: the key's limits and counters count them too."""
 
 _TOO_FAST: Final = frozenset({"rate_limited", "too_many_concurrent"})
 _SPENT: Final = frozenset({"budget_exhausted", "credit_exhausted"})
-_HOUR: Final = timedelta(hours=1)
-
-CATALOG: Final = """\
-# What Shoal does not publish (tiers, prices, credits per route) is only an example here: make it yours.
-
-[[plans]]
-slug = "shoal-starter"
-name = "Starter"
-layers = ["evaluation"]
-limits = [{ name = "requests", amount = 100, window = "60s" }]
-budgets = [{ name = "credits", amount = 1_000, unit = "credits", period = "month", per = "key" }]
-metadata = { tier = "starter" }
-
-[[plans]]
-slug = "shoal-pro"
-name = "Pro"
-layers = ["evaluation", "operational"]
-limits = [{ name = "requests", amount = 100, window = "60s" }]
-budgets = [{ name = "credits", amount = 20_000, unit = "credits", period = "month", per = "key" }]
-metadata = { tier = "pro" }
-
-[[plans]]
-slug = "shoal-scale"
-name = "Scale"
-layers = ["evaluation", "operational", "premium"]
-limits = [{ name = "requests", amount = 100, window = "60s" }]
-budgets = [{ name = "credits", amount = 200_000, unit = "credits", period = "month", per = "key" }]
-metadata = { tier = "scale" }
-
-[[routes]]
-id = "shoal-search"
-method = "GET"
-path = "/v1/search"
-credits = 1
-surface = "query"
-layer = "evaluation"
-policy = "search"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-entities-by-name"
-method = "GET"
-path = "/v1/entities/byName"
-credits = 1
-surface = "registry"
-layer = "evaluation"
-policy = "entities.byName"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-entities"
-method = "GET"
-path = "/v1/entities/*"
-credits = 1
-surface = "lookup"
-layer = "evaluation"
-policy = "entities"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-organizations"
-method = "GET"
-path = "/v1/organizations/*"
-credits = 1
-surface = "lookup"
-layer = "evaluation"
-policy = "organizations"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-categories"
-method = "GET"
-path = "/v1/categories"
-credits = 1
-surface = "registry"
-layer = "evaluation"
-policy = "categories"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-signal-top"
-method = "GET"
-path = "/v1/signal/top"
-credits = 2
-layer = "evaluation"
-policy = "signal.top"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-signal-all"
-method = "GET"
-path = "/v1/signal/all"
-credits = 10
-surface = "feed"
-layer = "premium"
-policy = "signal.all"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-radar-all"
-method = "GET"
-path = "/v1/radar/all"
-credits = 10
-surface = "feed"
-layer = "premium"
-policy = "radar.all"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-brief"
-method = "*"
-path = "/v1/brief"
-credits = 3
-surface = "brief"
-layer = "operational"
-policy = "brief"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-brief-batch"
-method = "POST"
-path = "/v1/brief/batch"
-credits = 20
-surface = "brief"
-layer = "operational"
-policy = "brief.batch"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-webhooks"
-method = "*"
-path = "/v1/webhooks"
-credits = 1
-surface = "delivery"
-layer = "premium"
-policy = "webhooks"
-profile = "shoal"
-
-[[routes]]
-id = "shoal-webhook"
-method = "*"
-path = "/v1/webhooks/*"
-credits = 1
-surface = "delivery"
-layer = "premium"
-policy = "webhooks"
-profile = "shoal"
-"""
-
-
-Headers = list[tuple[str, str]]
 
 
 class Counts(NamedTuple):
@@ -245,8 +104,8 @@ class Counts(NamedTuple):
     credits_this_month: int
 
 
-class Budget(NamedTuple):
-    """Credits of this month."""
+class MonthlyCredits(NamedTuple):
+    """The credits of this month: allowed and used."""
 
     limit: int
     used: int
@@ -263,7 +122,7 @@ class Shoal:
     key_prefix = "shoal_"
     settings = SETTINGS
     setting_types = SETTING_TYPES
-    catalog = CATALOG
+    catalog = CatalogFile("shoal")
     refusals_count = False
 
     def __init__(self) -> None:
@@ -271,13 +130,13 @@ class Shoal:
 
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the key of `Authorization: Bearer <key>`, or `""`."""
-        return _bearer(headers) or ""
+        return bearer_token(headers) or ""
 
     def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
         """
         Answer 404, or 405 in the same shape, with the path and method that were asked.
 
-        A good key is limited, counted and told where it stands here too.
+        With a good key the call is limited and counted, and the answer has the key's headers.
         """
         status, own = (405, [("Allow", ", ".join(allowed))]) if allowed else (404, [])
         reply = Reply(status, _not_found(call), own)
@@ -306,7 +165,7 @@ class Shoal:
         )
 
     def failed(self, call: Call, error: Exception) -> Reply:
-        """Answer 500, 503 while a store is away, or 400 to what is the caller's fault."""
+        """Answer 503 while a store is away, 400 when the caller can mend the request, else 500."""
         headers = [*_policy(call), _id(call.request_id)]
         if isinstance(error, BadInput):
             return Reply(400, {"error": str(error)}, headers)
@@ -315,7 +174,7 @@ class Shoal:
         return Reply(500, {"error": "Internal Server Error"}, headers)
 
     def refused(self, call: Call, denial: Denial, metered: Metered | None) -> Reply:
-        """Word the gate's no; without a known key there is no header to describe one."""
+        """Word a refusal of the gate; without a known key there are no headers of one."""
         if denial.reason == "key_missing":
             return _without_key(call)
         if denial.reason.startswith("key_") or denial.reason == "account_inactive":
@@ -325,7 +184,7 @@ class Shoal:
         return refusal._replace(headers=[*known, *refusal.headers])
 
     def metered_headers(self, metered: Metered) -> Sequence[tuple[str, str]]:
-        """Return the packaging of key and route, and what is left of the rate limit and of the month."""
+        """Return the labels of plan and route, the remaining rate limit and the remaining credits of the month."""
         settings = {**SETTINGS, **metered.settings}
         route = metered.route
         headers = [("X-Plan-Tier", _tier(metered.entitlement, settings))]
@@ -344,9 +203,9 @@ def answer_usage(call: Call, context: ProfileContext) -> Reply:
     """
     Answer `GET /v1/usage`: the calling key's counters and monthly credits, as they were before this call.
 
-    The call itself counts against the rate limit, costs nothing, and is readable when no credits are left.
+    The rate limit counts the call. It costs nothing and is answered when no credits are left.
     """
-    secret = _bearer(call.headers)
+    secret = bearer_token(call.headers)
     if not secret:
         return _without_key(call)
     caller = _caller(context, secret, call.now)
@@ -373,7 +232,7 @@ def answer_usage(call: Call, context: ProfileContext) -> Reply:
         # Here, and not in `failed` alone, since only here the key's headers are known.
         return failure(PROFILE, call, exc)._replace(headers=[*headers, *_month_headers(budget)])
     if budget is None:
-        budget = Budget(_switch(call, "limit_without_budget"), counts.credits_this_month)
+        budget = MonthlyCredits(_switch(call, "limit_without_budget"), counts.credits_this_month)
     return Reply(200, _usage_body(counts, budget), [*headers, *_month_headers(budget)])
 
 
@@ -383,14 +242,8 @@ PROFILE: Final = Shoal()
 # -- who asks -------------------------------------------------------------------------------------------------
 
 
-def _bearer(headers: Mapping[str, str]) -> str | None:
-    """Return the key of a Bearer header, `""` when it has none, None without such a header."""
-    scheme, _, key = headers.get("authorization", "").strip().partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
-
-
 def _caller(context: ProfileContext, secret: str, now: datetime) -> tuple[StoredKey, Entitlement] | None:
-    """Return the key of *secret* and what it permits, if it is good now."""
+    """Return the key of *secret* and its entitlement, if the key is good now."""
     key = context.find_key(secret)
     entitlement = None if key is None else context.entitlement(key)
     if key is None or entitlement is None:
@@ -406,7 +259,7 @@ def _caller(context: ProfileContext, secret: str, now: datetime) -> tuple[Stored
 
 
 def _without_key(call: Call) -> Reply:
-    malformed = _bearer(call.headers) is None
+    malformed = bearer_token(call.headers) is None
     error = "Authorization header missing or malformed" if malformed else "API key missing"
     return Reply(401, {"error": error}, [*_policy(call), _id(call.request_id)])
 
@@ -425,7 +278,7 @@ def _counts(context: ProfileContext, key: StoredKey, call: Call) -> Counts:
     week = period_of(call.now, "week", time_zone=zone, week_start=week_start).start_at
     month = period_of(call.now, "month", time_zone=zone).start_at
     days = _daily(context, key, call, min(week, month), zone)
-    # A local day is not a UTC day: then the counter that is of UTC whatever is set needs a question of its own.
+    # `today` is always of UTC, so a local time zone needs a second query for it.
     today = days if zone == "UTC" else _daily(context, key, call, day, "UTC")
     return Counts(
         today=sum(requests for at, requests, _ in today if at >= day),
@@ -439,13 +292,11 @@ def _daily(
     context: ProfileContext, key: StoredKey, call: Call, since: datetime, zone: str
 ) -> list[tuple[datetime, int, int]]:
     """Return the start, counted requests and credits of each day from *since* on, some days in parts."""
-    # The end of the hour, not now: whole hours are answered from rollups.
-    hour_end = call.now.replace(minute=0, second=0, microsecond=0) + _HOUR
     report = context.usage(
         UsageQuery(
             account_id=key.entry.account,
             from_us=to_us(since),
-            to_us=to_us(hour_end),
+            to_us=to_us(next_hour(call.now)),
             granularity="day",
             time_zone=zone,
             group_by=("status", "denied_reason"),
@@ -468,14 +319,14 @@ def _counts_as_request(row: Mapping[str, Any], call: Call) -> bool:
     if _switch(call, "refused_calls_count"):
         return True
     if row["denied_reason"] in _SPENT:
-        # Booked as our gate's 402, but answered with what the dialect says.
+        # The gate records 402; the dialect answered with its own status.
         return bool(_switch(call, "exhausted_status") != 429)
     return bool(row["status"] != 429)
 
 
 def _budget_of(
     entitlement: Entitlement | None, limit_statuses: Sequence[LimitStatus], settings: Mapping[str, Any]
-) -> Budget | None:
+) -> MonthlyCredits | None:
     """
     Return the month's credits of a key; None when no budget counts them.
 
@@ -486,7 +337,7 @@ def _budget_of(
     monthly = [scope for scope in entitlement.budgets if scope.unit == "credits" and scope.period == "month"]
     names = {scope.name for scope in monthly if scope.key_id is not None} or {s.name for s in monthly}
     found = [
-        Budget(settings["limit_without_budget"] if s.allowed is None else s.allowed, s.used)
+        MonthlyCredits(settings["limit_without_budget"] if s.allowed is None else s.allowed, s.used)
         for s in limit_statuses
         if s.kind == "budget" and s.unit == "credits" and s.name in names
     ]
@@ -496,7 +347,7 @@ def _budget_of(
 # -- words ----------------------------------------------------------------------------------------------------
 
 
-def _usage_body(counts: Counts, budget: Budget) -> dict[str, Any]:
+def _usage_body(counts: Counts, budget: MonthlyCredits) -> dict[str, Any]:
     return {
         "data": {
             "today": counts.today,
@@ -513,7 +364,7 @@ def _refusal(call: Call, denial: Denial) -> Reply:
         return _later(429, "Rate limit exceeded", denial.retry_after_s or 1)
     if denial.reason in _SPENT:
         ends_at_us = denial.resets_at_us or to_us(period_of(call.now, "month").end_at)
-        left_s = max(1, -(-(ends_at_us - to_us(call.now)) // US_PER_S))
+        left_s = max(1, seconds_up(ends_at_us - to_us(call.now)))
         return _later(_switch(call, "exhausted_status"), _switch(call, "exhausted_text"), left_s)
     if denial.reason == "layer_not_allowed":
         return Reply(403, {"error": _switch(call, "plan_text")})
@@ -529,7 +380,7 @@ def _unavailable(call: Call) -> Reply:
 
 
 def _later(status: int, error: str, retry_after_s: int) -> Reply:
-    return Reply(status, {"error": error, "retryAfter": retry_after_s}, [("Retry-After", str(retry_after_s))])
+    return Reply(status, {"error": error, "retryAfter": retry_after_s}, [retry_after(retry_after_s)])
 
 
 def _not_found(call: Call) -> dict[str, Any]:
@@ -543,8 +394,8 @@ def _tier(entitlement: Entitlement | None, settings: Mapping[str, Any]) -> str:
     return plan.metadata.get("tier") or plan.slug
 
 
-def _packaging(route: Route, policy: str) -> Headers:
-    """Return what a route says of itself; a label that it does not have is left out."""
+def _packaging(route: Route, policy: str) -> HeaderList:
+    """Return the labels of a route; a label that it does not have is left out."""
     headers = [
         ("X-Api-Surface", route.surface),
         ("X-Access-Layer", route.layer),
@@ -554,23 +405,20 @@ def _packaging(route: Route, policy: str) -> Headers:
     return [(name, value) for name, value in headers if value]
 
 
-def _rate_headers(limit_statuses: Sequence[LimitStatus], bucket: str | None) -> Headers:
+def _rate_headers(limit_statuses: Sequence[LimitStatus], bucket: str | None) -> HeaderList:
     """Return the rate limit on requests that has the least left; nothing for a key without one."""
     found = [
         (limit_status.remaining, limit_status.allowed)
-        for limit_status in limit_statuses
-        if limit_status.kind == "limit"
-        and limit_status.unit == "requests"
-        and limit_status.bucket in (None, bucket)
+        for limit_status in request_limits(limit_statuses, bucket)
         if limit_status.remaining is not None
     ]
     if not found:
         return []
     remaining, allowed = min(found)
-    return [("X-RateLimit-Limit", str(allowed)), ("X-RateLimit-Remaining", str(remaining))]
+    return rate_limit_headers(allowed, remaining)
 
 
-def _month_headers(budget: Budget | None) -> Headers:
+def _month_headers(budget: MonthlyCredits | None) -> HeaderList:
     """Return the month's credits; nothing where no budget counts them."""
     if budget is None:
         return []
@@ -581,8 +429,8 @@ def _month_headers(budget: Budget | None) -> Headers:
     ]
 
 
-def _policy(call: Call) -> Headers:
-    """Return the policy label of the endpoint that was asked; nothing for a path that is none."""
+def _policy(call: Call) -> HeaderList:
+    """Return the policy label of the endpoint; nothing for a path that is none."""
     if call.route is not None:
         return [("X-Endpoint-Policy", call.route.policy or call.route.id)]
     return [("X-Endpoint-Policy", _switch(call, "usage_policy"))] if call.path == USAGE_PATH else []

@@ -183,7 +183,7 @@ def test_a_query_that_is_too_long_is_refused_in_the_words_of_the_profile(place: 
 def test_a_body_that_no_dialect_reads_is_refused_in_the_words_of_the_profile(
     install: Install, at_root: bool, body: Any
 ) -> None:
-    """No dialect has a 413 of its own: what is beyond the bound, or compressed, is no JSON to it."""
+    """No dialect has a 413: a body over the bound, or a compressed one, reaches it as a body that is not JSON."""
     account = unique("acct")
     admin, manager = (
         Key(id=unique("key"), account=account, profile="anylayer"),
