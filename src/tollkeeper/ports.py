@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class UsageAnswer(NamedTuple):
+class ReportRows(NamedTuple):
     """What a usage store knows of a query: see `UsageReport` for the members."""
 
     rows: list[dict[str, Any]]
@@ -117,7 +117,7 @@ class UsageStore(Protocol):
     def owners(self, id_: str) -> list[str]:
         """Return the accounts that have a stored event of this id."""
 
-    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> UsageAnswer:
+    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         """
         Answer *query* from rollups where they can, from records where the question is finer.
 

@@ -319,8 +319,8 @@ def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
     if is_older:
         store = ClickHouseUsageStore.open(f"chdb://{directory}")
         for table in ("append_comparison", "batches"):
-            store._appender.command(f"DROP TABLE {table} SYNC")
-        store._appender.command(
+            store._engine.appender.command(f"DROP TABLE {table} SYNC")
+        store._engine.appender.command(
             "ALTER TABLE schema_version DELETE WHERE version > 5", settings={"mutations_sync": 2}
         )
         store.close()

@@ -17,7 +17,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import StoresMismatch, TollkeeperError, Unavailable, cause_of
-from tollkeeper.ports import CostSum, Losses, UsageAnswer, UsageStore
+from tollkeeper.ports import CostSum, Losses, ReportRows, UsageStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,7 +116,7 @@ class LazyUsageStore:
     def owners(self, id_: str) -> list[str]:
         return self._store.owners(id_)
 
-    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> UsageAnswer:
+    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         return self._store.report(query, with_pending)
 
     def charged(

@@ -25,7 +25,7 @@ from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Committer, ReadBarrier
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.relay import LITTLE_RECORDS, Relay, Unreadable, records_of_entry
-from tollkeeper.ports import Ledger, UsageAnswer, UsageStore
+from tollkeeper.ports import Ledger, ReportRows, UsageStore
 from tollkeeper.usage.query_turns import QueryTurns
 from tollkeeper.usage.report_cache import CachedReport, ReportCache
 
@@ -135,7 +135,7 @@ class Reports:
         """Return whether all that was ever acknowledged is on its way or in the store."""
         return not self._relay.set_aside_records and self._store_is_complete()
 
-    def _with_pending(self, query: UsageQuery) -> UsageAnswer | None:
+    def _with_pending(self, query: UsageQuery) -> ReportRows | None:
         """Ask with what the store does not have yet; None if that is nothing, or much, or on the move."""
         if self._pending.newest_seq(query.account_id) <= self._pending.delivered_seq:
             return None
@@ -200,7 +200,7 @@ class Reports:
         return self._relay.flush(self._pending.newest_seq(account_id), FLUSH_S)
 
 
-def _report(answer: UsageAnswer, as_of_us: int, *, complete: bool, behind_s: int) -> UsageReport:
+def _report(answer: ReportRows, as_of_us: int, *, complete: bool, behind_s: int) -> UsageReport:
     return UsageReport(
         rows=answer.rows,
         totals=answer.totals,
