@@ -16,7 +16,7 @@ ROOT: Final = Path(tollkeeper.__file__).parent
 ORDER: Final = (
     "errors version",
     "domain",
-    "clock collector blocking callers forks",
+    "clock collector blocking callers forks memory",
     "ports record_columns",
     "profiles",
     "gate",
