@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.fixture import OPERATOR_KEY
+from tollkeeper.memory import memory_of
 
 START_S_MAX = 120.0
 
@@ -33,10 +34,17 @@ class Process:
     def secrets(self) -> list[str]:
         return json.loads((self.path / "secrets.json").read_text())  # type: ignore[no-any-return]
 
-    def memory_mb(self, what: str = "VmRSS") -> float:
-        """Return its resident memory in MB; *what* may be VmHWM for the most that it ever was."""
+    def memory_mb(self) -> tuple[float, float]:
+        """Return its private and its file-backed memory in MB (`tollkeeper.memory`)."""
+        found = memory_of(self.process.pid)
+        if found is None:
+            raise RuntimeError("the server is gone")
+        return found.private_bytes / 1e6, found.file_backed_bytes / 1e6
+
+    def resident_mb_max(self) -> float:
+        """Return the most memory, private and file-backed, that it ever had in MB."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(f"{what}:"):
+            if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1000
         raise RuntimeError("the server is gone")
 

@@ -82,8 +82,9 @@ class Step(NamedTuple):
     again: dict[str, Latency]
     busy: dict[str, Latency]
     verify_s: float
-    memory_mb: float
-    memory_mb_max: float
+    private_mb: float
+    file_backed_mb: float
+    resident_mb_max: float
     disk: float
 
 
@@ -175,7 +176,8 @@ def _step(path: Path, source: Source, size: int) -> Step:
             raise RuntimeError(f"verify found {verdict}")
         busy = _busy(client, server.port, source, min(BUSY_EVENTS_MAX, size // 2), paths)
         _check_total(client, source.count)
-        memory_mb, memory_mb_max = server.memory_mb(), server.memory_mb("VmHWM")
+        private_mb, file_backed_mb = server.memory_mb()
+        resident_mb_max = server.resident_mb_max()
         client.close()
     return Step(
         events=size,
@@ -185,8 +187,9 @@ def _step(path: Path, source: Source, size: int) -> Step:
         again=again,
         busy=busy,
         verify_s=verify_s,
-        memory_mb=memory_mb,
-        memory_mb_max=memory_mb_max,
+        private_mb=private_mb,
+        file_backed_mb=file_backed_mb,
+        resident_mb_max=resident_mb_max,
         disk=disk_bytes(path / "data") / source.count,
     )
 
@@ -264,8 +267,11 @@ def _page(steps: list[Step], took_s: float) -> str:
     rows += [
         ("`verify`", [f"{step.verify_s:.1f} s" for step in steps]),
         (
-            "memory, resident / most",
-            [f"{step.memory_mb:,.0f} / {step.memory_mb_max:,.0f} MB" for step in steps],
+            "memory, private / file-backed / both at most",
+            [
+                f"{step.private_mb:,.0f} / {step.file_backed_mb:,.0f} / {step.resident_mb_max:,.0f} MB"
+                for step in steps
+            ],
         ),
         ("disk, bytes per event", [f"{step.disk:.1f}" for step in steps]),
     ]
@@ -319,7 +325,8 @@ def _picture(steps: list[Step], path: Path) -> None:
         (f"Usage, {first}: ms", _curves(steps, first)),
         (f"Usage, {second}: ms", _curves(steps, second)),
         ("verify, s", [("", [s.verify_s for s in steps])]),
-        ("Memory, MB", [("resident", [s.memory_mb for s in steps]), ("most", [s.memory_mb_max for s in steps])]),
+        ("Memory, MB", [("private", [s.private_mb for s in steps]), ("file-backed", [s.file_backed_mb for s in steps]),
+                        ("both at most", [s.resident_mb_max for s in steps])]),
         ("Disk, bytes per event", [("", [s.disk for s in steps])]),
     )  # fmt: skip
     for axis, (title, curves) in zip(axes.flat, panels, strict=True):

@@ -16,7 +16,7 @@ ROOT: Final = Path(tollkeeper.__file__).parent
 ORDER: Final = (
     "errors version",
     "domain",
-    "clock collector blocking callers forks",
+    "clock collector blocking callers forks memory",
     "ports record_columns",
     "profiles",
     "gate",
@@ -46,7 +46,6 @@ STILL_UP: Final = {
     ("asgi", "embedded"),
     ("demo", "cli"),
     ("prove", "cli"),
-    ("meter", "usage"),
 }
 """A ratchet: arrows that still run back up. Each is to go, and none may come."""
 

@@ -47,6 +47,7 @@ from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
 from tollkeeper.ledger.commit_future import CommitFuture, finish
 from tollkeeper.ledger.committer import ChangeScopes, Committer, PostGrants
+from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.holds import Holds
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pairing import Pairing
@@ -60,6 +61,7 @@ from tollkeeper.profile_context import LocalProfileContext
 from tollkeeper.profiles import switches
 from tollkeeper.profiles.base import Profile
 from tollkeeper.settings import LEDGER_FILE, USAGE_DIRECTORY, Settings
+from tollkeeper.usage.freshness import Freshness
 from tollkeeper.usage.report import Reports
 
 MAINTAIN_S: Final = 0.5
@@ -169,17 +171,12 @@ class Installation:
         self.ingest = Ingest(
             self.directory, self.store, self.pending, self.committer, self.clock, self.labels
         )
-        self.reports = Reports(
-            self.store,
-            self.ledger,
-            self.relay,
-            self.pending,
-            self.committer,
-            self.clock,
-            lambda: self.pairing.is_complete,
-        )
+        self.delivery = Delivery(self.committer, self.pending, self.relay)
+        freshness = Freshness(self.ledger, self.relay, self.pending, self.delivery, self.pairing)
+        self.reports = Reports(self.store, freshness, self.clock)
+        self.committer.before_telling = self.reports.invalidate
         self.amend = Amend(
-            self.directory, self.store, self.pending, self.committer, self.reports, self.clock, self.labels
+            self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
@@ -472,7 +469,7 @@ class Installation:
         return True
 
     def _has_usage(self, account_id: str) -> bool:
-        self.reports.fresh(account_id)
+        self.delivery.fresh(account_id)
         spent = self.store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=None)
         return spent.events > 0
 

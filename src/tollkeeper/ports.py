@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class UsageAnswer(NamedTuple):
-    """What a usage store knows of a query: see `UsageReport` for the members."""
+class ReportRows(NamedTuple):
+    """The answer of a usage store to a query; `UsageReport` describes the members."""
 
     rows: list[dict[str, Any]]
     totals: dict[str, Any]
@@ -55,7 +55,7 @@ class Losses(NamedTuple):
 
 class UsageStore(Protocol):
     """
-    The projection that answers usage questions: every record, and rollups of them.
+    The projection that answers usage queries: every record, and rollups of them.
 
     One thread writes (the relay); any thread may read. Every method raises `Unavailable` when the engine
     fails; nothing else of the engine's errors gets out.
@@ -63,7 +63,7 @@ class UsageStore(Protocol):
 
     def past(self, installation_id: str) -> StorePast:
         """
-        Return which batches the store was told of by `begin`, and how many records it has.
+        Return the batches that were noted by `begin`, and how many records the store has.
 
         Called before the first batch of a process, and by verify. Takes as long with many records as with few.
         """
@@ -72,20 +72,19 @@ class UsageStore(Protocol):
         """
         Note that a batch is about to be appended, durably; a repeat changes nothing.
 
-        Called by the relay before the `append` of each batch, so that the store never has a batch that it does not
-        say it may have.
+        Called by the relay before the `append` of each batch, so that the store has no batch that was not noted.
         """
 
     def append(self, records: pa.Table, token: str, *, begun_after: int | None = None) -> None:
         """
-        Insert *records* (columns of `columns.SCHEMA`) and their rollups, all or nothing; what is there when it
-        returns stays, whatever becomes of the machine.
+        Insert *records* (columns of `record_columns.SCHEMA`) and their rollups, all or nothing. Durable when it
+        returns, power loss included.
 
         Called by the relay with the same *records* and *token* until it returned once; a repeat after a
         lost answer, however late, changes nothing.
 
         Args:
-            records: What to insert.
+            records: The records to insert.
             token: Names this append.
             begun_after: None when nobody called with *token* before. Else how many records were appended before:
                 the earlier call may have been cut short at any step, by the end of its process too. Takes longer.
@@ -108,7 +107,7 @@ class UsageStore(Protocol):
 
     def record_columns(self, keys: pa.Table) -> pa.Table:
         """
-        Return what `records` does, for many: a table of `columns.SCHEMA`, in no order.
+        Return the current records of many ids: a table of `record_columns.SCHEMA`, in no order. See `records`.
 
         Args:
             keys: Two string columns, `account_id` and `id`.
@@ -117,14 +116,14 @@ class UsageStore(Protocol):
     def owners(self, id_: str) -> list[str]:
         """Return the accounts that have a stored event of this id."""
 
-    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> UsageAnswer:
+    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         """
-        Answer *query* from rollups where they can, from records where the question is finer.
+        Answer *query* from rollups where possible, from records where it is finer than any rollup.
 
         Args:
-            query: What is asked.
-            also: Records of sign 1, some hundred at most, that count too. The caller knows that the store has
-                neither them nor a correction of one of them.
+            query: The query.
+            with_pending: Records of sign 1, some hundred at most, that count too. The store must have neither them
+                nor a correction of one of them.
         """
 
     def charged(
@@ -165,15 +164,16 @@ class UsageStore(Protocol):
 
     def losses(self) -> Losses:
         """
-        Look, at the cost of a count, for what is missing: parts that the engine put aside, rollups and ids that have
-        fewer records than the records. While there is something of the latter, what asks them raises `Unavailable`.
+        Return which records, rollups and ids are missing, at the cost of a count: parts that the engine set aside, and
+        tables that have fewer records than another one. While rollups or ids are missing, methods that read them
+        raise `Unavailable`.
 
         Called when no append is under way, nor any that failed to be repeated.
         """
 
     def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         """
-        Make rollups and the id index anew from the records; return rows written per table.
+        Rebuild rollups and the id index from the records; return rows written per table.
 
         Raises:
             Unavailable: Records are damaged, or fewer than *records_min*; nothing was changed.

@@ -92,10 +92,10 @@ def all_lent(
     usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ClickHouseUsageStore]:
     """As many reports are under way as may be, and nobody waits for long."""
-    monkeypatch.setattr(usage_store._reports, "_wait_s", 0.01)
+    monkeypatch.setattr(usage_store._engine.reports, "_wait_s", 0.01)
     with ExitStack() as stack:
-        for _ in range(usage_store._reports._count):
-            stack.enter_context(usage_store._reports.lend())
+        for _ in range(usage_store._engine.reports._count):
+            stack.enter_context(usage_store._engine.reports.lend())
         yield usage_store
 
 
@@ -113,25 +113,25 @@ def test_reports_keep_only_reports_waiting(all_lent: ClickHouseUsageStore, fille
     assert sum(piece.num_rows for piece in all_lent.export(filled, 0, 2**62)) == 300
 
 
-@pytest.mark.parametrize("kind", ["_look_ups", "_scans", "_probes", "_stoppers"])
+@pytest.mark.parametrize("kind", ["look_ups", "scans", "probes", "stoppers"])
 def test_every_kind_waits_for_a_bounded_time(
     usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    readers: Readers = getattr(usage_store, kind)
+    readers: Readers = getattr(usage_store._engine, kind)
     monkeypatch.setattr(readers, "_wait_s", 0.01)
     with ExitStack() as stack:
         for _ in range(readers._count):
             stack.enter_context(readers.lend())
         with pytest.raises(Unavailable, match="busy"):
             stack.enter_context(readers.lend())
-        assert usage_store.ready() is (kind != "_probes")
+        assert usage_store.ready() is (kind != "probes")
 
 
 def running(store: ClickHouseUsageStore) -> int:
     sql = (
         "SELECT count() FROM system.processes WHERE query LIKE '%sipHash64%' AND query NOT LIKE '%processes%'"
     )
-    return int(store._rows(sql, {})[0][0])
+    return int(store._engine.rows(sql, {})[0][0])
 
 
 def test_a_query_is_stopped_when_its_caller_goes_away(usage_store: ClickHouseUsageStore) -> None:

@@ -22,7 +22,7 @@ NOW, BEFORE = "tier IN ('hour', 'keys_hour', 'kinds_hour')", "tier = 'hour'"
 
 def change(store: ClickHouseUsageStore, *statements: str) -> None:
     for statement in statements:
-        store._appender.command(statement, settings={"mutations_sync": 2})
+        store._engine.appender.command(statement, settings={"mutations_sync": 2})
 
 
 def make_version_4(store: ClickHouseUsageStore) -> None:
@@ -73,7 +73,7 @@ def test_a_closed_store_answers_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     try:
         assert store.ready()
         with monkeypatch.context() as patch:
-            for client in store._clients:
+            for client in store._engine._clients:
                 patch.setattr(client, "close", lambda: None)
             store.close()
         keys = table_of([record("acct")]).select(["account_id", "id"])
@@ -93,12 +93,12 @@ def test_a_closed_store_answers_nothing(tmp_path: Path, monkeypatch: pytest.Monk
             store.rebuild,
         ]
         for call in asked:
-            store._newest_id = None
+            store._look_ups._newest_id = None
             with pytest.raises(Unavailable, match="closed"):
                 call()
         assert not store.ready()
     finally:
-        for client in store._clients:
+        for client in store._engine._clients:
             client.close()
 
 
@@ -107,7 +107,7 @@ def test_an_append_is_one_block_with_its_token_for_a_week(tmp_path: Path) -> Non
     assert _APPEND["async_insert"] == 0
     store = ClickHouseUsageStore.open(f"chdb://{tmp_path}")
     try:
-        rows = store._rows(
+        rows = store._engine.rows(
             "SELECT name, engine_full FROM system.tables "
             "WHERE database = currentDatabase() AND name IN {names:Array(String)}",
             {"names": ["events", *tables.DERIVED]},
@@ -130,6 +130,6 @@ def test_writers_of_one_store_compare_their_own_records(tmp_path: Path) -> None:
         )
         store.append(table_of([record("acct")]), "one", begun_after=0)
         assert store.differences() == []
-        assert store._rows(f"SELECT writer FROM {append_recovery.TABLE}", {}) == [("other",)]
+        assert store._engine.rows(f"SELECT writer FROM {append_recovery.TABLE}", {}) == [("other",)]
     finally:
         store.close()

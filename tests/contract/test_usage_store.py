@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 import pytest
 
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, queries
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, queries, tiers
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.instants import from_us, to_text, to_us
@@ -23,7 +23,7 @@ from tollkeeper.domain.periods import period_of
 from tollkeeper.domain.rollups import latency_bin, percentile_us
 from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, Unavailable
-from tollkeeper.ports import UsageAnswer
+from tollkeeper.ports import ReportRows
 from tollkeeper.record_columns import SCHEMA, records_of, table_of
 
 FROM_US = to_us(datetime(2026, 3, 20, tzinfo=UTC))
@@ -334,7 +334,7 @@ def test_a_repeat_completes_what_a_crash_left_half_way(
 ) -> None:
     """The records may be on disk and their rollups not: the repeat adds these and nothing else."""
     rows = random_history(random.Random(2), [account], 20)
-    with store._reader() as client:
+    with store._engine.scans.lend() as client:
         client.command(f"DETACH TABLE {view}")
         store.append(table_of(rows), f"{account}-1")
         client.command(f"ATTACH TABLE {view}")
@@ -615,7 +615,7 @@ def test_an_answer_that_is_brought_up_to_date_is_the_stores_own(
     )
     report = apply_increment(query, kept, coming)
     assert report is not None
-    assert UsageAnswer(report.rows, report.totals, report.row_count) == after
+    assert ReportRows(report.rows, report.totals, report.row_count) == after
     assert [list(row) for row in report.rows] == [list(row) for row in after.rows]
 
 
@@ -625,7 +625,7 @@ def test_days_and_hours_add_up(store: ClickHouseUsageStore, history: list[Record
     rng = random.Random(seed)
     times = sorted(row.occurred_at_us for row in history)
     start, end = sorted(rng.choice(times) for _ in range(2))
-    first_width, last_width = (rng.choice([1, queries.HOUR_US, queries.DAY_US]) for _ in range(2))
+    first_width, last_width = (rng.choice([1, tiers.HOUR_US, tiers.DAY_US]) for _ in range(2))
     some = rng.choice([("project", "key"), ("model", "endpoint", "status", "kind"), DIMENSIONS])
     query = ask(
         rng.choice(["acct_oracle", None]),
@@ -659,7 +659,7 @@ def test_days_and_hours_add_up(store: ClickHouseUsageStore, history: list[Record
         ({"measures": ("peak_requests_per_minute",)}, {"kinds_hour"}),
         ({"measures": ("peak_requests_per_minute",), "group_by": ("key",)}, {"keys_hour"}),
         ({"measures": ("peak_requests_per_minute",), "group_by": ("key", "model")}, {"hour"}),
-        ({"from_us": FROM_US + queries.HOUR_US, "group_by": ("key",)}, {"keys_hour", "keys_day"}),
+        ({"from_us": FROM_US + tiers.HOUR_US, "group_by": ("key",)}, {"keys_hour", "keys_day"}),
         ({"to_us": TO_US - 7, "group_by": ("key",)}, {"keys_day"}),
         ({"granularity": "minute"}, set()),
         ({"granularity": "hour", "time_zone": "Asia/Kolkata"}, set()),
@@ -673,7 +673,7 @@ def test_a_question_reads_the_smallest_tier_that_can_tell(fields: dict[str, Any]
     assert ("FROM events" in sql) == (not tiers)
 
 
-@pytest.mark.parametrize("width_us", [queries.HOUR_US, queries.DAY_US])
+@pytest.mark.parametrize("width_us", [tiers.HOUR_US, tiers.DAY_US])
 @pytest.mark.parametrize("last", ["kept", "amended", "voided"])
 def test_the_end_of_a_range_is_exact(
     store: ClickHouseUsageStore, account: str, width_us: int, last: str
@@ -781,7 +781,7 @@ def test_histograms_are_those_of_the_python_twin(store: ClickHouseUsageStore, ac
     latencies = [0, *sorted(edge for edge in edges if 0 < edge <= 604_800_000_000)]
     store.append(table_of([record(account, latency_us=latency) for latency in latencies]), f"{account}-1")
     # Minute granularity reads records, none reads rollups: both computations of the bin are held to Python's.
-    (stored,) = store._rows(
+    (stored,) = store._engine.rows(
         "SELECT sumMap(latency_bins) FROM usage_rollups WHERE tier = 'hour' AND account_id = {a:String}",
         {"a": account},
     )[0]
@@ -893,7 +893,7 @@ def test_differences_are_found_and_rebuilt(store: ClickHouseUsageStore, account:
     before = store.report(query)
     assert store.differences() == []
     victim = limit_status(rows)[0]
-    with store._reader() as client:
+    with store._engine.scans.lend() as client:
         settings = {"mutations_sync": 2}
         client.command(
             "ALTER TABLE usage_rollups DELETE WHERE account_id = {a:String}",
@@ -928,9 +928,9 @@ def test_questions_are_answered_while_rollups_are_made_anew(
     store.append(table_of(rows), f"{account}-1")
     query = ask(account, group_by=("key", "model"), granularity="hour", measures=MEASURES, limit=50_000)
     ids = pa.table({"account_id": [row.account_id for row in rows], "id": [row.id for row in rows]})
-    command = store._appender.command
+    command = store._engine.appender.command
 
-    def answers() -> tuple[UsageAnswer, set[str]]:
+    def answers() -> tuple[ReportRows, set[str]]:
         return store.report(query), set(store.known_ids(ids).column("id").to_pylist())
 
     before, steps = answers(), []
@@ -941,7 +941,7 @@ def test_questions_are_answered_while_rollups_are_made_anew(
         assert answers() == before, statement
         return found
 
-    monkeypatch.setattr(store._appender, "command", look)
+    monkeypatch.setattr(store._engine.appender, "command", look)
     store.rebuild()
     assert len([step for step in steps if step.startswith("EXCHANGE")]) == 2
     assert len(before[1]) == len({row.id for row in rows})
@@ -951,7 +951,7 @@ def test_questions_are_answered_while_rollups_are_made_anew(
 def test_differences_see_a_tier_that_is_off(store: ClickHouseUsageStore, account: str, tier: str) -> None:
     """A question reads one tier, so that each must be right by itself."""
     store.append(table_of([record(account, status=500)]), f"{account}-1")
-    with store._reader() as client:
+    with store._engine.scans.lend() as client:
         client.command(
             "ALTER TABLE usage_rollups UPDATE errors = errors + 1"
             " WHERE account_id = {a:String} AND tier = {tier:String}",
@@ -968,7 +968,7 @@ def test_differences_see_a_tier_that_is_off(store: ClickHouseUsageStore, account
 def test_differences_see_a_histogram_that_is_off(store: ClickHouseUsageStore, account: str) -> None:
     """Sums may agree while the bins do not."""
     store.append(table_of([record(account, latency_us=5)]), f"{account}-1")
-    with store._reader() as client:
+    with store._engine.scans.lend() as client:
         client.command(
             "ALTER TABLE usage_rollups UPDATE minutes = map(59, 1) WHERE account_id = {a:String}",
             {"a": account},
@@ -981,7 +981,7 @@ def test_differences_see_a_histogram_that_is_off(store: ClickHouseUsageStore, ac
 
 def test_the_store_opens_again(store: ClickHouseUsageStore, history: list[Record]) -> None:
     """Opening an existing path changes nothing, and two handles see the same data."""
-    again = ClickHouseUsageStore.open(store._url, memory_bytes_max=2 << 30)
+    again = ClickHouseUsageStore.open(store._engine.url, memory_bytes_max=2 << 30)
     query = ask("acct_oracle", group_by=("key",), measures=MEASURES)
     assert again.report(query) == store.report(query)
     again.close()
@@ -991,7 +991,7 @@ def test_the_store_opens_again(store: ClickHouseUsageStore, history: list[Record
 
 def test_an_engine_that_fails_is_unavailable(store: ClickHouseUsageStore, tmp_path: Any) -> None:
     """No error of the driver gets out."""
-    closed = ClickHouseUsageStore.open(store._url, memory_bytes_max=2 << 30)
+    closed = ClickHouseUsageStore.open(store._engine.url, memory_bytes_max=2 << 30)
     closed.close()
     for call in (
         lambda: closed.append(table_of([record("acct_closed")]), "closed"),

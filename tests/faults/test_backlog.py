@@ -20,10 +20,9 @@ from tollkeeper.gate.gate import Outcome
 from tollkeeper.http.metrics import render_metrics
 from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.installation import Installation
-from tollkeeper.ledger import pending
+from tollkeeper.ledger import delivery, pending
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import Faulty, ManualClock, commit_all, unique, verify
-from tollkeeper.usage import report
 
 
 def send(site: Installation, account: str, *ids: str, cost: int = 1) -> Any:
@@ -41,7 +40,7 @@ def asked(account: str) -> UsageQuery:
 def away(usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     """A usage store that takes nothing, and answers; few ids are kept whole meanwhile."""
     monkeypatch.setattr(pending, "WHOLE_IDS_MAX", 8)
-    monkeypatch.setattr(report, "FLUSH_S", 0.2)
+    monkeypatch.setattr(delivery, "FLUSH_S", 0.2)
     store = Faulty(usage_store, "append")
     store.refuse(1_000_000)
     return store
@@ -73,7 +72,7 @@ def test_what_waits_long_is_known_by_its_ids_and_read_back_to_compare(
             site = install(store=away)
             assert (site.pending.record_count, len(site.pending._seqs)) == (91, 0)
     away.refuse(0)
-    monkeypatch.setattr(report, "FLUSH_S", 30.0)
+    monkeypatch.setattr(delivery, "FLUSH_S", 30.0)
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (True, 0)
     assert answer.totals == {"requests": 91, "cost_nanos": 30 * 7 + 61}
@@ -130,7 +129,7 @@ def test_an_answer_says_how_old_it_may_be(
     clock.advance(seconds=60)
     assert site.pending.behind_s() == 180
     away.refuse(0)
-    monkeypatch.setattr(report, "FLUSH_S", 30.0)
+    monkeypatch.setattr(delivery, "FLUSH_S", 30.0)
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (True, 0)
     assert "tollkeeper_outbox_age_seconds 0\n" in render_metrics(site, Maintenance(), "0")
@@ -179,7 +178,7 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
     """They were charged: a retry that is booked beside them would charge twice, now or after a repair."""
     store = Faulty(usage_store, "append")
     store.refuse(1_000_000)
-    monkeypatch.setattr(report, "FLUSH_S", 0.2)
+    monkeypatch.setattr(delivery, "FLUSH_S", 0.2)
     site = install(store=store)
     customer = Customer(site, account)
     send(site, account, "a", "b")
@@ -193,7 +192,7 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
     # While nobody has seen yet that it cannot be read …
     assert send(site, account, "b", "c").accepted == 1
     store.refuse(0)
-    monkeypatch.setattr(report, "FLUSH_S", 30.0)
+    monkeypatch.setattr(delivery, "FLUSH_S", 30.0)
     for _ in range(3):
         site.reports.fresh(account)
         # … and from then on, restarts included.

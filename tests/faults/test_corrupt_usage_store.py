@@ -259,7 +259,7 @@ KILLED: Final = """
     from tollkeeper import Tollkeeper
 
     with Tollkeeper.open(sys.argv[1], unknown_route="allow") as toll:
-        client, left = toll.installation.store._store._appender, int(sys.argv[2])
+        client, left = toll.installation.store._store._engine.appender, int(sys.argv[2])
         command = client.command
 
         def count(*args, **options):
@@ -303,14 +303,14 @@ ONE_OF_MANY: Final = """
 
     store = ClickHouseUsageStore.open("chdb://" + sys.argv[1])
     found = [store.differences()]
-    store._appender.command("SYSTEM STOP MERGES events")
+    store._engine.appender.command("SYSTEM STOP MERGES events")
     for number in range(3):
         store.append(table_of([record("acct")._replace(id=f"e{number}")]), f"token{number}")
     found.append(store.differences())
-    parts = store._rows("SELECT path FROM system.parts WHERE table = 'events' AND active ORDER BY name", {})
+    parts = store._engine.rows("SELECT path FROM system.parts WHERE table = 'events' AND active ORDER BY name", {})
     data = Path(parts[1][0]) / "data.bin"
     data.write_bytes(bytes(byte ^ 0xFF for byte in data.read_bytes()))
-    found += [len(parts), store._damages(0)]
+    found += [len(parts), store._audit.damages(0)]
     store.close()
     print(json.dumps(found))
 """

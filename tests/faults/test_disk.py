@@ -251,8 +251,8 @@ def test_a_usage_store_that_cannot_be_opened_stops_no_request(tmp_path: Path) ->
         import json, sys
         from tollkeeper import Tollkeeper, UsageQuery
         from tollkeeper.errors import Unavailable
-        from tollkeeper.usage import report
-        report.FLUSH_S = 0.1
+        from tollkeeper.ledger import delivery
+        delivery.FLUSH_S = 0.1
         toll = Tollkeeper.open(sys.argv[1], unknown_route="allow")
         made = toll.apply('[[accounts]]\\nid="acme"\\nname="A"\\n[[keys]]\\nid="k"\\naccount="acme"')
         admission = toll.admit(made.issued[0].secret, "GET", "/x")
@@ -319,8 +319,8 @@ def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
     if is_older:
         store = ClickHouseUsageStore.open(f"chdb://{directory}")
         for table in ("append_comparison", "batches"):
-            store._appender.command(f"DROP TABLE {table} SYNC")
-        store._appender.command(
+            store._engine.appender.command(f"DROP TABLE {table} SYNC")
+        store._engine.appender.command(
             "ALTER TABLE schema_version DELETE WHERE version > 5", settings={"mutations_sync": 2}
         )
         store.close()

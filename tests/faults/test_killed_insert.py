@@ -29,7 +29,7 @@ KILLED: Final = """
     inserting.start()
     asked = "SELECT count() FROM system.processes WHERE startsWith(query, 'INSERT INTO events ')"
     while inserting.is_alive():
-        if store._rows(asked, {}) == [(1,)]:
+        if store._engine.rows(asked, {}) == [(1,)]:
             os.kill(os.getpid(), 9)
     sys.exit("no insert was seen")
 """

@@ -29,7 +29,7 @@ from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome
 from tollkeeper.installation import Installation
-from tollkeeper.ledger import committer
+from tollkeeper.ledger import committer, delivery
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import encode_rows
 from tollkeeper.ledger.pending import Pending, key_of
@@ -37,7 +37,6 @@ from tollkeeper.ledger.relay import Relay, Unreadable, table_of_entry
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.record_columns import table_of, to_ipc
 from tollkeeper.testing import NOON, Faulty, commit_all, set_up, unique
-from tollkeeper.usage import report
 
 NOON_US = int(NOON.timestamp()) * 1_000_000
 _ids = itertools.count()
@@ -223,7 +222,7 @@ def test_gate_and_meter_go_on_while_the_store_takes_nothing(
     install: Install, usage_store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outbox grows, answers say that they are not complete, and afterwards all arrives, once."""
-    monkeypatch.setattr(report, "FLUSH_S", 1.0)
+    monkeypatch.setattr(delivery, "FLUSH_S", 1.0)
     store: Any = Faulty(usage_store, "append")
     store.refuse(10_000)
     site = install(store=store)
@@ -248,7 +247,7 @@ def test_gate_and_meter_go_on_while_the_store_takes_nothing(
     assert [send(n) for n in range(7)] == [0] * 6 + [1]
     store.refuse(0)
     store.lose_replies(2)
-    monkeypatch.setattr(report, "FLUSH_S", 20.0)
+    monkeypatch.setattr(delivery, "FLUSH_S", 20.0)
     answer = site.reports.usage(asked)
     assert (answer.complete, answer.totals) == (True, {"requests": 7, "cost_nanos": 7})
     assert (site.pending.record_count, site.ledger.pending(), site.relay.failure) == (0, [], None)

@@ -56,7 +56,7 @@ def batch(number: int) -> list[Record]:
 
 
 def parts(store: ClickHouseUsageStore) -> set[tuple[str, str]]:
-    rows = store._rows("SELECT table, name FROM system.parts WHERE active", {})
+    rows = store._engine.rows("SELECT table, name FROM system.parts WHERE active", {})
     return {(str(table), str(name)) for table, name in rows if table in TABLES}
 
 
@@ -67,7 +67,7 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = ClickHouseUsageStore.open(f"chdb://{directory}")
     try:
         for table in TABLES:
-            store._appender.command(f"SYSTEM STOP MERGES {table}")
+            store._engine.appender.command(f"SYSTEM STOP MERGES {table}")
         store.append(table_of([first(number) for number in range(len(LEFT))]), "before")
         made: list[list[tuple[str, str]]] = []
         before = parts(store)
@@ -139,7 +139,7 @@ def test_records_that_are_lost_are_not_forgotten_by_the_rollups_too(torn: Path, 
     store = ClickHouseUsageStore.open(f"chdb://{place}")
     try:
         before = store.differences()
-        appended = store._rows("SELECT count() FROM events", {})[0][0] + len(LEFT)
+        appended = store._engine.rows("SELECT count() FROM events", {})[0][0] + len(LEFT)
         store.append(table_of(batch(number)), f"token-{number}", begun_after=appended - STEPS // 2)
         assert store.differences() == before != []
     finally:
@@ -151,12 +151,12 @@ def test_what_is_appended_is_on_the_disk_and_so_is_what_it_is_merged_into(tmp_pa
     store = ClickHouseUsageStore.open(f"chdb://{tmp_path}")
 
     def synced() -> tuple[int, int]:
-        rows = dict(store._rows("SELECT event, value FROM system.events", {}))
+        rows = dict(store._engine.rows("SELECT event, value FROM system.events", {}))
         return rows.get("FileSync", 0), rows.get("DirectorySync", 0)
 
     try:
         for table in TABLES:
-            store._appender.command(f"SYSTEM STOP MERGES {table}")
+            store._engine.appender.command(f"SYSTEM STOP MERGES {table}")
         for number in range(2):
             files, directories = synced()
             store.append(table_of([record("acct")]), f"token-{number}")
@@ -164,8 +164,8 @@ def test_what_is_appended_is_on_the_disk_and_so_is_what_it_is_merged_into(tmp_pa
             assert synced()[1] >= directories + len(TABLES)
         for table in TABLES:
             files, directories = synced()
-            store._appender.command(f"SYSTEM START MERGES {table}")
-            store._appender.command(f"OPTIMIZE TABLE {table} FINAL")
+            store._engine.appender.command(f"SYSTEM START MERGES {table}")
+            store._engine.appender.command(f"OPTIMIZE TABLE {table} FINAL")
             assert synced()[0] > files
             assert synced()[1] > directories
     finally:

@@ -146,7 +146,7 @@ def test_a_record_that_is_stored_twice_is_named_where_no_budget_counts_it(
         assert verdict.store_differences == [f"events: {account} {line.format(account)}"]
     finally:
         # The store is shared with other tests.
-        with usage_store._reader() as client:
+        with usage_store._engine.scans.lend() as client:
             for table in ("events", "event_ids", "usage_rollups"):
                 client.command(
                     f"ALTER TABLE {table} DELETE WHERE account_id = {{a:String}}",

@@ -15,8 +15,8 @@ from tollkeeper.domain.catalog import Price
 from tollkeeper.domain.events import Event, Record, Tokens
 from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
+from tollkeeper.ledger import delivery
 from tollkeeper.meter.amend import Correction
-from tollkeeper.usage import report
 
 ALL = {"from_us": 0, "to_us": to_us(datetime(2200, 1, 1, tzinfo=UTC))}
 _names = itertools.count()
@@ -396,7 +396,7 @@ def test_a_store_that_is_behind_makes_corrections_wait(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While records are on their way nobody can tell what is in force: refuse, or correct the wrong one."""
-    monkeypatch.setattr(report, "FLUSH_S", 0.05)
+    monkeypatch.setattr(delivery, "FLUSH_S", 0.05)
     store = tenant.toll.installation.store
     append = store.append
 
@@ -410,7 +410,7 @@ def test_a_store_that_is_behind_makes_corrections_wait(
     with pytest.raises(Unavailable):
         tenant.toll.installation.amend.price_unpriced()
     monkeypatch.setattr(store, "append", append)
-    monkeypatch.setattr(report, "FLUSH_S", 5.0)
+    monkeypatch.setattr(delivery, "FLUSH_S", 5.0)
     assert tenant.amend("a", "fix", cost_nanos=60).record.cost_nanos == 60
     assert tenant.state()["cost_nanos"] == 60
 

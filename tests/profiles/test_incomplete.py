@@ -9,11 +9,12 @@ from tests.profiles.test_one_story import call_of, secrets
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.http.profiles import ProfileSite
 from tollkeeper.installation import Installation
+from tollkeeper.ledger import delivery
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Reply
 from tollkeeper.testing import Faulty
-from tollkeeper.usage import report
+from tollkeeper.usage import freshness
 
 __all__ = ["secrets"]
 
@@ -39,7 +40,7 @@ def site(install: Install, store: Faulty) -> Installation:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "FLUSH_S", 0.05)
+    monkeypatch.setattr(delivery, "FLUSH_S", 0.05)
 
 
 def answer(site: Installation, name: str, path: str, secret: str) -> Reply:
@@ -61,7 +62,7 @@ def book_more(site: Installation, account: str, store: Faulty) -> None:
             "cost_nanos": 1,
         }
         for name in USAGE
-        for n in range(report.WAITING_MAX)
+        for n in range(freshness.WAITING_MAX)
     ]
     assert site.ingest.take(decode_events(events, now_us=site.clock.now_us())).accepted == len(events)
 

@@ -51,6 +51,6 @@ def test_who_waits_gets_the_next_turn_and_more_than_may_wait_are_refused(
 
 
 def test_the_operator_leaves_a_query_to_customers() -> None:
-    from tollkeeper.adapters.clickhouse import store
+    from tollkeeper.adapters.clickhouse import engine
 
-    assert OF_OPERATOR.running < store._REPORTS[0]
+    assert OF_OPERATOR.running < engine.REPORTS[0]

@@ -14,15 +14,17 @@ from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import relay as relay_module
+from tollkeeper.meter.amend import Amend
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import Faulty, unique
-from tollkeeper.usage import report as report_module
+from tollkeeper.usage import freshness as freshness_module
 
 
 @pytest.fixture(autouse=True)
 def no_relay_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The relay delivers when somebody asks it to."""
+    """The relay delivers when the test asks it to: maintenance would, half a second after the start."""
     monkeypatch.setattr(relay_module, "GATHER_S", 60.0)
+    monkeypatch.setattr(Amend, "price_unpriced", lambda amend: 0)
 
 
 def asked(account: str | None) -> UsageQuery:
@@ -86,7 +88,7 @@ def test_all_accounts_at_once_have_it_too(site: Installation, account: str) -> N
 def test_while_a_batch_is_on_its_way_the_answer_waits_for_it_and_for_no_other(
     site: Installation, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report_module, "ALONG_S", 30.0)
+    monkeypatch.setattr(freshness_module, "BATCH_WAIT_S", 30.0)
     appends = settled(site)
     appends.port.delay()
     send(site, account, "a")
@@ -229,12 +231,12 @@ def test_a_correction_goes_through_the_store(site: Installation, account: str) -
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("LITTLE_RECORDS", 2), ("WAITING_MAX", 2), ("ALONG_BYTES_MAX", 100)]
+    ("bound", "value"), [("LITTLE_RECORDS", 2), ("WAITING_MAX", 2), ("PAYLOAD_BYTES_MAX", 100)]
 )
 def test_much_goes_through_the_store(
     site: Installation, account: str, monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(report_module, bound, value)
+    monkeypatch.setattr(freshness_module, bound, value)
     appends = settled(site)
     send(site, account, "a", "b", "c")
     assert requests(site.reports.usage(asked(account))) == 3
@@ -247,7 +249,7 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_question(
     settled(site)
     send(site, account, "a")
     ledger = Faulty(site.ledger, "entries")
-    monkeypatch.setattr(site.reports, "_ledger", ledger)
+    monkeypatch.setattr(site.reports._freshness, "_ledger", ledger)
     ledger.refuse()
     assert requests(site.reports.usage(asked(account))) == 1
 

@@ -1,8 +1,8 @@
 """
 A usage store that opens in the background, so that the first request need not wait for its engine.
 
-Loading chDB takes about a second, and the gate does not need it. Every call waits for the engine, for a
-bounded time. While it cannot be opened every call says so, and from time to time one tries again.
+Loading chDB takes about a second, and the gate does not need it. Every call waits for the engine, for a bounded time.
+While it cannot be opened every call raises `Unavailable`, and a call `REOPEN_S` after a failure starts another try.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import StoresMismatch, TollkeeperError, Unavailable, cause_of
-from tollkeeper.ports import CostSum, Losses, UsageAnswer, UsageStore
+from tollkeeper.ports import CostSum, Losses, ReportRows, UsageStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 OPEN_S_MAX: Final = 60.0
 REOPEN_S: Final = 1.0
-"""How long a failure to open stands before it is tried again."""
+"""Seconds between a failure to open and the next try."""
 
 
 log = logging.getLogger("tollkeeper.usage_store")
 
 
 class LazyUsageStore:
-    """The `UsageStore` that *open_store* returns, once it did."""
+    """A `ports.UsageStore`: passes every call to the store that *open_store* returns, as soon as there is one."""
 
     def __init__(self, open_store: Callable[[], UsageStore]) -> None:
         self._open_store = open_store
@@ -116,7 +116,7 @@ class LazyUsageStore:
     def owners(self, id_: str) -> list[str]:
         return self._store.owners(id_)
 
-    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> UsageAnswer:
+    def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         return self._store.report(query, with_pending)
 
     def charged(

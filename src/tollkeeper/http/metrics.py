@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tollkeeper.installation import Installation
+from tollkeeper.memory import memory_of
 
 if TYPE_CHECKING:
     from tollkeeper.http.auth import Throttle
@@ -60,6 +61,13 @@ def _verified_at(source: Source) -> Sequence[Sample]:
 
 def _of_throttle(read: Callable[[Throttle], int]) -> Callable[[Source], Sequence[Sample]]:
     return lambda source: [] if source.throttle is None else [({}, read(source.throttle))]
+
+
+def _memory(source: Source) -> Sequence[Sample]:
+    memory = memory_of()
+    if memory is None:
+        return []
+    return [({"kind": "private"}, memory.private_bytes), ({"kind": "file_backed"}, memory.file_backed_bytes)]
 
 
 METRICS: Final = (
@@ -161,6 +169,12 @@ METRICS: Final = (
         "gauge",
         "Holds made over HTTP that have no ending yet.",
         _one(lambda s: s.installation.holds.open_count),
+    ),
+    Metric(
+        "tollkeeper_memory_bytes",
+        "gauge",
+        "Resident memory: private is this process's alone, file_backed are pages of libraries and other mapped files.",
+        _memory,
     ),
     Metric(
         "tollkeeper_outbox_records",

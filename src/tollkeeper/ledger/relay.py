@@ -39,7 +39,8 @@ LARGE_RECORDS: Final = 20_000
 GATHER_S: Final = 1.0
 """How long committed records gather before they are relayed unasked: few large inserts cost least."""
 LITTLE_RECORDS: Final = 200
-"""So few go along with a question (`report.py`), sooner than an insert takes, and gather on: questions wait for it."""
+"""So few travel with a usage query (`usage/freshness.py`), sooner than an insert takes; so they gather on: a query that
+meets an insert waits for it."""
 LITTLE_GATHERS: Final = 5
 RETRY_S: Final = (0.2, 1.0, 5.0)
 

@@ -1,5 +1,5 @@
 """
-Verify: counter = ledger = sum of events, recomputed from what is stored; and rebuild what is derived.
+Verify: counter = ledger = sum of events, recomputed from the stores. Rebuild: derived tables, from the records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tollkeeper.ports import Ledger, UsageStore
 
 CHANGE_TRIES: Final = 5
 CHANGE_WAIT_S: Final = 0.05
-"""A budget is in force some ms after the catalog has it: so often, and so long, verify looks again."""
+"""A budget is in force some ms after the catalog has it: verify compares again so often, after so long."""
 _IN_FORCE: Final = "budget"
 
 
@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What verify found: `ok` when there are no differences and everything could be compared."""
+    """The result of verify: `ok` when there are no differences and everything could be compared."""
 
     ok: bool
     differences: list[Difference]
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
 
 
 class Books(NamedTuple):
-    """What the ledger says of one account, as of one commit."""
+    """One account in the ledger, as of one commit."""
 
     counters: dict[tuple[str, int], int]
     postings: dict[tuple[str, int], int]
@@ -58,7 +58,7 @@ class Books(NamedTuple):
 class Reconcile:
     """
     Exact with traffic going on: the ledger is read between two commits, and the relay is held until the
-    usage store has been asked about just what those commits had.
+    usage store was compared with just those commits.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Reconcile:
         )
 
     def rebuild(self) -> Mapping[str, int]:
-        """Make rollups and the id index of the usage store anew; return rows written per table."""
+        """Rebuild rollups and the id index of the usage store from its records; return rows written per table."""
         with self._scopes.unchanged(), self._relay.exclusive():
             # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
             self._relay.deliver_up_to(self._committer.outbox_seq)
@@ -130,7 +130,7 @@ class Reconcile:
                 self._pairing.recount(self._store)
                 return rebuilt
             finally:
-                # They were computed from what was there before, or from what was half made.
+                # They were computed from the tables before, or from half of the new ones.
                 self._forget_answers()
 
     def _verify_account(self, account_id: str) -> tuple[list[Difference], int]:

@@ -22,11 +22,11 @@ from tollkeeper.domain.pricing import cost_nanos, uses_model
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of, to_ipc
-from tollkeeper.usage.report import Reports
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Amend:
         store: UsageStore,
         pending: Pending,
         committer: Committer,
-        reports: Reports,
+        delivery: Delivery,
         clock: Clock,
         labels: Labels,
     ) -> None:
@@ -62,7 +62,7 @@ class Amend:
         self._store = store
         self._pending = pending
         self._committer = committer
-        self._reports = reports
+        self._delivery = delivery
         self._clock = clock
         self._labels = labels
         self._lock = threading.Lock()
@@ -155,7 +155,7 @@ class Amend:
         last: Record | None = None
         with self._lock:
             # What is priced but not delivered yet would be found again.
-            if not self._reports.fresh(None):
+            if not self._delivery.fresh(None):
                 raise Unavailable("The usage store is behind. Try again.")
             while records := self._store.unpriced(model, UNPRICED_BATCH, last):
                 last = records[-1]
@@ -265,7 +265,7 @@ class Amend:
             )
 
     def _current(self, account_id: str, event_id: str) -> Record:
-        if not self._reports.fresh(account_id):
+        if not self._delivery.fresh(account_id):
             raise Unavailable("The usage store is behind. Try again.")
         record = self._store.records([(account_id, event_id)]).get((account_id, event_id))
         if record is None:

@@ -1,7 +1,7 @@
 """
 Turns at the usage store: how many usage queries one account may have under way.
 
-A query keeps a core busy, so that some of one account would keep everybody else's waiting.
+A query keeps a core busy, so a few of one account would keep those of all others waiting.
 """
 
 from __future__ import annotations
@@ -76,6 +76,6 @@ class QueryTurns:
 
 def _too_many(turns: Turns) -> TooManyQueries:
     return TooManyQueries(
-        f"{turns.running} usage queries of yours run already, and others wait: ask again when one was answered.",
+        f"{turns.running} usage queries of yours run already, and others wait: send the next when one has ended.",
         retry_after_s=1,
     )

@@ -1,10 +1,10 @@
 """
-Usage answers that were given: those that still hold, and those to which only what came since is missing.
+Earlier reports: those that still hold, and those that lack only the records committed since.
 
-A report is a pure function of its query and of the events committed so far. So an answer holds until the next
-commit that has events of its account, which says so here before anybody is told of that commit. From then on it
-is the answer as of an outbox row: with the records of later rows it is up to date again (`domain/increments.py`).
-One process has both the commits and this memory; where several nodes share the stores it must stay off.
+A report is a pure function of its query and of the events committed so far. So it holds until the next commit that
+has events of its account; the commit thread invalidates it before any caller is answered. From then on it is the
+report as of an outbox row: with the records of later rows it is up to date again (`domain/increments.py`).
+One process must have both the commits and this cache; where several nodes share the stores it must stay off.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import msgspec
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 
 BYTES_MAX: Final = 32 << 20
-"""Bytes of all answers and their queries together, as encoded."""
+"""Bytes of all reports and their queries together, as encoded."""
 ANSWER_BYTES_MAX: Final = 256 << 10
-"""A longer answer is not kept: it would push out hundreds of others."""
+"""A longer report is not kept: it would evict hundreds of others."""
 
 _encode: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _decode: Final = msgspec.msgpack.Decoder(UsageReport).decode
@@ -29,7 +29,7 @@ _decode: Final = msgspec.msgpack.Decoder(UsageReport).decode
 
 class CachedReport(NamedTuple):
     """
-    An answer, of which the caller may change the rows.
+    A report, of which the caller may change the rows.
 
     Attributes:
         seq: It has all of its account's outbox rows up to this one, and none that came later.
@@ -48,7 +48,7 @@ class _Entry(NamedTuple):
 
 
 class ReportCache:
-    """The latest answers, least recently used first out. Any thread may call."""
+    """The latest reports; the least recently used is evicted first. Any thread may call."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class ReportCache:
         self.bytes = 0
 
     def find(self, query: UsageQuery) -> CachedReport | None:
-        """Return the latest answer to *query*, with the `as_of_us` that it was computed at, or None."""
+        """Return the latest report of *query*, with the `as_of_us` of its computation, or None."""
         key = _encode(query)
         with self._lock:
             found = self._cache.get(key)
@@ -70,7 +70,7 @@ class ReportCache:
         return CachedReport(_decode(found.value), found.seq, holds)
 
     def begin(self, query: UsageQuery) -> object:
-        """Say that an answer to *query* is about to be computed; `keep` or `abandon` what this returns."""
+        """Begin to compute a report; return a token, with which `keep` or `abandon` must follow."""
         token = object()
         with self._lock:
             self._under_way.setdefault(query.account_id, set()).add(token)
@@ -78,10 +78,10 @@ class ReportCache:
 
     def keep(self, token: object, query: UsageQuery, report: UsageReport, seq: int) -> None:
         """
-        Remember a complete answer, unless something of its account was committed since *token* was made.
+        Remember a complete report, unless events of its account were committed since *token* was made.
 
         Args:
-            seq: An outbox row that had been committed when *token* was made, and after which the answer has none.
+            seq: An outbox row that had been committed when *token* was made, and after which the report has none.
         """
         try:
             key, value = _encode(query), _encode(report)
@@ -100,13 +100,13 @@ class ReportCache:
                 self._drop(next(iter(self._cache)))
 
     def abandon(self, token: object, query: UsageQuery) -> None:
-        """Say that the answer was not computed, or does not hold."""
+        """End *token*: the report was not computed, or does not hold."""
         with self._lock:
             self._end(token, query)
 
     def invalidate(self, accounts: Iterable[str], seq: int) -> None:
         """
-        Say that *accounts* have new events: their answers, and those of all accounts together, lack them.
+        Learn that *accounts* have new events, which their reports, and those of all accounts together, lack.
 
         Args:
             seq: The last outbox row before those events.
@@ -120,7 +120,7 @@ class ReportCache:
                     self._cache[key] = entry._replace(seq=max(entry.seq, seq))
 
     def invalidate_all(self) -> None:
-        """Forget every answer, and keep none that is being computed: what they were computed from was rebuilt."""
+        """Evict every report, and keep none that is being computed: their tables were rebuilt."""
         with self._lock:
             self._under_way.clear()
             for key in tuple(self._cache):

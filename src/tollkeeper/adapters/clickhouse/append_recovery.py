@@ -1,12 +1,12 @@
 """
-Makes whole what a dead process left of an append.
+Completes an append that was cut short, by the end of its process or of the machine.
 
 The engine deduplicates by tokens, but a part and its token are two steps on the disk, first the token and then the
 part. Killed in between, the token turns every repeat away and the part never comes; after a power cut a part may be
 there without its token. So an append that may have been begun before is compared with what is there.
 
-Rollups and ids that lack these records get them; those of an account and day, or an id, that are off in any other way
-are made anew.
+Rollups and ids that lack these records get them; those of an account and day, or an id, that differ in any other way
+are derived again.
 """
 
 # ruff: noqa: S608 - statements are put together from names in this package; values are parameters.

@@ -1,264 +1,42 @@
 """
-The SQL of the usage report: one statement answers rows, totals and the row count.
+The SQL of the usage report: one statement returns rows, totals and the row count (`answers.py` reads them).
 
 A report reads up to four sources, united before one aggregation:
 
-* `usage_rollups` for the whole UTC days and hours of the range, each in the smallest tier that can tell;
-* `events` for the ragged ends of the range, or for all of it when the question is finer than an hour;
-* `events` again for maxima, minima: these cannot be subtracted, so that for hours with corrections they are
-  taken from the records that still stand;
-* records on their way to the store, which come with the question, as text that the engine reads.
+* `usage_rollups` for the whole UTC days and hours of the range, each in the smallest tier that has them (`tiers.py`);
+* `events` for the partial hours at both ends of the range, or for all of it when buckets are finer than an hour;
+* `events` again for maxima and minima: these cannot be subtracted, so for hours with corrections they are taken from
+  the records that are still in force;
+* records that are not in the store yet, which the caller gives (`pending_rows.py`).
 
-Most questions end now, and few maxima are corrected. So a statement first assumes that nothing is stored after
-the range, whose last day or hour it then reads whole, and that no record of it was taken back. It reads along
-what tells whether that holds, and answers `unsure` if not: then its exact form is asked.
+Most queries end now, and few maxima are corrected. So a statement first assumes that nothing is stored after the
+range, whose last day or hour it then reads whole, and that no record of it was taken back. It also selects whether
+that holds (`unsure`); where it does not, the exact form of the statement must be run.
 
-Statements are put together from the fragments of this module only. What a caller says arrives as a
-server-side parameter (`{name:Type}`), so that no value is ever read as SQL.
+Statements are put together from the fragments of this module only. A caller's values are server-side
+parameters (`{name:Type}`), so that no value is ever read as SQL.
 """
 
 # ruff: noqa: S608 - see above: no fragment below comes from a caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
-from math import gcd
-from operator import attrgetter
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
-from zoneinfo import ZoneInfo
 
-import msgspec
-
-from tollkeeper.domain.events import TIME_MIN_US, Record
-from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.adapters.clickhouse import pending_rows
+from tollkeeper.adapters.clickhouse.tiers import DAY_US, HOUR_US, tiers_of
+from tollkeeper.adapters.clickhouse.values import EXTREMES, MEASURES, PEAKS, VALUES
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.periods import WEEKDAYS
-from tollkeeper.domain.rollups import bin_latency_us
-from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, MEASURES, UsageQuery, statuses_of
+from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, statuses_of
+from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter
-from tollkeeper.ports import UsageAnswer
 
-HOUR_US: Final = 3_600_000_000
-DAY_US: Final = 24 * HOUR_US
 AT_MAX_US: Final = 4_102_444_800_000_000
 """2100-01-01: later ends of a range are read as this, since an hour of `usage_rollups` ends in 2106."""
-
-_YEAR_MIN: Final = from_us(TIME_MIN_US).year
-
 TAG_PREFIX: Final = "tag:"
-
-_NEVER_US: Final = 2**63 - 1
-"""What `min` starts from: `first_at_us` of a rollup row without a record of sign 1."""
-
-LATENCY_BIN: Final = "toUInt16(if({0} <= 0, 0, 1 + floor(log({0}) / 0.01980262729617973)))"
-"""domain/rollups.py `latency_bin`; the view of `usage_rollups` has the same. The divisor is the double ln 1.02."""
-
-
-class _Tier(NamedTuple):
-    """One of the sums of all records in `usage_rollups`: the dimensions and histograms that it can tell."""
-
-    name: str
-    width_us: int
-    tells: frozenset[str]
-
-
-_OF_KEYS: Final = frozenset({"account", "project", "key", "latency_bins"})
-_OF_KINDS: Final = frozenset(DIMENSIONS) - _OF_KEYS | {"account", "latency_bins"}
-_TIERS: Final = (
-    # The smallest first: keys grow with the callers, kinds of requests do not.
-    _Tier("kinds_day", DAY_US, _OF_KINDS),
-    _Tier("keys_day", DAY_US, _OF_KEYS),
-    _Tier("day", DAY_US, frozenset(DIMENSIONS)),
-    _Tier("kinds_hour", HOUR_US, _OF_KINDS | {"minutes"}),
-    _Tier("keys_hour", HOUR_US, _OF_KEYS | {"minutes"}),
-    _Tier("hour", HOUR_US, frozenset({*DIMENSIONS, "latency_bins", "minutes"})),
-)
-"""As the view of `usage_rollups` fills them."""
-
-
-_ALSO_FIELDS: Final = {
-    "occurred_at": "DateTime64(6, \\'UTC\\')",
-    "account_id": "String",
-    "project_id": "String",
-    "key_id": "String",
-    "sign": "Int8",
-    "kind": "String",
-    "method": "String",
-    "route": "String",
-    "status": "UInt16",
-    "error_type": "String",
-    "denied_reason": "String",
-    "latency_us": "Nullable(Int64)",
-    "bytes_out": "Int64",
-    "model": "String",
-    "prompt_tokens": "Int64",
-    "cached_prompt_tokens": "Int64",
-    "completion_tokens": "Int64",
-    "reasoning_tokens": "Int64",
-    "cache": "String",
-    "credits": "Int64",
-    "cost_nanos": "Int64",
-    "cost_state": "String",
-    "tags": "Map(String, String)",
-}
-"""What a report reads of a record that comes with the question, by its name in `events`."""
-_ALSO: Final = "format(JSONCompactEachRow, '{}', {{also_text:String}})".format(
-    ", ".join(f"{name} {type_}" for name, type_ in _ALSO_FIELDS.items())
-)
-_also_values: Final = attrgetter(*list(_ALSO_FIELDS)[1:])
-_encode: Final = msgspec.json.Encoder().encode
-
-
-class Statement(NamedTuple):
-    """SQL with the values of its server-side parameters."""
-
-    sql: str
-    parameters: dict[str, Any]
-
-
-class _Value(NamedTuple):
-    """A summand: its expression per row of `usage_rollups` (u) and of `events` (e), how rows merge, and what
-    leaves a merge as it is."""
-
-    rollup: str
-    event: str
-    merge: str = "sum"
-    nothing: str = "toInt64(0)"
-
-
-def _summed(name: str) -> _Value:
-    return _Value(f"u.{name}", f"e.sign * e.{name}")
-
-
-def _counted(name: str, condition: str) -> _Value:
-    return _Value(f"u.{name}", f"if({condition}, toInt64(e.sign), 0)")
-
-
-_NO_BINS: Final = "CAST(map() AS Map(UInt16, Int64))"
-_VALUES: Final[dict[str, _Value]] = {
-    "requests": _Value("u.requests", "toInt64(e.sign)"),
-    "errors": _counted("errors", "e.status >= 400 OR e.error_type <> ''"),
-    "failed": _counted("failed", "e.status >= 400"),
-    "denied": _counted("denied", "e.denied_reason <> ''"),
-    "prompt_tokens": _summed("prompt_tokens"),
-    "cached_prompt_tokens": _summed("cached_prompt_tokens"),
-    "completion_tokens": _summed("completion_tokens"),
-    "reasoning_tokens": _summed("reasoning_tokens"),
-    "tokens": _Value(
-        "u.prompt_tokens + u.cached_prompt_tokens + u.completion_tokens + u.reasoning_tokens",
-        "e.sign * (e.prompt_tokens + e.cached_prompt_tokens + e.completion_tokens + e.reasoning_tokens)",
-    ),
-    "cost_nanos": _summed("cost_nanos"),
-    "estimated_cost_nanos": _Value(
-        "u.estimated_cost_nanos", "if(e.cost_state = 'estimated', e.sign * e.cost_nanos, 0)"
-    ),
-    "credits": _summed("credits"),
-    "unpriced": _counted("unpriced", "e.cost_state = 'unpriced'"),
-    "cache_hits": _counted("cache_hits", "e.cache = 'hit'"),
-    "cache_misses": _counted("cache_misses", "e.cache = 'miss'"),
-    "bytes_out": _summed("bytes_out"),
-    "latency_count": _counted("latency_count", "e.latency_us IS NOT NULL"),
-    "latency_sum_us": _Value("u.latency_sum_us", "e.sign * ifNull(e.latency_us, 0)"),
-    "latency_bins": _Value(
-        "u.latency_bins",
-        f"if(isNull(e.latency_us), {_NO_BINS}, "
-        f"map({LATENCY_BIN.format('ifNull(e.latency_us, 0)')}, toInt64(e.sign)))",
-        "sumMap",
-        _NO_BINS,
-    ),
-    "kinds": _Value(
-        "map(toString(u.kind), u.requests)",
-        "map(toString(e.kind), toInt64(e.sign))",
-        "sumMap",
-        "CAST(map() AS Map(String, Int64))",
-    ),
-    "minutes": _Value(
-        "u.minutes",
-        "map(toUInt8(toMinute(e.occurred_at)), toInt64(e.sign))",
-        "sumMap",
-        "CAST(map() AS Map(UInt8, Int64))",
-    ),
-    "latency_max_us": _Value("u.latency_max_us", "ifNull(e.latency_us, -1)", "max", "toInt64(-1)"),
-    "first_at_us": _Value(
-        "u.first_at_us", "toUnixTimestamp64Micro(e.occurred_at)", "min", f"toInt64({_NEVER_US})"
-    ),
-    "last_at_us": _Value("u.last_at_us", "toUnixTimestamp64Micro(e.occurred_at)", "max", "toInt64(0)"),
-    "corrections": _Value("u.corrections", "toInt64(e.sign = -1)"),
-}
-_EXTREMES: Final = frozenset({"latency_max_us", "first_at_us", "last_at_us"})
-"""The values that cannot be subtracted."""
-
-
-def _milliseconds(value: Any) -> float | None:
-    return None if value is None else value / 1000
-
-
-def _bin_milliseconds(value: Any) -> float | None:
-    return None if value is None else bin_latency_us(value) / 1000
-
-
-def _instant(value: Any) -> str | None:
-    return None if value is None else to_text(from_us(value))
-
-
-def _counts(value: Any) -> dict[str, int]:
-    return {kind: count for kind, count in value.items() if count}
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
-class _Measure(NamedTuple):
-    """A column of the answer: the values it needs, its expression over them, and how a result is shown."""
-
-    needs: tuple[str, ...]
-    expression: str
-    show: Callable[[Any], Any] = _as_is
-    empty: Any = 0
-
-
-def _percentile(quantile: str) -> _Measure:
-    # Nearest rank, as domain/rollups.py percentile_us; the answer is the bin, which Python turns into µs.
-    # The keys that sumMap returns are sorted.
-    index = f"arrayFirstIndex(c -> c >= ceil({quantile} * latency_count), latency_ranks)"
-    return _Measure(
-        ("latency_count", "latency_bins"),
-        f"if(latency_count > 0, toInt32(mapKeys(latency_bins)[{index}]), NULL)",
-        _bin_milliseconds,
-        None,
-    )
-
-
-_MEASURES: Final[dict[str, _Measure]] = {
-    **{name: _Measure((name,), name) for name in MEASURES if name in _VALUES},
-    "latency_ms_avg": _Measure(
-        ("latency_count", "latency_sum_us"),
-        "if(latency_count > 0, latency_sum_us / latency_count, NULL)",
-        _milliseconds,
-        None,
-    ),
-    "latency_ms_max": _Measure(
-        ("latency_count", "latency_max_us"),
-        "if(latency_count > 0 AND latency_max_us >= 0, latency_max_us, NULL)",
-        _milliseconds,
-        None,
-    ),
-    "latency_ms_p50": _percentile("0.5"),
-    "latency_ms_p90": _percentile("0.9"),
-    "latency_ms_p95": _percentile("0.95"),
-    "latency_ms_p99": _percentile("0.99"),
-    "kinds": _Measure(("kinds",), "kinds", _counts, {}),
-    "peak_requests_per_minute": _Measure(("requests", "minutes"), "peak_minute"),
-    "peak_requests_per_hour": _Measure(("requests",), "peak_hour"),
-    "first_at": _Measure(
-        ("first_at_us",), f"if(first_at_us IN (0, {_NEVER_US}), NULL, first_at_us)", _instant, None
-    ),
-    "last_at": _Measure(("last_at_us",), "if(last_at_us = 0, NULL, last_at_us)", _instant, None),
-}
-_PEAKS: Final = frozenset({"peak_requests_per_minute", "peak_requests_per_hour"})
 
 _COLUMNS: Final = {
     "account": "account_id",
@@ -284,51 +62,27 @@ _BUCKETS: Final = {
 }
 
 
+class Statement(NamedTuple):
+    """SQL with the values of its server-side parameters."""
+
+    sql: str
+    parameters: dict[str, Any]
+
+
 def report(query: UsageQuery, with_pending: Sequence[Record] = (), *, assuming: bool = True) -> Statement:
     """
-    Return the statement that answers *query*; `answer_of` reads its result.
+    Return the statement for *query*; `answers.answer_of` reads its result.
 
     Args:
-        query: What is asked.
-        also: Records of sign 1 that count too; the store has neither them nor their corrections.
+        query: The query.
+        with_pending: Records of sign 1 that count too; the store has neither them nor their corrections.
         assuming: Whether to assume that nothing comes after the range and no maximum was taken back, which is
-            faster. If `is_unsure` says of the result that this does not hold, ask again with False.
+            faster. If `answers.is_unsure` says of the result that this does not hold, run it with False.
 
     Raises:
         BadParameter: A dimension, measure, granularity, sort column, time zone or weekday is unknown.
     """
     return _Report(query, with_pending, assuming).statement()
-
-
-def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
-    """Return whether *result* rests on an assumption that does not hold: it is no answer then."""
-    return bool(result) and bool(result[0][3])  # The total comes first.
-
-
-def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> UsageAnswer:
-    """Return the answer that the rows of `report(query)`'s result stand for."""
-    measures = [(name, _MEASURES[name]) for name in query.measures]
-    keys = ([_bucket_reader(query)] if query.granularity else []) + [_as_is] * len(query.group_by)
-    names = (["time"] if query.granularity else []) + list(query.group_by)
-    totals: dict[str, Any] = {name: measure.empty for name, measure in measures}
-    rows: list[dict[str, Any]] = []
-    row_count = 0
-    for is_total, counted, alive, _, *values in result:
-        shown = {
-            name: measure.show(value)
-            for (name, measure), value in zip(measures, values[len(keys) :], strict=True)
-        }
-        if is_total:
-            totals, row_count = shown, counted
-            if not keys and alive:
-                rows.append(dict(shown))
-        else:
-            group = {name: read(value) for name, read, value in zip(names, keys, values, strict=False)}
-            rows.append(group | shown)
-    if not keys:
-        row_count = len(rows)
-        rows = rows[query.offset : query.offset + query.limit]
-    return UsageAnswer(rows, totals, row_count)
 
 
 def event_scope(
@@ -375,17 +129,19 @@ class _Report:
         self.parameters: dict[str, Any] = {}
         needs = dict.fromkeys(["requests", "cost_nanos"])
         for name in query.measures:
-            needs.update(dict.fromkeys(_MEASURES[name].needs))
+            needs.update(dict.fromkeys(MEASURES[name].needs))
         self.values: list[str] = list(needs)
-        self.peaks = not _PEAKS.isdisjoint(query.measures)
+        self.peaks = not PEAKS.isdisjoint(query.measures)
         self.groups = [self._group(index, name) for index, name in enumerate(query.group_by)]
         self.keys = (["bucket"] if query.granularity else []) + [f"g{i}" for i in range(len(self.groups))]
         self.filters = [
             self._filter(i, name, allowed) for i, (name, allowed) in enumerate(query.filters.items())
         ]
-        self.extremes = not _EXTREMES.isdisjoint(needs)
+        self.extremes = not EXTREMES.isdisjoint(needs)
         self.start, self.end = max(0, query.from_us), min(query.to_us, AT_MAX_US)
-        self.hours, self.days = self._tiers()
+        # The hours with corrections are found by rollups of hours.
+        in_hours = self.peaks or (self.extremes and not assuming)
+        self.hours, self.days = tiers_of(query, self.values, (self.start, self.end), in_hours=in_hours)
         self.unsure = self._assume() if assuming else "0"
 
     def statement(self) -> Statement:
@@ -396,7 +152,7 @@ class _Report:
         """
         query = self.query
         source = self._per_hour() if self.peaks else self._source()
-        measures = [f"{_MEASURES[name].expression} AS m{i}" for i, name in enumerate(query.measures)]
+        measures = [f"{MEASURES[name].expression} AS m{i}" for i, name in enumerate(query.measures)]
         keys = [name if name == expression else f"{expression} AS {name}" for name, expression in source.keys]
         merged = ", ".join(f"{merge} AS {name}" for name, merge in source.merged)
         if "latency_bins" in self.values:
@@ -438,7 +194,7 @@ class _Report:
         source = self._source()
         keys = [f"{expression} AS {name}" for name, expression in source.keys]
         merged = [f"{merge} AS {name}" for name, merge in source.merged if name != "minutes"]
-        again = [(name, f"{_VALUES[name].merge}(h.{name})") for name, _ in source.merged if name != "minutes"]
+        again = [(name, f"{VALUES[name].merge}(h.{name})") for name, _ in source.merged if name != "minutes"]
         merged.append(f"{dict(source.merged)['requests']} AS peak_hour")
         again.append(("peak_hour", "max(h.peak_hour)"))
         if "minutes" in self.values:
@@ -452,31 +208,14 @@ class _Report:
         sql = f"(SELECT {columns} FROM {source.sql} GROUP BY {group_by}) AS h"
         return _Source(sql, [(name, name) for name in self.keys], again)
 
-    def _tiers(self) -> tuple[str | None, str | None]:
-        """The smallest tiers of hours and of days that can tell; None where these are too wide."""
-        query = self.query
-        needs = {*query.group_by, *query.filters, *({"latency_bins", "minutes"} & set(self.values))}
-        if "kinds" in self.values:
-            needs.add("kind")
-        hours, days = (
-            next((tier.name for tier in _TIERS if tier.width_us == width and needs <= tier.tells), None)
-            for width in (HOUR_US, DAY_US)
-        )
-        width = _width_us(query, self.start, self.end)
-        if width % HOUR_US:
-            return None, None
-        # The hours with corrections are told by rollups of hours.
-        in_hours = width % DAY_US or self.peaks or (self.extremes and not self.assuming)
-        return hours, None if in_hours else days
-
     def _assume(self) -> str:
         """Round the end of the range up, past all that is stored, most likely; return the doubts as SQL."""
         doubts = []
         width = HOUR_US if self.days is None else DAY_US
         if self.hours is not None and self.end % HOUR_US:
             self.end = -(-self.end // width) * width
-            self.parameters["asked_to_us"] = self.query.to_us
-            doubts.append(("last_at_us", "last_at_us >= {asked_to_us:Int64}"))
+            self.parameters["query_to_us"] = self.query.to_us
+            doubts.append(("last_at_us", "last_at_us >= {query_to_us:Int64}"))
         if self.extremes:
             doubts.append(("corrections", "corrections <> 0"))
         self.values = list(dict.fromkeys([*self.values, *(name for name, _ in doubts)]))
@@ -490,34 +229,34 @@ class _Report:
             branches = [self._events((start, end))]
         else:
             branches = [self._rollups(first_hour, last_hour)]
-            ragged = [span for span in ((start, first_hour), (last_hour, end)) if span[0] < span[1]]
-            if ragged:
-                branches.append(self._events(*ragged))
+            edge_spans = [span for span in ((start, first_hour), (last_hour, end)) if span[0] < span[1]]
+            if edge_spans:
+                branches.append(self._events(*edge_spans))
             if self.extremes and not self.assuming:
-                branches.append(self._limit_status(first_hour, last_hour))
+                branches.append(self._in_force(first_hour, last_hour))
         if self.with_pending:
-            branches.append(self._coming((start, end)))
+            branches.append(self._pending((start, end)))
         (columns, origin), *others = branches
         names = list(columns)[: -len(self.values)]
         if not others:
-            merged = [(name, f"{_VALUES[name].merge}({columns[name]})") for name in self.values]
+            merged = [(name, f"{VALUES[name].merge}({columns[name]})") for name in self.values]
             return _Source(origin, [(name, columns[name]) for name in names], merged)
         united = " UNION ALL ".join(
             f"SELECT {', '.join(f'{expression} AS {name}' for name, expression in columns.items())} "
             f"FROM {origin}"
             for columns, origin in branches
         )
-        merged = [(name, f"{_VALUES[name].merge}(s.{name})") for name in self.values]
+        merged = [(name, f"{VALUES[name].merge}(s.{name})") for name in self.values]
         return _Source(f"({united}) AS s", [(name, name) for name in names], merged)
 
     def _rollups(self, start: int, end: int) -> _Branch:
         scope = self._rollup_scope(start, end)
         columns = self._key_columns("at")
         for name in self.values:
-            columns[name] = _VALUES[name].rollup
-            if name in _EXTREMES and not self.assuming:
+            columns[name] = VALUES[name].rollup
+            if name in EXTREMES and not self.assuming:
                 corrected = f"(account_id, at) IN ({self._corrected(start, end)})"
-                columns[name] = f"if({corrected}, {_VALUES[name].nothing}, {columns[name]})"
+                columns[name] = f"if({corrected}, {VALUES[name].nothing}, {columns[name]})"
         return columns, f"usage_rollups AS u WHERE {' AND '.join(scope)}"
 
     def _rollup_scope(self, start: int, end: int) -> list[str]:
@@ -556,26 +295,29 @@ class _Report:
             )
         columns = self._key_columns("occurred_at")
         for name in self.values:
-            columns[name] = _VALUES[name].event
-            if name in _EXTREMES and not self.assuming:
-                columns[name] = f"if({_stands(scope)}, {columns[name]}, {_VALUES[name].nothing})"
+            columns[name] = VALUES[name].event
+            if name in EXTREMES and not self.assuming:
+                columns[name] = f"if({_is_in_force(scope)}, {columns[name]}, {VALUES[name].nothing})"
         return columns, f"events AS e WHERE {' AND '.join(scope)}"
 
-    def _limit_status(self, start: int, end: int) -> _Branch:
-        """The records that stand in hours with corrections, for what cannot be subtracted; the rest is 0."""
+    def _in_force(self, start: int, end: int) -> _Branch:
+        """The records in force of hours with corrections: for values that cannot be subtracted; the others are 0."""
         scope = self._event_scope("whole_", start, end)
         scope.append(f"(account_id, toStartOfHour(occurred_at)) IN ({self._corrected(start, end)})")
         columns = self._key_columns("occurred_at")
         for name in self.values:
-            value = _VALUES[name]
-            columns[name] = value.event if name in _EXTREMES else value.nothing
-        return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_stands(scope)}"
+            value = VALUES[name]
+            columns[name] = value.event if name in EXTREMES else value.nothing
+        return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_is_in_force(scope)}"
 
-    def _coming(self, span: tuple[int, int]) -> _Branch:
-        """The records that the store does not have: each stands."""
-        self.parameters["also_text"] = "\n".join(map(_as_text, self.with_pending))
-        columns = self._key_columns("occurred_at") | {name: _VALUES[name].event for name in self.values}
-        return columns, f"{_ALSO} AS e WHERE {' AND '.join(self._event_scope('also_', *span))}"
+    def _pending(self, span: tuple[int, int]) -> _Branch:
+        """The records that the store does not have: each is in force."""
+        self.parameters["pending_text"] = pending_rows.as_text(self.with_pending)
+        columns = self._key_columns("occurred_at") | {name: VALUES[name].event for name in self.values}
+        return (
+            columns,
+            f"{pending_rows.TABLE} AS e WHERE {' AND '.join(self._event_scope('pending_', *span))}",
+        )
 
     def _event_scope(self, prefix: str, start: int, end: int) -> list[str]:
         scope = event_scope(
@@ -633,57 +375,10 @@ class _Report:
         return ", ".join(terms + self.keys)
 
 
-def _as_text(record: Record) -> str:
-    """Return a record as a line of `_ALSO`."""
-    whole, micros = divmod(record.occurred_at_us, 1_000_000)
-    return _encode((f"{whole}.{micros:06}", *_also_values(record))).decode()
-
-
-def _stands(scope: Sequence[str]) -> str:
+def _is_in_force(scope: Sequence[str]) -> str:
     """Whether no correction took the record back. Its row would be a copy, so it lies in the same *scope*."""
     withdrawn = f"SELECT account_id, id, revision FROM events WHERE {' AND '.join(scope)} AND sign = -1"
     return f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({withdrawn})"
-
-
-def _width_us(query: UsageQuery, start: int, end: int) -> int:
-    """Return the width of the widest UTC buckets, up to a day, of which none lies in two buckets of *query*."""
-    if query.granularity is None:
-        return DAY_US
-    if query.granularity == "minute":
-        return 60_000_000
-    years = range(max(from_us(start).year, _YEAR_MIN), from_us(end).year + 1)
-    width = gcd(*(_offsets_us(query.time_zone, year) for year in years))
-    return gcd(width, HOUR_US) if query.granularity == "hour" else width
-
-
-@lru_cache(maxsize=4096)
-def _offsets_us(time_zone: str, year: int) -> int:
-    """Return the greatest common divisor of a day and the zone's offsets of a year; none lasts under a week."""
-    zone = ZoneInfo(time_zone)
-    start = datetime(year, 1, 1, tzinfo=UTC)
-    offsets = {(start + timedelta(days=day)).astimezone(zone).utcoffset() for day in range(-1, 368, 7)}
-    return gcd(DAY_US, *(offset // timedelta(microseconds=1) for offset in offsets if offset is not None))
-
-
-def _bucket_reader(query: UsageQuery) -> Callable[[int], str]:
-    zone = ZoneInfo(query.time_zone)
-    is_utc = query.time_zone in ("UTC", "Etc/UTC")
-    seen: dict[int, str] = {}
-
-    def read(bucket: int) -> str:
-        text = seen.get(bucket)
-        if text is None:
-            if query.granularity in ("minute", "hour"):
-                at = datetime.fromtimestamp(bucket, zone)
-            else:
-                day = date(1970, 1, 1) + timedelta(days=bucket)
-                # By way of UTC, since a clock change may skip local midnight.
-                at = datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC).astimezone(zone)
-            text = at.isoformat()
-            seen[bucket] = text = text.removesuffix("+00:00") + "Z" if is_utc else text
-        return text
-
-    return read
 
 
 def _check(query: UsageQuery) -> None:
@@ -697,8 +392,8 @@ def _check(query: UsageQuery) -> None:
                     f"{field} takes {', '.join(DIMENSIONS)} or tag:<name>, not {name!r}", field=field
                 )
     for name in query.measures:
-        if name not in _MEASURES:
-            raise BadParameter(f"measures takes {', '.join(MEASURES)}, not {name!r}", field="measures")
+        if name not in MEASURES:
+            raise BadParameter(f"measures takes {', '.join(MEASURE_NAMES)}, not {name!r}", field="measures")
     columns = {*query.measures, *query.group_by} | ({"time"} if query.granularity else set())
     for term in query.sort:
         if term.removeprefix("-") not in columns:

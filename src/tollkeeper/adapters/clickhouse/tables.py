@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from clickhouse_connect.driver.client import Client
 
@@ -27,8 +27,11 @@ DERIVING: Final = {
     "max_threads": 2,
     "max_bytes_before_external_group_by": 128 << 20,
 }
-"""Settings of an INSERT that derives what many records say, in bounded memory."""
-
+"""Settings of an INSERT that derives from many records, in bounded memory."""
+STEP: Final = "toYYYYMMDD({}) BETWEEN {{first:UInt32}} AND {{last:UInt32}}"
+"""The condition of one step of a rebuild or comparison: see `day_spans`."""
+_STEP_RECORDS: Final = 1_000_000
+"""Records per step, by whole UTC days, of which no rollup has two: bounds the memory."""
 
 _VIEW: Final = "CREATE MATERIALIZED VIEW IF NOT EXISTS "
 REDERIVED: Final = frozenset({5})
@@ -36,7 +39,7 @@ REDERIVED: Final = frozenset({5})
 
 
 def unfinished(table: str) -> str:
-    """Return the name under which *table* is made anew, and after it is exchanged, what it was before."""
+    """Return the name under which *table* is rebuilt; after the exchange, the name of the table before."""
     return f"{table}_rebuilt"
 
 
@@ -109,3 +112,17 @@ def derivation(view: str, condition: str | None = None) -> str:
     if condition is None:
         return select
     return select.replace("FROM events", f"FROM (SELECT * FROM events WHERE {condition})")
+
+
+def day_spans(counts: Sequence[Sequence[Any]]) -> list[tuple[int, int]]:
+    """Return spans of days (first, last) that cover *counts*, pairs of day and records in order."""
+    spans: list[tuple[int, int]] = []
+    held = 0
+    for day, count in counts:
+        if spans and held + count <= _STEP_RECORDS:
+            spans[-1] = (spans[-1][0], day)
+            held += count
+        else:
+            spans.append((day, day))
+            held = count
+    return spans
