@@ -24,7 +24,8 @@ from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import AddCharges, Committer, Settle
+from tollkeeper.ledger.commit_tasks import AddCharges
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.usage.report import Reports
 
@@ -94,7 +95,7 @@ class LocalProfileContext:
         self._save_windows()
 
     def _save_windows(self) -> None:
-        # An empty work makes a commit, which takes the changed windows with it: they must survive a crash.
+        # An empty task makes a commit, which takes the changed windows with it: they must survive a crash.
         future = CommitFuture()
         self._committer.submit(AddCharges({}, future))
         future.wait()
@@ -130,15 +131,8 @@ class LocalProfileContext:
         )  # fmt: skip
         version = self._committer.scopes_version
         future = CommitFuture()
-        self._committer.submit(
-            Settle(
-                record,
-                self._directory.charges_of(record),
-                future=future,
-                counted=False,
-                scopes_version=version,
-                charges_of=self._directory.charges_of,
-            )
+        self._committer.book(
+            record, self._directory.charges_of(record), version, counted=False, future=future
         )
         future.wait()
 

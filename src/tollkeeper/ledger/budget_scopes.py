@@ -28,7 +28,8 @@ from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import ChangeScopes, Committer, Draft
+from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
 from tollkeeper.ports import CostSum, Ledger, UsageStore
 from tollkeeper.record_columns import records_of
@@ -310,8 +311,8 @@ class _Since:
     def read(self, seq_max: int | None = None) -> int:
         """Add the rows that were committed since, at least up to *seq_max*; return how many records they had."""
         count = 0
-        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.pending(self._seq)):
-            entries = self._ledger.entries([row.seq for row in rows])
+        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.outbox.pending(self._seq)):
+            entries = self._ledger.outbox.entries([row.seq for row in rows])
             for row in rows:
                 # One that cannot be read is for the relay to set aside, and counts nowhere.
                 with suppress(Unreadable):

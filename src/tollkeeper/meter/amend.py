@@ -20,7 +20,8 @@ from tollkeeper.domain.events import NOT_OF_BODY, RECORD_FIELDS, Event, Record, 
 from tollkeeper.domain.pricing import cost_nanos, uses_model
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of, to_ipc

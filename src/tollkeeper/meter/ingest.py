@@ -24,7 +24,8 @@ from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.events import NOT_OF_BODY, PRICE_OF_BODY, RECORD_FIELDS, same_body
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pending import SEPARATOR, TOO_MANY, Pending
 from tollkeeper.meter.columns import price_columns
 from tollkeeper.meter.decode import REJECTIONS_SHOWN, Decoded, Rejection

@@ -22,7 +22,8 @@ from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Committer, ReadBarrier
+from tollkeeper.ledger.commit_tasks import ReadBarrier
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.relay import LITTLE_RECORDS, Relay, Unreadable, records_of_entry
 from tollkeeper.ports import Ledger, UsageAnswer, UsageStore
@@ -70,7 +71,10 @@ class Reports:
         self._turns = QueryTurns()
         self._read: dict[int, _Read] = {}
         """By number, the outbox rows that the last question looked through: the next one needs some of them."""
-        committer.before_telling = self._cache.invalidate
+
+    def events_added(self, accounts: set[str], after_seq: int) -> None:
+        """Note that *accounts* have new events, in outbox rows after *after_seq*: see `CommitListener`."""
+        self._cache.invalidate(accounts, after_seq)
 
     def invalidate_all(self) -> None:
         """Compute every answer anew: the usage store was rebuilt."""
@@ -169,7 +173,7 @@ class Reports:
         known = self._read
         try:
             missing = [seq for seq in seqs if seq not in known]
-            entries = self._ledger.entries(missing) if missing else {}
+            entries = self._ledger.outbox.entries(missing) if missing else {}
             read = {seq: _Read(len(entry.payload), records_of_entry(entry)) for seq, entry in entries.items()}
         except (Unavailable, Unreadable):
             # The usage store may be there all the same; what is unreadable the relay will set aside.
