@@ -1,9 +1,9 @@
 """
-Sees to it that ledger and usage store belong together before anything is relayed, and knows what one of them lacks.
+Checks that ledger and usage store belong together before anything is relayed, and which records one of them lacks.
 
 A ledger of another installation is refused. One that is older than its usage store, as after a restore or a fail-over,
-is used: as long as it may have records that the store has already, each batch is compared with what is there. What the
-store has and the ledger does not is said: in the log, by `/readyz` and by verify.
+is used: as long as it may have records that the store has already, each batch is compared with the store. Records
+that the store has and the ledger does not are reported: in the log, by `/readyz` and by verify.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Pairing:
         return not self._missing and not self._losses.records
 
     def warnings(self) -> list[str]:
-        """Return what an operator should know, though requests are served."""
+        """Return warnings for the operator; requests are served all the same."""
         found = [COMPARING] if self._is_behind else []
         if self._surplus:
             found.append(
@@ -175,7 +175,7 @@ class Pairing:
         try:
             before, self._losses = self._losses, store.losses()
         except Unavailable as exc:
-            # Damage that can be seen is told to each query that meets it, and must not keep a rebuild from mending it.
+            # Each query that meets the damage fails; a rebuild, which mends it, must stay possible.
             log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
             return
         for line in {*self._losses.records, *self._losses.derived} - {*before.records, *before.derived}:

@@ -146,7 +146,7 @@ class Relay:
     @contextmanager
     def exclusive(self, timeout_s: float = -1) -> Iterator[None]:
         """
-        Deliver nothing but what this thread asks for until the block ends.
+        Deliver only the batches that this thread delivers, until the block ends.
 
         Args:
             timeout_s: How long to wait for a delivery that is under way; negative for as long as it takes.
@@ -259,7 +259,7 @@ class Relay:
             log.error("tollkeeper.relay.ids_unreadable", extra={"records": record_count})
 
     def close(self, timeout_s: float = 60.0) -> None:
-        """Deliver what is pending, if the store takes it, and end the thread."""
+        """Deliver the pending records, if the store takes them, and end the thread."""
         self._closing = True
         self._urgent.set()
         self._wake.set()
@@ -310,11 +310,11 @@ class Relay:
 
 
 class Unreadable(Exception):
-    """An outbox row is not what was written; `str(error)` says why."""
+    """An outbox row is damaged: `str(error)` says how."""
 
 
 def read_back(outbox: Outbox) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
-    """Return what reads the records of those outbox rows, by number, that are there and can be read."""
+    """Return a function that reads outbox rows by number: those that are still there and can be read."""
 
     def tables(seqs: Sequence[int]) -> Iterator[pa.Table]:
         for entry in outbox.entries(seqs).values():
