@@ -132,8 +132,7 @@ class Ingest:
                 try:
                     future.wait()
                 except Stale:
-                    # An id of ours came in meanwhile, or a budget changed: look again.
-                    continue
+                    continue  # An id of the batch was booked meanwhile, or a budget changed: look again.
             return IngestResult(fresh.num_rows, duplicates, rejections, rejected)
         raise Unavailable("The same ids keep coming in from elsewhere. Try again.")
 
