@@ -7,11 +7,14 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from bench.fixture import OPERATOR_KEY, set_up
+
+if TYPE_CHECKING:
+    from tollkeeper import Tollkeeper
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -41,9 +44,9 @@ def main() -> None:
     if name == "hello":
         serve_app(hello, port)
         return
-    from tollkeeper import Tollkeeper, freeze_gc
+    from tollkeeper import freeze_gc
 
-    with Tollkeeper.open(str(path)) as toll:
+    with _opened(str(path), served=not name.startswith("middleware")) as toll:
         (path / "secrets.json").write_text(json.dumps(set_up(toll)))
         toll.installation.store.ready() or toll.verify()
         if name.startswith("middleware"):
@@ -55,6 +58,19 @@ def main() -> None:
 
             ensure_operator_key(toll.installation, OPERATOR_KEY)
             serve(toll.installation, port=port, ready=lambda url: print("ready", flush=True))
+
+
+def _opened(data_dir: str, *, served: bool) -> Tollkeeper:
+    """Open an installation as the middleware's users do, or as `tollkeeper serve` does."""
+    from tollkeeper import Tollkeeper
+
+    if not served:
+        return Tollkeeper.open(data_dir)
+    from tollkeeper.http.server import trim_memory
+    from tollkeeper.installation import build
+    from tollkeeper.settings import load
+
+    return Tollkeeper(build(load({"data_dir": data_dir}), trim_memory=trim_memory))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ ORDER: Final = (
     "maintenance",
     "settings",
     "adapters",
-    "profile_context",
+    "profile_context reactions",
     "installation",
     "http",
     "asgi",

@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
@@ -46,7 +46,8 @@ from tollkeeper.gate.gate import Gate
 from tollkeeper.gate.gate import Settings as GateSettings
 from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
 from tollkeeper.ledger.commit_future import CommitFuture, finish
-from tollkeeper.ledger.committer import ChangeScopes, Committer, PostGrants
+from tollkeeper.ledger.commit_tasks import PostGrants
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.holds import Holds
 from tollkeeper.ledger.labels import Labels
@@ -60,6 +61,7 @@ from tollkeeper.ports import UsageStore
 from tollkeeper.profile_context import LocalProfileContext
 from tollkeeper.profiles import switches
 from tollkeeper.profiles.base import Profile
+from tollkeeper.reactions import Reactions
 from tollkeeper.settings import LEDGER_FILE, USAGE_DIRECTORY, Settings
 from tollkeeper.usage.freshness import Freshness
 from tollkeeper.usage.report import Reports
@@ -102,13 +104,16 @@ class Installation:
         clock: Clock | None = None,
         store: UsageStore | None = None,
         store_is_shared: bool = False,
+        trim_memory: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             store: In place of the one that the settings name, for tests.
             store_is_shared: Whether other installations use *store* too, which then cannot be told to be the ledger's
                 own. Never so in production: no setting says it.
+            trim_memory: Called when the memory of a large batch is free.
         """
+        self.trim_memory = trim_memory
         self.settings = settings
         self.clock = clock or SystemClock()
         self._closing = threading.Event()
@@ -138,7 +143,7 @@ class Installation:
         self.catalog = SqlCatalogStore(engine)
         self.operator_keys = SqlOperatorKeys(engine)
         self._opened.callback(self.ledger.close)
-        self.pairing = Pairing(self.ledger, self.clock, shared=store_is_shared)
+        self.pairing = Pairing(self.ledger.outbox, self.clock, shared=store_is_shared)
         self.store: UsageStore = store or self._open_in_background()
         self._opened.callback(self.store.close)
         self._check_pair()
@@ -148,15 +153,20 @@ class Installation:
             self.clock,
             GateSettings(settings.unknown_route, settings.unknown_price, settings.hold_s),
         )
-        self.pending = Pending(read_back(self.ledger), self.clock.now_us)
-        self.committer = Committer(self.ledger, self.gate, self.pending, self.clock)
-        self.relay = Relay(self.ledger, self.store, self.pending, self._must_compare)
-        self.committer.on_commit = self.relay.notify
-        self.relay.on_delivered = self._delivered
-        self.committer.on_last_used = self._touch_keys
-        self.committer.before_scopes_change = self._scopes_changed
-        self.directory.must_wait = self._must_wait
+        self.pending = Pending(read_back(self.ledger.outbox), self.clock.now_us)
+        reactions = Reactions(self)
         self.labels = Labels(settings.distinct_values_per_day_max)
+        self.committer = Committer(
+            self.ledger,
+            self.gate,
+            self.pending,
+            self.clock,
+            self.directory.charges_of,
+            self.labels.of_record,
+            reactions,
+        )
+        self.relay = Relay(self.ledger.outbox, self.store, self.pending, self._must_compare, reactions)
+        self.directory.must_wait = self._must_wait
         self.holds = Holds(
             self.gate,
             self.directory,
@@ -165,7 +175,6 @@ class Installation:
             self.committer,
             self.pending,
             self.clock,
-            self.labels,
             hold_s=settings.hold_s,
         )
         self.ingest = Ingest(
@@ -174,7 +183,6 @@ class Installation:
         self.delivery = Delivery(self.committer, self.pending, self.relay)
         freshness = Freshness(self.ledger, self.relay, self.pending, self.delivery, self.pairing)
         self.reports = Reports(self.store, freshness, self.clock)
-        self.committer.before_telling = self.reports.invalidate
         self.amend = Amend(
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )
@@ -216,7 +224,6 @@ class Installation:
             self.clock,
             root=_secret(Path(settings.data_dir), "webhook.secret").encode(),
         )
-        self.committer.on_charged = self.webhooks.charged
         self.sessions = Sessions(
             self.clock,
             _secret(Path(settings.data_dir), "session.secret"),
@@ -292,7 +299,7 @@ class Installation:
         if isinstance(self.store, LazyUsageStore):
             # A ledger that never relayed anything may be beside a store with a past. Where there is none yet, the
             # first start waits for nothing.
-            if not self.ledger.past().last.batch and _may_be_used(self.settings.usage):
+            if not self.ledger.outbox.past().last.batch and _may_be_used(self.settings.usage):
                 self.store.check(NEW_LEDGER_WAITS_S)
             return
         try:
@@ -308,12 +315,6 @@ class Installation:
             self.store.wait()
         return self.pairing.must_compare(self.store)
 
-    def _delivered(self) -> None:
-        self.committer.look_at_waiting()
-        if self.pairing.look_is_due:
-            with self.relay.exclusive():
-                self.pairing.look_again(self.store)
-
     def context(self, profile: Profile) -> LocalProfileContext:
         """Return what *profile* asks, with the switches that this deployment sets."""
         return LocalProfileContext(
@@ -328,7 +329,6 @@ class Installation:
             reports=self.reports,
             sessions=self.sessions,
             clock=self.clock,
-            labels=self.labels,
         )
 
     def close(self) -> None:
@@ -344,14 +344,14 @@ class Installation:
     def _recover(self) -> None:
         """Take up where the last process ended: what it had committed but not relayed, and open holds."""
         after_seq = 0
-        while rows := self.ledger.pending(after_seq):
+        while rows := self.ledger.outbox.pending(after_seq):
             self.pending.restored(
                 (row.seq, keys, row.record_count, row.committed_at_us)
                 for row in rows
                 if (keys := self._keys(row)) is not None
             )
             after_seq = rows[-1].seq
-        self.committer.look_at_waiting()
+        self.committer.update_refusal()
         # Committed by an earlier process, and due in the usage store before anything is compared with it.
         self.committer.outbox_seq = after_seq
         records = self.pending.record_count
@@ -374,7 +374,7 @@ class Installation:
             return decode_keys(row.keys)
         except msgspec.MsgspecError:
             # Damaged, or written before rows said their ids: the records say them too.
-            table = self.relay.read(row.seq, self.ledger.entries([row.seq])[row.seq])
+            table = self.relay.read(row.seq, self.ledger.outbox.entries([row.seq])[row.seq])
             return None if table is None else keys_of(table)
 
     # -- changes of the catalog -----------------------------------------------------------------------
@@ -454,11 +454,6 @@ class Installation:
             # The price is in force. That old events wait for the usage store is no matter of who set it.
             log.warning("tollkeeper.prices.unavailable", extra={"reason": str(exc)})
 
-    def _scopes_changed(self, change: ChangeScopes) -> None:
-        for account_id in change.accounts:
-            self.directory.scopes_changed(account_id)
-            self.gate.begin_budgets(account_id, [m for m in change.members if m[0].account_id == account_id])
-
     def _post_grant(self, grant: Grant) -> bool:
         book, _ = self.ledger.book(grant.account)
         if any(balance.grant_id == grant.id for balance in book.grants):
@@ -475,13 +470,14 @@ class Installation:
 
     # -- upkeep ---------------------------------------------------------------------------------------
 
-    def _touch_keys(self, used: dict[str, int]) -> None:
+    def keys_used(self, last_used_at_us: Mapping[str, int]) -> None:
+        """Note when keys were used, to be saved by the maintenance thread."""
         with self._used_lock:
-            self._used.update(used)
+            self._used.update(last_used_at_us)
 
     def _save_last_used(self) -> None:
         # Also of requests that were never settled, so that no commit took them.
-        self._touch_keys(self.gate.take_last_used())
+        self.keys_used(self.gate.take_last_used())
         with self._used_lock:
             used, self._used = self._used, {}
         if not used:
@@ -569,9 +565,11 @@ class Installation:
         }
 
 
-def build(settings: Settings, *, clock: Clock | None = None) -> Installation:
+def build(
+    settings: Settings, *, clock: Clock | None = None, trim_memory: Callable[[], None] = lambda: None
+) -> Installation:
     """Return a running installation of *settings*."""
-    return Installation(settings, clock=clock)
+    return Installation(settings, clock=clock, trim_memory=trim_memory)
 
 
 def _made_by(changes: Iterable[Change], after_seq: int) -> Made:

@@ -9,7 +9,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from tollkeeper.domain.bookings import Batch, Committed, Group, OutboxEntry, PendingRow, SetAside, StoredHold
+from tollkeeper.domain.bookings import (
+    Committed,
+    Group,
+    OutboxBatch,
+    OutboxEntry,
+    PendingRow,
+    SetAside,
+    StoredHold,
+)
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
@@ -306,14 +314,81 @@ def cursor_of(entry: Entry) -> str:
     return entry.entry_id
 
 
+class Outbox(Protocol):
+    """
+    Records that are committed and not yet in the usage store. The relay calls it, one thread at a time.
+
+    `Ledger.commit` adds to it. Everything raises `Unavailable` when the database fails; then nothing of the call was
+    written.
+    """
+
+    def pending(self, after_seq: int = 0, rows_max: int = ...) -> list[PendingRow]:
+        """
+        Return the first outbox rows after *after_seq* that are to be relayed, at most *rows_max*, oldest first.
+
+        Called at start until it returns nothing.
+        """
+
+    def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
+        """Return those outbox rows that are still there, by number: relayed ones are not."""
+
+    def next_batch(self, records_max: int, *, seq_max: int | None = None) -> OutboxBatch | None:
+        """
+        Return the batch that was begun and not delivered, else begin one; None when the outbox is empty.
+
+        A batch keeps its mark and its rows until `delivered`. It takes the oldest rows, whole, up to
+        *records_max* records (at least one row), none beyond row *seq_max*.
+
+        Raises:
+            LedgerInUse: The database forgot a batch that was begun or delivered here: it was put back.
+        """
+
+    def delivered(self, mark: BatchMark) -> None:
+        """
+        Delete the rows of a batch, and count their records. A repeat changes nothing.
+
+        Raises:
+            LedgerInUse: The database forgot that the batch was begun: it was put back.
+        """
+
+    def past(self) -> LedgerPast:
+        """Return what there is to compare with the usage store."""
+
+    def note_behind(self, batch: int, now_us: int) -> None:
+        """
+        Note that the usage store may have records of the outbox, and of holds, as they are now.
+
+        Batches are numbered from beyond *batch* on. A repeat changes nothing.
+        """
+
+    def is_behind(self) -> bool:
+        """Return whether such records may still come; when all have, this is forgotten."""
+
+    def raise_delivered(self, records: int) -> None:
+        """Count at least so many records as delivered: an earlier version delivered some without counting them."""
+
+    def delivered_records(self) -> int:
+        """Return how many records were delivered, at least: those before this was counted are not among them."""
+
+    def set_aside(self, seq: int, reason: str) -> None:
+        """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
+
+    def set_asides(self) -> list[SetAside]:
+        """Return what was set aside, oldest first."""
+
+
 class Ledger(Protocol):
     """
-    The truth about money, and what must still be relayed. Everything raises `Unavailable` when the
-    database fails; then nothing of the call was written.
+    The truth about money. Everything raises `Unavailable` when the database fails; then nothing of the call was
+    written.
     """
 
     installation_id: str
     """Names this installation for ever; part of every deduplication token."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Records of the same database that must still be relayed."""
 
     def commit(self, group: Group) -> Committed:
         """
@@ -361,60 +436,6 @@ class Ledger(Protocol):
 
     def charged_accounts(self) -> list[str]:
         """Return the accounts that have counters."""
-
-    def pending(self, after_seq: int = 0, rows_max: int = ...) -> list[PendingRow]:
-        """
-        Return the first outbox rows after *after_seq* that are to be relayed, at most *rows_max*, oldest first.
-
-        Called at start until it returns nothing.
-        """
-
-    def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
-        """Return those outbox rows that are still there, by number: relayed ones are not."""
-
-    def next_batch(self, records_max: int, *, seq_max: int | None = None) -> Batch | None:
-        """
-        Return the batch that was begun and not delivered, else begin one; None when the outbox is empty.
-
-        A batch keeps its mark and its rows until `delivered`. It takes the oldest rows, whole, up to
-        *records_max* records (at least one row), none beyond row *seq_max*.
-
-        Raises:
-            LedgerInUse: The database forgot a batch that was begun or delivered here: it was put back.
-        """
-
-    def delivered(self, mark: BatchMark) -> None:
-        """
-        Delete the rows of a batch, and count their records. A repeat changes nothing.
-
-        Raises:
-            LedgerInUse: The database forgot that the batch was begun: it was put back.
-        """
-
-    def past(self) -> LedgerPast:
-        """Return what there is to compare with the usage store."""
-
-    def note_behind(self, batch: int, now_us: int) -> None:
-        """
-        Note that the usage store may have records of the outbox, and of holds, as they are now.
-
-        Batches are numbered from beyond *batch* on. A repeat changes nothing.
-        """
-
-    def is_behind(self) -> bool:
-        """Return whether such records may still come; when all have, this is forgotten."""
-
-    def raise_delivered(self, records: int) -> None:
-        """Count at least so many records as delivered: an earlier version delivered some without counting them."""
-
-    def delivered_records(self) -> int:
-        """Return how many records were delivered, at least: those before this was counted are not among them."""
-
-    def set_aside(self, seq: int, reason: str) -> None:
-        """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
-
-    def set_asides(self) -> list[SetAside]:
-        """Return what was set aside, oldest first."""
 
     def purge(self, now_us: int) -> int:
         """Delete windows and ended holds that mean nothing any more; return how many rows."""

@@ -30,8 +30,8 @@ from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import AddCharges, Committer, Settle
-from tollkeeper.ledger.labels import Labels
+from tollkeeper.ledger.commit_tasks import AddCharges
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ports import CatalogStore, Ledger
 from tollkeeper.usage.report import Reports
 
@@ -62,7 +62,6 @@ class LocalProfileContext:
         reports: Reports,
         sessions: Sessions,
         clock: Clock,
-        labels: Labels,
     ) -> None:
         self.profile = profile
         self.settings = settings
@@ -75,7 +74,6 @@ class LocalProfileContext:
         self._reports = reports
         self._sessions = sessions
         self._clock = clock
-        self._labels = labels
 
     def find_key(self, secret: str) -> StoredKey | None:
         stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
@@ -148,15 +146,8 @@ class LocalProfileContext:
         )  # fmt: skip
         version = self._committer.scopes_version
         future = CommitFuture()
-        self._committer.submit(
-            Settle(
-                self._labels.of_record(record),
-                self._directory.charges_of(record),
-                future=future,
-                counted=False,
-                scopes_version=version,
-                charges_of=self._directory.charges_of,
-            )
+        self._committer.book(
+            record, self._directory.charges_of(record), version, counted=False, future=future
         )
         future.wait()
 

@@ -29,7 +29,7 @@ from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.errors import Unavailable
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import AddCharges
+from tollkeeper.ledger.commit_tasks import AddCharges
 from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.ports import UsageStore
 from tollkeeper.settings import load

@@ -65,7 +65,6 @@ class Hand:
         self.store = SqlWebhooks(site.engine)
         self.service = self.another()
         site.webhooks = self.service
-        site.committer.on_charged = self.service.charged
 
     def another(self) -> Webhooks:
         """Return a started service that runs no thread: what asks for one is heard, and that is all."""

@@ -125,13 +125,13 @@ def test_a_group_is_written_whole(ledger: SqlLedger) -> None:
     assert ledger.slots("acme", "limit:rpm") == {60: 1, 120: 2}
     assert ledger.open_holds() == [hold()]
     assert ledger.scopes("acme") == {"budget:b1": (fingerprint_of(scope()), NOW_US)}
-    assert ledger.pending() == [
+    assert ledger.outbox.pending() == [
         PendingRow(first, 3, b"", NOW_US),
         PendingRow(second, 2, b"\x92\x00", NOW_US),
     ]
-    assert ledger.pending(first) == ledger.pending()[1:]
-    assert ledger.pending(rows_max=1) == ledger.pending()[:1]
-    assert ledger.entries([first, second, 99]) == {
+    assert ledger.outbox.pending(first) == ledger.outbox.pending()[1:]
+    assert ledger.outbox.pending(rows_max=1) == ledger.outbox.pending()[:1]
+    assert ledger.outbox.entries([first, second, 99]) == {
         first: rows(3),
         second: OutboxEntry("arrow", b"\x00\xff", 2, b"\x92\x00"),
     }
@@ -214,7 +214,7 @@ def test_a_commit_whose_answer_was_lost_is_found_out(
     monkeypatch.setattr(engine.dialect, "do_commit", lose_the_answer)
     committed = ledger.commit(Group(now_us=NOW_US, charges={("acme", "c", 0): 5}, outbox=[rows()]))
     assert ledger.counter("acme", "c", 0) == (5, committed.commit_seq)
-    assert [row.seq for row in ledger.pending()] == committed.outbox_seqs
+    assert [row.seq for row in ledger.outbox.pending()] == committed.outbox_seqs
 
 
 def test_a_commit_that_failed_left_nothing(
@@ -233,10 +233,10 @@ def test_a_commit_that_failed_left_nothing(
     group = Group(now_us=NOW_US, charges={("acme", "c", 0): 5}, outbox=[rows()])
     with pytest.raises(Unavailable):
         ledger.commit(group)
-    assert ledger.pending() == []
+    assert ledger.outbox.pending() == []
     ledger.commit(group)
     assert ledger.counter("acme", "c", 0)[0] == 5
-    assert len(ledger.pending()) == 1
+    assert len(ledger.outbox.pending()) == 1
 
 
 def test_commits_are_numbered_without_gaps_for_readers(ledger: SqlLedger) -> None:
@@ -434,35 +434,35 @@ def fill(ledger: SqlLedger, *counts: int) -> list[int]:
 
 def test_a_batch_keeps_its_number_and_rows_until_delivered(ledger: SqlLedger) -> None:
     """The number is the insert's token: other rows under it would be lost in the repeat after a crash."""
-    assert ledger.next_batch(10) is None
+    assert ledger.outbox.next_batch(10) is None
     a, b = fill(ledger, 1, 2)
-    begun = ledger.next_batch(10)
+    begun = ledger.outbox.next_batch(10)
     assert begun is not None
     fill(ledger, 3)
-    assert ledger.next_batch(10) == begun == (begun[0], [(a, rows(1)), (b, rows(2))])
-    ledger.delivered(begun[0])
-    following = ledger.next_batch(10)
+    assert ledger.outbox.next_batch(10) == begun == (begun[0], [(a, rows(1)), (b, rows(2))])
+    ledger.outbox.delivered(begun[0])
+    following = ledger.outbox.next_batch(10)
     assert following is not None
     assert following[0] > begun[0]
     assert [entry.record_count for _, entry in following[1]] == [3]
-    ledger.delivered(following[0])
-    ledger.delivered(following[0])
-    assert ledger.next_batch(10) is None
-    assert ledger.pending() == []
+    ledger.outbox.delivered(following[0])
+    ledger.outbox.delivered(following[0])
+    assert ledger.outbox.next_batch(10) is None
+    assert ledger.outbox.pending() == []
 
 
 def test_delivered_records_are_counted_once(ledger: SqlLedger, engine: sa.Engine) -> None:
     """By their number a usage store that lost some is found out; what was set aside never came there."""
-    assert ledger.delivered_records() == 0
+    assert ledger.outbox.delivered_records() == 0
     _, aside, _ = fill(ledger, 4, 5, 2)
-    begun = ledger.next_batch(100)
+    begun = ledger.outbox.next_batch(100)
     assert begun is not None
-    ledger.set_aside(aside, "cannot be read")
-    ledger.delivered(begun[0])
-    ledger.delivered(begun[0])
+    ledger.outbox.set_aside(aside, "cannot be read")
+    ledger.outbox.delivered(begun[0])
+    ledger.outbox.delivered(begun[0])
     fill(ledger, 7)
-    assert ledger.next_batch(100) is not None
-    assert ledger.delivered_records() == SqlLedger(engine).delivered_records() == 6
+    assert ledger.outbox.next_batch(100) is not None
+    assert ledger.outbox.delivered_records() == SqlLedger(engine).outbox.delivered_records() == 6
 
 
 def test_a_batch_number_is_never_used_twice(ledger: SqlLedger, engine: sa.Engine) -> None:
@@ -470,10 +470,10 @@ def test_a_batch_number_is_never_used_twice(ledger: SqlLedger, engine: sa.Engine
     numbers = []
     for _ in range(3):
         fill(ledger, 1)
-        batch = ledger.next_batch(10)
+        batch = ledger.outbox.next_batch(10)
         assert batch is not None
         numbers.append(batch[0])
-        ledger.delivered(batch[0])
+        ledger.outbox.delivered(batch[0])
         ledger = SqlLedger(engine)
     assert len(set(numbers)) == 3
 
@@ -482,37 +482,37 @@ def test_a_batch_takes_whole_rows_up_to_a_size(ledger: SqlLedger) -> None:
     """A row is never split, and one that is larger than a batch goes alone."""
     a, b, c, d = fill(ledger, 4, 5, 2, 50)
     taken = []
-    while (batch := ledger.next_batch(10)) is not None:
+    while (batch := ledger.outbox.next_batch(10)) is not None:
         taken.append([seq for seq, _ in batch[1]])
-        ledger.delivered(batch[0])
+        ledger.outbox.delivered(batch[0])
     assert taken == [[a, b], [c], [d]]
 
 
 def test_a_batch_stops_at_the_row_asked_for(ledger: SqlLedger) -> None:
     """A new budget sums what was committed before it, and nothing that came after."""
     a, b, c = fill(ledger, 1, 1, 1)
-    first = ledger.next_batch(10, seq_max=b)
+    first = ledger.outbox.next_batch(10, seq_max=b)
     assert first is not None
     assert [seq for seq, _ in first[1]] == [a, b]
-    ledger.delivered(first[0])
-    assert ledger.next_batch(10, seq_max=b) is None
-    assert [row.seq for row in ledger.pending()] == [c]
+    ledger.outbox.delivered(first[0])
+    assert ledger.outbox.next_batch(10, seq_max=b) is None
+    assert [row.seq for row in ledger.outbox.pending()] == [c]
 
 
 def test_a_row_that_is_set_aside_holds_up_no_other(ledger: SqlLedger) -> None:
     """It stays for repair, out of the way of the rows that can be relayed."""
     a, b, c = fill(ledger, 1, 2, 3)
-    begun = ledger.next_batch(10)
+    begun = ledger.outbox.next_batch(10)
     assert begun is not None
-    ledger.set_aside(b, "cannot be read")
-    ledger.set_aside(b, "cannot be read")
-    again = ledger.next_batch(10)
+    ledger.outbox.set_aside(b, "cannot be read")
+    ledger.outbox.set_aside(b, "cannot be read")
+    again = ledger.outbox.next_batch(10)
     assert again is not None
     assert (again[0], [seq for seq, _ in again[1]]) == (begun[0], [a, c])
-    ledger.delivered(begun[0])
-    assert ledger.next_batch(10) is None
-    assert ledger.pending() == []
-    assert ledger.set_asides() == [SetAside(b, 2, "cannot be read", b"")]
+    ledger.outbox.delivered(begun[0])
+    assert ledger.outbox.next_batch(10) is None
+    assert ledger.outbox.pending() == []
+    assert ledger.outbox.set_asides() == [SetAside(b, 2, "cannot be read", b"")]
 
 
 # -- a database that is away ----------------------------------------------------------------------------
@@ -542,12 +542,12 @@ def test_a_database_that_is_away_is_unavailable(
             lambda: ledger.counter_rows("acme"),
             lambda: ledger.posting_sums("acme"),
             ledger.charged_accounts,
-            ledger.pending,
-            lambda: ledger.entries([1]),
-            lambda: ledger.next_batch(10),
-            lambda: ledger.delivered(BatchMark(ledger.installation_id, "", 1)),
-            lambda: ledger.set_aside(1, "why"),
-            ledger.set_asides,
+            ledger.outbox.pending,
+            lambda: ledger.outbox.entries([1]),
+            lambda: ledger.outbox.next_batch(10),
+            lambda: ledger.outbox.delivered(BatchMark(ledger.installation_id, "", 1)),
+            lambda: ledger.outbox.set_aside(1, "why"),
+            ledger.outbox.set_asides,
             lambda: ledger.purge(NOW_US),
             ledger.ping,
         ]

@@ -77,7 +77,7 @@ def test_what_waits_long_is_known_by_its_ids_and_read_back_to_compare(
     assert (answer.complete, answer.behind_s) == (True, 0)
     assert answer.totals == {"requests": 91, "cost_nanos": 30 * 7 + 61}
     assert verify(site).ok
-    assert (site.pending.record_count, site.ledger.pending()) == (0, [])
+    assert (site.pending.record_count, site.ledger.outbox.pending()) == (0, [])
     assert site.pending.disjoint([f"{account}\x00a1"])
 
 
@@ -162,8 +162,8 @@ def test_a_store_that_does_not_answer_costs_the_gate_nothing(
     store: Any = Away()
     site = install(store=store)
     Customer(site, account)
-    read = Faulty(site.ledger, "next_batch")
-    site.relay._ledger = read  # type: ignore[assignment]
+    read = Faulty(site.ledger.outbox, "next_batch")
+    site.relay._outbox = read  # type: ignore[assignment]
     send(site, account, "a")
     site.relay.flush(site.committer.outbox_seq, 0.2)
     assert asked_again.wait(30)

@@ -260,7 +260,7 @@ def test_a_usage_store_that_cannot_be_opened_stops_no_request(tmp_path: Path) ->
         try:
             toll.usage(UsageQuery(account_id="acme", from_us=0, to_us=1))
         except Unavailable as exc:
-            pending = len(toll.installation.ledger.pending())
+            pending = len(toll.installation.ledger.outbox.pending())
             toll.close()
             print(json.dumps([str(exc), pending]))
     """

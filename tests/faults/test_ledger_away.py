@@ -26,7 +26,8 @@ from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import committer as committing
 from tollkeeper.ledger.commit_future import CommitFuture, finish
-from tollkeeper.ledger.committer import ChangeScopes
+from tollkeeper.ledger.commit_tasks import AddCharges, ChangeScopes
+from tollkeeper.ledger.storable import check_storable
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import Faulty, faulty_ledger, set_up
 
@@ -92,7 +93,7 @@ def customer(site: Installation, account: str) -> Customer:
 def wait_until_idle(site: Installation) -> None:
     """Return when the commit thread has nothing left: what is queued now and all that it kept."""
     future = CommitFuture()
-    site.committer.submit(committing.AddCharges({}, future))
+    site.committer.submit(AddCharges({}, future))
     future.wait()
 
 
@@ -352,7 +353,7 @@ def test_a_defect_does_not_end_the_commit_thread(
         raise ZeroDivisionError
 
     with monkeypatch.context() as patch:
-        patch.setattr(site.committer, "on_commit", fail)
+        patch.setattr(site.relay, "notify", fail)
         customer.record("a")
         patch.setattr(site.gate, "booked", fail)
         with pytest.raises(Unavailable, match="unknown"):
@@ -439,7 +440,8 @@ def test_who_reads_the_new_version_of_the_budgets_reads_the_new_budgets(
     customer: Customer, site: Installation, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a batch that was prepared in that moment would be charged to the old ones, and be taken."""
-    original, version = site.committer.before_scopes_change, site.committer.scopes_version
+    listener: Any = site.committer._listener
+    original, version = listener.scopes_changed, site.committer.scopes_version
     commit, seen = site.ledger.commit, []
 
     def read_just_before(group: Any) -> Any:
@@ -452,7 +454,7 @@ def test_who_reads_the_new_version_of_the_budgets_reads_the_new_budgets(
         seen.append((change.accounts, budgets, site.committer.scopes_version))
 
     monkeypatch.setattr(site.ledger, "commit", read_just_before)
-    monkeypatch.setattr(site.committer, "before_scopes_change", read_just_after)
+    monkeypatch.setattr(listener, "scopes_changed", read_just_after)
     set_up(site, Budget(id="new", account=account, amount=1_000, period="day"))
     assert seen == [({account}, {"budget:b", "budget:new"}, version)]
     assert site.committer.scopes_version == version + 1
@@ -579,5 +581,5 @@ def test_bad_values_are_told_by_name() -> None:
     from tests.ledger.test_pending import record
 
     with pytest.raises(BadParameter, match="status") as caught:
-        committing.check_storable(record("a")._replace(status=1_000))
+        check_storable(record("a")._replace(status=1_000))
     assert isinstance(caught.value, BadInput)

@@ -39,7 +39,7 @@ def test_a_ledger_that_is_gone_from_its_place_takes_nothing(
     with pytest.raises(Unavailable, match="was removed or replaced"):
         send("b")
     with pytest.raises(Unavailable, match="was removed or replaced"):
-        site.ledger.next_batch(10)
+        site.ledger.outbox.next_batch(10)
     (reason,) = [reason for reason in reasons_not_ready(site) if "removed or replaced" in reason]
     assert str(path) in reason
     aside.rename(path)

@@ -266,15 +266,15 @@ def test_a_ledger_that_goes_back_under_a_running_process_is_refused(ledgers: Led
         send(site, "a")
         with site.engine.connect() as tx:
             number = tx.execute(sa.select(progress.c.batch_seq)).scalar_one()
-        found = site.ledger.next_batch(10)
+        found = site.ledger.outbox.next_batch(10)
         assert found is not None
         with site.engine.begin() as tx:
             tx.execute(sa.update(progress).values(batch_seq=number))
             tx.execute(sa.update(outbox).values(batch=None, batch_epoch=None))
         with pytest.raises(LedgerInUse, match="older than what this process wrote"):
-            site.ledger.next_batch(10)
+            site.ledger.outbox.next_batch(10)
         with pytest.raises(LedgerInUse, match="older than what this process wrote"):
-            site.ledger.delivered(found.mark)
+            site.ledger.outbox.delivered(found.mark)
         with site.engine.begin() as tx:
             tx.execute(sa.update(progress).values(batch_seq=found.mark.batch))
 
@@ -311,7 +311,7 @@ def test_a_store_of_another_installation_is_refused(
     deliver(site)
     with installation(tmp_path / "other", store=usage) as other:
         Customer(other, "other")
-        other.ledger.raise_delivered(1)
+        other.ledger.outbox.raise_delivered(1)
         with other.engine.begin() as tx:
             tx.execute(sa.update(progress).values(batch_seq=5, batch_epoch="e"))
         url = other.settings.ledger
@@ -367,7 +367,7 @@ def test_the_mark_is_there_before_the_batch(
         site.relay.deliver()
     last = usage.past(site.ledger.installation_id).last
     assert last is not None
-    assert last == site.ledger.past().last
+    assert last == site.ledger.outbox.past().last
     store.refuse(0)
     site = start(ledgers.url, store)
     deliver(site)

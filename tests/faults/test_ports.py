@@ -19,13 +19,14 @@ from tests.faults.test_ledger_away import Customer, eventually
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.ledger import SqlLedger
+from tollkeeper.adapters.sql.outbox import SqlOutbox
 from tollkeeper.domain.catalog import Budget, Grant
 from tollkeeper.domain.events import Event
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ports import CatalogStore, Ledger, UsageStore
+from tollkeeper.ports import CatalogStore, Ledger, Outbox, UsageStore
 from tollkeeper.testing import Faulty, commit_all, lost_commits, verify
 
 TRIES: Final = 20
@@ -37,6 +38,7 @@ def methods(port: type, *but: str) -> list[str]:
 
 
 LEDGER: Final = methods(Ledger, "close")
+OUTBOX: Final = methods(Outbox)
 CATALOG: Final = methods(CatalogStore, "close")
 USAGE: Final = methods(UsageStore, "close")
 
@@ -144,11 +146,15 @@ def opened(
             store = Faulty(usage_store, method)
             return install(store=store), store
         made: list[Faulty] = []
-        kind = {"ledger": SqlLedger, "catalog": SqlCatalogStore}[port]
+        kind = {"ledger": SqlLedger, "outbox": SqlLedger, "catalog": SqlCatalogStore}[port]
 
-        def faulty(engine: Any) -> Faulty:
-            made.append(Faulty(kind(engine), method))
-            return made[0]
+        def faulty(engine: Any) -> Any:
+            target: Any = kind(engine)
+            made.append(Faulty(target.outbox if port == "outbox" else target, method))
+            if port != "outbox":
+                return made[0]
+            target.outbox = made[0]
+            return target
 
         monkeypatch.setattr(f"tollkeeper.installation.{kind.__name__}", faulty)
         return install(), made[0]
@@ -158,6 +164,7 @@ def opened(
 
 PLACES: Final = [
     *(("ledger", method) for method in LEDGER),
+    *(("outbox", method) for method in OUTBOX),
     *(("catalog", method) for method in CATALOG),
     *(("usage", method) for method in USAGE),
 ]
@@ -236,11 +243,13 @@ def test_a_slow_usage_store_is_overtaken(opened: Any, account: str, method: str)
 
 def test_every_method_of_the_ports_is_here() -> None:
     """A method that is added later must fail here too."""
-    assert {"commit", "next_batch", "entries"} <= set(LEDGER)
+    assert {"commit", "hold", "purge"} <= set(LEDGER)
+    assert {"next_batch", "entries", "delivered"} <= set(OUTBOX)
     assert {"find_key_by_hash", "put", "transaction", "touch_keys"} <= set(CATALOG)
     assert {"append", "known_ids", "report", "rebuild"} <= set(USAGE)
     for port, made in (
         (Ledger, SqlLedger),
+        (Outbox, SqlOutbox),
         (CatalogStore, SqlCatalogStore),
         (UsageStore, ClickHouseUsageStore),
     ):

@@ -29,9 +29,9 @@ from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome
 from tollkeeper.installation import Installation
-from tollkeeper.ledger import committer, delivery
+from tollkeeper.ledger import delivery
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import encode_rows
+from tollkeeper.ledger.commit_tasks import AddCharges, encode_rows
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ledger.relay import Relay, Unreadable, table_of_entry
 from tollkeeper.meter.decode import decode_events
@@ -110,7 +110,7 @@ def test_whatever_fails_each_record_arrives_once(
     empty_tables(engine)
     chance, account = random.Random(seed), unique("acct")
     ledger = SqlLedger(engine)
-    relay = Relay(ledger, usage_store, Pending())
+    relay = Relay(ledger.outbox, usage_store, Pending())
     sent: list[Record] = []
     left = [[record(account, 2 ** (n % 40)) for _ in range(size)] for n, size in enumerate(sizes)]
 
@@ -122,22 +122,22 @@ def test_whatever_fails_each_record_arrives_once(
 
     commit()
     for method, lost, restart in faults:
-        faulty: Any = Faulty(usage_store if method == "append" else ledger, method)
+        faulty: Any = Faulty(usage_store if method == "append" else ledger.outbox, method)
         (faulty.lose_replies if lost else faulty.refuse)()
-        relay._ledger, relay._store = (ledger, faulty) if method == "append" else (faulty, usage_store)
+        relay._outbox, relay._store = (ledger.outbox, faulty) if method == "append" else (faulty, usage_store)
         try:
             relay.deliver()
         except Unavailable:
             commit()
         if restart:
             ledger = SqlLedger(engine)
-            relay = Relay(ledger, usage_store, Pending())
-        relay._ledger, relay._store = ledger, usage_store
+            relay = Relay(ledger.outbox, usage_store, Pending())
+        relay._outbox, relay._store = ledger.outbox, usage_store
     while left:
         commit()
     while relay.deliver():
         pass
-    assert ledger.pending() == []
+    assert ledger.outbox.pending() == []
     assert totals(usage_store, account) == (len(sent), sum(row.cost_nanos for row in sent))
     assert usage_store.differences() == []
 
@@ -152,7 +152,7 @@ def test_a_batch_is_repeated_with_the_same_rows_and_token(
     ledger.commit(Group(now_us=NOON_US, outbox=[entry(first)]))
     faulty: Any = Faulty(store, "append")
     faulty.lose_replies(2)
-    relay: Any = Relay(ledger, faulty, Pending())
+    relay: Any = Relay(ledger.outbox, faulty, Pending())
     for _ in range(2):
         with pytest.raises(Unavailable):
             relay.deliver()
@@ -173,7 +173,7 @@ def test_what_may_have_been_begun_before_is_told_to_be(
     empty_tables(engine)
     account, ledger, store = unique("acct"), SqlLedger(engine), Recorded(usage_store)
     faulty: Any = Faulty(store, "append")
-    relay: Any = Relay(ledger, faulty, Pending())
+    relay: Any = Relay(ledger.outbox, faulty, Pending())
 
     def deliver(count: int) -> None:
         ledger.commit(Group(now_us=NOON_US, outbox=[entry([record(account) for _ in range(count)])]))
@@ -187,7 +187,7 @@ def test_what_may_have_been_begun_before_is_told_to_be(
     relay.failure = None
     assert relay.deliver() == 1
     deliver(5)
-    relay = Relay(ledger, store, Pending())  # type: ignore[arg-type]
+    relay = Relay(ledger.outbox, store, Pending())  # type: ignore[arg-type]
     deliver(6)
     assert store.begun_after == [0, None, None, 5, None, 14]
     assert totals(usage_store, account) == (20, 20)
@@ -204,7 +204,7 @@ def test_a_batch_whose_end_the_ledger_did_not_tell_is_ended_once_and_not_inserte
     keys = [key_of(account, rows[0].id)]
     pending.add(keys, rows)
     pending.committed(seq, keys, {account}, 1)
-    faulty: Any = Faulty(ledger, "delivered")
+    faulty: Any = Faulty(ledger.outbox, "delivered")
     faulty.lose_replies(1)
     relay: Any = Relay(faulty, store, pending)  # type: ignore[arg-type]
     with pytest.raises(Unavailable):
@@ -237,7 +237,7 @@ def test_gate_and_meter_go_on_while_the_store_takes_nothing(
     assert [send(n) for n in range(6)] == [0] * 5 + [1]
     answer = site.reports.usage(asked)
     assert (answer.complete, answer.totals["requests"]) == (False, 0)
-    assert (site.pending.record_count, len(site.ledger.pending())) == (6, 6)
+    assert (site.pending.record_count, len(site.ledger.outbox.pending())) == (6, 6)
     assert site.relay.failure
     assert site.reconcile.verify().store_differences == [
         "the outbox could not be delivered to the usage store"
@@ -250,7 +250,7 @@ def test_gate_and_meter_go_on_while_the_store_takes_nothing(
     monkeypatch.setattr(delivery, "FLUSH_S", 20.0)
     answer = site.reports.usage(asked)
     assert (answer.complete, answer.totals) == (True, {"requests": 7, "cost_nanos": 7})
-    assert (site.pending.record_count, site.ledger.pending(), site.relay.failure) == (0, [], None)
+    assert (site.pending.record_count, site.ledger.outbox.pending(), site.relay.failure) == (0, [], None)
     assert [send(n) for n in range(7)] == [0] * 7
 
 
@@ -266,7 +266,7 @@ def test_ingest_refuses_when_it_cannot_tell_repeats(
     store.refuse(1)
     with pytest.raises(Unavailable):
         site.ingest.take(batch)
-    assert site.ledger.pending() == []
+    assert site.ledger.outbox.pending() == []
     assert site.ingest.take(batch).accepted == 1
 
 
@@ -463,7 +463,7 @@ def test_a_row_that_cannot_be_read_holds_up_no_other(
     assert answer.totals == {"requests": 2, "cost_nanos": 11}
     assert not answer.complete
     assert site.relay.failure is None
-    assert site.ledger.pending() == []
+    assert site.ledger.outbox.pending() == []
     (line,) = [line for line in site.reconcile.verify().store_differences if line.startswith("outbox")]
     assert line.startswith(f"outbox row {bad}: its 3 records cannot be read and are set aside")
     assert any(r.getMessage() == "tollkeeper.relay.set_aside" for r in caplog.records)
@@ -480,16 +480,16 @@ def test_a_batch_that_was_inserted_before_its_row_was_damaged_is_not_inserted_ag
     account, ledger = unique("acct"), SqlLedger(engine)
     rows = [entry([record(account)]) for _ in range(3)]
     _, damaged, _ = ledger.commit(Group(now_us=NOON_US, outbox=rows)).outbox_seqs
-    faulty: Any = Faulty(ledger, "delivered")
+    faulty: Any = Faulty(ledger.outbox, "delivered")
     faulty.refuse()
     with pytest.raises(Unavailable):
         Relay(faulty, usage_store, Pending()).deliver()
     with engine.begin() as tx:
         tx.execute(sa.update(outbox).where(outbox.c.seq == damaged).values(payload=b"\xc1"))
-    relay = Relay(ledger, usage_store, Pending())
+    relay = Relay(ledger.outbox, usage_store, Pending())
     assert relay.deliver() == 3
     assert totals(usage_store, account) == (3, 3)
-    assert (relay.set_aside_records, ledger.pending()) == (1, [])
+    assert (relay.set_aside_records, ledger.outbox.pending()) == (1, [])
 
 
 # -- start with a full outbox --------------------------------------------------------------------------------
@@ -565,7 +565,7 @@ def test_the_commit_thread_does_not_wait_for_the_relay(
     set_up(site, Account(id=account, name="A"))
     with site.relay.exclusive():
         for _ in range(3):
-            future = committer.CommitFuture()
-            site.committer.submit(committer.AddCharges({(account, "x", 0): 1}, future))
+            future = CommitFuture()
+            site.committer.submit(AddCharges({(account, "x", 0): 1}, future))
             future.wait(20)
     assert site.ledger.counter(account, "x", 0)[0] == 3

@@ -160,7 +160,13 @@ def test_locks_that_are_held_at_the_fork_keep_no_child_waiting(toll, secret, acc
     site = toll.installation
     committer: Any = site.committer
     relay: Any = site.relay
-    held = [site.gate.lock, committer._lock, relay._lock, site.ledger._write_lock, site.scopes._lock]
+    held = [
+        site.gate.lock,
+        committer._lock,
+        relay._lock,
+        site.ledger._database._write_lock,
+        site.scopes._lock,
+    ]
     taken, release = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -19,7 +19,7 @@ from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyC
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.holds import Settled
+from tollkeeper.ledger.ended_holds import Settled
 from tollkeeper.testing import Faulty, commit_all, faulty_ledger, lost_commits, set_up, unique, verify
 
 PRICE = 10
@@ -203,13 +203,13 @@ def test_the_name_of_an_open_hold_serves_no_other_request(api, change):
 def test_a_retried_settle_finds_its_event_on_its_way_to_the_store(api, monkeypatch):
     """Without its account it is looked for among the pending, then in the store: it may move in between."""
     site = api.site
-    entries = site.ledger.entries
+    entries = site.ledger.outbox.entries
 
     def delivered_meanwhile(seqs):
         site.relay.deliver_up_to(site.committer.outbox_seq)
         return entries(seqs)
 
-    monkeypatch.setattr(site.ledger, "entries", delivered_meanwhile)
+    monkeypatch.setattr(site.ledger.outbox, "entries", delivered_meanwhile)
     hold_id = unique("hold")
     api.authorize(hold_id)
     with site.relay.exclusive():

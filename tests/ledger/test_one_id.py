@@ -26,7 +26,7 @@ from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.errors import Conflict, EventConflict, HoldEnded, NotFound, TollkeeperError
 from tollkeeper.gate.gate import NO_USAGE, Outcome
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import ReadBarrier
+from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.record_columns import records_of
 from tollkeeper.testing import ManualClock, verify

@@ -140,11 +140,11 @@ def test_what_a_process_before_may_have_inserted_is_not_counted_twice(
     install: Install, account: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = install()
-    ledger = Faulty(site.relay._ledger, "delivered")
-    monkeypatch.setattr(site.relay, "_ledger", ledger)
+    outbox = Faulty(site.relay._outbox, "delivered")
+    monkeypatch.setattr(site.relay, "_outbox", outbox)
     settled(site)
     send(site, account, "a")
-    ledger.refuse(10**6)
+    outbox.refuse(10**6)
     with pytest.raises(Unavailable):
         site.relay.deliver()
     assert site.relay.mark() is None
@@ -248,9 +248,9 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_question(
 ) -> None:
     settled(site)
     send(site, account, "a")
-    ledger = Faulty(site.ledger, "entries")
-    monkeypatch.setattr(site.reports._freshness, "_ledger", ledger)
-    ledger.refuse()
+    outbox = Faulty(site.ledger.outbox, "entries")
+    monkeypatch.setattr(site.ledger, "outbox", outbox)
+    outbox.refuse()
     assert requests(site.reports.usage(asked(account))) == 1
 
 

@@ -162,12 +162,12 @@ def serve(
         }
     )
     from tollkeeper.cli.logs import log_to_stderr
-    from tollkeeper.http.server import ensure_operator_key
+    from tollkeeper.http.server import ensure_operator_key, trim_memory
     from tollkeeper.http.server import serve as serve_installation
     from tollkeeper.installation import build
 
     log_to_stderr(settings.log_level)
-    installation = build(settings)
+    installation = build(settings, trim_memory=trim_memory)
     try:
         fresh = ensure_operator_key(installation, os.environ.get(OPERATOR_KEY_VARIABLE))
         serve_installation(

@@ -40,12 +40,12 @@ def run_demo(data: str | None, port: int | None, *, stay: bool) -> bool:
         Conflict: *data* holds something.
         Unavailable: The port is taken, the directory cannot be written, or the server does not answer.
     """
-    from tollkeeper.http.server import ensure_operator_key, serve
+    from tollkeeper.http.server import ensure_operator_key, serve, trim_memory
     from tollkeeper.installation import build
 
     data_dir = _directory(data)
     port = _free_port() if port is None else port
-    installation = build(load({"data_dir": data_dir}))
+    installation = build(load({"data_dir": data_dir}), trim_memory=trim_memory)
     try:
         given = os.environ.get(OPERATOR_KEY_VARIABLE)
         operator_key = ensure_operator_key(installation, given) or given

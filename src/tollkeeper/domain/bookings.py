@@ -64,10 +64,10 @@ class OutboxEntry(NamedTuple):
     payload: bytes
     record_count: int
     keys: bytes = b""
-    """MessagePack of the list of ids that the records take, each with its account (see `services.pending`)."""
+    """MessagePack of the list of ids that the records take, each with its account (see `ledger.pending`)."""
 
 
-class Batch(NamedTuple):
+class OutboxBatch(NamedTuple):
     """Outbox rows that go to the usage store as one insert, each with its number."""
 
     mark: BatchMark
@@ -118,7 +118,7 @@ class Group(msgspec.Struct):
 
 
 class Committed(NamedTuple):
-    """What a group commit tells its callers."""
+    """The result of a group commit."""
 
     commit_seq: int
     outbox_seqs: list[int]

@@ -36,7 +36,7 @@ from tollkeeper.http.wire import (
 )
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.holds import Settled
+from tollkeeper.ledger.ended_holds import Settled
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODIES_OF_PAYER_MAX: Final = 2

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from tollkeeper.collector import freeze_gc
 from tollkeeper.domain.keys import OPERATOR_PREFIX, hash_secret, new_secret
@@ -81,7 +81,7 @@ def serve(
     app = build_app(installation)
     handles = _raise_handle_limit()
     freeze_gc()
-    _return_memory(installation)
+    _return_memory()
     try:
         _runner()(_serve(app, host, port, ready, until, connections_max(handles)))
     finally:
@@ -105,7 +105,7 @@ def _raise_handle_limit() -> int:
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
-def _return_memory(installation: Installation) -> None:
+def _return_memory() -> None:
     """
     Have the memory of large batches go back to the system when they are delivered.
 
@@ -114,12 +114,23 @@ def _return_memory(installation: Installation) -> None:
     import pyarrow as pa
 
     pa.set_memory_pool(pa.system_memory_pool())
+    c_library = _c_library()
+    if c_library is not None:
+        for setting, value in _MALLOC:
+            c_library.mallopt(setting, value)
+
+
+def trim_memory() -> None:
+    """Give the memory that is free in the C library's arenas back to the system."""
+    c_library = _c_library()
+    if c_library is not None:
+        c_library.malloc_trim(0)
+
+
+def _c_library() -> Any:
+    """Return the C library if it is glibc, else None: another one, such as musl, has no such calls."""
     c_library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if c_library is None or not hasattr(c_library, "malloc_trim"):  # Another C library, such as musl.
-        return
-    for setting, value in _MALLOC:
-        c_library.mallopt(setting, value)
-    installation.relay.on_large_batch = lambda: c_library.malloc_trim(0)
+    return c_library if c_library is not None and hasattr(c_library, "malloc_trim") else None
 
 
 def _runner() -> Callable[..., None]:

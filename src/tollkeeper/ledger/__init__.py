@@ -1,0 +1,31 @@
+"""
+The ledger: the truth about money. It makes each settled request durable, and knows what must still be relayed.
+
+It is not the place where a request is decided (`gate`), where a price is known (`catalog`), where events are checked
+(`meter`), or where usage is summed up for readers (`usage`). It knows the database only by `ports.Ledger`.
+
+Invariants:
+* One thread writes groups. A group is one transaction: charges, postings, ended holds and outbox rows, or nothing.
+* A caller gets its answer after the commit that holds its task. What was acknowledged is never booked twice or lost.
+* A hold has one ending. An id names one event: an open hold, a pending record and a stored one all take their id.
+* A counter is the sum of its postings, and of its events from the first period of its budget on.
+* Each outbox row reaches the usage store once, under the mark of its batch.
+
+Files:
+  committer.py        the commit thread: groups, retries, failures; `book` queues one record
+  commit_tasks.py     what a group is made of; each task adds its part or fails alone
+  commit_future.py    how a caller waits for a commit, on a thread or an event loop
+  listeners.py        who hears of commits and deliveries
+  storable.py         which values of a record the usage store has columns for
+  holds.py            authorize, settle and void one request
+  open_holds.py       the open holds in memory, and their expiry
+  ended_holds.py      late settles and voids, and repeats of those that ended
+  stored_holds.py     holds after a restart
+  pending.py          the ids of records that are committed and not yet in the usage store
+  id_hash_index.py    older ones of these ids, in 16 bytes each
+  budget_scopes.py    brings budgets into force
+  relay.py            moves outbox rows to the usage store
+  pairing.py          whether ledger and usage store belong together
+
+It may import domain, ports, gate and catalog.
+"""

@@ -1,11 +1,11 @@
 """
 Brings budgets into force, so that each counter is the sum of events from its first period on.
 
-A new budget must also count what was spent in the current period before it was set. That is exact in spite
-of requests going on: while the relay delivers nothing, the usage store is summed up on the caller's thread, within
-a deadline, and what was committed since is read from the outbox, the last of it on the commit thread between two
-groups. The sum and the scopes are written together, so a crash leaves both or neither, and no event is charged to
-a budget that is half set up. The commit thread never asks the usage store, whose readers may take long.
+A new budget must also count the spending of the current period before it was set. The sum is exact while requests
+go on: the relay delivers nothing, the caller sums up the usage store within a deadline, and records committed since
+are read from the outbox, the last of them on the commit thread between two groups. The sum and the scopes are
+written together, so a crash leaves both or neither, and no event is charged to a budget that is half set up. The
+commit thread never reads the usage store, which may take long.
 
 A scope whose keys, project or account are new has no events in the usage store, which is then not asked at all.
 """
@@ -28,7 +28,8 @@ from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import ChangeScopes, Committer, Draft
+from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
 from tollkeeper.ports import CostSum, Ledger, UsageStore
 from tollkeeper.record_columns import records_of
@@ -37,9 +38,10 @@ SWITCHED_MAX: Final = 32
 """Scopes per switch: the commit thread reads a counter for each."""
 SUM_S_MAX: Final = 5.0
 """How long the sums of one switch may take, and how long it waits for the relay. The relay stands still meanwhile."""
-CATCH_UP_MAX: Final = 8
-CATCH_UP_RECORDS: Final = 2_000
-"""The commit thread is left with what came since at most so many records were read, or since so many readings."""
+READINGS_MAX: Final = 8
+LEFT_RECORDS: Final = 2_000
+"""The caller reads the outbox until a reading has at most `LEFT_RECORDS`, or `READINGS_MAX` times; the commit thread
+reads the rest."""
 
 Wanted = tuple[BudgetScope, list[str] | None]
 """A scope, and the ids of the keys that it counts: see `Directory.wanted_scopes`."""
@@ -73,10 +75,10 @@ NOTHING_MADE: Final = Made()
 
 class SwitchScopes(ChangeScopes):
     """
-    A change of scopes that brings each counter to what its events say, in the same commit.
+    A change of scopes that brings each counter to the sum of its events, in the same commit.
 
     Args:
-        count: Returns what to charge; called on the commit thread when every earlier group is committed.
+        count: Returns the charges; called on the commit thread when every earlier group is committed.
     """
 
     __slots__ = ("_count",)
@@ -189,7 +191,7 @@ class ScopeKeeper:
             return
         with self._relay.exclusive(self.sum_s_max):
             since = self._sums(counted, now_us, made)
-            since.catch_up(lambda: self._committer.outbox_seq)
+            since.read_most(lambda: self._committer.outbox_seq)
             members = [*counted, *grown]
             self._committer.submit(
                 SwitchScopes(started, ended, future, lambda: self._missing(since), members)
@@ -197,7 +199,7 @@ class ScopeKeeper:
             future.wait()
 
     def _sums(self, counted: Sequence[Wanted], now_us: int, made: Made) -> _Since:
-        """Return what the usage store has of each scope's periods, and as of which outbox row. The relay is ours."""
+        """Return the sums of each scope's periods in the usage store, as of an outbox row. The relay stands still."""
         old = [wanted for wanted in counted if not made.has_all_of(*wanted)]
         if not old and self._relay.delivered_seq <= made.after_seq:
             return _Since(self._ledger, counted, now_us, {}, made.after_seq)
@@ -247,7 +249,7 @@ class ScopeKeeper:
 
     def _missing(self, since: _Since) -> dict[CounterAt, int]:
         """Return how much each counter lacks of its events. On the commit thread."""
-        # Remembered before the change, so that nobody finds it in the ledger before the gate has it.
+        # Cached before the change, so that no thread reads it from the ledger before the gate has it.
         self._directory.scopes_in_force(since.account_id)
         since.read()
         charges = {}
@@ -263,7 +265,7 @@ class ScopeKeeper:
 
 
 def charged_in(spent: CostSum, unit: str) -> int:
-    """Return what *spent* is in the unit of a budget."""
+    """Return *spent* in the unit of a budget."""
     return {
         "requests": spent.requests,
         "tokens": spent.tokens,
@@ -300,18 +302,18 @@ class _Since:
         ]
         self._seq = seq
 
-    def catch_up(self, newest_seq: Callable[[], int]) -> None:
-        """Read most of what the outbox has, so that little is left for the commit thread."""
-        for _ in range(CATCH_UP_MAX):
+    def read_most(self, newest_seq: Callable[[], int]) -> None:
+        """Read most rows of the outbox, so that little is left for the commit thread."""
+        for _ in range(READINGS_MAX):
             # Up to here and no further: under load there are always newer rows.
-            if self.read(newest_seq()) <= CATCH_UP_RECORDS:
+            if self.read(newest_seq()) <= LEFT_RECORDS:
                 return
 
     def read(self, seq_max: int | None = None) -> int:
         """Add the rows that were committed since, at least up to *seq_max*; return how many records they had."""
         count = 0
-        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.pending(self._seq)):
-            entries = self._ledger.entries([row.seq for row in rows])
+        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.outbox.pending(self._seq)):
+            entries = self._ledger.outbox.entries([row.seq for row in rows])
             for row in rows:
                 # One that cannot be read is for the relay to set aside, and counts nowhere.
                 with suppress(Unreadable):

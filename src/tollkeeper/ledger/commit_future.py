@@ -1,4 +1,4 @@
-"""Tickets: how a caller, on a thread or an event loop, waits for the commit that holds its work."""
+"""How a caller, on a thread or an event loop, waits for the commit that holds its task."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tollkeeper.errors import Unavailable
 
 class CommitFuture:
     """
-    One caller's place in a group commit: ends with a result or an error.
+    The outcome of one caller's task in a group commit: a result or an error.
 
-    Made for a task of one event loop or for a thread, which is the fast way; whoever asks the same under the
-    same id may wait on it too, from anywhere.
+    Made for one event loop or for a thread, where waiting is fastest. A repeat of the same call may wait on it too,
+    on any thread or loop.
     """
 
     __slots__ = ("_done", "_loop", "_waiting", "ended", "error", "result")
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Make a ticket for a task of *loop* (`await ticket.committed()`), or for a thread (`wait`)."""
+        """Make a future for a coroutine of *loop* (`await future.committed()`), or for a thread (`wait`)."""
         self._loop = loop
         self._waiting: list[asyncio.Future[None]] = []
         self._done: threading.Event | None = threading.Event() if loop is None else None
@@ -31,18 +31,18 @@ class CommitFuture:
 
     @classmethod
     def finished(cls) -> CommitFuture:
-        """Return a ticket whose work was committed before."""
+        """Return the future of a task that was committed before."""
         future = cls()
         finish([future])
         return future
 
     async def committed(self) -> Any:
-        """Return the result once it is committed; raise what made it fail."""
+        """Return the result once it is committed; raise the error if it failed."""
         if not self.ended:
             loop = self._loop
             if loop is not None and loop is asyncio.get_running_loop():
-                # One future for each who waits: a caller that is cancelled must not stop the others. It is
-                # resolved on this loop, so not before it stands in the list.
+                # One future for each waiting caller: one that is cancelled must not stop the others. It is
+                # resolved on this loop, so not before it is in the list.
                 future = loop.create_future()
                 self._waiting.append(future)
                 await future
@@ -51,7 +51,7 @@ class CommitFuture:
         return self._outcome()
 
     def wait(self, timeout_s: float = 60.0) -> Any:
-        """Return the result once it is committed; raise what made it fail."""
+        """Return the result once it is committed; raise the error if it failed."""
         if not self.ended:
             if self._done is None:
                 self._done = threading.Event()
@@ -74,7 +74,7 @@ class CommitFuture:
 
 
 def finish(futures: Iterable[CommitFuture]) -> None:
-    """Wake the owners of *tickets*, with one call per event loop."""
+    """Wake the callers that wait on *futures*, with one call per event loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[CommitFuture]] = {}
     for future in futures:
         future.ended = True
@@ -87,7 +87,7 @@ def finish(futures: Iterable[CommitFuture]) -> None:
         try:
             loop.call_soon_threadsafe(_resolve_all, mine)
         except RuntimeError:
-            # The loop was closed, and with it all that waited there. Nobody is left to wake.
+            # The loop was closed, and with it every caller that waited there.
             continue
 
 

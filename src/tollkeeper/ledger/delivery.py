@@ -11,7 +11,8 @@ from typing import Final
 
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Committer, ReadBarrier
+from tollkeeper.ledger.commit_tasks import ReadBarrier
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.relay import Relay
 

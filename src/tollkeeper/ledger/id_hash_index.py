@@ -1,9 +1,9 @@
 """
-The ids of outbox rows that have waited long, in 16 bytes each, whatever their length.
+An index from ids to outbox rows in 16 bytes an id, whatever its length, for rows that have waited long.
 
-An id is known by its hash, beside the number of its outbox row; who must be sure, or wants the record, reads
-that row. Hashes of 64 bits, of a secret of this process, meet by chance once in 4e12 look-ups among 5 million
-ids; then a caller is refused, and nothing is counted twice.
+It keeps the 64-bit hash of each id and the number of its outbox row. The record, and the proof that it is the same
+id, are in that row. Hashes are keyed by a secret of this process. Among 5 million ids, one look-up in 4e12 finds
+the hash of another id; then a caller is refused, and nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 RUN_IDS_MAX: Final = 1 << 20
-"""Ids of one sorted run: to merge two smaller ones takes some 20 ms at most."""
+"""Ids of one sorted run: a merge of two runs into one of this size takes some 20 ms."""
 
 _Int64s = npt.NDArray[np.int64]
 
@@ -30,22 +30,22 @@ class _Run(NamedTuple):
 
 class IdHashIndex:
     """
-    Ids of outbox rows, added in the order of the rows. One thread changes it at a time; any may look up.
+    Ids of outbox rows, added in the order of the rows. One thread at a time may change it; any thread may look up.
 
-    Runs are merged while they are of like size, so that there are few, and let go when all of their rows are
-    delivered. An id that is found though its row was delivered is known to the usage store.
+    It is a list of sorted runs. Runs of similar size are merged, so that there are few. A run is dropped when all of
+    its rows are delivered; until then `find` also returns ids of delivered rows, which the usage store has too.
     """
 
     def __init__(self) -> None:
         self._runs: tuple[_Run, ...] = ()
         self.seq_max = 0
-        """The newest row that was ever added; all before it are here or delivered."""
+        """The newest row that was ever added; each row before it is here or delivered."""
 
     def __len__(self) -> int:
         return sum(len(run.hashes) for run in self._runs)
 
     def add(self, rows: Iterable[tuple[int, Sequence[str]]]) -> None:
-        """Take in the ids of *rows*, each an outbox row's number and its ids, in the order of their numbers."""
+        """Add the ids of *rows*, each the number of an outbox row and its ids, in the order of the numbers."""
         hashes, seqs = [], []
         for seq, keys in rows:
             hashes.append(_hashes(keys))
@@ -66,12 +66,12 @@ class IdHashIndex:
         self._runs = tuple(runs)
 
     def drop_through(self, seq: int) -> None:
-        """Let go of what was delivered: all rows up to *seq*."""
+        """Drop the runs whose rows are all delivered: those up to row *seq*."""
         if self._runs and self._runs[0].seq_max <= seq:
             self._runs = tuple(run for run in self._runs if run.seq_max > seq)
 
     def find(self, keys: Sequence[str]) -> list[tuple[str, int]]:
-        """Return those of *keys* that are here, each with the number of its outbox row."""
+        """Return those *keys* whose hash is here, each with the number of its outbox row."""
         wanted = _hashes(keys)
         found: list[tuple[str, int]] = []
         for run in self._runs:

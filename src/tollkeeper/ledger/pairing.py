@@ -1,9 +1,9 @@
 """
-Sees to it that ledger and usage store belong together before anything is relayed, and knows what one of them lacks.
+Checks that ledger and usage store belong together before anything is relayed, and which records one of them lacks.
 
 A ledger of another installation is refused. One that is older than its usage store, as after a restore or a fail-over,
-is used: as long as it may have records that the store has already, each batch is compared with what is there. What the
-store has and the ledger does not is said: in the log, by `/readyz` and by verify.
+is used: as long as it may have records that the store has already, each batch is compared with the store. Records
+that the store has and the ledger does not are reported: in the log, by `/readyz` and by verify.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from tollkeeper.clock import Clock
 from tollkeeper.domain.pairing import Pair, StorePast, compare
 from tollkeeper.errors import StoresMismatch, Unavailable
-from tollkeeper.ports import Ledger, Losses, UsageStore
+from tollkeeper.ports import Losses, Outbox, UsageStore
 
 COMPARING: Final = "the ledger is older than the usage store: each batch is compared with what the store has"
 
@@ -33,8 +33,8 @@ class Pairing:
             store tells (whose it is, how many records it must have) is not compared.
     """
 
-    def __init__(self, ledger: Ledger, clock: Clock, *, shared: bool = False) -> None:
-        self._ledger = ledger
+    def __init__(self, outbox: Outbox, clock: Clock, *, shared: bool = False) -> None:
+        self._outbox = outbox
         self._clock = clock
         self._shared = shared
         self._lock = threading.Lock()
@@ -67,7 +67,7 @@ class Pairing:
         return self._is_behind
 
     def _check(self, store: UsageStore) -> None:
-        ledger = self._ledger.past()
+        ledger = self._outbox.past()
         past = store.past(ledger.last.installation_id)
         pair = compare(ledger, past, shared=self._shared)
         if pair.refusal is not None:
@@ -75,16 +75,16 @@ class Pairing:
             log.error("tollkeeper.pairing.refused", extra={"reason": pair.refusal})
             raise StoresMismatch(pair.refusal)
         if pair.uncounted:
-            self._ledger.raise_delivered(past.records - ledger.set_aside_records)
+            self._outbox.raise_delivered(past.records - ledger.set_aside_records)
             log.warning("tollkeeper.pairing.counted", extra={"records": pair.uncounted})
         if pair.ledger_is_behind:
             last = past.last.batch if past.last is not None else 0
-            self._ledger.note_behind(last, self._clock.now_us())
+            self._outbox.note_behind(last, self._clock.now_us())
             log.error(
                 "tollkeeper.pairing.ledger_is_behind",
                 extra={"records": pair.surplus, "batch": ledger.last.batch, "store_batch": last},
             )
-        self._is_behind = self._ledger.is_behind()
+        self._is_behind = self._outbox.is_behind()
         self._look_due = not self._shared
         # What a crash left half appended is made whole by its repeat, and looked at then.
         if not ledger.begun_records:
@@ -93,7 +93,7 @@ class Pairing:
 
     def refuse_foreign(self, installations: Sequence[str]) -> None:
         """Raise `StoresMismatch` if a store of these *installations* cannot be this ledger's."""
-        ledger = self._ledger.past()
+        ledger = self._outbox.past()
         others = [id_ for id_ in installations if id_ != ledger.last.installation_id]
         refusal = compare(ledger, StorePast(None, others, 0), shared=self._shared).refusal
         if refusal is not None:
@@ -109,13 +109,13 @@ class Pairing:
         """Look at the store if that is due. Called after a batch, while no other is on its way."""
         # It stays due: the next batch looks again.
         with suppress(Unavailable), self._lock:
-            if not self._ledger.past().begun_records:
+            if not self._outbox.past().begun_records:
                 self._look(store)
 
     def maintain(self) -> None:
         """End the comparing of batches when nothing old can come any more."""
         if self._is_behind:
-            self._is_behind = self._ledger.is_behind()
+            self._is_behind = self._outbox.is_behind()
             if not self._is_behind:
                 log.info("tollkeeper.pairing.caught_up")
 
@@ -127,7 +127,7 @@ class Pairing:
             Unavailable: One of them cannot be read.
         """
         self.check(store)
-        ledger = self._ledger.past()
+        ledger = self._outbox.past()
         pair = compare(ledger, store.past(ledger.last.installation_id), shared=self._shared)
         with self._lock:
             self._look_due = not self._shared
@@ -146,7 +146,7 @@ class Pairing:
         return not self._missing and not self._losses.records
 
     def warnings(self) -> list[str]:
-        """Return what an operator should know, though requests are served."""
+        """Return warnings for the operator; requests are served all the same."""
         found = [COMPARING] if self._is_behind else []
         if self._surplus:
             found.append(
@@ -175,7 +175,7 @@ class Pairing:
         try:
             before, self._losses = self._losses, store.losses()
         except Unavailable as exc:
-            # Damage that can be seen is told to each query that meets it, and must not keep a rebuild from mending it.
+            # Each query that meets the damage fails; a rebuild, which mends it, must stay possible.
             log.warning("tollkeeper.pairing.unavailable", extra={"reason": str(exc)})
             return
         for line in {*self._losses.records, *self._losses.derived} - {*before.records, *before.derived}:

@@ -1,14 +1,14 @@
 """
-The records that are committed but not yet in the usage store: which ids they have, and whose they are.
+The index of pending records: those that are committed and not yet in the usage store, by id and by account.
 
-An id is known when it is here or in the usage store. A look-up asks the store first and then this index;
-so that an id cannot slip through between the two, ids that were delivered stay here until every look-up
-that was under way has ended (`looking_up`).
+An id is taken when it is in this index or in the usage store. A look-up reads the store first and then this
+index. So that it misses no id that is delivered in between, delivered ids stay here until every look-up that was
+under way has ended (`looking_up`).
 
-Of each, the id and the number of its outbox row are here; while the usage store is away the older ones are
-kept as 16 bytes (`backlog.py`). Who asks for their records has them read back from the outbox. Records that
-wait here would be walked again and again by Python's cyclic garbage collector, which took half of the time
-under load; texts and numbers are none of its business.
+The index has the id of each record and the number of its outbox row; while the usage store is away it keeps 16
+bytes for each of the older ids (`id_hash_index.py`). The records themselves are read back from the outbox. Kept
+here as objects, they took half of the time under load: Python's cyclic garbage collector visits objects, not texts
+and numbers.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 SEPARATOR: Final = "\x00"
 RECORDS_MAX: Final = 5_000_000
-"""Records that may wait before more are refused: bounds memory and disk while the usage store is away."""
+"""Records that may wait before more are refused: this bounds memory and disk while the usage store is away."""
 TOO_MANY: Final = "Too many events wait for the usage store. Try again later."
 WHOLE_IDS_MAX: Final = 100_000
-"""Ids that are here whole: some 200 bytes each."""
-_UNDER_WAY: Final = 0
-"""The outbox row, so far, of what is being committed."""
+"""Ids kept as text: some 200 bytes each. Older ones are kept as hashes."""
+_COMMITTING: Final = 0
+"""In place of an outbox row, for ids whose commit is under way."""
 _ROWS_READ: Final = 20
 """Outbox rows that are read back at a time: each has up to a batch of events."""
 
@@ -44,7 +44,7 @@ decode_keys = msgspec.msgpack.Decoder(list[str]).decode
 
 
 def key_of(account_id: str, id_: str) -> str:
-    """Return the one string that names an event of an account; `SEPARATOR` is in neither part."""
+    """Return the key of an event: its account and id in one string; `SEPARATOR` is in neither part."""
     return f"{account_id}{SEPARATOR}{id_}"
 
 
@@ -71,7 +71,7 @@ class Pending:
         self._set_aside: set[str] = set()
         self._committed_at: deque[tuple[int, int]] = deque()
         self._seqs: dict[str, int] = {}
-        self._arriving: list[tuple[Sequence[str], pa.Table | Sequence[Record] | None]] = []
+        self._committing_rows: list[tuple[Sequence[str], pa.Table | Sequence[Record] | None]] = []
         self._held: set[str] = set()
         self._keys_by_seq: dict[int, list[str]] = {}
         self._newest_seq_by_account: dict[str, int] = {}
@@ -86,7 +86,7 @@ class Pending:
 
     def disjoint(self, keys: Sequence[str]) -> bool:
         """Return whether none of *keys* is here."""
-        # In this order: an id is in the backlog before it is no longer here whole.
+        # In this order: `_compact` adds the hash of an id before it removes the text.
         return (
             self._seqs.keys().isdisjoint(keys)
             and self._held.isdisjoint(keys)
@@ -117,36 +117,36 @@ class Pending:
 
     def add(self, keys: Sequence[str], records: pa.Table | Sequence[Record] | None) -> None:
         """
-        Take in ids that are about to be committed: `committed` or `drop` is next.
+        Add ids that are about to be committed; `committed` or `drop` must follow.
 
         Args:
-            records: That of `keys[i]` in place i; None for ids of corrections.
+            records: The record of `keys[i]` in place i; None for ids of corrections.
         """
         with self._lock:
-            self._seqs.update(dict.fromkeys(keys, _UNDER_WAY))
-            self._arriving.append((keys, records))
+            self._seqs.update(dict.fromkeys(keys, _COMMITTING))
+            self._committing_rows.append((keys, records))
 
     def hold(self, keys: Iterable[str]) -> None:
-        """Take in the ids of open holds."""
+        """Add the ids of open holds."""
         with self._lock:
             self._held.update(keys)
 
     def release(self, keys: Iterable[str]) -> None:
-        """Give back the ids of holds that ended."""
+        """Remove the ids of holds that ended."""
         with self._lock:
             self._held.difference_update(keys)
 
     def drop(self, keys: Sequence[str]) -> None:
-        """Take ids back whose commit failed."""
+        """Remove ids whose commit failed."""
         with self._lock:
-            self._arrived(keys)
+            self._commit_ended(keys)
             for key in keys:
                 self._seqs.pop(key, None)
 
     def committed(self, seq: int, keys: list[str], accounts: Iterable[str], record_count: int) -> None:
-        """Learn that *keys*, the list that was added, lie in the outbox under *seq*."""
+        """Note that *keys*, the same list as was added, are in outbox row *seq*."""
         with self._lock:
-            self._arrived(keys)
+            self._commit_ended(keys)
             self._seqs.update(dict.fromkeys(keys, seq))
             self._keys_by_seq[seq] = keys
             self._count(seq, accounts, record_count, self._now_us())
@@ -159,9 +159,9 @@ class Pending:
 
     def restored(self, rows: Iterable[tuple[int, list[str], int, int]]) -> None:
         """
-        Learn at start of outbox rows that an earlier process left: number, ids, records, commit time each.
+        Add the outbox rows that an earlier process left: number, ids, count of records and commit time of each.
 
-        They come in the order of their numbers, before anything is committed.
+        Called at start, in the order of the numbers, before anything is committed.
         """
         with self._lock:
             for seq, keys, record_count, committed_at_us in rows:
@@ -171,17 +171,17 @@ class Pending:
             self._compact(0)
 
     def set_aside(self, keys: Iterable[str]) -> None:
-        """Learn that the records of *keys* cannot be read: the ids stay taken, in no store that tells them."""
+        """Keep the ids *keys* taken: their records cannot be read, so that no store returns them."""
         with self._lock:
             self._set_aside.update(keys)
 
     def is_set_aside(self, key: str) -> bool:
-        """Return whether *key* names an event that counts and can neither be read nor compared."""
+        """Return whether *key* names an event that is counted and cannot be read."""
         return key in self._set_aside
 
     @property
     def is_full(self) -> bool:
-        """Whether so many records wait that no more should be begun; those that are under way still come."""
+        """Whether so many records wait that no new request may begin. Requests under way still add theirs."""
         return self.record_count > RECORDS_MAX
 
     def behind_s(self) -> int:
@@ -191,8 +191,8 @@ class Pending:
                 return 0
             return max(1, -(-(self._now_us() - self._committed_at[0][1]) // US_PER_S))
 
-    def _arrived(self, keys: Sequence[str]) -> None:
-        self._arriving = [arriving for arriving in self._arriving if arriving[0] is not keys]
+    def _commit_ended(self, keys: Sequence[str]) -> None:
+        self._committing_rows = [rows for rows in self._committing_rows if rows[0] is not keys]
 
     def _count(self, seq: int, accounts: Iterable[str], record_count: int, committed_at_us: int) -> None:
         self.record_count += record_count
@@ -203,11 +203,11 @@ class Pending:
         if self.record_count <= 0:
             marks.clear()
         elif not marks or committed_at_us >= marks[-1][1] + US_PER_S:
-            # One a second will do.
+            # One mark a second is enough.
             marks.append((seq, committed_at_us))
 
     def _compact(self, whole_ids_max: int) -> None:
-        """Put the oldest rows into the backlog until no more than so many ids are here whole."""
+        """Keep the ids of the oldest rows as hashes, until at most *whole_ids_max* are here as text."""
         if self._id_hashes is None:
             from tollkeeper.ledger.id_hash_index import IdHashIndex
 
@@ -226,7 +226,7 @@ class Pending:
                 self._seqs.pop(key, None)
 
     def delivered(self, seqs: Mapping[int, int]) -> None:
-        """Learn that the outbox rows *seqs* (seq → record count) are in the usage store."""
+        """Note that the outbox rows *seqs* (seq → record count) are in the usage store."""
         with self._lock:
             self._tick += 1
             for seq, record_count in seqs.items():
@@ -247,7 +247,7 @@ class Pending:
             self._forget_retired()
 
     def newest_seq(self, account_id: str | None) -> int:
-        """Return the outbox row up to which the usage store must be for an account (None: all)."""
+        """Return the newest outbox row with events of an account (None: of any)."""
         with self._lock:
             if account_id is None:
                 return max(self._newest_seq_by_account.values(), default=0)
@@ -263,7 +263,7 @@ class Pending:
     def since(self, seq: int, records_max: int) -> list[int] | None:
         """Return the outbox rows after *seq*; None if some were delivered already, or more records wait."""
         waiting = self.waiting(records_max)
-        # In this order: what was delivered before the first line would be missing.
+        # Read after `waiting`: a row that was delivered before that is not in it.
         if waiting is None or self._delivered_seq > seq:
             return None
         return [number for number in waiting if number > seq]
@@ -274,7 +274,7 @@ class Pending:
 
     @contextmanager
     def looking_up(self) -> Iterator[None]:
-        """Keep every id that is here now, or comes, until the block ends, on whatever thread."""
+        """Keep every id that is here now, or is added, until the block ends, which may be on another thread."""
         with self._lock:
             started = self._tick
             self._look_ups[started] = self._look_ups.get(started, 0) + 1
@@ -315,13 +315,13 @@ class Pending:
                 seq = self._seqs.get(key)
                 if seq is None:
                     left.append(key)
-                elif seq == _UNDER_WAY:
+                elif seq == _COMMITTING:
                     under_way.add(key)
                 else:
                     places.append((key, seq))
-            arriving = self._arriving if under_way else []
-        for arriving_keys, records in arriving:
-            found = [index for index, key in enumerate(arriving_keys) if key in under_way]
+            committing = self._committing_rows if under_way else []
+        for committing_keys, records in committing:
+            found = [index for index, key in enumerate(committing_keys) if key in under_way]
             if isinstance(records, Sequence):
                 rows.extend(records[index] for index in found)
             elif records is not None and found:

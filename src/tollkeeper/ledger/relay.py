@@ -2,12 +2,12 @@
 The relay: takes records from the outbox to the usage store, in few large inserts, each exactly once.
 
 A batch of outbox rows gets its mark in SQL before it is inserted: its number, and the epoch, which is of one start
-of one process. The mark is the insert's deduplication token. So a crash, or a lost answer, at any point leads to the
-same batch under the same token again, and the store takes it once. A ledger that was put back to an earlier state
-counts the same numbers again, in another epoch. Losing the store loses nothing that is still here.
+of one process. The mark is the insert's deduplication token. After a crash, or a lost answer, at any point, the
+same batch comes again under the same token, and the store takes it once. A ledger that was put back to an earlier state
+counts the same numbers again, in another epoch. When the store is lost, the rows that are still here are not.
 
-A row that cannot be read (a damaged disk) is set aside in the ledger, reported by verify, and holds up no
-other.
+A row that cannot be read (a damaged disk) is set aside in the ledger and reported by verify. The rows after it are
+relayed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from tollkeeper.domain.bookings import OutboxEntry
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.errors import Unavailable, cause_of
+from tollkeeper.ledger.listeners import NO_LISTENER, DeliveryListener
 from tollkeeper.ledger.pending import Pending, decode_keys, key_of
-from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.ports import Outbox, UsageStore
 from tollkeeper.record_columns import SCHEMA, concat, from_ipc, records_of, table_of
 
 BATCH_RECORDS_MAX: Final = 60_000
@@ -37,7 +38,7 @@ SMALL_RECORDS: Final = 20_000
 """Records of small rows that become one table: a table has its price, and a record as an object takes 1 kB."""
 LARGE_RECORDS: Final = 20_000
 GATHER_S: Final = 1.0
-"""How long committed records gather before they are relayed unasked: few large inserts cost least."""
+"""How long committed records gather before they are relayed, unless a caller waits: few large inserts cost least."""
 LITTLE_RECORDS: Final = 200
 """So few travel with a usage query (`usage/freshness.py`), sooner than an insert takes; so they gather on: a query that
 meets an insert waits for it."""
@@ -52,14 +53,14 @@ _UNREADABLE: Final = (
     OverflowError,
     OSError,
 )
-"""What a damaged payload raises, whoever finds it."""
+"""The errors of a damaged payload, in each library that may find it."""
 
 log = logging.getLogger("tollkeeper.relay")
 decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
 
 
 class _Inserted(NamedTuple):
-    """A batch that the usage store has: its outbox rows by number, with their records, and those it told."""
+    """A batch that the usage store has: its outbox rows, each with its count of records, and how many were readable."""
 
     mark: BatchMark
     record_counts: dict[int, int]
@@ -67,22 +68,24 @@ class _Inserted(NamedTuple):
 
 
 class Relay:
-    """Owns the relay thread. `flush` is what makes a usage answer contain the request just answered."""
+    """Owns the relay thread. With `flush`, a usage answer contains the request that was answered just before."""
 
     def __init__(
         self,
-        ledger: Ledger,
+        outbox: Outbox,
         store: UsageStore,
         pending: Pending,
         must_compare: Callable[[], bool] = lambda: False,
+        listener: DeliveryListener = NO_LISTENER,
     ) -> None:
         """
         Args:
+            listener: Called about each batch that was delivered.
             must_compare: Whether the store may have records of a batch that it was not given yet. Raises
                 `Unavailable` when nothing may be relayed.
         """
         self._must_compare = must_compare
-        self._ledger = ledger
+        self._outbox = outbox
         self._store = store
         self._pending = pending
         self._lock = threading.RLock()
@@ -97,16 +100,13 @@ class Relay:
         """Records that were acknowledged and cannot be read any more, so that no answer contains them."""
         self.failure: str | None = None
         """Why the last delivery failed, or None when it did not."""
-        for row in ledger.set_asides():
+        for row in outbox.set_asides():
             self._know_set_aside(row.record_count, row.keys)
         self._inserted: _Inserted | None = None
         self._moves = 0
-        # An earlier process may have inserted a batch and not heard of it: known after the first look.
+        # An earlier process may have inserted a batch and lost the answer: known after the first `deliver`.
         self._moving = True
-        self.on_delivered: Callable[[], None] = lambda: None
-        """Called after each batch that was delivered, by whichever thread did it."""
-        self.on_large_batch: Callable[[], None] = lambda: None
-        """Called on the relay's thread when a batch of `LARGE_RECORDS` or more was delivered."""
+        self._listener = listener
         self._thread = threading.Thread(target=self._run, name="tollkeeper-relay", daemon=True)
 
     def start(self) -> None:
@@ -134,7 +134,7 @@ class Relay:
 
     def mark(self, timeout_s: float = 0.0) -> int | None:
         """
-        Return a number that stays the same for as long as the usage store has what `Pending` says and no more.
+        Return a number that stays the same as long as the usage store has exactly the rows that `Pending` lacks.
 
         None if a batch is still on its way after *timeout_s*, or may be there without our knowing.
         """
@@ -146,7 +146,7 @@ class Relay:
     @contextmanager
     def exclusive(self, timeout_s: float = -1) -> Iterator[None]:
         """
-        Deliver nothing but what this thread asks for until the block ends.
+        Deliver only the batches that this thread delivers, until the block ends.
 
         Args:
             timeout_s: How long to wait for a delivery that is under way; negative for as long as it takes.
@@ -184,13 +184,13 @@ class Relay:
                 raise Unavailable("the usage store does not answer")
             must_compare = self._must_compare()
             if self._inserted is None:
-                found = self._ledger.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
+                found = self._outbox.next_batch(BATCH_RECORDS_MAX, seq_max=seq_max)
                 if found is None:
                     self._moving = False
                     return 0
                 mark, rows = found
                 # After a start or a failure: the call that began this batch may have been cut short anywhere.
-                begun_after = self._ledger.delivered_records() if self._moving or must_compare else None
+                begun_after = self._outbox.delivered_records() if self._moving or must_compare else None
                 # In this order, and until the end: `mark` looks at both without a lock.
                 self._moving = True
                 self._moves += 1
@@ -202,21 +202,21 @@ class Relay:
                 counts = {seq: entry.record_count for seq, entry in rows}
                 self._inserted = _Inserted(mark, counts, sum(table.num_rows for table in tables))
                 del rows, tables
-            # Remembered until the ledger says so: it may have let go of the rows and its answer be lost.
+            # Kept until the ledger confirms: it may have deleted the rows and its answer be lost.
             inserted = self._inserted
-            self._ledger.delivered(inserted.mark)
+            self._outbox.delivered(inserted.mark)
             self._inserted = None
             self._pending.delivered(inserted.record_counts)
             self._moving = False
-        # First, so that who waits for the delivery finds its consequences.
-        self.on_delivered()
+        # First, so that callers who wait for the delivery find its consequences.
+        self._listener.delivered()
         with self._moved:
             self.delivered_seq = max(self.delivered_seq, *inserted.record_counts)
             self.delivered_records += inserted.record_count
             self.failure = None
             self._moved.notify_all()
         if inserted.record_count >= LARGE_RECORDS:
-            self.on_large_batch()
+            self._listener.large_batch_delivered()
         return len(inserted.record_counts)
 
     def _tables(self, rows: list[tuple[int, OutboxEntry]]) -> list[pa.Table]:
@@ -246,7 +246,7 @@ class Relay:
             return table_of_entry(entry)
         except Unreadable as exc:
             log.error("tollkeeper.relay.set_aside", exc_info=exc, extra={"seq": seq, "reason": str(exc)})
-            self._ledger.set_aside(seq, str(exc))
+            self._outbox.set_aside(seq, str(exc))
             self._know_set_aside(entry.record_count, entry.keys)
             return None
 
@@ -259,7 +259,7 @@ class Relay:
             log.error("tollkeeper.relay.ids_unreadable", extra={"records": record_count})
 
     def close(self, timeout_s: float = 60.0) -> None:
-        """Deliver what is pending, if the store takes it, and end the thread."""
+        """Deliver the pending records, if the store takes them, and end the thread."""
         self._closing = True
         self._urgent.set()
         self._wake.set()
@@ -310,14 +310,14 @@ class Relay:
 
 
 class Unreadable(Exception):
-    """An outbox row is not what was written; `str(error)` says why."""
+    """An outbox row is damaged: `str(error)` says how."""
 
 
-def read_back(ledger: Ledger) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
-    """Return what reads the records of those outbox rows, by number, that are there and can be read."""
+def read_back(outbox: Outbox) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
+    """Return a function that reads outbox rows by number: those that are still there and can be read."""
 
     def tables(seqs: Sequence[int]) -> Iterator[pa.Table]:
-        for entry in ledger.entries(seqs).values():
+        for entry in outbox.entries(seqs).values():
             # A row that cannot be read is for the relay to set aside.
             with suppress(Unreadable):
                 yield table_of_entry(entry)

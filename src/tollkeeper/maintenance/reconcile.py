@@ -16,7 +16,8 @@ from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.budget_scopes import ScopeKeeper, charged_in
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Committer, ReadBarrier
+from tollkeeper.ledger.commit_tasks import ReadBarrier
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.relay import Relay
 from tollkeeper.ports import Ledger, UsageStore
@@ -102,7 +103,7 @@ class Reconcile:
             return Verdict(False, [], ["the outbox could not be delivered to the usage store"], 0, 0)
         store_differences += [
             f"outbox row {seq}: its {record_count} records cannot be read and are set aside: {reason}"
-            for seq, record_count, reason, _ in self._ledger.set_asides()
+            for seq, record_count, reason, _ in self._ledger.outbox.set_asides()
         ]
         accounts = sorted({a.id for a in self._directory.accounts()} | set(self._ledger.charged_accounts()))
         counters = 0
@@ -113,7 +114,7 @@ class Reconcile:
             counters += compared
         with self._scopes.unchanged(), self._relay.exclusive():
             # Both copies of an event are in the rollups, and where no budget counts it in no other sum.
-            store_differences += self._store.differences(self._ledger.delivered_records())
+            store_differences += self._store.differences(self._ledger.outbox.delivered_records())
             store_differences += self._store.duplicates()
             store_differences += self._pairing.recount(self._store)
         return Verdict(
@@ -126,7 +127,7 @@ class Reconcile:
             # A batch that failed half-way must be whole before: its repeat would add to what was rebuilt.
             self._relay.deliver_up_to(self._committer.outbox_seq)
             try:
-                rebuilt = self._store.rebuild(self._ledger.delivered_records())
+                rebuilt = self._store.rebuild(self._ledger.outbox.delivered_records())
                 self._pairing.recount(self._store)
                 return rebuilt
             finally:

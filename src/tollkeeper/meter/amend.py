@@ -21,7 +21,8 @@ from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.pricing import cost_nanos, uses_model
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of

@@ -25,7 +25,8 @@ from tollkeeper.domain.events import NOT_OF_BODY, PRICE_OF_BODY, RECORD_FIELDS, 
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.committer import Batch, Committer, Stale
+from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import SEPARATOR, TOO_MANY, Pending
 from tollkeeper.meter.columns import price_columns
@@ -137,8 +138,7 @@ class Ingest:
                 try:
                     future.wait()
                 except Stale:
-                    # An id of ours came in meanwhile, or a budget changed: look again.
-                    continue
+                    continue  # An id of the batch was booked meanwhile, or a budget changed: look again.
             return IngestResult(fresh.num_rows, duplicates, rejections, rejected)
         raise Unavailable("The same ids keep coming in from elsewhere. Try again.")
 

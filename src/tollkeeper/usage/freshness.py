@@ -113,7 +113,7 @@ class Freshness:
         known = self._read
         try:
             missing = [seq for seq in seqs if seq not in known]
-            entries = self._ledger.entries(missing) if missing else {}
+            entries = self._ledger.outbox.entries(missing) if missing else {}
             read = {
                 seq: _ReadRow(len(entry.payload), records_of_entry(entry)) for seq, entry in entries.items()
             }

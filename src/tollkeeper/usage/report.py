@@ -21,7 +21,6 @@ lost (`Freshness.lacks_nothing`). Rows 3 to 5 ask the store, so each takes a tur
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -124,13 +123,9 @@ class Reports:
         """Deliver what is pending of an account (None: of all); return whether the usage store took it in time."""
         return self._delivery.fresh(account_id)
 
-    def invalidate(self, accounts: Iterable[str], seq: int) -> None:
-        """
-        Learn that *accounts* have new events, after outbox row *seq*.
-
-        Called on the commit thread before any caller is answered.
-        """
-        self._cache.invalidate(accounts, seq)
+    def events_added(self, accounts: set[str], after_seq: int) -> None:
+        """Note that *accounts* have new events, in outbox rows after *after_seq*: see `CommitListener`."""
+        self._cache.invalidate(accounts, after_seq)
 
     def invalidate_all(self) -> None:
         """Compute every report again: the usage store was rebuilt."""

@@ -88,7 +88,7 @@ outbox = Table(
     Column("batch_epoch", String(64)),
     Column("format", String(8), nullable=False),
     Column("record_count", Integer, nullable=False),
-    # Why a row cannot be relayed; it is kept for whoever repairs it, and holds up no other.
+    # Why a row cannot be relayed; it is kept for repair, and the rows after it are relayed.
     Column("set_aside_reason", Text),
     Column("payload", LargeBinary, nullable=False),
     # Beside the payload, so that ids are known at start without it, and when it cannot be read.

@@ -1,0 +1,339 @@
+"""
+The tasks that a group commit is made of: each adds its part to the draft of a group, or fails alone.
+
+A task knows what it writes and which ids it takes. Queueing, writing and failures are the committer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tollkeeper.domain.bookings import Committed, CounterAt, EndedHold, Group, StoredHold
+from tollkeeper.domain.catalog import Grant
+from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.events import Record
+from tollkeeper.errors import HoldEnded
+from tollkeeper.gate.gate import Charge, StartedBudget
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.pending import Pending, key_of
+from tollkeeper.ledger.storable import check_storable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+encode_rows = msgspec.msgpack.Encoder().encode
+
+
+class Stale(Exception):
+    """The ids or budgets that a batch was prepared against have changed: prepare it again."""
+
+
+class Draft:
+    """
+    A group while its tasks add their parts to it.
+
+    Args:
+        charges_of: Returns the charges of a record by the budgets of *scopes_version*.
+    """
+
+    def __init__(
+        self,
+        now_us: int,
+        pending: Pending,
+        scopes_version: int,
+        charges_of: Callable[[Record], list[Charge]],
+    ) -> None:
+        self.group = Group(now_us=now_us)
+        self.pending = pending
+        self.scopes_version = scopes_version
+        self.charges_of = charges_of
+        self.rows: list[Record] = []
+        self.row_keys: list[str] = []
+        self.counted: dict[CounterAt, int] = {}
+        self.batches: list[Batch] = []
+        self.held_keys: list[str] = []
+
+    def charge(self, at: CounterAt, amount: int, *, counted: bool) -> None:
+        """Charge a counter; *counted*: the gate's counter has the amount already."""
+        self.group.charges[at] = self.group.charges.get(at, 0) + amount
+        if counted:
+            self.counted[at] = self.counted.get(at, 0) + amount
+
+
+class CommitTask:
+    """
+    Something to commit. `add` puts it into the draft whole, or raises to fail alone.
+
+    A task that is `kept` is tried again until the ledger takes it. Any other fails once, and its caller decides.
+    *done*, if set, is called with None after the commit, or with the error of a failure. It is called on the commit
+    thread before the future ends, so it runs also when the caller is gone; or by `Committer.submit`, when that raises.
+    """
+
+    __slots__ = ("done", "future")
+    future: CommitFuture | None
+    done: Callable[[BaseException | None], None] | None
+
+    @property
+    def kept(self) -> bool:
+        return self.future is None
+
+    def add(self, draft: Draft) -> None:
+        raise AssertionError("each kind of task defines this")
+
+    def result(self, committed: Committed) -> Any:
+        return None
+
+
+class OpenHold(CommitTask):
+    """A hold made over HTTP."""
+
+    __slots__ = ("hold",)
+
+    def __init__(
+        self, hold: StoredHold, future: CommitFuture, done: Callable[[BaseException | None], None]
+    ) -> None:
+        self.hold = hold
+        self.future = future
+        self.done = done
+
+    def add(self, draft: Draft) -> None:
+        key = key_of(self.hold.account_id, self.hold.hold_id)
+        if not draft.pending.disjoint((key,)):
+            raise HoldEnded(f"Id {self.hold.hold_id} names an event, a correction or a hold: use a new id.")
+        draft.pending.hold((key,))
+        draft.held_keys.append(key)
+        draft.group.opened.append(self.hold)
+
+
+class EndHold(CommitTask):
+    """A void or an expiry of a durable hold."""
+
+    __slots__ = ("ended",)
+
+    def __init__(
+        self,
+        ended: EndedHold,
+        future: CommitFuture | None,
+        done: Callable[[BaseException | None], None] | None = None,
+    ) -> None:
+        self.ended = ended
+        self.future = future
+        self.done = done
+
+    def add(self, draft: Draft) -> None:
+        draft.group.ended.append(self.ended)
+
+
+class Settle(CommitTask):
+    """
+    One record with its charges, and the end of its hold if that is durable.
+
+    Args:
+        scopes_version: Of the budget scopes that the charges were made from. When it is no longer current, the
+            charges are made again from the scopes in force.
+        counted: The gate's counters have the charges already.
+        ended: The hold that the record ends. Its id is checked again here: of several that name an event by this
+            id at the same time, only the first one is committed.
+        late: The hold has expired, so its id may name another event by now.
+    """
+
+    __slots__ = ("charges", "counted", "ended", "late", "record", "scopes_version")
+
+    def __init__(
+        self,
+        record: Record,
+        charges: list[Charge],
+        scopes_version: int,
+        counted: bool = True,
+        future: CommitFuture | None = None,
+        ended: EndedHold | None = None,
+        late: bool = False,
+        done: Callable[[BaseException | None], None] | None = None,
+    ) -> None:
+        self.record = record
+        self.charges = charges
+        self.scopes_version = scopes_version
+        self.counted = counted
+        self.future = future
+        self.ended = ended
+        self.late = late
+        self.done = done
+
+    @property
+    def kept(self) -> bool:
+        # An admission of this process has ended, so nobody can settle it again; a stored hold is open again.
+        return self.future is None or self.ended is None
+
+    def add(self, draft: Draft) -> None:
+        check_storable(self.record)
+        charges = self.charges
+        key = key_of(self.record.account_id, self.record.id)
+        if self.scopes_version != draft.scopes_version:
+            counted = {charge[:3]: charge.amount for charge in charges} if self.counted else {}
+            charges_now = draft.charges_of(self.record)
+            if self.ended is not None:
+                self._take_id(draft, key)
+            for charge in charges_now:
+                draft.charge(charge[:3], charge.amount, counted=False)
+            for at, amount in counted.items():
+                draft.counted[at] = draft.counted.get(at, 0) + amount
+        else:
+            if self.ended is not None:
+                self._take_id(draft, key)
+            for account_id, counter_id, period_start_us, amount in charges:
+                draft.charge((account_id, counter_id, period_start_us), amount, counted=self.counted)
+        draft.rows.append(self.record)
+        draft.row_keys.append(key)
+        if self.ended is not None:
+            draft.group.ended.append(self.ended)
+
+    def _take_id(self, draft: Draft, key: str) -> None:
+        """Raise `HoldEnded` unless the event is the one of its id. Nothing of the draft may fail after this."""
+        pending = draft.pending
+        if pending.is_held(key):
+            # By the hold that this ends: nothing else can have taken the id.
+            return
+        if not self.late or not pending.disjoint((key,)):
+            raise HoldEnded(f"Id {self.record.id} names an event or a correction by now: use a new id.")
+        # So that a batch of the same group finds the id taken.
+        pending.hold((key,))
+        draft.held_keys.append(key)
+
+
+class Batch(CommitTask):
+    """
+    Many records as one Arrow table, with their charges. Fails with `Stale` when one of the ids was taken since.
+
+    Args:
+        keys: `pending.key_of` of each id that the batch takes: that of row i in place i, unless
+            they are of corrections.
+        accounts: The accounts of the rows.
+        payload: The table as an Arrow IPC stream.
+        corrections: The rows are corrections; *keys* are the corrections' ids.
+    """
+
+    __slots__ = (
+        "accounts",
+        "charges",
+        "corrections",
+        "encoded_keys",
+        "keys",
+        "payload",
+        "scopes_version",
+        "table",
+    )
+
+    def __init__(
+        self,
+        table: pa.Table,
+        payload: bytes,
+        keys: list[str],
+        accounts: set[str],
+        charges: dict[CounterAt, int],
+        scopes_version: int,
+        future: CommitFuture,
+        *,
+        corrections: bool = False,
+    ) -> None:
+        self.corrections = corrections
+        self.table = table
+        self.payload = payload
+        self.keys = keys
+        # Here, on the caller's thread: all callers wait for the commit thread.
+        self.encoded_keys = encode_rows(keys)
+        self.accounts = accounts
+        self.charges = charges
+        self.scopes_version = scopes_version
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        if self.scopes_version != draft.scopes_version or not draft.pending.disjoint(self.keys):
+            raise Stale
+        draft.pending.add(self.keys, None if self.corrections else self.table)
+        for at, amount in self.charges.items():
+            draft.charge(at, amount, counted=False)
+        draft.batches.append(self)
+
+
+class PostGrants(CommitTask):
+    """Grants and top-ups of credit."""
+
+    __slots__ = ("grants",)
+
+    def __init__(self, grants: list[Grant], future: CommitFuture) -> None:
+        self.grants = grants
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        draft.group.grants.extend(self.grants)
+
+
+class ChangeScopes(CommitTask):
+    """
+    Budgets that come into or go out of force; from this group on, events are charged accordingly.
+
+    Its result is the outbox row up to which events were charged to the scopes as they were before.
+    """
+
+    __slots__ = ("ended", "members", "started")
+
+    def __init__(
+        self,
+        started: list[tuple[BudgetScope, int]],
+        ended: list[tuple[str, str]],
+        future: CommitFuture,
+        members: Sequence[StartedBudget] = (),
+    ) -> None:
+        self.members = members
+        """The scopes that start, each with the keys that it counts."""
+        self.started = started
+        self.ended = ended
+        self.future = future
+        self.done = None
+
+    @property
+    def accounts(self) -> set[str]:
+        return {scope.account_id for scope, _ in self.started} | {account_id for account_id, _ in self.ended}
+
+    def add(self, draft: Draft) -> None:
+        draft.group.scopes.extend(self.started)
+        draft.group.ended_scopes.extend(self.ended)
+
+
+class ReadBarrier(CommitTask):
+    """
+    A read between two groups, when the ledger is as of one commit and nothing writes it.
+
+    Its result is the value that *read* returned, and the outbox row up to which events are in the ledger.
+    """
+
+    __slots__ = ("read",)
+
+    def __init__(self, read: Callable[[], Any], future: CommitFuture) -> None:
+        self.read = read
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        # Nothing is written: it only has its place in the order of tasks.
+        return
+
+
+class AddCharges(CommitTask):
+    """Charges without events. With none at all, a commit that takes the changed windows with it."""
+
+    __slots__ = ("charges",)
+
+    def __init__(self, charges: dict[CounterAt, int], future: CommitFuture) -> None:
+        self.charges = charges
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        for at, amount in self.charges.items():
+            draft.charge(at, amount, counted=False)

@@ -1,0 +1,137 @@
+"""
+Open holds between memory and the ledger: an admission as a stored hold, and back after a restart.
+
+A hold keeps the amounts and the project of its request, wherever its key is when it is restored.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import msgspec
+
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.clock import Clock
+from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
+from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Amounts
+from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.errors import HoldUnknown
+from tollkeeper.gate.gate import NO_USAGE, Admission, Gate, Usage
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.commit_tasks import EndHold
+from tollkeeper.ledger.committer import Committer
+from tollkeeper.ledger.open_holds import OpenHolds
+from tollkeeper.ports import Ledger
+
+log = logging.getLogger("tollkeeper.holds")
+
+_UNSEEN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
+
+
+def stored_hold_of(admission: Admission) -> StoredHold:
+    """Return an admission as the ledger keeps it while its hold is open."""
+    return StoredHold(admission.account_id, admission.id, "open", _body_of(admission))
+
+
+class StoredHolds:
+    """Makes admissions of the holds in the ledger."""
+
+    def __init__(self, gate: Gate, directory: Directory) -> None:
+        self._gate = gate
+        self._directory = directory
+
+    def admission_of(self, stored: StoredHold, *, hold: bool) -> Admission:
+        """
+        Return the admission that made *stored*.
+
+        Args:
+            hold: Whether it holds its amounts at the gate again; not for a hold that has ended.
+
+        Raises:
+            HoldUnknown: Its key is no longer in the catalog.
+        """
+        body = stored.body
+        compiled_key = self._gate.compiled_key_of(lambda: self._entitlement_of(body))
+        if compiled_key is None:
+            raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
+        route = (
+            self._directory.route_table().match(body.method, body.path, compiled_key.profile) or _UNSEEN_ROUTE
+        )
+        amounts = Amounts(*body.amounts)
+        if hold:
+            admission = self._gate.hold_again(compiled_key, route, stored.hold_id, amounts, body.at_us)
+        else:
+            admission = Admission(
+                self._gate,
+                stored.hold_id,
+                compiled_key,
+                route,
+                body.method,
+                amounts,
+                NO_USAGE,
+                [],
+                body.at_us,
+            )
+        *tokens, model = body.expected
+        admission.expected = Usage(*tokens, model)  # type: ignore[arg-type, call-arg]
+        admission.method = body.method
+        admission.path = body.path
+        admission.tags = body.tags
+        admission.fingerprint = body.fingerprint
+        admission.expires_at_us = body.expires_at_us
+        admission.durable = True
+        return admission
+
+    def _entitlement_of(self, body: HoldBody) -> Entitlement | None:
+        """Return the entitlement of a hold's key, in the project of its request, wherever the key is now."""
+        key = self._directory.key(body.key_id)
+        if key is None:
+            return None
+        if body.project is not None:
+            entry = msgspec.structs.replace(key.entry, project=body.project or None)
+            key = msgspec.structs.replace(key, entry=entry)
+        return self._directory.entitlement_of(key)
+
+
+def restore_open_holds(
+    ledger: Ledger, stored_holds: StoredHolds, open_holds: OpenHolds, committer: Committer, clock: Clock
+) -> int:
+    """Open the holds again that were open when the process ended; return how many. Called once, at start."""
+    count = 0
+    for stored in ledger.open_holds():
+        at = (stored.account_id, stored.hold_id)
+        try:
+            admission = stored_holds.admission_of(stored, hold=True)
+        except HoldUnknown:
+            # Without its key it cannot be settled any more, and the other holds must be restored all the same.
+            log.warning("tollkeeper.hold.orphaned", extra={"account": at[0], "hold": at[1]})
+            committer.submit(EndHold(EndedHold(*at, "expired", clock.now_us()), None))
+            continue
+        open_holds.add(admission, CommitFuture.finished())
+        count += 1
+    return count
+
+
+def _body_of(admission: Admission) -> HoldBody:
+    expected = admission.expected
+    amounts = admission.amounts
+    return HoldBody(
+        key_id=admission.key_id,
+        method=admission.method,
+        path=admission.path,
+        amounts=(amounts.requests, amounts.tokens, amounts.nanos, amounts.credits),
+        expected=(
+            expected.prompt_tokens,
+            expected.cached_prompt_tokens,
+            expected.completion_tokens,
+            expected.reasoning_tokens,
+            expected.model,
+        ),
+        at_us=admission.at_us,
+        expires_at_us=admission.expires_at_us,
+        fingerprint=admission.fingerprint,
+        tags=dict(admission.tags),
+        project=admission.compiled_key.project_id,
+    )
