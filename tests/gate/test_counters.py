@@ -21,7 +21,7 @@ from tollkeeper.gate.counters import SLIDING_SLOTS, WINDOWS, BudgetCounter, Cred
 T0 = to_us(datetime(2026, 3, 18, 12, tzinfo=UTC))
 WINDOW_US = 60 * US_PER_S
 SLOT_US = WINDOW_US // SLIDING_SLOTS
-ALGORITHMS = ("fixed", "sliding", "compiled_keys")
+ALGORITHMS = ("fixed", "sliding", "permits")
 
 
 def window(
@@ -121,7 +121,7 @@ class Gcra:
 @given(histories, st.integers(1, 20), st.integers(1, 30))
 def test_a_permit_bucket_agrees_with_the_generic_cell_rate_algorithm(history, rate, burst):
     oracle = Gcra(rate, burst)
-    for now_us, amount, admitted in run(window("compiled_keys", rate, burst=burst), history):
+    for now_us, amount, admitted in run(window("permits", rate, burst=burst), history):
         assert admitted == oracle.admits(amount, now_us)
 
 
@@ -181,7 +181,7 @@ def test_a_window_counts_what_was_really_used(algorithm, history):
 
 @given(st.lists(st.tuples(waits, st.integers(1, 12), st.integers(0, 20)), max_size=30), st.integers(1, 20))
 def test_a_permit_bucket_gets_back_what_was_not_used_and_is_never_more_than_full(history, rate):
-    counter = window("compiled_keys", rate, burst=25)
+    counter = window("permits", rate, burst=25)
     level, at_us, now_us = Fraction(25), T0, T0
     for wait_us, amount, actual in history:
         now_us += wait_us
@@ -262,7 +262,7 @@ def test_a_sliding_window_does_not_overshoot_when_the_clock_goes_back(history, a
 
 @given(jumps, st.integers(1, 20), st.integers(1, 30))
 def test_a_permit_bucket_does_not_overshoot_when_the_clock_goes_back(history, rate, burst):
-    counter, oracle = window("compiled_keys", rate, burst=burst), Gcra(rate, burst)
+    counter, oracle = window("permits", rate, burst=burst), Gcra(rate, burst)
     now_us = latest_us = T0
     for jump_us, amount in history:
         now_us += jump_us
@@ -342,7 +342,7 @@ def test_a_late_settle_counts_where_one_in_time_would(
     late.take_late(actual, at_us, now_us)
     in_time.settle(mark, held, actual)
     assert late.dirty or late.allowed_used(now_us) == undone
-    if algorithm == "compiled_keys":
+    if algorithm == "permits":
         assert late.allowed_used(now_us)[1] >= min(in_time.allowed_used(now_us)[1], actual)
     else:
         assert late.allowed_used(now_us) == in_time.allowed_used(now_us)
@@ -397,8 +397,8 @@ def test_a_changed_amount_applies_at_once_and_forgets_nothing(algorithm):
 
 
 def test_a_smaller_bucket_holds_no_more_than_its_size():
-    counter = window("compiled_keys", 10)
-    counter.amend(Limit(name="l", amount=10, burst=3, window="1m", unit="tokens", algorithm="compiled_keys"))
+    counter = window("permits", 10)
+    counter.amend(Limit(name="l", amount=10, burst=3, window="1m", unit="tokens", algorithm="permits"))
     assert counter.fits(3, T0)
     assert not counter.fits(4, T0 + WINDOW_US)
 

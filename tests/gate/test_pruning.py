@@ -23,7 +23,7 @@ from tollkeeper.testing import ManualClock
 LIMITS = [
     Limit(name="rpm", amount=6),
     Limit(name="tpm", amount=100, unit="tokens", algorithm="sliding"),
-    Limit(name="compiled_keys", amount=60, burst=90, unit="tokens", algorithm="compiled_keys"),
+    Limit(name="permits", amount=60, burst=90, unit="tokens", algorithm="permits"),
     Limit(name="open", amount=3, algorithm="concurrency"),
     Limit(name="shared", amount=200, unit="tokens", window="1h", per="account"),
 ]
@@ -186,7 +186,7 @@ def test_an_open_hold_keeps_its_counters(site: Site, clock: ManualClock) -> None
     assert site.counter_count == 7
     site.settle(admission, tokens=30, nanos=300)
     assert {state.limit: state.used for state in site.limit_statuses("a.k")} == {
-        "rpm": 0, "tpm": 0, "compiled_keys": 0, "open": 0, "shared": 0, "b": 300, "credit": 300,
+        "rpm": 0, "tpm": 0, "permits": 0, "open": 0, "shared": 0, "b": 300, "credit": 300,
     }  # fmt: skip
 
 

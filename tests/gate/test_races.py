@@ -57,7 +57,7 @@ def entries(account: str, bound: str) -> list[Entry]:
     plan = {
         "fixed": Limit(name="l", amount=FITS),
         "sliding": Limit(name="l", amount=FITS, algorithm="sliding"),
-        "compiled_keys": Limit(name="l", amount=FITS, algorithm="compiled_keys"),
+        "permits": Limit(name="l", amount=FITS, algorithm="permits"),
         "concurrency": Limit(name="l", amount=FITS, algorithm="concurrency"),
         "nanos limit": Limit(name="l", amount=FITS * PRICE, unit="nanos"),
     }
@@ -89,7 +89,7 @@ def secret_of(site: Installation, account: str, bound: str) -> str:
 BOUNDS = (
     "fixed",
     "sliding",
-    "compiled_keys",
+    "permits",
     "concurrency",
     "nanos limit",
     "budget",
@@ -382,7 +382,7 @@ def test_a_budget_that_is_set_while_a_key_is_looked_up_charges_the_request(site,
     assert counters(site, account) == {"budget:b": PRICE}
 
 
-LOWERED = ("fixed", "sliding", "compiled_keys", "concurrency", "nanos limit", "budget", "requests budget")
+LOWERED = ("fixed", "sliding", "permits", "concurrency", "nanos limit", "budget", "requests budget")
 FEW = 5
 
 
@@ -473,7 +473,7 @@ def test_a_request_whose_key_was_looked_up_before_a_change_is_decided_by_the_cha
     assert len(admitted_after) == FEW
 
 
-@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "compiled_keys", "concurrency"])
+@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "permits", "concurrency"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("where", ["plan", "key"])
 def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, algorithm, order, where):
@@ -501,7 +501,7 @@ def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, a
     assert len(kept) == FEW
     # What one used counts for the other; a bucket of permits has one pace, the lesser.
     more = admitted(site, secrets[1], FITS)
-    assert len(more) == (0 if algorithm == "compiled_keys" else FITS - FEW)
+    assert len(more) == (0 if algorithm == "permits" else FITS - FEW)
     assert not admitted(site, secrets[0], 1)
 
 
@@ -520,7 +520,7 @@ def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(s
         assert read() is not None
 
 
-@pytest.mark.parametrize("bound", ["fixed", "sliding", "compiled_keys"])
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_who_comes_after_late_settles_has_what_these_left(install, account, clock, bound, restarted):
     """A late settle is recorded even if it overshoots, and nobody new is admitted into a window that is full."""
@@ -538,7 +538,7 @@ def test_who_comes_after_late_settles_has_what_these_left(install, account, cloc
     assert verify(site).ok
 
 
-@pytest.mark.parametrize("bound", ["fixed", "sliding", "compiled_keys"])
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
 def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselves(
     site, account, clock, bound
 ):

@@ -374,10 +374,8 @@ class PermitBucket(RateCounter):
     ) -> None:
         super().__init__(account_id, counter_id, limit, changed)
         self.burst = limit.burst if limit.burst is not None else limit.amount
-        compiled_keys, part = stored.get(_PERMITS), stored.get(_PART, 0)
-        self.level = (
-            self.burst * self.width_us if compiled_keys is None else compiled_keys * self.width_us + part
-        )
+        permits, part = stored.get(_PERMITS), stored.get(_PART, 0)
+        self.level = self.burst * self.width_us if permits is None else permits * self.width_us + part
         self.last_us = stored.get(_LAST_US, now_us)
 
     def amend(self, limit: Limit) -> None:
@@ -427,8 +425,8 @@ class PermitBucket(RateCounter):
     def slots(self) -> dict[int, int]:
         self.dirty = False
         # Whole permits and the part of the next one, since their product may need more than 64 bits.
-        compiled_keys, part = divmod(self.level, self.width_us)
-        return {_PERMITS: compiled_keys, _PART: part, _LAST_US: self.last_us}
+        permits, part = divmod(self.level, self.width_us)
+        return {_PERMITS: permits, _PART: part, _LAST_US: self.last_us}
 
     def expires_at_us(self) -> int:
         full = self.lifts_at_us(self.burst, self.last_us)
@@ -495,7 +493,7 @@ WINDOWS: Final[dict[str, type[Window]]] = {
     "fixed": FixedWindow,
     "from_first": FirstCallWindow,
     "sliding": SlidingWindow,
-    "compiled_keys": PermitBucket,
+    "permits": PermitBucket,
     "concurrency": Concurrency,
 }
 
