@@ -110,7 +110,7 @@ class Gate:
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self.admitted_count = 0
         """Requests admitted since start."""
-        self.new_id = Ids().new_id
+        self._ids = Ids()
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
@@ -205,7 +205,7 @@ class Gate:
             return self.admit(secret, method, path, expected, hold_id=hold_id)
         return Admission(
             self.abandoned,
-            hold_id or self.new_id(now_us),
+            hold_id or self._ids.new_id(now_us),
             compiled_key,
             route,
             method,
@@ -550,6 +550,10 @@ class Gate:
         return Admission(
             self.abandoned, admission_id, compiled_key, route, "", amounts, NO_USAGE, taken, at_us
         )
+
+    def new_id(self, now_us: int) -> str:
+        """Return a fresh id: see `Ids`."""
+        return self._ids.new_id(now_us)
 
     def _collect_abandoned(self) -> None:
         while self.abandoned:
