@@ -15,10 +15,8 @@ FILE_LINES_MAX: Final = 600
 
 STILL_LARGER: Final[dict[str, int]] = {
     "catalog/manage.py": 831,
-    "gate/counters.py": 816,
-    "gate/gate.py": 1160,
-    "gate/gate.py:Gate": 803,
-    "installation.py": 711,
+    "gate/gate.py:Gate": 468,
+    "installation.py": 710,
     "installation.py:Installation": 480,
     "meter/decode.py": 855,
     "meter/ingest.py": 612,

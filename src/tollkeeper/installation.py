@@ -42,8 +42,7 @@ from tollkeeper.domain.bookings import PendingRow
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
 from tollkeeper.errors import DataDirectoryInUse, StoresMismatch, Unavailable
-from tollkeeper.gate.gate import Gate
-from tollkeeper.gate.gate import Settings as GateSettings
+from tollkeeper.gate.gate import Gate, GateSettings
 from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
 from tollkeeper.ledger.commit_future import CommitFuture, finish
 from tollkeeper.ledger.commit_tasks import PostGrants

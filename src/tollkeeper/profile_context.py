@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
 from typing import Any, cast
 
 from tollkeeper.catalog.directory import Directory
@@ -22,10 +21,8 @@ from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscri
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.limit_status import LimitStatus, Session
-from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
@@ -116,20 +113,7 @@ class LocalProfileContext:
         future.wait()
 
     def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
-        used, resets_at_us = self._gate.spent(account_id, name, limit)
-        resets_at = None if resets_at_us is None else from_us(resets_at_us)
-        return LimitStatus(
-            kind="limit",
-            name=limit.name,
-            unit=limit.unit,
-            allowed=limit.amount,
-            used=used,
-            window_s=duration_s(limit.window),
-            per_window=limit.amount,
-            bucket=limit.bucket,
-            starts_at=_window_start(limit, resets_at),
-            resets_at=resets_at,
-        )
+        return self._gate.limit_status(account_id, name, limit)
 
     def record(self, key: StoredKey, route: Route, status: int) -> None:
         self._record(key.entry.account, key.entry.project or "", key.entry.id, route, status)
@@ -156,9 +140,9 @@ class LocalProfileContext:
 
     def limit_statuses(self, key: StoredKey) -> list[LimitStatus]:
         compiled_key = self._compiled_key(key)
-        return (
-            [] if compiled_key is None else limit_statuses_of(self._gate, compiled_key, self._clock.now_us())
-        )
+        if compiled_key is None:
+            return []
+        return self._gate.limit_statuses(compiled_key, self._clock.now_us())
 
     def usage(self, query: UsageQuery) -> UsageReport:
         report = self._reports.usage(query)
@@ -208,44 +192,3 @@ class LocalProfileContext:
 
     def _compiled_key(self, key: StoredKey) -> CompiledKey | None:
         return self._gate.compiled_key_of(lambda: self._directory.entitlement_of_id(key.entry.id))
-
-
-def limit_statuses_of(gate: Gate, compiled_key: CompiledKey, now_us: int) -> list[LimitStatus]:
-    """Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit."""
-    states = gate.state_of(compiled_key, now_us)
-    limits = [scope.limit for scope in compiled_key.entitlement.limits]
-    budgets = compiled_key.entitlement.budgets
-    limit_statuses = []
-    for index, state in enumerate(states):
-        limit = limits[index] if index < len(limits) else None
-        resets_at = None if state.resets_at_us is None else from_us(state.resets_at_us)
-        starts_at = None if limit is None else _window_start(limit, resets_at)
-        if len(limits) <= index < len(limits) + len(budgets) and resets_at is not None:
-            starts_at = from_us(budgets[index - len(limits)].span_us(now_us)[0])
-        kind = "budget"
-        if limit is not None:
-            kind = "concurrency" if limit.algorithm == "concurrency" else "limit"
-        elif state.reason == "credit_exhausted":
-            kind = "credit"
-        limit_statuses.append(
-            LimitStatus(
-                kind=kind,
-                name=state.limit,
-                unit=state.unit,
-                allowed=state.allowed,
-                used=state.used or 0,
-                window_s=duration_s(limit.window) if limit is not None and kind == "limit" else None,
-                per_window=limit.amount if limit is not None and kind == "limit" else None,
-                bucket=None if limit is None else limit.bucket,
-                starts_at=starts_at,
-                resets_at=resets_at,
-            )
-        )
-    return limit_statuses
-
-
-def _window_start(limit: Limit, resets_at: datetime | None) -> datetime | None:
-    """Return when a fixed window began; the others have no start that all of their requests share."""
-    if resets_at is None or limit.algorithm != "fixed":
-        return None
-    return resets_at - timedelta(seconds=duration_s(limit.window))

@@ -54,7 +54,7 @@ window_limits = _objects(
     },
 )
 permit_limits = _objects(
-    {"amount": counts, "algorithm": st.just("compiled_keys")}, {"burst": st.integers(1, NANOS_MAX)}
+    {"amount": counts, "algorithm": st.just("permits")}, {"burst": st.integers(1, NANOS_MAX)}
 )
 concurrency_limits = _objects({"amount": counts, "algorithm": st.just("concurrency")}, {})
 plan_budgets = _objects(
@@ -274,7 +274,7 @@ RULES: list[tuple[str, dict[str, Any], str]] = [
     ("plans", {"limits": [{**LIMIT, "window": "1 minute"}]}, "limits[0].window"),
     ("plans", {"limits": [{**LIMIT, "window": "367d"}]}, "limits[0].window"),
     ("plans", {"limits": [{**LIMIT, "burst": 5}]}, "limits[0].burst"),
-    ("plans", {"limits": [{**LIMIT, "algorithm": "compiled_keys", "burst": 0}]}, "limits[0].burst"),
+    ("plans", {"limits": [{**LIMIT, "algorithm": "permits", "burst": 0}]}, "limits[0].burst"),
     ("plans", {"limits": [{**LIMIT, "algorithm": "concurrency", "unit": "tokens"}]}, "limits[0].unit"),
     ("plans", {"limits": [LIMIT, LIMIT]}, "limits[1].name"),
     ("plans", {"budgets": [{**BUDGET, "name": ""}]}, "budgets[0].name"),

@@ -81,8 +81,8 @@ class Customer:
         """What the gate takes the budget to have been used, holds included."""
         compiled_key = self.site.gate.compiled_key(self.secret)
         assert not isinstance(compiled_key, Denial)
-        states = self.site.gate.state_of(compiled_key, self.site.clock.now_us())
-        return next(state.used or 0 for state in states if state.limit == "b")
+        statuses = self.site.gate.limit_statuses(compiled_key, self.site.clock.now_us())
+        return next(status.used for status in statuses if status.name == "b")
 
 
 @pytest.fixture

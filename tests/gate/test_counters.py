@@ -16,12 +16,14 @@ from tollkeeper.domain.entitlements import scope_of_budget
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.periods import FAR_FUTURE, period_of
 from tollkeeper.domain.pools import CreditBook, GrantBalance
-from tollkeeper.gate.counters import SLIDING_SLOTS, WINDOWS, BudgetCounter, CreditPool
+from tollkeeper.gate.counter import NotRead
+from tollkeeper.gate.money import BudgetCounter, CreditPool
+from tollkeeper.gate.windows import SLIDING_SLOTS, WINDOWS
 
 T0 = to_us(datetime(2026, 3, 18, 12, tzinfo=UTC))
 WINDOW_US = 60 * US_PER_S
 SLOT_US = WINDOW_US // SLIDING_SLOTS
-ALGORITHMS = ("fixed", "sliding", "compiled_keys")
+ALGORITHMS = ("fixed", "sliding", "permits")
 
 
 def window(
@@ -121,7 +123,7 @@ class Gcra:
 @given(histories, st.integers(1, 20), st.integers(1, 30))
 def test_a_permit_bucket_agrees_with_the_generic_cell_rate_algorithm(history, rate, burst):
     oracle = Gcra(rate, burst)
-    for now_us, amount, admitted in run(window("compiled_keys", rate, burst=burst), history):
+    for now_us, amount, admitted in run(window("permits", rate, burst=burst), history):
         assert admitted == oracle.admits(amount, now_us)
 
 
@@ -181,7 +183,7 @@ def test_a_window_counts_what_was_really_used(algorithm, history):
 
 @given(st.lists(st.tuples(waits, st.integers(1, 12), st.integers(0, 20)), max_size=30), st.integers(1, 20))
 def test_a_permit_bucket_gets_back_what_was_not_used_and_is_never_more_than_full(history, rate):
-    counter = window("compiled_keys", rate, burst=25)
+    counter = window("permits", rate, burst=25)
     level, at_us, now_us = Fraction(25), T0, T0
     for wait_us, amount, actual in history:
         now_us += wait_us
@@ -262,7 +264,7 @@ def test_a_sliding_window_does_not_overshoot_when_the_clock_goes_back(history, a
 
 @given(jumps, st.integers(1, 20), st.integers(1, 30))
 def test_a_permit_bucket_does_not_overshoot_when_the_clock_goes_back(history, rate, burst):
-    counter, oracle = window("compiled_keys", rate, burst=burst), Gcra(rate, burst)
+    counter, oracle = window("permits", rate, burst=burst), Gcra(rate, burst)
     now_us = latest_us = T0
     for jump_us, amount in history:
         now_us += jump_us
@@ -342,7 +344,7 @@ def test_a_late_settle_counts_where_one_in_time_would(
     late.take_late(actual, at_us, now_us)
     in_time.settle(mark, held, actual)
     assert late.dirty or late.allowed_used(now_us) == undone
-    if algorithm == "compiled_keys":
+    if algorithm == "permits":
         assert late.allowed_used(now_us)[1] >= min(in_time.allowed_used(now_us)[1], actual)
     else:
         assert late.allowed_used(now_us) == in_time.allowed_used(now_us)
@@ -397,8 +399,8 @@ def test_a_changed_amount_applies_at_once_and_forgets_nothing(algorithm):
 
 
 def test_a_smaller_bucket_holds_no_more_than_its_size():
-    counter = window("compiled_keys", 10)
-    counter.amend(Limit(name="l", amount=10, burst=3, window="1m", unit="tokens", algorithm="compiled_keys"))
+    counter = window("permits", 10)
+    counter.amend(Limit(name="l", amount=10, burst=3, window="1m", unit="tokens", algorithm="permits"))
     assert counter.fits(3, T0)
     assert not counter.fits(4, T0 + WINDOW_US)
 
@@ -415,6 +417,21 @@ class FakeLedger:
 
     def stored(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         return self.rows[period_start_us], self.commit
+
+
+class ReadBudget(BudgetCounter):
+    """Reads each period when it needs it, as the gate does between two tries."""
+
+    def __init__(self, scope, now_us, stored):
+        self.stored = stored
+        super().__init__(scope)
+        self.fits(0, now_us)
+
+    def _turn_to(self, at_us):
+        if not self.is_read(at_us):
+            period = self.begin_read(at_us)
+            self.end_read(period, self.stored(self.account_id, self.counter_id, period.start_us))
+        super()._turn_to(at_us)
 
 
 def budget(amount=100, period="day", unit="nanos"):
@@ -438,7 +455,7 @@ def test_a_budget_agrees_with_three_lists_per_period(data):
     ones of the next: each counts in the period of its own time, as the meter will book it.
     """
     ledger = FakeLedger()
-    counter = BudgetCounter(budget(), T0, ledger.stored)
+    counter = ReadBudget(budget(), T0, ledger.stored)
     held: list[tuple[int, int]] = []
     settled: list[tuple[int, int]] = []
     steps = ("take", "take", "settle", "give back", "undo", "commit", "foreign", "restart")
@@ -484,7 +501,7 @@ def test_a_budget_agrees_with_three_lists_per_period(data):
             amount = data.draw(st.integers(-5, 40))
             ledger.rows[start_us] += amount
             if data.draw(st.booleans()):
-                fresh = BudgetCounter(budget(), now_us, ledger.stored)
+                fresh = ReadBudget(budget(), now_us, ledger.stored)
                 fresh.booked(start_us, amount, counted=0, commit=ledger.commit)
                 assert fresh.allowed_used(now_us)[1] == ledger.rows[start_us]
             counter.booked(start_us, amount, counted=0, commit=ledger.commit)
@@ -492,14 +509,70 @@ def test_a_budget_agrees_with_three_lists_per_period(data):
             # What was held or not yet committed is lost with the process.
             held.clear()
             settled.clear()
-            counter = BudgetCounter(budget(), now_us, ledger.stored)
+            counter = ReadBudget(budget(), now_us, ledger.stored)
+
+
+@given(st.data())
+def test_commits_while_a_period_is_read_count_once_whenever_it_was_read(data):
+    """The ledger is read without the gate's lock: holds, endings and commits go on, and several may read at once."""
+    ledger = FakeLedger()
+    counter = BudgetCounter(budget())
+    mark = budget().span_us(T0)[0]
+    readers: list[list[Any]] = []
+    held: list[int] = []
+    settled: list[int] = []
+    unheard: list[tuple[int, int, int]] = []
+    steps = ("take", "settle", "give back", "undo", "commit", "heard", "begin", "read", "end", "fail")
+    for step in data.draw(st.lists(st.sampled_from(steps), max_size=40)):
+        if step == "take":
+            amount = data.draw(st.integers(0, 60))
+            assert counter.retake(amount, T0) == mark
+            held.append(amount)
+        elif step in ("settle", "give back", "undo") and held:
+            amount, actual = held.pop(), data.draw(st.integers(0, 80))
+            if step == "give back":
+                counter.give_back(mark, amount)
+                continue
+            counter.settle(mark, amount, actual)
+            if step == "undo":
+                counter.unsettle(mark, amount, actual)
+                held.append(amount)
+            else:
+                settled.append(actual)
+        elif step == "commit":
+            # What was settled, and something that did not pass the gate.
+            ledger.commit += 1
+            counted, foreign = sum(settled), data.draw(st.integers(0, 40))
+            settled.clear()
+            ledger.rows[mark] += counted + foreign
+            unheard.append((counted + foreign, counted, ledger.commit))
+        elif step == "heard" and unheard:
+            amount, counted, commit = unheard.pop(0)
+            counter.booked(mark, amount, counted=counted, commit=commit)
+        elif step == "begin":
+            readers.append([counter.begin_read(T0), None])
+        elif step == "read" and readers:
+            reader = data.draw(st.sampled_from(readers))
+            reader[1] = reader[1] or ledger.stored("acme", "b", mark)
+        elif step in ("end", "fail") and readers:
+            period, committed = readers.pop(data.draw(st.integers(0, len(readers) - 1)))
+            counter.end_read(period, committed if step == "end" else None)
+    for amount, counted, commit in unheard:
+        counter.booked(mark, amount, counted=counted, commit=commit)
+    for period, committed in readers:
+        counter.end_read(period, committed)
+    if not counter.is_read(T0):
+        with pytest.raises(NotRead):
+            counter.fits(0, T0)
+        counter.end_read(counter.begin_read(T0), ledger.stored("acme", "b", mark))
+    assert counter.allowed_used(T0) == (100, ledger.rows[mark] + sum(held) + sum(settled))
 
 
 @given(st.integers(1, 100), st.integers(0, 300))
 def test_a_hold_of_yesterday_settles_yesterday(held, actual):
     """The charge must lie where the event does, whenever it is settled."""
     ledger = FakeLedger()
-    counter = BudgetCounter(budget(), T0, ledger.stored)
+    counter = ReadBudget(budget(), T0, ledger.stored)
     tomorrow_us = T0 + 24 * HOUR_US
     mark = counter.take(held, T0)
     assert counter.allowed_used(tomorrow_us) == (100, 0)
@@ -509,7 +582,7 @@ def test_a_hold_of_yesterday_settles_yesterday(held, actual):
 
 
 def test_periods_that_nothing_is_under_way_in_are_forgotten():
-    counter = BudgetCounter(budget(), T0, FakeLedger().stored)
+    counter = ReadBudget(budget(), T0, FakeLedger().stored)
     for days in range(400):
         now_us = T0 + days * 24 * HOUR_US
         assert counter.fits(1, now_us)
@@ -524,7 +597,7 @@ def test_periods_that_nothing_is_under_way_in_are_forgotten():
 )
 def test_an_empty_budget_stops_calls_whose_cost_is_not_known(unit, fits):
     """What a call costs in credits is set with its route; what it costs in money or tokens may be open."""
-    counter = BudgetCounter(budget(10, unit=unit), T0, FakeLedger().stored)
+    counter = ReadBudget(budget(10, unit=unit), T0, FakeLedger().stored)
     assert counter.fits(10, T0)
     counter.take(10, T0)
     assert counter.fits(0, T0) == fits
@@ -533,7 +606,7 @@ def test_an_empty_budget_stops_calls_whose_cost_is_not_known(unit, fits):
 
 def test_a_budget_without_an_amount_counts_without_a_bound():
     scope = budget()._replace(amount=None)
-    counter = BudgetCounter(scope, T0, FakeLedger().stored)
+    counter = ReadBudget(scope, T0, FakeLedger().stored)
     assert counter.fits(10**30, T0)
     counter.take(7, T0)
     assert counter.allowed_used(T0) == (None, 7)
@@ -543,11 +616,11 @@ def test_a_changed_period_keeps_what_is_under_way():
     """On the first of a month its day and month begin together: what is held of one is held of the other."""
     first_us = to_us(datetime(2026, 3, 1, tzinfo=UTC))
     ledger = FakeLedger()
-    counter = BudgetCounter(budget(period="month"), first_us, ledger.stored)
+    counter = ReadBudget(budget(period="month"), first_us, ledger.stored)
     mark = counter.take(30, first_us)
-    counter.amend(budget(period="day"), first_us)
+    counter.amend(budget(period="day"))
     assert counter.allowed_used(first_us) == (100, 30)
-    counter.amend(budget(period="month"), first_us + 48 * HOUR_US)
+    counter.amend(budget(period="month"))
     assert counter.allowed_used(first_us + 48 * HOUR_US) == (100, 30)
     counter.settle(mark, 30, 20)
     assert counter.allowed_used(first_us) == (100, 20)
@@ -559,7 +632,8 @@ def test_a_changed_period_keeps_what_is_under_way():
 @given(st.data())
 def test_a_balance_agrees_with_the_book_less_what_is_under_way(data):
     books = {"book": CreditBook(), "commit": 0}
-    pool = CreditPool("acme", T0, lambda account_id: (books["book"], books["commit"]))
+    pool = CreditPool("acme")
+    pool.take_book(books["book"], books["commit"], T0)
     held: list[int] = []
     settled: list[int] = []
     now_us, names = T0, iter(range(1000))

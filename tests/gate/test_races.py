@@ -57,7 +57,7 @@ def entries(account: str, bound: str) -> list[Entry]:
     plan = {
         "fixed": Limit(name="l", amount=FITS),
         "sliding": Limit(name="l", amount=FITS, algorithm="sliding"),
-        "compiled_keys": Limit(name="l", amount=FITS, algorithm="compiled_keys"),
+        "permits": Limit(name="l", amount=FITS, algorithm="permits"),
         "concurrency": Limit(name="l", amount=FITS, algorithm="concurrency"),
         "nanos limit": Limit(name="l", amount=FITS * PRICE, unit="nanos"),
     }
@@ -89,7 +89,7 @@ def secret_of(site: Installation, account: str, bound: str) -> str:
 BOUNDS = (
     "fixed",
     "sliding",
-    "compiled_keys",
+    "permits",
     "concurrency",
     "nanos limit",
     "budget",
@@ -266,7 +266,7 @@ def test_one_name_authorized_by_many_at_once_is_one_hold(site, account):
 
     assert set(in_threads([authorize] * THREADS)) == {"one-name"}
     assert len(site.ledger.open_holds()) == 1
-    assert site.gate.state_of(site.gate.compiled_key(secret), site.clock.now_us())[0].used == PRICE
+    assert site.gate.limit_statuses(site.gate.compiled_key(secret), site.clock.now_us())[0].used == PRICE
 
 
 def test_abandoned_admissions_free_their_holds(site, account):
@@ -307,37 +307,18 @@ def test_requests_of_two_periods_at_once_are_each_charged_to_their_own(site, acc
 # -- what is read of the catalog while it changes ----------------------------------------------------
 
 
-class Meanwhile:
-    """The gate's sources, with something that happens after each reading and before the gate has the answer."""
-
-    def __init__(self, sources: Any, method: str, happens: Callable[[], Any]) -> None:
-        self._sources = sources
-        self._method = method
-        self._happens = happens
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._sources, name)
-        if name != self._method:
-            return found
-
-        def read_then_change(*args: Any) -> Any:
-            answer = found(*args)
-            self._happens()
-            return answer
-
-        return read_then_change
-
-
 def change_meanwhile(site: Installation, method: str, change: Callable[[], Any]) -> None:
-    """Make *change* happen once, right after the gate's next reading of *method*."""
-    gate: Any = site.gate
-    sources = gate._sources
+    """Make *change* happen once, after the gate's next reading of *method* and before the gate has the answer."""
+    sources: Any = site.directory
+    read = getattr(sources, method)
 
-    def once() -> None:
-        gate._sources = sources
+    def read_then_change(*args: Any) -> Any:
+        delattr(sources, method)
+        answer = read(*args)
         change()
+        return answer
 
-    gate._sources = Meanwhile(sources, method, once)
+    setattr(sources, method, read_then_change)
 
 
 def test_a_key_that_is_revoked_while_it_is_looked_up_is_not_remembered_as_good(site, account):
@@ -382,7 +363,7 @@ def test_a_budget_that_is_set_while_a_key_is_looked_up_charges_the_request(site,
     assert counters(site, account) == {"budget:b": PRICE}
 
 
-LOWERED = ("fixed", "sliding", "compiled_keys", "concurrency", "nanos limit", "budget", "requests budget")
+LOWERED = ("fixed", "sliding", "permits", "concurrency", "nanos limit", "budget", "requests budget")
 FEW = 5
 
 
@@ -458,26 +439,24 @@ def test_a_request_whose_key_was_looked_up_before_a_change_is_decided_by_the_cha
     gc.collect()
     change = lowered(account, "budget", "plan")
     gate: Any = site.gate
-    routes = gate._routes
+    keys = gate._keys
+    routes = keys.routes
 
     class Changing:
         def match(self, *args: Any) -> Any:
-            gate._routes = routes
+            keys.routes = routes
             site.manage.put(change)
             admitted_after.extend(admitted(site, secret, FEW))
             return routes.match(*args)
 
     admitted_after: list[Admission] = []
-    gate._routes = Changing()
+    keys.routes = Changing()
     assert site.holds.admit(secret, "POST", "/chat").reason == "budget_exhausted"
     assert len(admitted_after) == FEW
 
 
-@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "compiled_keys", "concurrency"])
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-@pytest.mark.parametrize("where", ["plan", "key"])
-def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, algorithm, order, where):
-    """Rotated, then moved to a larger limit: whichever of them was compiled last, neither gets the other's."""
+def rotated(site: Installation, account: str, algorithm: str, where: str) -> list[str]:
+    """Return the secrets of a key of `FEW` and of its successor, which was moved to `FITS`."""
     small = Limit(name="l", amount=FEW, algorithm=algorithm)
     large = Limit(name="l", amount=FITS, algorithm=algorithm)
     set_up(
@@ -494,14 +473,22 @@ def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, a
     issued = site.manage.rotate_key(account, old.entry_id, 3600)
     moved = {"limits": [large]} if where == "key" else {"plan": f"{account}-l"}
     site.manage.put(msgspec.structs.replace(issued.entry, **moved))
-    secrets = [account, str(issued.secret)]
+    return [account, str(issued.secret)]
+
+
+@pytest.mark.parametrize("algorithm", ["fixed", "sliding", "permits", "concurrency"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("where", ["plan", "key"])
+def test_two_keys_of_one_line_are_each_held_to_their_own_amount(site, account, algorithm, order, where):
+    """Rotated, then moved to a larger limit: whichever of them was compiled last, neither gets the other's."""
+    secrets = rotated(site, account, algorithm, where)
     for index in order:
         site.gate.compiled_key(secrets[index])
     kept = admitted(site, secrets[0], FITS)
     assert len(kept) == FEW
     # What one used counts for the other; a bucket of permits has one pace, the lesser.
     more = admitted(site, secrets[1], FITS)
-    assert len(more) == (0 if algorithm == "compiled_keys" else FITS - FEW)
+    assert len(more) == (0 if algorithm == "permits" else FITS - FEW)
     assert not admitted(site, secrets[0], 1)
 
 
@@ -520,7 +507,7 @@ def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(s
         assert read() is not None
 
 
-@pytest.mark.parametrize("bound", ["fixed", "sliding", "compiled_keys"])
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_who_comes_after_late_settles_has_what_these_left(install, account, clock, bound, restarted):
     """A late settle is recorded even if it overshoots, and nobody new is admitted into a window that is full."""
@@ -538,7 +525,18 @@ def test_who_comes_after_late_settles_has_what_these_left(install, account, cloc
     assert verify(site).ok
 
 
-@pytest.mark.parametrize("bound", ["fixed", "sliding", "compiled_keys"])
+@pytest.mark.parametrize("algorithm", ["fixed", "sliding"])
+def test_a_late_settle_counts_where_keys_share_a_window_and_have_their_own_amounts(
+    site, account, clock, algorithm
+):
+    secrets = rotated(site, account, algorithm, "key")
+    late_count = 3
+    for late_settle in late_holds(site, secrets[1], account, late_count, clock):
+        late_settle()
+    assert len(admitted(site, secrets[0], FITS)) == FEW - late_count
+
+
+@pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
 def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselves(
     site, account, clock, bound
 ):
@@ -550,8 +548,8 @@ def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselve
     results = in_threads(calls)
     admitted = sum(isinstance(result, Admission) for result in results)
     assert FITS - late_count <= admitted <= FITS
-    (state,) = site.gate.state_of(site.gate.compiled_key(secret), clock.now_us())
-    assert state.used == admitted + late_count
+    (status,) = site.gate.limit_statuses(site.gate.compiled_key(secret), clock.now_us())
+    assert status.used == admitted + late_count
     assert isinstance(site.holds.admit(secret, "POST", "/chat"), Denial)
     assert verify(site).ok
 

@@ -158,10 +158,11 @@ def test_every_part_of_an_installation_becomes_unusable(site):
 def test_locks_that_are_held_at_the_fork_keep_no_child_waiting(toll, secret, account):
     """The threads that hold them are not in the child, so that nobody would ever release them."""
     site = toll.installation
+    gate: Any = site.gate
     committer: Any = site.committer
     relay: Any = site.relay
     held = [
-        site.gate.lock,
+        gate._lock,
         committer._lock,
         relay._lock,
         site.ledger._database._write_lock,

@@ -32,6 +32,7 @@ from tollkeeper.domain.catalog import (
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Admission, Outcome, Usage
 from tollkeeper.installation import Installation
@@ -99,8 +100,8 @@ class Api:
         """What the gate has used of a limit of a key; None when it has no such limit."""
         compiled_key = self.site.gate.compiled_key(self.secrets[f"{self.account}-{name}"])
         assert not isinstance(compiled_key, Denial)
-        states = self.site.gate.state_of(compiled_key, self.site.clock.now_us())
-        return next((state.used for state in states if state.limit == limit), None)
+        statuses = self.site.gate.limit_statuses(compiled_key, self.site.clock.now_us())
+        return next((status.used for status in statuses if status.name == limit), None)
 
 
 @pytest.fixture
@@ -230,15 +231,15 @@ def test_budgets_that_come_and_go_while_requests_go_on_end_up_exact(api):
     kept.clear()
     assert verify(api.site).ok
     assert (api.used("k1"), api.used("k1", "w")) == (api.counter(), api.counter("budget:w"))
-    balance = next(s for s in states(api, "k2") if s.limit == "credit")
+    balance = next(s for s in statuses(api, "k2") if s.kind == "credit")
     book, _ = api.site.ledger.book(api.account)
     assert (balance.used, balance.allowed) == (0, 10**12 - book.spent_nanos)
 
 
-def states(api: Api, name: str) -> list[Denial]:
+def statuses(api: Api, name: str) -> list[LimitStatus]:
     compiled_key = api.site.gate.compiled_key(api.secrets[f"{api.account}-{name}"])
     assert not isinstance(compiled_key, Denial)
-    return api.site.gate.state_of(compiled_key, api.site.clock.now_us())
+    return api.site.gate.limit_statuses(compiled_key, api.site.clock.now_us())
 
 
 def test_what_is_admitted_before_a_budget_is_set_is_charged_to_it(api):

@@ -81,8 +81,8 @@ class Api:
         """What the gate has used or held of a limit."""
         compiled_key = self.site.gate.compiled_key(self.secret(key))
         assert not isinstance(compiled_key, Denial)
-        states = self.site.gate.state_of(compiled_key, self.site.clock.now_us())
-        (used,) = [state.used for state in states if state.limit == limit]
+        statuses = self.site.gate.limit_statuses(compiled_key, self.site.clock.now_us())
+        (used,) = [status.used for status in statuses if status.name == limit]
         return used
 
     def charged(self, counter_id: str = "budget:b") -> int:

@@ -154,16 +154,16 @@ class GateModel(RuleBasedStateMachine):
         for key, secret in SECRETS.items():
             self.gate._collect_abandoned()
             compiled_key = self.gate.compiled_key(secret)
-            states = self.gate.state_of(compiled_key, self.now_us)
+            statuses = self.gate.limit_statuses(compiled_key, self.now_us)
             expected = self.counters(key, free=False)
-            assert [state.limit for state in states] == [name for name, *_ in expected]
-            for state, (name, unit, allowed, used) in zip(states, expected, strict=True):
-                assert state.unit == unit
-                assert state.allowed == allowed
+            assert [status.name for status in statuses] == [name for name, *_ in expected]
+            for status, (name, unit, allowed, used) in zip(statuses, expected, strict=True):
+                assert status.unit == unit
+                assert status.allowed == allowed
                 if name == "credit":
-                    assert state.largest_fit == max(0, allowed - used)
+                    assert status.remaining == max(0, allowed - used)
                 else:
-                    assert state.used == used
+                    assert status.used == used
 
     # -- requests -------------------------------------------------------------------------------------
 

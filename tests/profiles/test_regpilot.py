@@ -433,7 +433,7 @@ def test_case_12_by_the_clock(timed: Local, clock: ManualClock) -> None:
 
 def test_case_12_the_day_of_a_plan_has_its_own_wording(timed: Local, clock: ManualClock) -> None:
     limits = [
-        Limit(name="rpm", amount=10, algorithm="compiled_keys", burst=20),
+        Limit(name="rpm", amount=10, algorithm="permits", burst=20),
         Limit(name="rpd", amount=3, window="1d"),
     ]
     customer = timed.customer(Plan(slug="tiny", limits=limits), plan="tiny")
@@ -794,7 +794,7 @@ def both(local: Local, customer: Customer, **asked: Any) -> list[httpx.Response]
 
 
 def test_metered_traffic_over_its_limit_is_429(gate: Local) -> None:
-    limits = [Limit(name="rpm", amount=1, algorithm="compiled_keys", burst=1)]
+    limits = [Limit(name="rpm", amount=1, algorithm="permits", burst=1)]
     customer = gate.customer(limits=limits)
     assert chat(gate, {"X-API-Key": customer.secret}).status_code == 200
     body = {"error": "Rate limit exceeded", "retry_after": 60, "limit": 1, "window": "1 minute"}

@@ -99,7 +99,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     `fixed` windows are aligned to the Unix epoch. `sliding` counts the last *window* at every instant, in
     sixtieths of the window: never more than *amount* in any span of that length. `concurrency` counts what
-    is under way and has no window. `compiled_keys` is a token bucket: it holds up to *burst* permits and gains
+    is under way and has no window. `permits` is a token bucket: it holds up to *burst* permits and gains
     *amount* per window.
     """
 
@@ -107,9 +107,9 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     amount: Count
     window: str = "1m"
     unit: Literal["requests", "tokens", "nanos", "credits"] = "requests"
-    algorithm: Literal["fixed", "sliding", "concurrency", "compiled_keys"] = "fixed"
+    algorithm: Literal["fixed", "sliding", "concurrency", "permits"] = "fixed"
     burst: Count | None = None
-    """Capacity of a `compiled_keys` limit; *amount* when absent."""
+    """Capacity of a `permits` limit; *amount* when absent."""
     bucket: str | None = None
     """Counts only routes of this rate bucket; all routes when absent."""
     per: Literal["key", "project", "account"] = "key"
@@ -126,7 +126,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise Invalid(f"{path}.window", str(exc)) from None
         if seconds > 366 * 86_400:
             raise Invalid(f"{path}.window", "a window is at most 366 days: use a budget for longer spans")
-        if self.burst is not None and (self.algorithm != "compiled_keys" or self.burst < 1):
+        if self.burst is not None and (self.algorithm != "permits" or self.burst < 1):
             raise Invalid(f"{path}.burst", "burst is for algorithm = 'permits' and is at least 1")
 
 

@@ -177,7 +177,7 @@ def of_rotations(
         same = [other.limit for mine in others for other in mine if other.counted_as == scope.counted_as]
         if all(_amounts(other) == _amounts(scope.limit) for other in same):
             found.append(scope)
-        elif scope.limit.algorithm == "compiled_keys":
+        elif scope.limit.algorithm == "permits":
             amount, burst = (min(of) for of in zip(*map(_amounts, [scope.limit, *same]), strict=True))
             found.append(
                 scope._replace(limit=msgspec.structs.replace(scope.limit, amount=amount, burst=burst))

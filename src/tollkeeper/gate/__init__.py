@@ -1,1 +1,22 @@
-"""Admission in memory: the domain's rules over the allotments that this node holds."""
+"""
+The gate: decides each request from memory, before it runs, and ends what it admitted.
+
+It is not the truth: the ledger is, and the gate reads it once per key, window and budget period. It prices no
+record by rules of its own, writes nothing and knows no store: `Sources` is what it reads, and the committer takes
+what it must save. It does not know HTTP; a denial is a value.
+
+Invariants:
+
+* What is admitted never exceeds a limit, budget or balance, however many threads ask at once.
+* A denial changes nothing. An admission ends once: settled, voided or expired.
+* One lock guards all of it, for µs. No store is read or written while it is held, and nothing outside takes it.
+* What was read before a change of the catalog amends nothing after it.
+
+Files: `gate.py` admits and ends · `admission.py` what a caller holds · `compiled_keys.py` keys, their counters per
+route, and their memory · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the contract of
+one · `windows.py` rate windows · `money.py` budgets and credit · `limit_statuses.py` where they stand ·
+`denials.py` how a refusal is worded · `routes.py` the policy of a path · `catalog_version.py` what is current ·
+`sources.py` what is read · `eviction.py` what leaves memory · `ids.py` ids of holds and events.
+
+Imports: `domain`, `clock`. No other room.
+"""

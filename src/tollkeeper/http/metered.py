@@ -15,7 +15,6 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.gate.gate import Admission, CompiledKey, Outcome
 from tollkeeper.installation import Installation
-from tollkeeper.profile_context import limit_statuses_of
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
 
@@ -141,7 +140,7 @@ class Dialect:
         if key is None:
             return None
         now = installation.clock.now()
-        limit_statuses = limit_statuses_of(installation.gate, compiled_key, installation.clock.now_us())
+        limit_statuses = installation.gate.limit_statuses(compiled_key, installation.clock.now_us())
         return Metered(key, route, limit_statuses, now, request_id, self._settings, compiled_key.entitlement)
 
 

@@ -64,7 +64,7 @@ class StoredHolds:
             admission = self._gate.hold_again(compiled_key, route, stored.hold_id, amounts, body.at_us)
         else:
             admission = Admission(
-                self._gate,
+                self._gate.abandoned,
                 stored.hold_id,
                 compiled_key,
                 route,

@@ -10,13 +10,12 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
-from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import NotFound
-from tollkeeper.gate.counters import CreditPool
 from tollkeeper.http.routes.calls import (
     ANYBODY,
     CUSTOMER,
@@ -204,14 +203,16 @@ def limit_status_of(installation: Installation, stored: StoredKey) -> KeyStandin
     key = stored.entry
     state = stored.state_at(now_us)
     entitlement = installation.directory.entitlement_of(stored)
-    limit_statuses: list[Denial] = []
+    limit_statuses: list[LimitStatus] = []
     # Only of a key that the gate admits: others use nothing.
     if entitlement is not None and state == "active" and key.role == "consumption":
         compiled_key = installation.gate.compiled_key_of(
             lambda: installation.directory.entitlement_of_id(key.id)
         )
-        limit_statuses = [] if compiled_key is None else installation.gate.state_of(compiled_key, now_us)
-    of_credit = [s for s in limit_statuses if s.reason == "credit_exhausted"]
+        limit_statuses = (
+            [] if compiled_key is None else installation.gate.limit_statuses(compiled_key, now_us)
+        )
+    of_credit = [s for s in limit_statuses if s.kind == "credit"]
     return KeyStanding(
         key_id=key.id,
         account=key.account,
@@ -221,22 +222,20 @@ def limit_status_of(installation: Installation, stored: StoredKey) -> KeyStandin
         plan=entitlement.plan.slug if entitlement is not None and entitlement.plan is not None else None,
         subscription=key.subscription,
         expires_at=None if key.expires_at is None else to_text(key.expires_at),
-        limits=[
-            _limit_status(s) for s in limit_statuses if s.reason in ("rate_limited", "too_many_concurrent")
-        ],
-        budgets=[_limit_status(s) for s in limit_statuses if s.reason == "budget_exhausted"],
+        limits=[_limit_status(s) for s in limit_statuses if s.kind in ("limit", "concurrency")],
+        budgets=[_limit_status(s) for s in limit_statuses if s.kind == "budget"],
         credit=_limit_status(of_credit[0]) if of_credit else None,
     )
 
 
-def _limit_status(state: Denial) -> CounterStanding:
+def _limit_status(status: LimitStatus) -> CounterStanding:
     return CounterStanding(
-        name=state.limit,
-        unit=state.unit,
-        allowed=_amount(state.allowed, state.unit),
-        used=_amount(state.used, state.unit),
-        remaining=_amount(state.largest_fit, state.unit),
-        resets_at=None if state.resets_at_us is None else to_text(from_us(state.resets_at_us)),
+        name=status.name,
+        unit=status.unit,
+        allowed=_amount(status.allowed, status.unit),
+        used=_amount(status.used, status.unit),
+        remaining=_amount(status.remaining, status.unit),
+        resets_at=None if status.resets_at is None else to_text(status.resets_at),
     )
 
 
@@ -245,25 +244,17 @@ def _amount(value: int | None, unit: str) -> int | str | None:
 
 
 def _book_and_held(installation: Installation, account_id: str) -> tuple[CreditBook, int]:
-    pool = _pool_of(installation, account_id)
-    if pool is None:
-        return installation.ledger.book(account_id)[0], 0
+    """Return an account's credit, and what the gate has settled or holds beyond it; no key may draw on it."""
     now_us = installation.clock.now_us()
-    with installation.gate.lock:
-        # Together, so that a commit in between moves nothing out of sight.
-        return pool.book, pool.allowed_used(now_us)[1]
-
-
-def _pool_of(installation: Installation, account_id: str) -> CreditPool | None:
-    """Return the gate's counter of an account's balance; None when no key draws on it."""
     for stored in installation.directory.keys_of(account_id):
         if stored.entry.type != "credit" or stored.entry.role != "consumption":
             continue
-        if stored.state_at(installation.clock.now_us()) != "active":
+        if stored.state_at(now_us) != "active":
             continue
         compiled_key = installation.gate.compiled_key_of(
             partial(installation.directory.entitlement_of_id, stored.entry.id)
         )
-        if compiled_key is not None:
-            return compiled_key.pool
-    return None
+        found = None if compiled_key is None else installation.gate.credit_of(compiled_key, now_us)
+        if found is not None:
+            return found
+    return installation.ledger.book(account_id)[0], 0

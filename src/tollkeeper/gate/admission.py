@@ -1,0 +1,110 @@
+"""What a caller of the gate holds: an admission with what it has set aside, or one counted call."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Amounts
+from tollkeeper.gate.compiled_keys import CompiledKey
+from tollkeeper.gate.counter import Counter, Taken
+
+if TYPE_CHECKING:
+    from tollkeeper.gate.gate import Usage
+
+_NO_TAGS: Final[Mapping[str, str]] = {}
+
+
+class Charge(NamedTuple):
+    """What one settled request adds to one counter of the ledger, in the counter's unit."""
+
+    account_id: str
+    counter_id: str
+    period_start_us: int
+    amount: int
+
+
+class CountedCall(NamedTuple):
+    """One call that `Gate.spend` counted, for `Gate.give_back`."""
+
+    counter: Counter
+    mark: int
+
+
+class Admission:
+    """
+    The gate's yes, with its hold. Settle or void it once; dropped without an ending, it is voided.
+
+    Attributes:
+        id: UUIDv7; the id of the hold and of the meter event that settling it makes.
+        expires_at_us: When a hold made over HTTP expires; in-process holds die with the admission.
+        durable: Whether the hold was committed to the ledger.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_abandoned",
+        "amounts",
+        "at_us",
+        "compiled_key",
+        "durable",
+        "expected",
+        "expires_at_us",
+        "fingerprint",
+        "id",
+        "method",
+        "path",
+        "route",
+        "state",
+        "tags",
+        "taken",
+    )
+
+    def __init__(
+        self,
+        abandoned: deque[tuple[CompiledKey, list[Taken]]],
+        id_: str,
+        compiled_key: CompiledKey,
+        route: Route,
+        method: str,
+        amounts: Amounts,
+        expected: Usage,
+        taken: list[Taken],
+        at_us: int,
+    ) -> None:
+        """
+        Make an admission. Called by the gate and by those who restore its holds.
+
+        Args:
+            abandoned: Where it leaves what it has taken when it is dropped without an ending.
+        """
+        self._abandoned = abandoned
+        self.id = id_
+        self.compiled_key = compiled_key
+        self.route = route
+        self.method = method
+        self.path = route.path
+        self.amounts = amounts
+        self.expected = expected
+        self.taken = taken
+        self.at_us = at_us
+        self.expires_at_us = 0
+        self.durable = False
+        self.fingerprint = ""
+        self.tags = _NO_TAGS
+        self.state: Literal["open", "ending", "ended"] = "open"
+
+    @property
+    def account_id(self) -> str:
+        return self.compiled_key.account_id
+
+    @property
+    def key_id(self) -> str:
+        return self.compiled_key.key_id
+
+    def __del__(self) -> None:
+        # Runs wherever the last reference goes, perhaps inside the gate's lock: only leave a note.
+        if self.state == "open" and not self.durable:
+            self._abandoned.append((self.compiled_key, self.taken))

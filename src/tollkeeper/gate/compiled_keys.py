@@ -1,0 +1,375 @@
+"""
+Compiled keys: what each key may do and which counters it takes from, worked out once per key and route.
+
+`CompiledKeys` remembers them by the hash of their secret, and forgets those whose catalog entries changed or that
+are idle. What they admitted is still open then; a budget that comes into force counts it too.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias
+
+from tollkeeper.domain.catalog import Limit, Route
+from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.entitlements import BudgetScope, Entitlement
+from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.keys import hash_secret
+from tollkeeper.gate.catalog_version import CatalogVersion
+from tollkeeper.gate.counter import Counter, Taken
+from tollkeeper.gate.money import BudgetCounter, CreditPool
+from tollkeeper.gate.registry import CounterRegistry
+from tollkeeper.gate.routes import RouteTable
+from tollkeeper.gate.sources import Sources
+from tollkeeper.gate.windows import OwnAmount
+
+_KEYS_MAX: Final = 200_000
+_UNKNOWN_KEYS_MAX: Final = 10_000
+_IDLE_US: Final = 600 * US_PER_S
+"""A key that was not admitted for so long is compiled again when it comes again, in some ms."""
+_TRIES_MAX: Final = 8
+"""How often a key is compiled because the catalog changed meanwhile, before its request is refused."""
+
+_UNKNOWN_KEY: Final = Denial("key_unknown", "The api key is not known here.")
+
+StartedBudget: TypeAlias = tuple[BudgetScope, "Sequence[str] | None"]
+"""A budget that comes into force, and the ids of the keys that it counts; None: every event of its scope."""
+
+
+class RoutePlan:
+    """
+    What requests of one key to one route must pass and take, worked out once.
+
+    Attributes:
+        checked: Rate limits first, then budgets, then the balance: a request is admitted when it fits all.
+        unchecked: Taken from too, but never a reason to refuse: what the budgets of a free route count.
+        taken: Both.
+        amounts: What a request takes that states no usage.
+        refusal: Why no request of the key to the route is admitted, or None.
+    """
+
+    __slots__ = ("amounts", "checked", "refusal", "route", "taken", "unchecked")
+
+    def __init__(
+        self,
+        route: Route,
+        checked: tuple[Counter, ...],
+        unchecked: tuple[Counter, ...],
+        amounts: Amounts,
+        refusal: Denial | None,
+    ) -> None:
+        self.route = route
+        self.checked = checked
+        self.unchecked = unchecked
+        self.taken = checked + unchecked
+        self.amounts = amounts
+        self.refusal = refusal
+
+
+class CompiledKey:
+    """
+    One key, compiled: its entitlement and its counters per route.
+
+    Attributes:
+        current: False from the moment that the key, its plan or its budgets may have changed. What was
+            admitted before is then charged by the budgets that are in force when it is committed.
+        limits: Its rate limits with their counters, in the order of its entitlement.
+        open: What it admitted and is still open, by the identity of what each took: a budget that comes into
+            force counts it too (`CompiledKeys.begin_budgets`).
+        used_at_us: About when it was last admitted, or when it was compiled.
+    """
+
+    __slots__ = (
+        "account_id",
+        "budgets",
+        "current",
+        "entitlement",
+        "expires_at_us",
+        "key_id",
+        "limits",
+        "open",
+        "pool",
+        "profile",
+        "project_id",
+        "route_plans",
+        "used_at_us",
+    )
+
+    def __init__(
+        self,
+        entitlement: Entitlement,
+        limits: list[tuple[Limit, Counter]],
+        budgets: list[BudgetCounter],
+        pool: CreditPool | None,
+    ) -> None:
+        self.entitlement = entitlement
+        self.current = True
+        self.key_id = entitlement.key.id
+        self.project_id = entitlement.key.project or ""
+        self.account_id = entitlement.account.id
+        self.profile = entitlement.key.profile
+        self.limits = limits
+        self.budgets = budgets
+        self.pool = pool
+        expires_at = entitlement.key.expires_at
+        self.expires_at_us = 2**62 if expires_at is None else to_us(expires_at)
+        subscription = entitlement.subscription
+        if subscription is not None and subscription.ends_at is not None:
+            self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
+        self.route_plans: dict[str, RoutePlan] = {}
+        self.open: dict[int, tuple[list[Taken], Amounts, int]] = {}
+        self.used_at_us = 0
+
+    def route_plan(self, route: Route) -> RoutePlan:
+        """Return what a request to *route* must pass and take; remember it under the route's id."""
+        route_plan = self.route_plans[route.id] = self._route_plan(route)
+        return route_plan
+
+    def _route_plan(self, route: Route) -> RoutePlan:
+        limits = tuple(
+            counter for limit, counter in self.limits if limit.bucket is None or limit.bucket == route.bucket
+        )
+        money: tuple[Counter, ...] = (*self.budgets, *(() if self.pool is None else (self.pool,)))
+        layers = None if self.entitlement.plan is None else self.entitlement.plan.layers
+        refusal = None
+        if layers is not None and route.layer and route.layer not in layers:
+            refusal = Denial(
+                "layer_not_allowed", f"The key's plan does not include the {route.layer} layer of this route."
+            )
+        if route.free:
+            return RoutePlan(route, limits, money, Amounts(), refusal)
+        amounts = Amounts(1, 0, route.price_nanos, route.credits)
+        return RoutePlan(route, (*limits, *money), (), amounts, refusal)
+
+
+class CompiledKeys:
+    """
+    The keys in use, compiled, and the table of routes.
+
+    Attributes:
+        by_hash: The compiled keys by the SHA-256 of their secret.
+        routes: The compiled route policies; None until they are read again.
+        last_used: When each key was last admitted, since `take_last_used`. Written with the gate's lock.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        counters: CounterRegistry,
+        version: CatalogVersion,
+        lock: threading.Lock,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._sources = sources
+        self._counters = counters
+        self._version = version
+        self._lock = lock
+        self._now_us = now_us
+        self.by_hash: dict[str, CompiledKey] = {}
+        self._hashes_by_account: dict[str, set[str]] = {}
+        self._unknown: set[str] = set()
+        self._dropped: dict[str, list[CompiledKey]] = {}
+        """Keys that are no longer current, by account, while something that they admitted is open."""
+        self.routes: RouteTable | None = None
+        self.last_used: dict[CompiledKey, int] = {}
+
+    # -- compiling ------------------------------------------------------------------------------------
+
+    def find(self, secret: str, now_us: int) -> CompiledKey | Denial:
+        """Return the key of *secret* that is not compiled yet, or why it is refused."""
+        if not secret:
+            return Denial("key_missing", "The request has no api key.")
+        secret_sha256 = hash_secret(secret)
+        if secret_sha256 in self._unknown:
+            return _UNKNOWN_KEY
+        for _ in range(_TRIES_MAX):
+            found = self._find(secret_sha256, now_us)
+            if found is not None:
+                return found
+        return Denial(
+            "unavailable", "The catalog is being changed too often to read this key.", retry_after_s=1
+        )
+
+    def _find(self, secret_sha256: str, now_us: int) -> CompiledKey | Denial | None:
+        """Compile a key; None when the catalog changed while it was read."""
+        version = self._version.current
+        entitlement = self._sources.entitlement(secret_sha256)
+        if entitlement is None or not entitlement.key.is_metered:
+            with self._lock:
+                if version == self._version.current:
+                    if len(self._unknown) >= _UNKNOWN_KEYS_MAX:
+                        self._unknown.clear()
+                    self._unknown.add(secret_sha256)
+            return _UNKNOWN_KEY
+        key = entitlement.key
+        if key.state != "active":
+            return Denial(f"key_{key.state}", f"The api key is {key.state}.")  # type: ignore[arg-type]
+        if not entitlement.account.active:
+            return Denial("account_inactive", "The account of this api key is not active.")
+        if entitlement.waits_for:
+            return Denial(
+                "unavailable",
+                f"Budget {entitlement.waits_for} of this key is not in force yet. Try again shortly.",
+                limit=entitlement.waits_for,
+                retry_after_s=1,
+            )
+        compiled_key = self._compile(entitlement, now_us, version)
+        with self._lock:
+            if not self._version.is_current(compiled_key.account_id, version):
+                return None
+            known = self.by_hash.get(secret_sha256)
+            if known is not None:
+                return known
+            if len(self.by_hash) >= _KEYS_MAX:
+                self._drop(None)
+            compiled_key.used_at_us = now_us
+            self.by_hash[secret_sha256] = compiled_key
+            self._hashes_by_account.setdefault(compiled_key.account_id, set()).add(secret_sha256)
+            return compiled_key
+
+    def compile_without_secret(self, read: Callable[[], Entitlement | None]) -> CompiledKey | None:
+        """
+        Return a compiled key that was found without its secret, in whatever state it is. It is not remembered.
+
+        Args:
+            read: Reads its entitlement from the catalog. Called again when the catalog changed meanwhile, so that
+                no shared counter is amended to what was in force before.
+
+        Returns:
+            None when *read* does.
+        """
+        for _ in range(_TRIES_MAX):
+            version = self._version.current
+            entitlement = read()
+            if entitlement is None:
+                return None
+            # A key that is not admitted must not change what others of its rotations may use.
+            admitted = entitlement.key.state == "active" and entitlement.key.role == "consumption"
+            compiled_key = self._compile(
+                entitlement, self._now_us(), version if admitted else CatalogVersion.NEVER_CURRENT
+            )
+            # It is not among those that `forget` drops.
+            compiled_key.current = False
+            if self._version.is_current(compiled_key.account_id, version):
+                break
+        return compiled_key
+
+    def _compile(self, entitlement: Entitlement, now_us: int, version: int) -> CompiledKey:
+        account_id = entitlement.account.id
+        counters = self._counters
+        limits: list[tuple[Limit, Counter]] = []
+        for scope in entitlement.limits:
+            limit = scope.limit
+            counter_id = f"{scope.counter_id}:{limit.algorithm}:{limit.unit}:{limit.window}"
+            window = counters.window(account_id, counter_id, limit, now_us, version, limit.algorithm)
+            limits.append((limit, OwnAmount(window, limit) if scope.own_amount else window))
+        budgets = [counters.budget(scope, now_us, version) for scope in entitlement.budgets]
+        pool = counters.pool(account_id, now_us) if entitlement.draws_on_credit else None
+        return CompiledKey(entitlement, limits, budgets, pool)
+
+    def load_routes(self) -> RouteTable:
+        """Read and compile the route policies; remember them unless the catalog changed meanwhile."""
+        version = self._version.current
+        table = RouteTable(self._sources.routes())
+        with self._lock:
+            if version == self._version.current:
+                self.routes = table
+        return table
+
+    # -- what is open ---------------------------------------------------------------------------------
+
+    def keep_open(self, compiled_key: CompiledKey, taken: list[Taken], amounts: Amounts, at_us: int) -> None:
+        """Note what a key has admitted, with the gate's lock. `admit` does as much for a current key."""
+        compiled_key.open[id(taken)] = (taken, amounts, at_us)
+        if not compiled_key.current:
+            self._keep_dropped(compiled_key)
+
+    def begin_budgets(self, account_id: str, started: Iterable[StartedBudget]) -> None:
+        """See `Gate.begin_budgets`."""
+        with self._lock:
+            self._forget(account_id)
+            holding = self._dropped[account_id] = [k for k in self._dropped.get(account_id, ()) if k.open]
+            if not holding:
+                del self._dropped[account_id]
+            for scope, key_ids in started:
+                members = None if key_ids is None else frozenset(key_ids)
+                for compiled_key in holding:
+                    if (members is None or compiled_key.key_id in members) and (
+                        scope.project_id is None or compiled_key.project_id == scope.project_id
+                    ):
+                        counter = self._counters.budget_unread(scope, amend=True)
+                        for taken, amounts, at_us in compiled_key.open.values():
+                            if all(other is not counter for other, _, _ in taken):
+                                amount = amounts[counter.unit_index]
+                                taken.append((counter, amount, counter.retake(amount, at_us)))
+
+    def take_last_used(self) -> dict[str, int]:
+        """Take the keys admitted since the last call: key id → when last."""
+        with self._lock:
+            taken, self.last_used = self.last_used, {}
+            for compiled_key, at_us in taken.items():
+                compiled_key.used_at_us = at_us
+            return {compiled_key.key_id: at_us for compiled_key, at_us in taken.items()}
+
+    # -- forgetting -----------------------------------------------------------------------------------
+
+    def forget(self, account_id: str | None) -> None:
+        """Drop what was compiled of one account, or of all: the catalog changed. Counters stay."""
+        with self._lock:
+            self._forget(account_id)
+
+    def _forget(self, account_id: str | None) -> None:
+        self._version.advance(account_id)
+        self._unknown.clear()
+        self.routes = None
+        self._drop(account_id)
+
+    def _drop(self, account_id: str | None) -> None:
+        if account_id is None:
+            dropped = list(self.by_hash.values())
+            self.by_hash.clear()
+            self._hashes_by_account.clear()
+        else:
+            dropped = [self.by_hash.pop(at) for at in self._hashes_by_account.pop(account_id, ())]
+        for compiled_key in dropped:
+            self._end(compiled_key)
+
+    def _end(self, compiled_key: CompiledKey) -> None:
+        compiled_key.current = False
+        if compiled_key.open:
+            self._keep_dropped(compiled_key)
+
+    def _keep_dropped(self, compiled_key: CompiledKey) -> None:
+        dropped = self._dropped.get(compiled_key.account_id, ())
+        self._dropped[compiled_key.account_id] = [k for k in dropped if k.open and k is not compiled_key] + [
+            compiled_key
+        ]
+
+    def hashes(self) -> list[str]:
+        """Return the hashes of the secrets of all compiled keys."""
+        # Copied in one step of the interpreter, so without the lock.
+        return list(self.by_hash)
+
+    def evict_idle(self, hashes: Iterable[str]) -> None:
+        """Drop those of the keys that were not admitted for a while."""
+        idle_since_us = self._now_us() - _IDLE_US
+        with self._lock:
+            for secret_sha256 in hashes:
+                compiled_key = self.by_hash.get(secret_sha256)
+                if compiled_key is None or compiled_key.used_at_us > idle_since_us:
+                    continue
+                # No later change of the catalog would reach what it admitted and is still open.
+                self._end(compiled_key)
+                del self.by_hash[secret_sha256]
+                others = self._hashes_by_account[compiled_key.account_id]
+                others.remove(secret_sha256)
+                if not others:
+                    del self._hashes_by_account[compiled_key.account_id]
+
+    def evict_ended(self) -> None:
+        """Drop the keys that are no longer current and have nothing open."""
+        with self._lock:
+            for account_id in list(self._dropped):
+                if not any(compiled_key.open for compiled_key in self._dropped[account_id]):
+                    del self._dropped[account_id]
