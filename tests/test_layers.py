@@ -67,7 +67,7 @@ SERVERS: Final = {"litestar", "granian", "uvloop", "typer", "rich"}
 NETWORK: Final = {"socket", "ssl", "http", "urllib", "httpx", "requests", "jwt", "ctypes"}
 """Of these `urllib.parse` and `http.HTTPStatus` only take text apart: see `NO_NETWORK`."""
 NO_NETWORK: Final = {"urllib.parse"}
-STILL_NETWORK: Final = {"catalog/sessions.py"}
+STILL_NETWORK: Final[set[str]] = set()
 """A ratchet, as `STILL_UP`."""
 OF_THE_PROCESS: Final = {"forks"}
 """Calls the C library, since nothing else can end a forked child without waiting for threads that it lacks."""
@@ -174,4 +174,6 @@ def test_the_gate_needs_no_arrow() -> None:
     """The hot path starts without it: loading it takes longer than everything that the gate does."""
     for path in modules():
         if part_of(path) == "gate":
-            assert not {e.module for e in imports(path) if e.module.split(".")[0] in ("pyarrow", "numpy")}, path
+            assert not {e.module for e in imports(path) if e.module.split(".")[0] in ("pyarrow", "numpy")}, (
+                path
+            )

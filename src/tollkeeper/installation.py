@@ -24,7 +24,7 @@ import msgspec
 
 from tollkeeper import forks
 from tollkeeper.adapters.batch_marks import FileMarks
-from tollkeeper.adapters.jwks import read_jwks
+from tollkeeper.adapters.jwt_tokens import JwtTokens
 from tollkeeper.adapters.lazy_store import LazyUsageStore
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
@@ -216,11 +216,11 @@ class Installation:
         self.sessions = Sessions(
             self.clock,
             _secret(Path(settings.data_dir), "session.secret"),
+            JwtTokens(),
             jwks=settings.session_jwks,
             issuer=settings.session_issuer,
             audience=settings.session_audience,
             account_claim=settings.session_account_claim,
-            fetch=read_jwks,
         )
         self._used: dict[str, int] = {}
         self._used_lock = threading.Lock()

@@ -478,3 +478,49 @@ class WebhookSender(Protocol):
 
     def close(self) -> None:
         """End what is under way, as failed."""
+
+
+class TokenHeader(NamedTuple):
+    """
+    What a token says of itself before anything is verified.
+
+    Attributes:
+        algorithm: As in the token: of any JSON type.
+        key_id: Names the public key; "" when the token names none.
+    """
+
+    algorithm: object
+    key_id: str
+
+
+class TokenVerifier(Protocol):
+    """Signs and verifies session tokens (JWT), for `catalog.sessions`. Any thread may call."""
+
+    def sign(self, claims: Mapping[str, Any], secret: str, algorithm: str) -> str:
+        """Return a token that says *claims*, signed with a shared *secret*."""
+
+    def header(self, token: str) -> TokenHeader:
+        """Return what *token* says of itself. Raises `ValueError` when it is not a token."""
+
+    def verify(
+        self, token: str, key: object, *, algorithms: Sequence[str], issuer: str, audience: str
+    ) -> dict[str, Any]:
+        """
+        Return the claims of *token*, among them `exp` and `sub`. The caller checks their types, and the times.
+
+        Args:
+            key: A shared secret, or a key of `public_keys`.
+            audience: The `aud` that the token must have; "" when it need not have one.
+
+        Raises:
+            ValueError: The signature is not of *key* by one of *algorithms*, or a claim is missing or another.
+        """
+
+    def public_keys(self, source: str) -> Mapping[str, object]:
+        """
+        Return the public keys at *source* (an https URL or a path, which `check_login` has passed) by their ids.
+
+        Raises:
+            OSError: It cannot be read, in bounded time.
+            ValueError: It is not a JWKS.
+        """
