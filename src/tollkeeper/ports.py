@@ -186,8 +186,8 @@ class UsageStore(Protocol):
         """Release the engine. Further calls are an error of the caller."""
 
 
-Outcome = Literal["created", "changed", "unchanged"]
-"""What a `put` did."""
+ChangeAction = Literal["created", "changed", "unchanged", "deleted"]
+"""What a call did to an entry of the catalog; a `put` never deletes."""
 
 
 class PlanVersion(NamedTuple):
@@ -224,7 +224,7 @@ class Catalog(Protocol):
     def entries(self, kind: str, account: str | None = None) -> Sequence[Entry]:
         """Return all entries of *kind*, of one account or of all."""
 
-    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> Outcome:
+    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> ChangeAction:
         """
         Store *entry* whole, in place of the one of its id. A plan that changes gets the next version.
 

@@ -13,7 +13,10 @@ import sqlalchemy as sa
 
 from tests.engines import empty_tables, fresh_engine
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
-from tollkeeper.catalog.manage import KEY_TRANSITIONS, TOMBSTONES_PER_KEY, Change, IssuedKey, Manage
+from tollkeeper.catalog.changes import Change, IssuedKey
+from tollkeeper.catalog.key_rules import KEY_TRANSITIONS
+from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.quotas import TOMBSTONES_PER_KEY
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import (
     KINDS,

@@ -12,8 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
+from tollkeeper.catalog.changes import Applied, Change
 from tollkeeper.catalog.entry_parsing import at_path, entry_from
-from tollkeeper.catalog.manage import STATE_FIELDS, Applied, Change, Manage
+from tollkeeper.catalog.entry_writer import STATE_FIELDS
+from tollkeeper.catalog.manage import Manage
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed

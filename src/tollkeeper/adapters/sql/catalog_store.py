@@ -21,7 +21,7 @@ from tollkeeper.domain.catalog import KINDS, REFERENCES, Entry, Key, KeyState, P
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.errors import Conflict, NotFound, Unavailable
-from tollkeeper.ports import Catalog, Outcome, PlanVersion
+from tollkeeper.ports import Catalog, ChangeAction, PlanVersion
 
 _WRITE_LOCK: Final = 0x746F_6C6C_6B65_6570
 """The advisory lock that stands for the whole catalog on PostgreSQL: "tollkeep" in ASCII."""
@@ -99,7 +99,7 @@ class _SqlCatalog(Catalog):
         query = _of_account(mapping, sa.select(mapping.table), account).order_by(*_order(mapping))
         return self._entries(mapping, query)
 
-    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> Outcome:
+    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> ChangeAction:
         mapping = _MAPPINGS[entry.kind]
         here = _is(
             mapping, entry.entry_id, getattr(entry, "account", None) if mapping.is_account_scoped else None
