@@ -1,5 +1,5 @@
 """
-Typed settings, and `build`: the only place where ports meet adapters.
+Typed settings.
 
 Each setting can be given to `Tollkeeper.open`, in the environment as `TOLLKEEPER_<NAME>`, or to
 `tollkeeper serve`. docs/settings.md lists them; a test holds the two together.

@@ -52,9 +52,21 @@ class Scopes(NamedTuple):
 
 
 class Directory:
-    """Answers from memory; reads the stores for what it has not seen. Any thread may call."""
+    """
+    Answers from memory; reads the stores for what it has not seen. Any thread may call.
 
-    def __init__(self, catalog: CatalogStore, ledger: Ledger, clock: Clock) -> None:
+    Args:
+        must_wait: Whether keys of an account must not be admitted without a budget that is not in force yet.
+    """
+
+    def __init__(
+        self,
+        catalog: CatalogStore,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        must_wait: Callable[[str], bool] = lambda account_id: False,
+    ) -> None:
         self._catalog = catalog
         self._ledger = ledger
         self._clock = clock
@@ -67,8 +79,7 @@ class Directory:
         self._scopes: dict[tuple[str, str, str], Scopes] = {}
         self._active: dict[str, dict[str, tuple[str, int]]] = {}
         self._route_table: RouteTable | None = None
-        self.must_wait: Callable[[str], bool] = lambda account_id: False
-        """Whether keys of an account must not be admitted without a budget that is not in force yet."""
+        self._must_wait = must_wait
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
 
     @property
@@ -132,7 +143,7 @@ class Directory:
         return entitlement._replace(
             limits=of_rotations(entitlement.limits, others),
             budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
-            waits_for=missing[0].name if missing and self.must_wait(account.id) else "",
+            waits_for=missing[0].name if missing and self._must_wait(account.id) else "",
         )
 
     def _other_limits(
