@@ -16,7 +16,7 @@ from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.domain.pairing import BatchMark, LedgerPast, StorePast
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.domain.webhooks import Message, Sent, StoredWebhook
+from tollkeeper.domain.webhooks import DeliveryResult, StoredWebhook, WebhookMessage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -255,11 +255,11 @@ class Catalog(Protocol):
         secret_sha256: str,
         shown_prefix: str | None,
         now_us: int,
-        lineage_id: str | None = None,
+        rotation_chain_id: str | None = None,
         origin: KeyOrigin = KeyOrigin(),
     ) -> None:
         """
-        Store a new key; *lineage_id* is its own id unless it replaces another.
+        Store a new key; *rotation_chain_id* is its own id unless it replaces another.
 
         Raises:
             Conflict: The id or the secret is taken, by whatever account.
@@ -439,7 +439,7 @@ class WebhookStore(Protocol):
     def hook(self, account_id: str, webhook_id: str) -> StoredWebhook | None:
         """Return one webhook, or None."""
 
-    def add(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def add(self, messages: Sequence[WebhookMessage]) -> Sequence[WebhookMessage]:
         """
         Store *messages* as due and return those that are new, durably.
 
@@ -447,7 +447,7 @@ class WebhookStore(Protocol):
         whichever of several callers at a time.
         """
 
-    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> Sequence[Message]:
+    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> Sequence[WebhookMessage]:
         """Return up to *limit* messages that are due at *now_us*, the longest due first."""
 
     def postpone(self, message_id: str, *, attempts: int, due_at_us: int) -> None:
@@ -456,7 +456,7 @@ class WebhookStore(Protocol):
     def ended(self, message_id: str, outcome: Literal["delivered", "failed"], *, attempts: int) -> None:
         """Note that a message is not sent any more."""
 
-    def disabling(self) -> Sequence[Message]:
+    def disabling(self) -> Sequence[WebhookMessage]:
         """Return the messages whose keys are to become inactive and were not said to be so by `disabled`."""
 
     def disabled(self, message_id: str) -> None:
@@ -469,7 +469,7 @@ class WebhookStore(Protocol):
 class WebhookSender(Protocol):
     """Brings one message to its receiver. Any thread may call."""
 
-    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Sent:
+    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> DeliveryResult:
         """
         POST *body* once, without following a redirect, and return what came of it, in bounded time.
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from tollkeeper.domain.addresses import is_public
-from tollkeeper.domain.webhooks import Sent
+from tollkeeper.domain.webhooks import DeliveryResult
 from tollkeeper.version import __version__
 
 TIMEOUT_S: Final = 10.0
@@ -59,17 +59,17 @@ class WebhookSender:
         self._open: set[socket.socket] = set()
         self._closed = False
 
-    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Sent:
+    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> DeliveryResult:
         parts = urlsplit(url)
         if parts.scheme != "https" and not self._allow_private:
-            return Sent(0, "plain http is refused: use https")
+            return DeliveryResult(0, "plain http is refused: use https")
         try:
             return self._send(parts, headers, body)
         except TimeoutError:
-            return Sent(0, f"no answer within {self._timeout_s:g} s")
+            return DeliveryResult(0, f"no answer within {self._timeout_s:g} s")
         except (OSError, UnicodeError) as exc:
             # Not its text: that may have what a name resolved to, which is not the customer's to know.
-            return Sent(0, f"the connection failed: {type(exc).__name__}")
+            return DeliveryResult(0, f"the connection failed: {type(exc).__name__}")
 
     def close(self) -> None:
         """End what is under way, as failed; nothing is sent from now on."""
@@ -84,12 +84,12 @@ class WebhookSender:
     def _tls(self) -> ssl.SSLContext:
         return self._context or ssl.create_default_context()
 
-    def _send(self, parts: SplitResult, headers: Mapping[str, str], body: bytes) -> Sent:
+    def _send(self, parts: SplitResult, headers: Mapping[str, str], body: bytes) -> DeliveryResult:
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
         addresses = self._addresses(host, port)
         if not addresses:
-            return Sent(0, "the address is refused: it is not a public one")
+            return DeliveryResult(0, "the address is refused: it is not a public one")
         deadline = time.monotonic() + self._timeout_s
         request = _request(parts, headers, body)
         with contextlib.ExitStack() as stack:
@@ -156,7 +156,7 @@ def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> byt
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
-def _answer(connection: socket.socket, deadline: float) -> Sent:
+def _answer(connection: socket.socket, deadline: float) -> DeliveryResult:
     """Read the answer up to its end, its bound or the deadline; only the status matters."""
     received = bytearray()
     try:
@@ -172,10 +172,12 @@ def _answer(connection: socket.socket, deadline: float) -> Sent:
             raise
     status = _status(received)
     if status == 0:
-        return Sent(0, "the answer is not HTTP")
+        return DeliveryResult(0, "the answer is not HTTP")
     if 200 <= status < 300:
-        return Sent(status, "")
-    return Sent(status, f"the receiver answered {status}" + (", a redirect" if 300 <= status < 400 else ""))
+        return DeliveryResult(status, "")
+    return DeliveryResult(
+        status, f"the receiver answered {status}" + (", a redirect" if 300 <= status < 400 else "")
+    )
 
 
 def _status(received: bytearray) -> int:

@@ -24,8 +24,8 @@ from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.webhooks import (
-    Message,
     StoredWebhook,
+    WebhookMessage,
     crossed,
     headers_of,
     message_of,
@@ -203,7 +203,7 @@ class Webhooks:
             self._disabling = self._disabling or message.disables_keys
             self._log_new(message)
 
-    def _messages(self, at: CounterAt, now_us: int) -> Iterable[Message]:
+    def _messages(self, at: CounterAt, now_us: int) -> Iterable[WebhookMessage]:
         """Yield a message for each threshold that the counter *at* has crossed and no webhook was told of."""
         account_id, counter_id, start_us = at
         if account_id not in self._scopes:
@@ -229,7 +229,7 @@ class Webhooks:
             for threshold in crossed(used, scope.amount, untold):
                 yield message_of(hook, scope, period_us, used, threshold, now_us)
 
-    def _log_new(self, message: Message) -> None:
+    def _log_new(self, message: WebhookMessage) -> None:
         extra = {
             "account": message.account_id,
             "webhook": message.webhook_id,
@@ -292,7 +292,7 @@ class Webhooks:
 
     # -- telling --------------------------------------------------------------------------------------
 
-    def claim(self) -> list[Message]:
+    def claim(self) -> list[WebhookMessage]:
         """
         Return what is to be sent now, at most one message per account; each is `deliver`ed before its next.
 
@@ -303,7 +303,7 @@ class Webhooks:
             busy = set(self._busy)
         if len(busy) >= SENDERS:
             return []
-        claimed: list[Message] = []
+        claimed: list[WebhookMessage] = []
         for message in self._store.due(self._clock.now_us(), limit=100, but_accounts=busy):
             if len(busy) < SENDERS and message.account_id not in busy:
                 busy.add(message.account_id)
@@ -312,7 +312,7 @@ class Webhooks:
             self._busy.update(message.account_id for message in claimed)
         return claimed
 
-    def deliver(self, message: Message) -> None:
+    def deliver(self, message: WebhookMessage) -> None:
         """Send a claimed message once, and store what came of it. Raises nothing."""
         try:
             self._deliver(message)
@@ -326,7 +326,7 @@ class Webhooks:
                 self._busy.discard(message.account_id)
             self._wake.set()
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: WebhookMessage) -> None:
         hook = self._store.hook(message.account_id, message.webhook_id)
         if hook is None:
             # Deleted meanwhile: its messages go with the next purge.

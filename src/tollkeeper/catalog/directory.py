@@ -2,7 +2,7 @@
 The directory: what gate and meter read of the catalog and the ledger, resolved and remembered.
 
 Resolving walks from key to subscription, plan, account and budgets once; `forget` drops what a change of
-the catalog touched. Budgets count from the moment that they are in force in the ledger (`services.scopes`).
+the catalog touched. Budgets count from the moment that they are in force in the ledger (`ledger.budget_scopes`).
 """
 
 from __future__ import annotations
@@ -120,18 +120,18 @@ class Directory:
         key = _ended_with(stored.entry, [self._successor(maker) for maker in makers])
         subscription, plan = plans.of(stored)
         rotations = self._rotations_of(stored)
-        line = [other.entry.id for other in rotations]
+        rotation_chain = [other.entry.id for other in rotations]
         made_by: list[Maker] = []
         others: list[Sequence[LimitScope]] = []
         for maker in makers:
             maker_rotations = self._rotations_of(maker)
-            maker_line = [other.entry.id for other in maker_rotations]
-            made_by.append(Maker(maker.entry, maker_line, plans.of(maker)[1]))
+            maker_chain = [other.entry.id for other in maker_rotations]
+            made_by.append(Maker(maker.entry, maker_chain, plans.of(maker)[1]))
             others += self._other_limits(maker, maker_rotations, plans, ())
         others += self._other_limits(stored, rotations, plans, made_by)
         entitlement = resolve(
             key,
-            line=line,
+            rotation_chain=rotation_chain,
             account=account,
             subscription=subscription,
             plan=plan,
@@ -150,10 +150,10 @@ class Directory:
         self, stored: StoredKey, rotations: Sequence[StoredKey], plans: _PlansOf, makers: Sequence[Maker]
     ) -> list[Sequence[LimitScope]]:
         """Return the limits of the active keys that count in the same counters as a key, its rotations."""
-        line = [other.entry.id for other in rotations]
+        rotation_chain = [other.entry.id for other in rotations]
         now_us = self._clock.now_us()
         return [
-            limit_scopes(other.entry, line, plans.of(other)[1], makers)
+            limit_scopes(other.entry, rotation_chain, plans.of(other)[1], makers)
             for other in rotations
             if other.entry.id != stored.entry.id and other.state_at(now_us) == "active"
         ]
@@ -171,14 +171,14 @@ class Directory:
         return [key.entry.id for key in self._rotations_of(stored)]
 
     def _rotations_of(self, stored: StoredKey) -> list[StoredKey]:
-        if stored.lineage_id == stored.entry.id and stored.replaced_by is None:
+        if stored.rotation_chain_id == stored.entry.id and stored.replaced_by is None:
             return [stored]
-        line = [
+        chain = [
             other
             for other in self._catalog.keys_of_account(stored.entry.account)
-            if other.lineage_id == stored.lineage_id
+            if other.rotation_chain_id == stored.rotation_chain_id
         ]
-        return sorted(line, key=lambda key: key.entry.id != stored.lineage_id)
+        return sorted(chain, key=lambda key: key.entry.id != stored.rotation_chain_id)
 
     def makers_of(self, stored: StoredKey) -> list[StoredKey]:
         """Return the consumption keys that made a key, the first one first; most keys have none."""
@@ -198,8 +198,8 @@ class Directory:
             stored = found
         return stored
 
-    def _bounding_line(self, stored: StoredKey) -> list[str]:
-        """Return the ids of the keys whose budgets count a key: its makers' lines, then its own."""
+    def _bounding_keys(self, stored: StoredKey) -> list[str]:
+        """Return the ids of the keys whose budgets count a key: those of its makers' chains, then of its own."""
         makers = [name for maker in self.makers_of(stored) for name in self.rotation_chain_of(maker)]
         return [*makers, *self.rotation_chain_of(stored)]
 
@@ -216,26 +216,26 @@ class Directory:
         if account is None:
             return {}
         keys = list(self._catalog.keys_of_account(account_id))
-        lines: dict[str, list[str]] = {}
-        for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.lineage_id):
-            lines.setdefault(stored.lineage_id, []).append(stored.entry.id)
+        chains: dict[str, list[str]] = {}
+        for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.rotation_chain_id):
+            chains.setdefault(stored.rotation_chain_id, []).append(stored.entry.id)
         by_id = {stored.entry.id: stored for stored in keys}
-        rotation_chain_of: dict[str, list[str]] = {}
+        bounding_keys_of: dict[str, list[str]] = {}
         counted_for: dict[str, list[str]] = {}
         for stored in keys:
-            bounding = lines[stored.lineage_id]
+            bounding = chains[stored.rotation_chain_id]
             maker = by_id.get(stored.made_by or "")
             while maker is not None:
-                bounding = [*lines[maker.lineage_id], *bounding]
+                bounding = [*chains[maker.rotation_chain_id], *bounding]
                 maker = by_id.get(maker.made_by or "")
-            rotation_chain_of[stored.entry.id] = bounding
+            bounding_keys_of[stored.entry.id] = bounding
             for name in bounding:
                 counted_for.setdefault(name, []).append(stored.entry.id)
         wanted: dict[str, tuple[BudgetScope, list[str] | None]] = {}
         for budget in self._budgets(account_id):
             scope = scope_of_budget(budget)
-            line = None if budget.key is None else counted_for.get(budget.key, [budget.key])
-            wanted[scope.counter_id] = (scope, line)
+            key_ids = None if budget.key is None else counted_for.get(budget.key, [budget.key])
+            wanted[scope.counter_id] = (scope, key_ids)
         plans = _PlansOf(self._catalog, account)
         on_project: dict[str, list[str]] = {}
         for stored in keys:
@@ -245,7 +245,7 @@ class Directory:
             planned = budget_scopes(
                 account_id,
                 stored.entry.project,
-                rotation_chain_of[stored.entry.id],
+                bounding_keys_of[stored.entry.id],
                 subscription=subscription,
                 plan=plan,
                 budgets=[],
@@ -345,7 +345,7 @@ class Directory:
         budgets = budget_scopes(
             account_id,
             project_id or None,
-            [] if stored is None else self._bounding_line(stored),
+            [] if stored is None else self._bounding_keys(stored),
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account_id),

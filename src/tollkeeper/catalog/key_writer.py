@@ -84,7 +84,7 @@ class KeyWriter:
                     field=at_path(path, "sha256"),
                 )
             secret = new_secret(prefix_of(key), self._choice)
-        self._add_key(key, secret, lineage_id=None, origin=origin)
+        self._add_key(key, secret, rotation_chain_id=None, origin=origin)
 
     def change(self, stored: StoredKey, key: Key, path: str) -> None:
         """Store a key that exists, whole, but for what a customer does not change."""
@@ -122,7 +122,10 @@ class KeyWriter:
             raise Conflict(f"key {old.id} was rotated before, to {stored.replaced_by}: rotate that one")
         new = msgspec.structs.replace(old, id=str(uuid.uuid4()))
         self._add_key(
-            new, new_secret(prefix_of(new), self._choice), lineage_id=stored.lineage_id, origin=stored.origin
+            new,
+            new_secret(prefix_of(new), self._choice),
+            rotation_chain_id=stored.rotation_chain_id,
+            origin=stored.origin,
         )
         ends_at_us = self._now_us + overlap_s * 1_000_000
         if old.expires_at is not None:
@@ -172,7 +175,9 @@ class KeyWriter:
         key = msgspec.structs.replace(key, expires_at=no_later(key.expires_at, latest_us, path))
         return key, KeyOrigin("customer", latest_us, made_by)
 
-    def _add_key(self, key: Key, secret: str | None, *, lineage_id: str | None, origin: KeyOrigin) -> None:
+    def _add_key(
+        self, key: Key, secret: str | None, *, rotation_chain_id: str | None, origin: KeyOrigin
+    ) -> None:
         sha256 = key.sha256 if secret is None else hash_secret(secret)
         assert sha256 is not None
         check_quota(self._catalog, self._quotas, "keys", key.account)
@@ -182,7 +187,7 @@ class KeyWriter:
             secret_sha256=sha256,
             shown_prefix=None if secret is None else shown_prefix(secret),
             now_us=self._now_us,
-            lineage_id=lineage_id,
+            rotation_chain_id=rotation_chain_id,
             origin=origin,
         )
         self.changes.append(change_of(key, "created"))
@@ -195,12 +200,16 @@ class KeyWriter:
         same_plan = key.subscription == old.subscription
         if same_plan and key.project == old.project:
             return
-        line = [
+        rotation_chain = [
             other.entry.id
             for other in self._catalog.keys_of_account(old.account)
-            if other.lineage_id == stored.lineage_id
+            if other.rotation_chain_id == stored.rotation_chain_id
         ]
-        self._refuse(key_objection(key, terms_of(self._catalog, key), line=line, same_plan=same_plan))
+        self._refuse(
+            key_objection(
+                key, terms_of(self._catalog, key), rotation_chain=rotation_chain, same_plan=same_plan
+            )
+        )
 
     def _origin(self, stored: StoredKey, key: Key) -> KeyOrigin:
         """Return whose word state and expiry of a changed key are: what the operator did not change stays."""

@@ -34,7 +34,7 @@ class StoredWebhook(NamedTuple):
     created_at_us: int
 
 
-class Message(NamedTuple):
+class WebhookMessage(NamedTuple):
     """
     What one receiver is told once: that a budget crossed a threshold in one period.
 
@@ -72,7 +72,7 @@ def message_of(
     used: int,
     threshold: int,
     now_us: int,
-) -> Message:
+) -> WebhookMessage:
     """
     Return the message that tells *hook* that the budget of *scope* reached *threshold*.
 
@@ -104,7 +104,7 @@ def message_of(
             "actions": [*actions, "disable_keys"] if disables else actions,
         },
     }
-    return Message(
+    return WebhookMessage(
         account_id=entry.account,
         webhook_id=entry.id,
         counter_id=scope.counter_id,
@@ -158,7 +158,7 @@ def headers_of(message_id: str, body: bytes, secret: str, now_us: int) -> Mappin
     }
 
 
-class Sent(NamedTuple):
+class DeliveryResult(NamedTuple):
     """
     What came of one attempt.
 
