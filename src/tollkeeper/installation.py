@@ -48,7 +48,7 @@ from tollkeeper.meter.amend import Amend
 from tollkeeper.meter.ingest import Ingest
 from tollkeeper.ports import UsageStore
 from tollkeeper.profile_context import LocalProfileContext
-from tollkeeper.profiles import switches
+from tollkeeper.profiles import switches, webhook_headers
 from tollkeeper.profiles.base import Profile
 from tollkeeper.settings import Settings
 from tollkeeper.usage.report import Reports
@@ -200,6 +200,7 @@ class Installation:
             self.manage,
             self.clock,
             root=self._data_directory.secret("webhook.secret").encode(),
+            vendor_headers=webhook_headers,
         )
         self.committer.on_charged = self.webhooks.charged
         self.sessions = Sessions(

@@ -28,6 +28,7 @@ from tollkeeper.domain.webhooks import DeliveryResult
 from tollkeeper.errors import BadParameter, Forbidden, NotFound, Unavailable
 from tollkeeper.gate.gate import Admission, Outcome, Usage
 from tollkeeper.installation import Installation
+from tollkeeper.profiles import webhook_headers
 from tollkeeper.testing import Faulty, ManualClock, commit_all, set_up
 
 URL = "https://receiver.example/hook"
@@ -71,7 +72,14 @@ class Hand:
         """Return a started service that runs no thread: what asks for one is heard, and that is all."""
         site = self.site
         service = Webhooks(
-            self.store, self.sender, site.ledger, site.directory, site.manage, site.clock, root=ROOT
+            self.store,
+            self.sender,
+            site.ledger,
+            site.directory,
+            site.manage,
+            site.clock,
+            root=ROOT,
+            vendor_headers=webhook_headers,
         )
         service._run_thread = lambda: None  # type: ignore[method-assign]
         service.start()

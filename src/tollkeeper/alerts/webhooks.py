@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -59,7 +59,8 @@ class Webhooks:
     Any thread may call; `charged` is the commit thread's, and returns at once.
 
     Args:
-        root: What the webhooks' secrets are made from; at least 32 unpredictable bytes.
+        root: The webhooks' secrets are made from it; at least 32 unpredictable bytes.
+        vendor_headers: Returns the headers that profiles add to a message, of its body and the webhook's secret.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Webhooks:
         clock: Clock,
         *,
         root: bytes,
+        vendor_headers: Callable[[bytes, str], Mapping[str, str]],
     ) -> None:
         self._store = store
         self._sender = sender
@@ -80,6 +82,7 @@ class Webhooks:
         self._manage = manage
         self._clock = clock
         self._root = root
+        self._vendor_headers = vendor_headers
         self._hooks: dict[str, list[StoredWebhook]] = {}
         """Account → its webhooks; replaced whole."""
         self._scopes: dict[str, Mapping[str, tuple[BudgetScope, list[str] | None]]] = {}
@@ -333,7 +336,9 @@ class Webhooks:
             self._store.ended(message.id, "failed", attempts=message.attempts)
             return
         body = message.body.encode()
-        headers = headers_of(message.id, body, secret_of(self._root, hook), self._clock.now_us())
+        secret = secret_of(self._root, hook)
+        signed = headers_of(message.id, body, secret, self._clock.now_us())
+        headers = {**self._vendor_headers(body, secret), **signed}
         sent = self._sender.send(hook.entry.url, headers, body)
         if sent.outcome == "failed" and self._closing.is_set():
             # The end of this process is not the receiver's fault: the next one tries at once.

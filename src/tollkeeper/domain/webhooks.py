@@ -140,18 +140,16 @@ def secret_of(root: bytes, hook: StoredWebhook) -> str:
 
 def headers_of(message_id: str, body: bytes, secret: str, now_us: int) -> Mapping[str, str]:
     """
-    Return the headers that prove where a message is from.
+    Return the headers that prove the sender of a message, as Standard Webhooks has them (standardwebhooks.com).
 
-    `x-regpilot-signature` is the hex HMAC-SHA256 of the body under the secret's text. The three others are those
-    of Standard Webhooks (standardwebhooks.com): the key is what the base64 after `whsec_` stands for, and the
-    time is signed too, so that a receiver can refuse what is old.
+    The key is the bytes that the base64 after `whsec_` encodes. The time is signed too, so that a receiver can refuse
+    an old message.
     """
     at_s = now_us // US_PER_S
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     signed = hmac.digest(key, f"{message_id}.{at_s}.".encode() + body, hashlib.sha256)
     return {
         "content-type": "application/json",
-        "x-regpilot-signature": hmac.digest(secret.encode(), body, hashlib.sha256).hex(),
         "webhook-id": message_id,
         "webhook-timestamp": str(at_s),
         "webhook-signature": "v1," + base64.b64encode(signed).decode(),

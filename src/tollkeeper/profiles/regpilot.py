@@ -7,6 +7,8 @@ becomes a JSON number of dollars.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple
@@ -221,11 +223,7 @@ class RegPilot:
         return ""
 
     def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:
-        """
-        Answer what the vendor does not document: 404, or 405 with `Allow` [C].
-
-        No limit counts it; a good key is told where it stands.
-        """
+        """Return 404, or 405 with `Allow` [C]. No limit counts the call; a good key gets its rate headers."""
         if allowed:
             reply = Reply(405, {"error": "Method not allowed"}, [("Allow", ", ".join(allowed))])
         else:
@@ -271,11 +269,7 @@ class RegPilot:
         }
 
     def settled_headers(self, metered: Metered, used: Used) -> Sequence[tuple[str, str]]:
-        """
-        Return model, charge, what is left, tokens and cache status of one request.
-
-        Credits are dollars. The charge is left out while no price is known.
-        """
+        """Return model, charge in dollars (none while no price is known), balance, tokens and cache status."""
         record = used.record
         headers = []
         if record.model:
@@ -291,6 +285,10 @@ class RegPilot:
         if record.cache in ("hit", "miss"):
             headers.append(("x-cache-status", record.cache.upper()))
         return headers
+
+    def webhook_headers(self, body: bytes, secret: str) -> Mapping[str, str]:
+        """Return the vendor's own signature: the hex HMAC-SHA256 of the body under the secret's text."""
+        return {"x-regpilot-signature": hmac.digest(secret.encode(), body, hashlib.sha256).hex()}
 
 
 PROFILE: Final = RegPilot()

@@ -568,7 +568,7 @@ def _reads_left(call: Call, context: ProfileContext, caller: StoredKey | Session
 
 def _owner(caller: StoredKey | Session) -> str:
     """Return whose calls a bucket counts that no plan has: rotating a key frees it of nothing."""
-    return "user:" + caller.user_id if isinstance(caller, Session) else "key:" + caller.lineage_id
+    return "user:" + caller.user_id if isinstance(caller, Session) else "key:" + caller.rotation_chain_id
 
 
 def _per_minute(bucket: str, amount: int) -> Limit:
