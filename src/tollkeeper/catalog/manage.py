@@ -1,7 +1,7 @@
 """
-Manage the catalog: put, issue, rotate, revoke, delete. One door for HTTP, command line and file.
+Manage the catalog: put, issue, rotate, revoke, delete. HTTP, command line and declarations all call this.
 
-Invariants: what is stored passed every check, alone and against the entries that it names; an entry never
+Invariants: a stored entry passed every check, alone and against the entries that it names; an entry never
 names one of another account; a secret exists only in the `IssuedKey` that made it; a revoked key never
 works again, a deleted one keeps its id and its secret taken. Each call is one transaction; `on_change` and
 `post_grant` are called after it committed.
@@ -270,7 +270,7 @@ class Manage:
                 raise Conflict(f"grant {entry_id} is posted for good: balances never forget")
             owner = getattr(entry, "account", None)
             if account is not None and account != (entry_id if kind == "accounts" else owner):
-                # It sees what is there for all, but that is the operator's.
+                # An account sees the entries for all accounts, but only the operator changes them.
                 raise NotFound(f"there is no such entry among the {kind}")
             if referrer := catalog.referrer(kind, entry_id, owner):
                 hint = "set active = false instead" if kind == "accounts" else "delete or change that first"

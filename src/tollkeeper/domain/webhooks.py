@@ -1,5 +1,5 @@
 """
-Webhooks: which thresholds a budget has crossed, the message that tells one, its signature, when to try again.
+Webhooks: which thresholds a budget has crossed, the message about one, its signature, when to send it again.
 
 A message has the id of its webhook, budget, period and threshold: made again, it is the same message.
 """
@@ -36,7 +36,7 @@ class StoredWebhook(NamedTuple):
 
 class WebhookMessage(NamedTuple):
     """
-    What one receiver is told once: that a budget crossed a threshold in one period.
+    Says to one receiver, once, that a budget crossed a threshold in one period.
 
     Attributes:
         body: JSON, kept so that each attempt sends the same bytes.
@@ -74,7 +74,7 @@ def message_of(
     now_us: int,
 ) -> WebhookMessage:
     """
-    Return the message that tells *hook* that the budget of *scope* reached *threshold*.
+    Return the message which says to *hook* that the budget of *scope* reached *threshold*.
 
     Its body has the vendor's shape `{id, type, timestamp, project_id, data}`; amounts are text, as in the API.
 
@@ -130,7 +130,7 @@ def secret_of(root: bytes, hook: StoredWebhook) -> str:
     Return the secret that signs the messages of *hook*: `whsec_` and 32 bytes in base64.
 
     It is made from *root*, the installation's own, and kept nowhere. To sign, a secret has to be known, so a hash
-    of it would not do; made anew each time, it is in no database, and a copy of one tells nobody how to sign.
+    of it would not do. It is derived at each use, so it is in no database, and a copy of one lets nobody sign.
     """
     entry = hook.entry
     name = f"webhook\n{entry.account}\n{entry.id}\n{hook.created_at_us}"
@@ -158,7 +158,7 @@ def headers_of(message_id: str, body: bytes, secret: str, now_us: int) -> Mappin
 
 class DeliveryResult(NamedTuple):
     """
-    What came of one attempt.
+    The outcome of one attempt.
 
     Attributes:
         status: Of the answer; 0 without one.
