@@ -22,7 +22,7 @@ from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
 from tollkeeper.adapters.sql.ownership import Ownership
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
-from tollkeeper.adapters.webhook_sender import WebhookSender
+from tollkeeper.adapters.webhook_sender import HttpWebhookSender
 from tollkeeper.alerts.webhooks import Webhooks
 from tollkeeper.catalog.budget_readiness import BudgetReadiness
 from tollkeeper.catalog.directory import Directory
@@ -194,7 +194,7 @@ class Installation:
         )
         self.webhooks = Webhooks(
             SqlWebhooks(engine),
-            WebhookSender(allow_private=settings.webhook_allow_private),
+            HttpWebhookSender(allow_private=settings.webhook_allow_private),
             self.ledger,
             self.directory,
             self.manage,

@@ -1,9 +1,9 @@
 """
-Sends one webhook message, to where it may go: `ports.WebhookSender`.
+Sends one webhook message over HTTP, to public addresses only: fulfils `ports.WebhookSender`.
 
-The receiver's address is a customer's choice, and this process may reach what the customer may not. So a name is
-resolved once, every address that it has must be public, and the connection is made to the address that was
-looked at: what the name stands for a moment later is no matter. Redirects are not followed.
+A customer chooses the receiver's address, and this process may reach hosts that the customer may not. So a name is
+resolved once, all its addresses must be public, and the connection is made to the address that was checked: a later
+change of the name has no effect. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 _INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1[0-9]{2}[ \r\n]")
 
 
-class WebhookSender:
+class HttpWebhookSender:
     """
     Any thread may send.
 
@@ -72,7 +72,7 @@ class WebhookSender:
             return DeliveryResult(0, f"the connection failed: {type(exc).__name__}")
 
     def close(self) -> None:
-        """End what is under way, as failed; nothing is sent from now on."""
+        """End the attempts under way, as failed; nothing is sent from now on."""
         with self._lock:
             self._closed = True
             for connection in self._open:
