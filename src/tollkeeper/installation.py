@@ -8,7 +8,7 @@ another process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Final
 
@@ -130,7 +130,7 @@ class Installation:
         self.relay = Relay(self.ledger, self.store, self.pending, self._must_compare)
         self.committer.on_commit = self.relay.notify
         self.relay.on_delivered = self._delivered
-        self.committer.on_last_used = self._touch_keys
+        self.committer.on_last_used = self.keys_used
         self.committer.before_scopes_change = self._scopes_changed
         self.holds = Holds(
             self.gate,
@@ -286,11 +286,14 @@ class Installation:
 
     # -- called by one service for another that is made later -----------------------------------------
 
-    def _touch_keys(self, used: dict[str, int]) -> None:
-        self._last_used.note(used)
+    def keys_used(self, last_used_at_us: Mapping[str, int]) -> None:
+        """Note when keys were used, to be saved by the maintenance thread."""
+        self._last_used.note(last_used_at_us)
 
     def _scopes_changed(self, change: ChangeScopes) -> None:
-        self._catalog_changes.scopes_changed(change)
+        for account_id in change.accounts:
+            self.directory.scopes_changed(account_id)
+            self.gate.begin_budgets(account_id, [m for m in change.members if m[0].account_id == account_id])
 
     def _notify_webhooks(self, account_ids: Iterable[str], *, hooks: bool = False) -> None:
         # Webhooks make keys inactive, which is a change of the catalog: neither can be made with the other.

@@ -18,7 +18,7 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.budget_scopes import Made
-from tollkeeper.ledger.committer import ChangeScopes, Committer
+from tollkeeper.ledger.committer import Committer
 from tollkeeper.maintenance.budget_enforcement import BudgetEnforcement
 from tollkeeper.meter.amend import Amend
 
@@ -99,12 +99,6 @@ class CatalogChanges:
         self._gate.forget()
         self._budgets.compare_all()
         self._notify_webhooks((), hooks=True)
-
-    def scopes_changed(self, change: ChangeScopes) -> None:
-        """Drop what directory and gate hold of changed budgets. Called on the commit thread."""
-        for account_id in change.accounts:
-            self._directory.scopes_changed(account_id)
-            self._gate.begin_budgets(account_id, [m for m in change.members if m[0].account_id == account_id])
 
     def retry(self) -> None:
         """Do what was left undone when a store failed, or when the last process ended between two steps."""
