@@ -2,7 +2,7 @@
 The declarative file: the whole catalog, or a part of it, as TOML, applied all or nothing.
 
 The file has an array of tables per kind, `[[accounts]]` to `[[webhooks]]`, in any order; each entry has the
-fields of its struct in `domain.catalog`. Applying a file again changes nothing. What a file leaves out stays.
+fields of its struct in `domain.catalog`. Applying a file again changes nothing. Entries that are not in it stay.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-The directory: what gate and meter read of the catalog and the ledger, resolved and remembered.
+The directory: resolves and remembers what gate, ledger and meter read of the catalog.
 
 Resolving walks from key to subscription, plan, account and budgets once; `forget` drops what a change of
 the catalog touched. Budgets count from the moment that they are in force in the ledger (`ledger.budget_scopes`).

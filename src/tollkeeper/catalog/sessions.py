@@ -1,11 +1,11 @@
 """
-Session tokens: who signed in to a dashboard.
+Session tokens: the account and user that signed in to a dashboard.
 
-Two kinds are accepted. Our own login's are JWTs that this installation signs (HMAC) with a secret that it
-keeps. Another login's are JWTs verified against a JWKS: only the algorithms of the allow-list, the issuer and
-audience that are set (both must be), expiry with a stated leeway. Unknown key ids make the JWKS be read again, at
-most once a minute, so that its keys can rotate; known ones are read again every hour, so that a withdrawn key ends.
-One thread reads at a time, and no other waits for it longer than a second.
+Two kinds are accepted. Tokens of our own login are JWTs that this installation signs (HMAC) with its secret. Tokens
+of another login are JWTs that are verified against a JWKS: the algorithm must be on the allow-list, issuer and audience
+must be those of the settings, and expiry has a stated leeway. An unknown key id has the JWKS read again, at most once
+a minute, so that its keys can rotate; a known one does so every hour, so that a withdrawn key ends. One thread reads at
+a time, and no other waits for it longer than a second.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Sessions:
         return self._tokens.sign(claims, self._secret, OWN_ALGORITHM)
 
     def verify(self, token: str) -> Session | None:
-        """Return who *token* stands for; None when it is not a good token of either kind."""
+        """Return the account and user of *token*; None when it is not a good token of either kind."""
         if not token or len(token) > _TOKEN_CHARS_MAX:
             return None
         try:
