@@ -21,8 +21,8 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
-from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.wanted_scopes import WantedScope
 from tollkeeper.domain.webhooks import (
     StoredWebhook,
     WebhookMessage,
@@ -85,7 +85,7 @@ class Webhooks:
         self._vendor_headers = vendor_headers
         self._hooks: dict[str, list[StoredWebhook]] = {}
         """Account → its webhooks; replaced whole."""
-        self._scopes: dict[str, Mapping[str, tuple[BudgetScope, list[str] | None]]] = {}
+        self._scopes: dict[str, Mapping[str, WantedScope]] = {}
         self._known: dict[_SentAt, set[int]] = {}
         """Thresholds that the store has: spares asking it again and again."""
         self._lock = threading.Lock()

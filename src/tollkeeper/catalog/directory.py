@@ -27,12 +27,12 @@ from tollkeeper.domain.entitlements import (
     limit_scopes,
     of_rotations,
     resolve,
-    scope_of_budget,
 )
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
+from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
 from tollkeeper.gate.gate import Charge
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.ports import CatalogStore, Ledger
@@ -206,62 +206,14 @@ class Directory:
     def _budgets(self, account_id: str) -> list[Budget]:
         return cast("list[Budget]", list(self._catalog.entries("budgets", account_id)))
 
-    def wanted_scopes(self, account_id: str) -> dict[str, tuple[BudgetScope, list[str] | None]]:
-        """
-        Return every budget scope of an account: counter id → (scope, ids of the keys that it counts).
-
-        None for the keys means every event of the scope's project or account, keyless ones too.
-        """
+    def wanted_scopes(self, account_id: str) -> dict[str, WantedScope]:
+        """Return every budget scope of an account, as `domain.wanted_scopes`."""
         account = self.account(account_id)
         if account is None:
             return {}
-        keys = list(self._catalog.keys_of_account(account_id))
-        chains: dict[str, list[str]] = {}
-        for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.rotation_chain_id):
-            chains.setdefault(stored.rotation_chain_id, []).append(stored.entry.id)
-        by_id = {stored.entry.id: stored for stored in keys}
-        bounding_keys_of: dict[str, list[str]] = {}
-        counted_for: dict[str, list[str]] = {}
-        for stored in keys:
-            bounding = chains[stored.rotation_chain_id]
-            maker = by_id.get(stored.made_by or "")
-            while maker is not None:
-                bounding = [*chains[maker.rotation_chain_id], *bounding]
-                maker = by_id.get(maker.made_by or "")
-            bounding_keys_of[stored.entry.id] = bounding
-            for name in bounding:
-                counted_for.setdefault(name, []).append(stored.entry.id)
-        wanted: dict[str, tuple[BudgetScope, list[str] | None]] = {}
-        for budget in self._budgets(account_id):
-            scope = scope_of_budget(budget)
-            key_ids = None if budget.key is None else counted_for.get(budget.key, [budget.key])
-            wanted[scope.counter_id] = (scope, key_ids)
-        plans = _PlansOf(self._catalog, account)
-        on_project: dict[str, list[str]] = {}
-        for stored in keys:
-            subscription, plan = plans.of(stored)
-            if plan is None or not plan.budgets:
-                continue
-            planned = budget_scopes(
-                account_id,
-                stored.entry.project,
-                bounding_keys_of[stored.entry.id],
-                subscription=subscription,
-                plan=plan,
-                budgets=[],
-            )
-            for scope in planned:
-                known = wanted.setdefault(scope.counter_id, (scope, []))[1]
-                assert known is not None
-                known.append(stored.entry.id)
-            on_project.setdefault(plan.slug, []).append(stored.entry.id)
-        for counter_id, (scope, key_ids) in wanted.items():
-            if counter_id.startswith("plan:") and key_ids is not None:
-                if scope.project_id is not None:
-                    # A key without a project may be used for any: it is the event that says which.
-                    key_ids = on_project[counter_id.removeprefix("plan:").partition("/")[0]]
-                wanted[counter_id] = (scope.of_members(key_ids), key_ids)
-        return wanted
+        keys = self._catalog.keys_of_account(account_id)
+        plan_of = _PlansOf(self._catalog, account).of
+        return wanted_scopes(account_id, keys, self._budgets(account_id), plan_of)
 
     def credit_keys(self, account_id: str) -> list[str]:
         """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
