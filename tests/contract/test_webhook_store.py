@@ -14,7 +14,7 @@ from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.webhook_tables import webhook_deliveries
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
 from tollkeeper.domain.catalog import Actions, Webhook
-from tollkeeper.domain.webhooks import WebhookMessage, StoredWebhook
+from tollkeeper.domain.webhooks import StoredWebhook, WebhookMessage
 from tollkeeper.errors import Unavailable
 from tollkeeper.ports import WebhookStore
 

@@ -28,7 +28,14 @@ def key(**fields):
 
 
 def resolved(entry, *, rotation_chain=("k1",), plan=None, budgets=(), subscription=None):
-    return resolve(entry, rotation_chain=rotation_chain, account=ACME, subscription=subscription, plan=plan, budgets=budgets)
+    return resolve(
+        entry,
+        rotation_chain=rotation_chain,
+        account=ACME,
+        subscription=subscription,
+        plan=plan,
+        budgets=budgets,
+    )
 
 
 def counter_ids(entitlement):
@@ -119,7 +126,9 @@ def test_a_limit_of_a_key_goes_on_when_its_plan_changes():
 
 
 def planned_ids(project, rotation_chain, subscription):
-    scopes = budget_scopes("acme", project, rotation_chain, subscription=subscription, plan=PLANNED, budgets=())
+    scopes = budget_scopes(
+        "acme", project, rotation_chain, subscription=subscription, plan=PLANNED, budgets=()
+    )
     return [scope.counter_id for scope in scopes]
 
 
