@@ -66,7 +66,7 @@ SERVERS: Final = {"litestar", "granian", "uvloop", "typer", "rich"}
 NETWORK: Final = {"socket", "ssl", "http", "urllib", "httpx", "requests", "jwt", "ctypes"}
 """Of these `urllib.parse` and `http.HTTPStatus` only take text apart: see `NO_NETWORK`."""
 NO_NETWORK: Final = {"urllib.parse"}
-STILL_NETWORK: Final = {"catalog/sessions.py"}
+STILL_NETWORK: Final[set[str]] = set()
 """A ratchet, as `STILL_UP`."""
 OF_THE_PROCESS: Final = {"forks"}
 """Calls the C library, since nothing else can end a forked child without waiting for threads that it lacks."""

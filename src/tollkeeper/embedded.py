@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tollkeeper.catalog.manage import Applied, IssuedKey, Manage
+from tollkeeper.catalog.changes import Applied, IssuedKey
+from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial

@@ -24,7 +24,7 @@ from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.domain.pairing import BatchMark, LedgerPast, StorePast
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.domain.webhooks import Message, Sent, StoredWebhook
+from tollkeeper.domain.webhooks import DeliveryResult, StoredWebhook, WebhookMessage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -194,8 +194,8 @@ class UsageStore(Protocol):
         """Release the engine. Further calls are an error of the caller."""
 
 
-Outcome = Literal["created", "changed", "unchanged"]
-"""What a `put` did."""
+ChangeAction = Literal["created", "changed", "unchanged", "deleted"]
+"""What a call did to an entry of the catalog; a `put` never deletes."""
 
 
 class PlanVersion(NamedTuple):
@@ -232,7 +232,7 @@ class Catalog(Protocol):
     def entries(self, kind: str, account: str | None = None) -> Sequence[Entry]:
         """Return all entries of *kind*, of one account or of all."""
 
-    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> Outcome:
+    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> ChangeAction:
         """
         Store *entry* whole, in place of the one of its id. A plan that changes gets the next version.
 
@@ -263,11 +263,11 @@ class Catalog(Protocol):
         secret_sha256: str,
         shown_prefix: str | None,
         now_us: int,
-        lineage_id: str | None = None,
+        rotation_chain_id: str | None = None,
         origin: KeyOrigin = KeyOrigin(),
     ) -> None:
         """
-        Store a new key; *lineage_id* is its own id unless it replaces another.
+        Store a new key; *rotation_chain_id* is its own id unless it replaces another.
 
         Raises:
             Conflict: The id or the secret is taken, by whatever account.
@@ -460,7 +460,7 @@ class WebhookStore(Protocol):
     def hook(self, account_id: str, webhook_id: str) -> StoredWebhook | None:
         """Return one webhook, or None."""
 
-    def add(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def add(self, messages: Sequence[WebhookMessage]) -> Sequence[WebhookMessage]:
         """
         Store *messages* as due and return those that are new, durably.
 
@@ -468,7 +468,7 @@ class WebhookStore(Protocol):
         whichever of several callers at a time.
         """
 
-    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> Sequence[Message]:
+    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> Sequence[WebhookMessage]:
         """Return up to *limit* messages that are due at *now_us*, the longest due first."""
 
     def postpone(self, message_id: str, *, attempts: int, due_at_us: int) -> None:
@@ -477,7 +477,7 @@ class WebhookStore(Protocol):
     def ended(self, message_id: str, outcome: Literal["delivered", "failed"], *, attempts: int) -> None:
         """Note that a message is not sent any more."""
 
-    def disabling(self) -> Sequence[Message]:
+    def disabling(self) -> Sequence[WebhookMessage]:
         """Return the messages whose keys are to become inactive and were not said to be so by `disabled`."""
 
     def disabled(self, message_id: str) -> None:
@@ -490,7 +490,7 @@ class WebhookStore(Protocol):
 class WebhookSender(Protocol):
     """Brings one message to its receiver. Any thread may call."""
 
-    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Sent:
+    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> DeliveryResult:
         """
         POST *body* once, without following a redirect, and return what came of it, in bounded time.
 
@@ -499,3 +499,49 @@ class WebhookSender(Protocol):
 
     def close(self) -> None:
         """End what is under way, as failed."""
+
+
+class TokenHeader(NamedTuple):
+    """
+    What a token says of itself before anything is verified.
+
+    Attributes:
+        algorithm: As in the token: of any JSON type.
+        key_id: Names the public key; "" when the token names none.
+    """
+
+    algorithm: object
+    key_id: str
+
+
+class TokenVerifier(Protocol):
+    """Signs and verifies session tokens (JWT), for `catalog.sessions`. Any thread may call."""
+
+    def sign(self, claims: Mapping[str, Any], secret: str, algorithm: str) -> str:
+        """Return a token that says *claims*, signed with a shared *secret*."""
+
+    def header(self, token: str) -> TokenHeader:
+        """Return what *token* says of itself. Raises `ValueError` when it is not a token."""
+
+    def verify(
+        self, token: str, key: object, *, algorithms: Sequence[str], issuer: str, audience: str
+    ) -> dict[str, Any]:
+        """
+        Return the claims of *token*, among them `exp` and `sub`. The caller checks their types, and the times.
+
+        Args:
+            key: A shared secret, or a key of `public_keys`.
+            audience: The `aud` that the token must have; "" when it need not have one.
+
+        Raises:
+            ValueError: The signature is not of *key* by one of *algorithms*, or a claim is missing or another.
+        """
+
+    def public_keys(self, source: str) -> Mapping[str, object]:
+        """
+        Return the public keys at *source* (an https URL or a path, which `check_login` has passed) by their ids.
+
+        Raises:
+            OSError: It cannot be read, in bounded time.
+            ValueError: It is not a JWKS.
+        """

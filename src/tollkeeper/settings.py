@@ -1,5 +1,5 @@
 """
-Typed settings, and `build`: the only place where ports meet adapters.
+Typed settings.
 
 Each setting can be given to `Tollkeeper.open`, in the environment as `TOLLKEEPER_<NAME>`, or to
 `tollkeeper serve`. docs/settings.md lists them; a test holds the two together.
@@ -88,8 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}
-        told = ", ".join(f"{name}={_PASSWORD.sub('***', repr(value))}" for name, value in shown.items())
-        return f"Settings({told})"
+        values = ", ".join(f"{name}={_PASSWORD.sub('***', repr(value))}" for name, value in shown.items())
+        return f"Settings({values})"
 
     def _path(self, name: str) -> str:
         return str(Path(self.data_dir).absolute() / name)

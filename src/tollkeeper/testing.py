@@ -1,6 +1,6 @@
 """
-For tests of Tollkeeper and of what is built on it: a clock that only moves when told, installations on real
-stores, and adapters that fail on purpose.
+For tests of Tollkeeper and of programs that use it: a clock that a test moves, installations on real stores, and
+adapters that fail on purpose.
 
     clock = ManualClock()
     with installation(tmp_path, clock=clock) as site:
@@ -60,7 +60,7 @@ class ManualClock:
 
 
 class KeptOpen:
-    """A port that others use and do not close: all but `close` goes to *target*."""
+    """A port that its users do not close: all calls but `close` go to *target*."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -69,12 +69,12 @@ class KeptOpen:
         return getattr(self._target, name)
 
     def close(self) -> None:
-        """Leave *target* open: who made it closes it."""
+        """Leave *target* open: its maker closes it."""
 
 
 class Faulty:
     """
-    A port one method of which fails when told: all else goes to *target*.
+    A port with one method that fails when a test says so; all other calls go to *target*.
 
     Args:
         target: The adapter.
@@ -201,7 +201,7 @@ def faulty_ledger(site: Installation, method: str = "commit") -> Iterator[Faulty
 
 @contextmanager
 def lost_commits(site: Installation, times: int = 1) -> Iterator[None]:
-    """Make the database of *site* lose the answers of the next *times* commits: they are done, then fail."""
+    """Make the database of *site* lose the answers of the next *times* commits: they are committed, then raise."""
     dialect: Any = site.engine.dialect
     do_commit = dialect.do_commit
     left = times

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.alerts.receiver import WAIT_S, Receiver, answer_of, certificate, receiver
-from tollkeeper.adapters.webhook_sender import ANSWER_BYTES_MAX, WebhookSender
+from tollkeeper.adapters.webhook_sender import ANSWER_BYTES_MAX, HttpWebhookSender
 from tollkeeper.domain.addresses import is_public
 
 BODY = b'{"id": "evt_1"}'
@@ -118,8 +118,8 @@ def here() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def sender() -> WebhookSender:
-    return WebhookSender(allow_private=True)
+def sender() -> HttpWebhookSender:
+    return HttpWebhookSender(allow_private=True)
 
 
 @pytest.mark.parametrize("address", REFUSED)
@@ -154,7 +154,7 @@ def test_the_interpreters_own_list_is_not_asked(monkeypatch: pytest.MonkeyPatch)
 def test_a_name_that_leads_to_a_private_address_is_refused(address: str) -> None:
     """Alone, and beside public ones."""
     for addresses in ([address], ["8.8.8.8", address]):
-        sent = WebhookSender(resolve=Names(addresses)).send("https://a.example/x", HEADERS, BODY)
+        sent = HttpWebhookSender(resolve=Names(addresses)).send("https://a.example/x", HEADERS, BODY)
         assert (sent.status, sent.outcome) == (0, "failed")
         assert "refused" in sent.reason
 
@@ -166,13 +166,13 @@ def test_a_name_that_leads_to_a_private_address_is_refused(address: str) -> None
 def test_what_a_url_may_call_this_machine_is_refused(here: Receiver, host: str) -> None:
     """By the real resolver, which knows more spellings of an address than one would think."""
     port = here.url.split(":")[2].split("/")[0]
-    sent = WebhookSender().send(f"https://{host}:{port}/hook", HEADERS, BODY)
+    sent = HttpWebhookSender().send(f"https://{host}:{port}/hook", HEADERS, BODY)
     assert "refused" in sent.reason
     assert here.arrived.empty()
 
 
 def test_plain_http_is_refused(here: Receiver) -> None:
-    sent = WebhookSender(resolve=Names(["8.8.8.8"])).send("http://a.example/x", HEADERS, BODY)
+    sent = HttpWebhookSender(resolve=Names(["8.8.8.8"])).send("http://a.example/x", HEADERS, BODY)
     assert "https" in sent.reason
 
 
@@ -188,11 +188,11 @@ def test_the_connection_is_made_to_the_address_that_was_looked_at(
         raise ConnectionRefusedError
 
     monkeypatch.setattr(socket, "create_connection", connect)
-    sent = WebhookSender(resolve=names).send("https://a.example/x", HEADERS, BODY)
+    sent = HttpWebhookSender(resolve=names).send("https://a.example/x", HEADERS, BODY)
     assert (sent.outcome, connected, names.asked) == ("failed", [("8.8.8.8", 443)], ["a.example"])
 
 
-def test_a_message_arrives_as_it_was_made(here: Receiver, sender: WebhookSender) -> None:
+def test_a_message_arrives_as_it_was_made(here: Receiver, sender: HttpWebhookSender) -> None:
     sent = sender.send(here.url, HEADERS, BODY)
     assert (sent.status, sent.outcome, sent.reason) == (200, "delivered", "")
     got = here.next()
@@ -205,28 +205,28 @@ def test_https_checks_the_certificate(tmp_path: Path) -> None:
     """Against the name of the URL, not of the address that it is pinned to."""
     server, client = certificate(tmp_path)
     with receiver(server) as here:
-        trusting = WebhookSender(allow_private=True, context=client)
+        trusting = HttpWebhookSender(allow_private=True, context=client)
         assert trusting.send(here.url, HEADERS, BODY).outcome == "delivered"
         assert here.next().body == BODY
         named = here.url.replace("127.0.0.1", "localhost")
         assert trusting.send(named, HEADERS, BODY).outcome == "delivered"
         here.next()
-        doubting = WebhookSender(allow_private=True)
+        doubting = HttpWebhookSender(allow_private=True)
         assert "SSL" in doubting.send(here.url, HEADERS, BODY).reason
-        elsewhere = WebhookSender(allow_private=True, context=client, resolve=Names(["127.0.0.1"]))
+        elsewhere = HttpWebhookSender(allow_private=True, context=client, resolve=Names(["127.0.0.1"]))
         wrong_name = here.url.replace("127.0.0.1", "a.example")
         assert "SSL" in elsewhere.send(wrong_name, HEADERS, BODY).reason
         assert here.arrived.empty()
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 299])
-def test_any_2xx_is_success(here: Receiver, sender: WebhookSender, status: int) -> None:
+def test_any_2xx_is_success(here: Receiver, sender: HttpWebhookSender, status: int) -> None:
     here.answer(status)
     assert sender.send(here.url, HEADERS, BODY).outcome == "delivered"
 
 
 @pytest.mark.parametrize("status", [300, 304, 400, 404, 410, 429, 500, 503])
-def test_any_other_status_is_failure(here: Receiver, sender: WebhookSender, status: int) -> None:
+def test_any_other_status_is_failure(here: Receiver, sender: HttpWebhookSender, status: int) -> None:
     here.answer(status)
     sent = sender.send(here.url, HEADERS, BODY)
     assert (sent.status, sent.outcome) == (status, "failed")
@@ -234,7 +234,7 @@ def test_any_other_status_is_failure(here: Receiver, sender: WebhookSender, stat
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed(here: Receiver, sender: WebhookSender, status: int) -> None:
+def test_a_redirect_is_not_followed(here: Receiver, sender: HttpWebhookSender, status: int) -> None:
     """It could lead from a public address to a private one."""
     with receiver() as inside:
         here.answers.put(answer_of(status, f"Location: {inside.url}\r\n"))
@@ -243,7 +243,7 @@ def test_a_redirect_is_not_followed(here: Receiver, sender: WebhookSender, statu
         assert inside.arrived.empty()
 
 
-def test_an_interim_answer_is_not_the_answer(here: Receiver, sender: WebhookSender) -> None:
+def test_an_interim_answer_is_not_the_answer(here: Receiver, sender: HttpWebhookSender) -> None:
     here.answers.put(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + answer_of(500))
     assert sender.send(here.url, HEADERS, BODY).status == 500
 
@@ -251,12 +251,12 @@ def test_an_interim_answer_is_not_the_answer(here: Receiver, sender: WebhookSend
 @pytest.mark.parametrize(
     "nonsense", [b"SSH-2.0-x\r\n", b"HTTP/1.1 20\r\n\r\n", b"\x00" * 100, b"HTTP/2 200 \r\n"]
 )
-def test_what_is_not_http_is_failure(here: Receiver, sender: WebhookSender, nonsense: bytes) -> None:
+def test_what_is_not_http_is_failure(here: Receiver, sender: HttpWebhookSender, nonsense: bytes) -> None:
     here.answers.put(nonsense)
     assert sender.send(here.url, HEADERS, BODY).outcome == "failed"
 
 
-def test_a_long_answer_is_read_up_to_its_bound(sender: WebhookSender) -> None:
+def test_a_long_answer_is_read_up_to_its_bound(sender: HttpWebhookSender) -> None:
     """A receiver that never ends its answer costs 64 KiB, not the memory."""
     taken = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -285,7 +285,7 @@ def test_a_long_answer_is_read_up_to_its_bound(sender: WebhookSender) -> None:
 
 def test_a_receiver_that_says_nothing_is_given_up(here: Receiver) -> None:
     here.answers.put(b"")
-    sent = WebhookSender(allow_private=True, timeout_s=0.2).send(here.url, HEADERS, BODY)
+    sent = HttpWebhookSender(allow_private=True, timeout_s=0.2).send(here.url, HEADERS, BODY)
     assert (sent.status, sent.reason) == (0, "no answer within 0.2 s")
 
 
@@ -306,7 +306,7 @@ def test_a_receiver_that_drips_is_given_up() -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         port = listening.getsockname()[1]
-        sender = WebhookSender(allow_private=True, timeout_s=0.3)
+        sender = HttpWebhookSender(allow_private=True, timeout_s=0.3)
         sent = sender.send(f"http://127.0.0.1:{port}/", HEADERS, BODY)
         over.set()
         thread.join()
@@ -316,13 +316,13 @@ def test_a_receiver_that_drips_is_given_up() -> None:
 def test_a_name_of_several_addresses_is_tried_in_turn(here: Receiver) -> None:
     """The first has nobody who listens."""
     names = Names(["127.0.0.2", "127.0.0.1"])
-    sender = WebhookSender(allow_private=True, resolve=names)
+    sender = HttpWebhookSender(allow_private=True, resolve=names)
     url = here.url.replace("127.0.0.1", "a.example")
     assert sender.send(url, HEADERS, BODY).outcome == "delivered"
     assert here.next().headers["host"] == url.split("/")[2]
 
 
-def test_nobody_who_listens_is_failure(sender: WebhookSender) -> None:
+def test_nobody_who_listens_is_failure(sender: HttpWebhookSender) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     sent = sender.send(f"http://127.0.0.1:{port}/", HEADERS, BODY)
@@ -330,7 +330,7 @@ def test_nobody_who_listens_is_failure(sender: WebhookSender) -> None:
     assert "127.0.0.1" not in sent.reason
 
 
-def test_closing_ends_what_hangs(here: Receiver, sender: WebhookSender) -> None:
+def test_closing_ends_what_hangs(here: Receiver, sender: HttpWebhookSender) -> None:
     """A receiver that hangs must not hold up the end of the process."""
     here.answers.put(b"")
     found = []

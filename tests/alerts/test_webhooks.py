@@ -24,10 +24,11 @@ from tollkeeper.alerts.webhooks import SENDERS, Webhooks
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Account, Actions, Budget, Key, Plan, PlanBudget, Project, Route, Webhook
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.webhooks import Sent
+from tollkeeper.domain.webhooks import DeliveryResult
 from tollkeeper.errors import BadParameter, Forbidden, NotFound, Unavailable
 from tollkeeper.gate.gate import Admission, Outcome, Usage
 from tollkeeper.installation import Installation
+from tollkeeper.profiles import webhook_headers
 from tollkeeper.testing import Faulty, ManualClock, commit_all, set_up
 
 URL = "https://receiver.example/hook"
@@ -41,10 +42,10 @@ class Recorder:
         self.sent: list[tuple[str, dict[str, str], bytes]] = []
         self.statuses: list[int] = []
 
-    def send(self, url: str, headers: Any, body: bytes) -> Sent:
+    def send(self, url: str, headers: Any, body: bytes) -> DeliveryResult:
         self.sent.append((url, dict(headers), body))
         status = self.statuses.pop(0) if self.statuses else 200
-        return Sent(status, "" if status == 200 else "failed by the test")
+        return DeliveryResult(status, "" if status == 200 else "failed by the test")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -70,7 +71,14 @@ class Hand:
         """Return a started service that runs no thread: what asks for one is heard, and that is all."""
         site = self.site
         service = Webhooks(
-            self.store, self.sender, site.ledger, site.directory, site.manage, site.clock, root=ROOT
+            self.store,
+            self.sender,
+            site.ledger,
+            site.directory,
+            site.manage,
+            site.clock,
+            root=ROOT,
+            vendor_headers=webhook_headers,
         )
         service._run_thread = lambda: None  # type: ignore[method-assign]
         service.start()

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from tests.engines import fresh_engine
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
+from tollkeeper.catalog.changes import Change
 from tollkeeper.catalog.declaration import apply_declaration, parse_declaration, render_changes
 from tollkeeper.catalog.entry_parsing import entry_from
-from tollkeeper.catalog.manage import Change, Manage
+from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.catalog import (
     KINDS,

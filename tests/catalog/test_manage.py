@@ -13,7 +13,10 @@ import sqlalchemy as sa
 
 from tests.engines import empty_tables, fresh_engine
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
-from tollkeeper.catalog.manage import KEY_TRANSITIONS, TOMBSTONES_PER_KEY, Change, IssuedKey, Manage
+from tollkeeper.catalog.changes import Change, IssuedKey
+from tollkeeper.catalog.key_rules import KEY_TRANSITIONS
+from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.quotas import TOMBSTONES_PER_KEY
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import (
     KINDS,
@@ -378,13 +381,13 @@ def test_a_rotation_overlaps_then_ends_the_old_key(world: World) -> None:
     assert [told[:2] for told in world.told_since()] == [("created", "keys"), ("changed", "keys")]
 
     old, new = world.manage.stored_key(None, "k1"), world.manage.stored_key(None, second.entry.id)
-    assert (old.replaced_by, old.lineage_id, new.lineage_id) == (new.entry.id, "k1", "k1")
+    assert (old.replaced_by, old.rotation_chain_id, new.rotation_chain_id) == (new.entry.id, "k1", "k1")
     world.clock.at += timedelta(seconds=60, microseconds=-1)
     assert [key.state_at(world.clock.now_us()) for key in (old, new)] == ["active", "active"]
     world.clock.at += timedelta(microseconds=1)
     assert [key.state_at(world.clock.now_us()) for key in (old, new)] == ["expired", "active"]
     third = world.manage.rotate_key("acme", second.entry.id, 0)
-    assert world.manage.stored_key(None, third.entry.id).lineage_id == "k1"
+    assert world.manage.stored_key(None, third.entry.id).rotation_chain_id == "k1"
 
 
 def test_a_rotation_is_refused_where_it_cannot_be(world: World) -> None:
@@ -422,7 +425,7 @@ def test_a_rotated_key_is_of_the_line_of_the_first_one(world: World) -> None:
     """The line names the counters, so that rotating never frees a key of its limits and budgets."""
     world.manage.issue_key(Key(id="k1", account="acme"))
     issued = world.manage.rotate_key("acme", "k1", 0)
-    assert world.manage.stored_key("acme", issued.entry.id).lineage_id == "k1"
+    assert world.manage.stored_key("acme", issued.entry.id).rotation_chain_id == "k1"
 
 
 def test_what_is_in_use_cannot_be_deleted(world: World) -> None:

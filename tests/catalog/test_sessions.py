@@ -24,6 +24,7 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from tollkeeper import Tollkeeper
 from tollkeeper.adapters.jwks import JWKS_BYTES_MAX, read_jwks
+from tollkeeper.adapters.jwt_tokens import JwtTokens
 from tollkeeper.catalog.sessions import OWN_ISSUER, OWN_TTL_S, Sessions, check_login
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.limit_status import Session
@@ -80,11 +81,11 @@ def sessions(clock: ManualClock, issuer: Issuer) -> Sessions:
     return Sessions(
         clock,
         SECRET,
+        JwtTokens(issuer.fetch),
         jwks="https://login.example/jwks",
         issuer=ISSUER,
         audience=AUDIENCE,
         account_claim="org",
-        fetch=issuer.fetch,
     )
 
 
@@ -122,8 +123,8 @@ def test_our_own_token_is_good_until_it_expires(sessions: Sessions, clock: Manua
 
 
 def test_our_own_token_is_good_here_only(sessions: Sessions, clock: ManualClock) -> None:
-    assert sessions.verify(Sessions(clock, SECRET[::-1]).issue("acme", "ada")) is None
-    assert Sessions(clock, SECRET).verify(sessions.issue("acme", "ada")) == ADA
+    assert sessions.verify(Sessions(clock, SECRET[::-1], JwtTokens()).issue("acme", "ada")) is None
+    assert Sessions(clock, SECRET, JwtTokens()).verify(sessions.issue("acme", "ada")) == ADA
 
 
 @pytest.mark.parametrize(
@@ -363,7 +364,7 @@ def test_a_slow_login_holds_up_one_thread(
         assert go_on.wait(60)
         return issuer.document
 
-    sessions._fetch = slow
+    sessions._tokens = JwtTokens(slow)
     issuer.publish(jwk(RSA_KEY, "rsa-1"), jwk(RSA_KEY_2, "rsa-2"))
     found: list[Session | None] = []
     first = threading.Thread(target=lambda: found.append(sessions.verify(sign(RSA_KEY_2, kid="rsa-2"))))
@@ -402,7 +403,7 @@ def test_who_comes_second_waits_for_a_read_that_is_quick(
                 waits.set()
             return bool(self.acquire_(blocking, 60 if blocking else -1))
 
-    sessions._fetch = fetch
+    sessions._tokens = JwtTokens(fetch)
     sessions._reading = Watched(sessions._reading)  # type: ignore[assignment]
     found: list[Session | None] = []
     threads = [threading.Thread(target=lambda: found.append(sessions.verify(token))) for _ in range(2)]
@@ -530,7 +531,7 @@ def test_a_jwks_that_drips_is_given_up(login: str) -> None:
 
 
 def test_without_a_jwks_only_our_own_tokens_are_good(clock: ManualClock, sign: Sign) -> None:
-    sessions = Sessions(clock, SECRET)
+    sessions = Sessions(clock, SECRET, JwtTokens())
     assert sessions.verify(sign()) is None
     assert sessions.verify(sign(kid=None)) is None
 
@@ -541,11 +542,11 @@ def test_a_jwks_may_be_a_file(tmp_path: Path, clock: ManualClock, sign: Sign) ->
     sessions = Sessions(
         clock,
         SECRET,
+        JwtTokens(read_jwks),
         jwks=str(path),
         issuer=ISSUER,
         audience=AUDIENCE,
         account_claim="org",
-        fetch=read_jwks,
     )
     assert sessions.verify(sign()) == ADA
 
@@ -557,11 +558,11 @@ def test_a_shared_secret_cannot_be_put_on_the_list(
     sessions = Sessions(
         clock,
         SECRET,
+        JwtTokens(issuer.fetch),
         jwks="https://login.example/jwks",
         issuer=ISSUER,
         audience=AUDIENCE,
         algorithms=algorithms,
-        fetch=issuer.fetch,
     )
     assert sessions.verify(sign()) is None
     assert issuer.reads == 0
@@ -574,7 +575,7 @@ def test_a_shared_secret_cannot_be_put_on_the_list(
 @example("\ud800.e30.")
 @example("eyJhbGciOiJIUzI1NiJ9.e30.")
 def test_garbage_is_nobody(token: str) -> None:
-    assert Sessions(ManualClock(), SECRET).verify(token) is None
+    assert Sessions(ManualClock(), SECRET, JwtTokens()).verify(token) is None
 
 
 def test_a_token_that_was_altered_anywhere_is_refused(sessions: Sessions, sign: Sign) -> None:

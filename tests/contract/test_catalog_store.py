@@ -259,7 +259,7 @@ def test_a_key_is_found_by_its_hash_and_by_its_id(store: CatalogStore) -> None:
     assert stored == store.find_key("k1")
     assert (stored.entry, stored.secret_sha256, stored.shown_prefix) == (key, sha256("secret"), "sk_ab…")
     assert (stored.created_at_us, stored.last_used_at_us, stored.revoked_at_us) == (NOW_US, None, None)
-    assert (stored.lineage_id, stored.replaced_by) == ("k1", None)
+    assert (stored.rotation_chain_id, stored.replaced_by) == ("k1", None)
     assert stored.secret_sha256 not in repr(stored)
     assert store.find_key_by_hash(sha256("other")) is None
     assert store.find_key("k2") is None
@@ -316,7 +316,7 @@ def test_a_replaced_key_names_its_successor(store: CatalogStore) -> None:
         secret_sha256=sha256("2"),
         shown_prefix=None,
         now_us=NOW_US,
-        lineage_id="k1",
+        rotation_chain_id="k1",
     )
     assert store.replace_key("acme", "k1", by="k2", expires_at_us=NOW_US + 5, now_us=NOW_US)
     old, new = store.keys_of_account("acme")
@@ -325,7 +325,7 @@ def test_a_replaced_key_names_its_successor(store: CatalogStore) -> None:
         "active",
         "expired",
     )
-    assert (new.lineage_id, new.shown_prefix, new.state_at(NOW_US + 5)) == ("k1", None, "active")
+    assert (new.rotation_chain_id, new.shown_prefix, new.state_at(NOW_US + 5)) == ("k1", None, "active")
 
 
 def test_a_key_says_whose_word_its_state_and_end_are(store: CatalogStore) -> None:

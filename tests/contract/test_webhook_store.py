@@ -14,7 +14,7 @@ from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.webhook_tables import webhook_deliveries
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
 from tollkeeper.domain.catalog import Actions, Webhook
-from tollkeeper.domain.webhooks import Message, StoredWebhook
+from tollkeeper.domain.webhooks import StoredWebhook, WebhookMessage
 from tollkeeper.errors import Unavailable
 from tollkeeper.ports import WebhookStore
 
@@ -42,8 +42,8 @@ def put(engine: sa.Engine, *hooks: Webhook, now_us: int = NOW_US) -> None:
         catalog.put(hook, now_us)
 
 
-def message(threshold: int = 50, *, account: str = "acme", **fields: object) -> Message:
-    made = Message(
+def message(threshold: int = 50, *, account: str = "acme", **fields: object) -> WebhookMessage:
+    made = WebhookMessage(
         account_id=account,
         webhook_id="w",
         counter_id="budget:b",

@@ -76,7 +76,7 @@ def test_a_permitted_new_key_is_bounded_wherever_the_account_is(key: Key, given_
 def test_what_a_key_has_it_may_keep(key: Key, given_: Terms) -> None:
     """A key that stays on its plan is bounded by its own budgets too: no less is permitted than for a new key."""
     if key_objection(key, given_) is None:
-        assert key_objection(key, given_, line=["k1"], same_plan=True) is None
+        assert key_objection(key, given_, rotation_chain=["k1"], same_plan=True) is None
 
 
 @given(st.lists(planned, max_size=3), st.booleans(), budgets)

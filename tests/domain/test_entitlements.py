@@ -27,8 +27,15 @@ def key(**fields):
     return Key(**{"id": "k1", "account": "acme", **fields})
 
 
-def resolved(entry, *, line=("k1",), plan=None, budgets=(), subscription=None):
-    return resolve(entry, line=line, account=ACME, subscription=subscription, plan=plan, budgets=budgets)
+def resolved(entry, *, rotation_chain=("k1",), plan=None, budgets=(), subscription=None):
+    return resolve(
+        entry,
+        rotation_chain=rotation_chain,
+        account=ACME,
+        subscription=subscription,
+        plan=plan,
+        budgets=budgets,
+    )
 
 
 def counter_ids(entitlement):
@@ -57,8 +64,8 @@ def test_a_key_may_bring_limits_of_its_own_even_none():
 def test_rotated_keys_share_the_counters_of_the_first_one():
     """Otherwise rotating would empty a limit."""
     plan = Plan(slug="pro", limits=LIMITS, budgets=[PlanBudget(name="spend", amount=1, per="key")])
-    first = resolved(key(), line=["k1", "k2"], plan=plan)
-    second = resolved(key(id="k2"), line=["k1", "k2"], plan=plan)
+    first = resolved(key(), rotation_chain=["k1", "k2"], plan=plan)
+    second = resolved(key(id="k2"), rotation_chain=["k1", "k2"], plan=plan)
     assert counter_ids(first) == counter_ids(second)
     assert first.budgets == second.budgets
 
@@ -70,7 +77,7 @@ def test_only_credit_keys_of_consumers_draw_on_the_balance():
 
 
 @pytest.mark.parametrize(
-    ("project", "line", "charged"),
+    ("project", "rotation_chain", "charged"),
     [
         (None, [], {"account"}),
         ("web", [], {"account", "web"}),
@@ -79,13 +86,13 @@ def test_only_credit_keys_of_consumers_draw_on_the_balance():
         ("app", ["k2"], {"account"}),
     ],
 )
-def test_an_event_is_charged_to_the_budgets_of_its_account_project_and_key(project, line, charged):
+def test_an_event_is_charged_to_the_budgets_of_its_account_project_and_key(project, rotation_chain, charged):
     budgets = [
         Budget(id="account", account="acme", amount=1),
         Budget(id="web", account="acme", amount=1, project="web"),
         Budget(id="key", account="acme", amount=1, key="k1"),
     ]
-    scopes = budget_scopes("acme", project, line, subscription=None, plan=None, budgets=budgets)
+    scopes = budget_scopes("acme", project, rotation_chain, subscription=None, plan=None, budgets=budgets)
     assert {scope.name for scope in scopes} == charged
 
 
@@ -118,8 +125,10 @@ def test_a_limit_of_a_key_goes_on_when_its_plan_changes():
     )
 
 
-def planned_ids(project, line, subscription):
-    scopes = budget_scopes("acme", project, line, subscription=subscription, plan=PLANNED, budgets=())
+def planned_ids(project, rotation_chain, subscription):
+    scopes = budget_scopes(
+        "acme", project, rotation_chain, subscription=subscription, plan=PLANNED, budgets=()
+    )
     return [scope.counter_id for scope in scopes]
 
 

@@ -71,7 +71,7 @@ def _stored(**changes: object) -> keys.StoredKey:
         shown_prefix="tk_s…",
         created_at_us=0,
         updated_at_us=0,
-        lineage_id="k1",
+        rotation_chain_id="k1",
     )
 
 

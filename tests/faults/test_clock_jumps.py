@@ -205,7 +205,7 @@ def test_no_order_of_jumps_overshoots(
 ) -> None:
     """Whatever the clock does between the calls, plain lists of what was admitted and settled agree."""
     # Holds expire when a step says so.
-    monkeypatch.setattr("tollkeeper.installation.MAINTAIN_S", 3_600)
+    monkeypatch.setattr("tollkeeper.maintenance.rounds.ROUND_S", 3_600)
     clock = ManualClock()
     with installation(tmp_path / "data", clock=clock, store=usage_store) as site:
 

@@ -16,9 +16,9 @@ import pytest
 from tests.conftest import Install
 from tollkeeper import Tollkeeper
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.adapters.data_directory import read_or_make_secret
 from tollkeeper.domain.catalog import Account
 from tollkeeper.errors import DataDirectoryInUse, Unavailable
-from tollkeeper.installation import _secret
 from tollkeeper.testing import installation, open_installation, set_up
 
 NOBODY = 65_534
@@ -40,6 +40,7 @@ def run(code: str, *args: str) -> Any:
 
 FULL_DISK = """
     import json, resource, sys
+    from threading import Event
     from tollkeeper import Denial, Outcome, Tollkeeper, Usage
     from tollkeeper.errors import Unavailable
     from tollkeeper.testing import NOON
@@ -92,7 +93,7 @@ FULL_DISK = """
             recovered = True
             break
         except Unavailable:
-            toll.installation._closing.wait(0.1)
+            Event().wait(0.1)
     toll.close()
     print(json.dumps({"acknowledged": acknowledged, "refusals": refusals, "recovered": recovered,
                       "while_full": while_full, "number": number}))
@@ -289,6 +290,7 @@ FULL_AT_START: Final = """
     import json, os, resource, sys
     from tests.contract.test_usage_store import record
     from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.adapters.data_directory import read_or_make_secret
     from tollkeeper.record_columns import table_of
     from tollkeeper.errors import Unavailable
 
@@ -356,8 +358,8 @@ def test_a_secret_that_there_is_no_room_for_is_told(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tollkeeper.installation.os.fsync", full)
+        patch.setattr("tollkeeper.adapters.data_directory.os.fsync", full)
         with pytest.raises(Unavailable, match="No space left on device"):
-            _secret(tmp_path, "webhook.secret")
+            read_or_make_secret(tmp_path, "webhook.secret")
     assert not (tmp_path / "webhook.secret").exists()
-    assert len(_secret(tmp_path, "webhook.secret")) == 64
+    assert len(read_or_make_secret(tmp_path, "webhook.secret")) == 64

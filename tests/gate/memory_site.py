@@ -47,7 +47,7 @@ class Site:
         account = name.partition(".")[0]
         return resolve(
             Key(id=name, account=account, type="credit"),
-            line=[name],
+            rotation_chain=[name],
             account=Account(id=account, name=account),
             subscription=None,
             plan=PLAN,

@@ -69,7 +69,12 @@ class FakeSources:
                 plan = Plan(slug="pro", limits=LIMITS)
                 account = Account(id="acme", name="Acme")
                 return resolve(
-                    key, line=[name], account=account, subscription=None, plan=plan, budgets=[self.budget]
+                    key,
+                    rotation_chain=[name],
+                    account=account,
+                    subscription=None,
+                    plan=plan,
+                    budgets=[self.budget],
                 )
         return None
 

@@ -25,6 +25,7 @@ from tests.conftest import Install
 from tests.end_to_end.server import Server, running_server, start_server
 from tests.profiles.places import Client, Remote, reach
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.adapters.jwt_tokens import JwtTokens
 from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.catalog.sessions import Sessions
 from tollkeeper.clock import SystemClock
@@ -227,7 +228,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def sessions(server: Server, server_directory: Path) -> Sessions:
     """The server's own login."""
-    return Sessions(SystemClock(), (server_directory / "session.secret").read_text())
+    return Sessions(SystemClock(), (server_directory / "session.secret").read_text(), JwtTokens())
 
 
 @pytest.fixture
@@ -423,7 +424,7 @@ def check_dashboard_is_closed(at: Reached, shop: Shop, consumption: str) -> None
     shop.server.post(f"/tk/v1/keys/{key_id}/state", {"state": "revoked"})
     foreign = shop.key(role="management", profile="shoal")[1]
     expired = at.sessions.issue(shop.account, "ann", ttl_s=-3600)
-    forged = Sessions(SystemClock(), "f" * 64).issue(shop.account, "ann")
+    forged = Sessions(SystemClock(), "f" * 64, JwtTokens()).issue(shop.account, "ann")
     nobody = at.sessions.issue(unique("nobody"), "ann")
     bad = [None, "garbage", consumption, revoked, foreign, expired, forged, nobody, "mk_" + "x" * 32]
     for credential in bad:

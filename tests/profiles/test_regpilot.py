@@ -31,6 +31,7 @@ from tollkeeper.domain.keys import hash_secret
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.gate.gate import Usage
 from tollkeeper.http.app import App
+from tollkeeper.profiles import webhook_headers
 from tollkeeper.profiles.base import Profile
 from tollkeeper.profiles.regpilot import PROFILE
 from tollkeeper.profiles.regpilot.refusals import KEY_HEADERS
@@ -1146,3 +1147,9 @@ def test_the_catalog_applies_and_applies_again(install: Install) -> None:
 def test_the_module_is_a_profile() -> None:
     profile: Profile = PROFILE
     assert profile.name == Path(__file__).stem.removeprefix("test_")
+
+
+def test_a_webhook_message_has_the_vendors_signature() -> None:
+    """Its value is that of `printf '{}' | openssl dgst -sha256 -hmac whsec_a2V5`."""
+    expected = "b322ddb216f118324c00588d2fa093b7a53144fedd5862b5743490013baacef1"
+    assert webhook_headers(b"{}", "whsec_a2V5") == {"x-regpilot-signature": expected}

@@ -39,7 +39,13 @@ def source() -> str:
 
 
 def forget() -> None:
-    for remembered in (profiles.names, profiles.load, profiles._modules, profiles._brought):
+    for remembered in (
+        profiles.names,
+        profiles.load,
+        profiles._modules,
+        profiles._brought,
+        profiles._webhook_profiles,
+    ):
         remembered.cache_clear()
     for module in ("tollkeeper.profiles.tally", "tollkeeper_tally"):
         sys.modules.pop(module, None)

@@ -24,7 +24,7 @@ from tests.http.conftest import OPERATOR_KEY
 from tests.security.conftest import tokens_of
 from tollkeeper import testing
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.catalog.manage import IssuedKey
+from tollkeeper.catalog.changes import IssuedKey
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.catalog import Account, Key
 from tollkeeper.domain.keys import hash_secret
@@ -328,7 +328,7 @@ COMPARED_OPENLY: Final = {
     # The look-up itself, by hash, in the index of the database.
     ("adapters/sql/catalog_store.py", "tables.keys.c.secret_sha256 == secret_sha256"),
     # Whether the operator's file brings the hash that is stored: of hashes, by who may read them all.
-    ("catalog/manage.py", "key.sha256 != stored.secret_sha256"),
+    ("catalog/key_writer.py", "key.sha256 != stored.secret_sha256"),
 }
 """Comparisons that no caller of an API can time."""
 

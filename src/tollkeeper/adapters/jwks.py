@@ -1,8 +1,8 @@
 """
 Reads the public keys of another login (JWKS) from an https URL or a file.
 
-Whoever can change what is read can sign in as anybody: so no plain http but to this machine, no redirects, and a
-bound on size and time.
+A change of this document lets its author sign in as anybody: so no plain http but to this machine, no redirects, and
+a bound on size and time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEADLINE_S: Final = 10.0
 
 def read_jwks(source: str, *, deadline_s: float = DEADLINE_S) -> bytes:
     """
-    Return the document at *source*, which `services.sessions.check_login` has passed.
+    Return the document at *source*, which `catalog.sessions.check_login` has passed.
 
     Raises:
         OSError: It cannot be read, answers with a redirect or an error, or takes longer than *deadline_s*.

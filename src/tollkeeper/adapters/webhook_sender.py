@@ -1,9 +1,9 @@
 """
-Sends one webhook message, to where it may go: `ports.WebhookSender`.
+Sends one webhook message over HTTP, to public addresses only: fulfils `ports.WebhookSender`.
 
-The receiver's address is a customer's choice, and this process may reach what the customer may not. So a name is
-resolved once, every address that it has must be public, and the connection is made to the address that was
-looked at: what the name stands for a moment later is no matter. Redirects are not followed.
+A customer chooses the receiver's address, and this process may reach hosts that the customer may not. So a name is
+resolved once, all its addresses must be public, and the connection is made to the address that was checked: a later
+change of the name has no effect. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from tollkeeper.domain.addresses import is_public
-from tollkeeper.domain.webhooks import Sent
+from tollkeeper.domain.webhooks import DeliveryResult
 from tollkeeper.version import __version__
 
 TIMEOUT_S: Final = 10.0
@@ -33,7 +33,7 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 _INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1[0-9]{2}[ \r\n]")
 
 
-class WebhookSender:
+class HttpWebhookSender:
     """
     Any thread may send.
 
@@ -59,20 +59,20 @@ class WebhookSender:
         self._open: set[socket.socket] = set()
         self._closed = False
 
-    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Sent:
+    def send(self, url: str, headers: Mapping[str, str], body: bytes) -> DeliveryResult:
         parts = urlsplit(url)
         if parts.scheme != "https" and not self._allow_private:
-            return Sent(0, "plain http is refused: use https")
+            return DeliveryResult(0, "plain http is refused: use https")
         try:
             return self._send(parts, headers, body)
         except TimeoutError:
-            return Sent(0, f"no answer within {self._timeout_s:g} s")
+            return DeliveryResult(0, f"no answer within {self._timeout_s:g} s")
         except (OSError, UnicodeError) as exc:
             # Not its text: that may have what a name resolved to, which is not the customer's to know.
-            return Sent(0, f"the connection failed: {type(exc).__name__}")
+            return DeliveryResult(0, f"the connection failed: {type(exc).__name__}")
 
     def close(self) -> None:
-        """End what is under way, as failed; nothing is sent from now on."""
+        """End the attempts under way, as failed; nothing is sent from now on."""
         with self._lock:
             self._closed = True
             for connection in self._open:
@@ -84,12 +84,12 @@ class WebhookSender:
     def _tls(self) -> ssl.SSLContext:
         return self._context or ssl.create_default_context()
 
-    def _send(self, parts: SplitResult, headers: Mapping[str, str], body: bytes) -> Sent:
+    def _send(self, parts: SplitResult, headers: Mapping[str, str], body: bytes) -> DeliveryResult:
         host = parts.hostname or ""
         port = parts.port or (443 if parts.scheme == "https" else 80)
         addresses = self._addresses(host, port)
         if not addresses:
-            return Sent(0, "the address is refused: it is not a public one")
+            return DeliveryResult(0, "the address is refused: it is not a public one")
         deadline = time.monotonic() + self._timeout_s
         request = _request(parts, headers, body)
         with contextlib.ExitStack() as stack:
@@ -156,7 +156,7 @@ def _request(parts: SplitResult, headers: Mapping[str, str], body: bytes) -> byt
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 
 
-def _answer(connection: socket.socket, deadline: float) -> Sent:
+def _answer(connection: socket.socket, deadline: float) -> DeliveryResult:
     """Read the answer up to its end, its bound or the deadline; only the status matters."""
     received = bytearray()
     try:
@@ -172,10 +172,12 @@ def _answer(connection: socket.socket, deadline: float) -> Sent:
             raise
     status = _status(received)
     if status == 0:
-        return Sent(0, "the answer is not HTTP")
+        return DeliveryResult(0, "the answer is not HTTP")
     if 200 <= status < 300:
-        return Sent(status, "")
-    return Sent(status, f"the receiver answered {status}" + (", a redirect" if 300 <= status < 400 else ""))
+        return DeliveryResult(status, "")
+    return DeliveryResult(
+        status, f"the receiver answered {status}" + (", a redirect" if 300 <= status < 400 else "")
+    )
 
 
 def _status(received: bytearray) -> int:

@@ -1,9 +1,9 @@
 """
-Webhooks: notices which budgets crossed which thresholds, and tells it to whoever wants to know.
+Webhooks: notices which budgets crossed which thresholds, and sends a message to each webhook that asks for it.
 
 The commit thread only notes which counters of which accounts a group charged, and only of accounts that have
 a webhook. A thread compares them with what the ledger has and stores a message per threshold, which the store
-takes once; other threads send what is due. At start everything is compared anew, so a crash between a commit
+takes once; other threads send what is due. At start everything is compared again, so a crash between a commit
 and its message loses none. A message that was sent just before a crash is sent again, under the same id.
 
 Without webhooks there is no thread.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -21,11 +21,11 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
-from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.wanted_scopes import WantedScope
 from tollkeeper.domain.webhooks import (
-    Message,
     StoredWebhook,
+    WebhookMessage,
     crossed,
     headers_of,
     message_of,
@@ -45,13 +45,13 @@ CLOSE_S: Final = 15.0
 LOOK_BACK_US: Final = 7 * 86_400 * US_PER_S
 """A period that ended longer ago is not looked at any more, whatever late events come into it."""
 KEEP_US: Final = 30 * 86_400 * US_PER_S
-"""How long after its period a message is kept; more than `LOOK_BACK_US`, or it could be told again."""
-_TOLD_MAX: Final = 100_000
+"""How long after its period a message is kept; more than `LOOK_BACK_US`, or its message could be sent again."""
+_KNOWN_MAX: Final = 100_000
 
 log = logging.getLogger("tollkeeper.webhooks")
 
-_ToldAt = tuple[str, CounterAt]
-"""The id of a webhook, and the counter that it was told of."""
+_SentAt = tuple[str, CounterAt]
+"""The id of a webhook, and the counter that a message to it was about."""
 
 
 class Webhooks:
@@ -59,7 +59,8 @@ class Webhooks:
     Any thread may call; `charged` is the commit thread's, and returns at once.
 
     Args:
-        root: What the webhooks' secrets are made from; at least 32 unpredictable bytes.
+        root: The webhooks' secrets are made from it; at least 32 unpredictable bytes.
+        vendor_headers: Returns the headers that profiles add to a message, of its body and the webhook's secret.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Webhooks:
         clock: Clock,
         *,
         root: bytes,
+        vendor_headers: Callable[[bytes, str], Mapping[str, str]],
     ) -> None:
         self._store = store
         self._sender = sender
@@ -80,10 +82,11 @@ class Webhooks:
         self._manage = manage
         self._clock = clock
         self._root = root
+        self._vendor_headers = vendor_headers
         self._hooks: dict[str, list[StoredWebhook]] = {}
         """Account → its webhooks; replaced whole."""
-        self._scopes: dict[str, Mapping[str, tuple[BudgetScope, list[str] | None]]] = {}
-        self._told: dict[_ToldAt, set[int]] = {}
+        self._scopes: dict[str, Mapping[str, WantedScope]] = {}
+        self._known: dict[_SentAt, set[int]] = {}
         """Thresholds that the store has: spares asking it again and again."""
         self._lock = threading.Lock()
         self._comparing = threading.Lock()
@@ -180,7 +183,7 @@ class Webhooks:
         self._hooks = hooks
         with self._lock:
             self._accounts |= hooks.keys()
-        self._told.clear()
+        self._known.clear()
         self._scopes.clear()
 
     def _compare(self, marked: set[CounterAt], accounts: set[str]) -> None:
@@ -194,17 +197,17 @@ class Webhooks:
         if not messages:
             return
         new = self._store.add(messages)
-        if len(self._told) > _TOLD_MAX:
-            self._told.clear()
+        if len(self._known) > _KNOWN_MAX:
+            self._known.clear()
         for message in messages:
             at = (message.account_id, message.counter_id, message.period_start_us)
-            self._told.setdefault((message.webhook_id, at), set()).add(message.threshold)
+            self._known.setdefault((message.webhook_id, at), set()).add(message.threshold)
         for message in new:
             self._disabling = self._disabling or message.disables_keys
             self._log_new(message)
 
-    def _messages(self, at: CounterAt, now_us: int) -> Iterable[Message]:
-        """Yield a message for each threshold that the counter *at* has crossed and no webhook was told of."""
+    def _messages(self, at: CounterAt, now_us: int) -> Iterable[WebhookMessage]:
+        """Yield a message for each threshold that the counter *at* has crossed and that has no message yet."""
         account_id, counter_id, start_us = at
         if account_id not in self._scopes:
             self._scopes[account_id] = self._directory.wanted_scopes(account_id)
@@ -220,16 +223,16 @@ class Webhooks:
             entry = hook.entry
             if entry.project not in (None, scope.project_id) or period_us[1] <= hook.created_at_us:
                 continue
-            told = self._told.get((entry.id, at), set())
-            untold = [threshold for threshold in entry.thresholds if threshold not in told]
-            if not untold:
+            known = self._known.get((entry.id, at), set())
+            new = [threshold for threshold in entry.thresholds if threshold not in known]
+            if not new:
                 continue
             if used is None:
                 used, _ = self._ledger.counter(*at)
-            for threshold in crossed(used, scope.amount, untold):
+            for threshold in crossed(used, scope.amount, new):
                 yield message_of(hook, scope, period_us, used, threshold, now_us)
 
-    def _log_new(self, message: Message) -> None:
+    def _log_new(self, message: WebhookMessage) -> None:
         extra = {
             "account": message.account_id,
             "webhook": message.webhook_id,
@@ -290,9 +293,9 @@ class Webhooks:
             and scope.project_id in (None, stored.entry.project or "")
         ]
 
-    # -- telling --------------------------------------------------------------------------------------
+    # -- sending --------------------------------------------------------------------------------------
 
-    def claim(self) -> list[Message]:
+    def claim(self) -> list[WebhookMessage]:
         """
         Return what is to be sent now, at most one message per account; each is `deliver`ed before its next.
 
@@ -303,7 +306,7 @@ class Webhooks:
             busy = set(self._busy)
         if len(busy) >= SENDERS:
             return []
-        claimed: list[Message] = []
+        claimed: list[WebhookMessage] = []
         for message in self._store.due(self._clock.now_us(), limit=100, but_accounts=busy):
             if len(busy) < SENDERS and message.account_id not in busy:
                 busy.add(message.account_id)
@@ -312,7 +315,7 @@ class Webhooks:
             self._busy.update(message.account_id for message in claimed)
         return claimed
 
-    def deliver(self, message: Message) -> None:
+    def deliver(self, message: WebhookMessage) -> None:
         """Send a claimed message once, and store what came of it. Raises nothing."""
         try:
             self._deliver(message)
@@ -326,14 +329,16 @@ class Webhooks:
                 self._busy.discard(message.account_id)
             self._wake.set()
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: WebhookMessage) -> None:
         hook = self._store.hook(message.account_id, message.webhook_id)
         if hook is None:
             # Deleted meanwhile: its messages go with the next purge.
             self._store.ended(message.id, "failed", attempts=message.attempts)
             return
         body = message.body.encode()
-        headers = headers_of(message.id, body, secret_of(self._root, hook), self._clock.now_us())
+        secret = secret_of(self._root, hook)
+        signed = headers_of(message.id, body, secret, self._clock.now_us())
+        headers = {**self._vendor_headers(body, secret), **signed}
         sent = self._sender.send(hook.entry.url, headers, body)
         if sent.outcome == "failed" and self._closing.is_set():
             # The end of this process is not the receiver's fault: the next one tries at once.
@@ -361,7 +366,7 @@ class Webhooks:
     # -- the thread -----------------------------------------------------------------------------------
 
     def purge(self) -> None:
-        """Forget what was told long ago. Raises `Unavailable`."""
+        """Remove messages of periods that ended long ago. Raises `Unavailable`."""
         if self._hooks:
             self._store.purge(self._clock.now_us() - KEEP_US)
 

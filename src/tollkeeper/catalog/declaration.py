@@ -2,7 +2,7 @@
 The declarative file: the whole catalog, or a part of it, as TOML, applied all or nothing.
 
 The file has an array of tables per kind, `[[accounts]]` to `[[webhooks]]`, in any order; each entry has the
-fields of its struct in `domain.catalog`. Applying a file again changes nothing. What a file leaves out stays.
+fields of its struct in `domain.catalog`. Applying a file again changes nothing. Entries that are not in it stay.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
+from tollkeeper.catalog.changes import Applied, Change
 from tollkeeper.catalog.entry_parsing import at_path, entry_from
-from tollkeeper.catalog.manage import STATE_FIELDS, Applied, Change, Manage
+from tollkeeper.catalog.entry_writer import STATE_FIELDS
+from tollkeeper.catalog.manage import Manage
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed

@@ -1,8 +1,8 @@
 """
-The directory: what gate and meter read of the catalog and the ledger, resolved and remembered.
+The directory: resolves and remembers what gate, ledger and meter read of the catalog.
 
 Resolving walks from key to subscription, plan, account and budgets once; `forget` drops what a change of
-the catalog touched. Budgets count from the moment that they are in force in the ledger (`services.scopes`).
+the catalog touched. Budgets count from the moment that they are in force in the ledger (`ledger.budget_scopes`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tollkeeper.domain.entitlements import (
     limit_scopes,
     of_rotations,
     resolve,
-    scope_of_budget,
 )
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
+from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
 from tollkeeper.gate.gate import Charge
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.ports import CatalogStore, Ledger
@@ -52,9 +52,21 @@ class Scopes(NamedTuple):
 
 
 class Directory:
-    """Answers from memory; reads the stores for what it has not seen. Any thread may call."""
+    """
+    Answers from memory; reads the stores for what it has not seen. Any thread may call.
 
-    def __init__(self, catalog: CatalogStore, ledger: Ledger, clock: Clock) -> None:
+    Args:
+        must_wait: Whether keys of an account must not be admitted without a budget that is not in force yet.
+    """
+
+    def __init__(
+        self,
+        catalog: CatalogStore,
+        ledger: Ledger,
+        clock: Clock,
+        *,
+        must_wait: Callable[[str], bool] = lambda account_id: False,
+    ) -> None:
         self._catalog = catalog
         self._ledger = ledger
         self._clock = clock
@@ -67,8 +79,7 @@ class Directory:
         self._scopes: dict[tuple[str, str, str], Scopes] = {}
         self._active: dict[str, dict[str, tuple[str, int]]] = {}
         self._route_table: RouteTable | None = None
-        self.must_wait: Callable[[str], bool] = lambda account_id: False
-        """Whether keys of an account must not be admitted without a budget that is not in force yet."""
+        self._must_wait = must_wait
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
 
     @property
@@ -109,18 +120,18 @@ class Directory:
         key = _ended_with(stored.entry, [self._successor(maker) for maker in makers])
         subscription, plan = plans.of(stored)
         rotations = self._rotations_of(stored)
-        line = [other.entry.id for other in rotations]
+        rotation_chain = [other.entry.id for other in rotations]
         made_by: list[Maker] = []
         others: list[Sequence[LimitScope]] = []
         for maker in makers:
             maker_rotations = self._rotations_of(maker)
-            maker_line = [other.entry.id for other in maker_rotations]
-            made_by.append(Maker(maker.entry, maker_line, plans.of(maker)[1]))
+            maker_chain = [other.entry.id for other in maker_rotations]
+            made_by.append(Maker(maker.entry, maker_chain, plans.of(maker)[1]))
             others += self._other_limits(maker, maker_rotations, plans, ())
         others += self._other_limits(stored, rotations, plans, made_by)
         entitlement = resolve(
             key,
-            line=line,
+            rotation_chain=rotation_chain,
             account=account,
             subscription=subscription,
             plan=plan,
@@ -132,17 +143,17 @@ class Directory:
         return entitlement._replace(
             limits=of_rotations(entitlement.limits, others),
             budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
-            waits_for=missing[0].name if missing and self.must_wait(account.id) else "",
+            waits_for=missing[0].name if missing and self._must_wait(account.id) else "",
         )
 
     def _other_limits(
         self, stored: StoredKey, rotations: Sequence[StoredKey], plans: _PlansOf, makers: Sequence[Maker]
     ) -> list[Sequence[LimitScope]]:
         """Return the limits of the active keys that count in the same counters as a key, its rotations."""
-        line = [other.entry.id for other in rotations]
+        rotation_chain = [other.entry.id for other in rotations]
         now_us = self._clock.now_us()
         return [
-            limit_scopes(other.entry, line, plans.of(other)[1], makers)
+            limit_scopes(other.entry, rotation_chain, plans.of(other)[1], makers)
             for other in rotations
             if other.entry.id != stored.entry.id and other.state_at(now_us) == "active"
         ]
@@ -160,14 +171,14 @@ class Directory:
         return [key.entry.id for key in self._rotations_of(stored)]
 
     def _rotations_of(self, stored: StoredKey) -> list[StoredKey]:
-        if stored.lineage_id == stored.entry.id and stored.replaced_by is None:
+        if stored.rotation_chain_id == stored.entry.id and stored.replaced_by is None:
             return [stored]
-        line = [
+        chain = [
             other
             for other in self._catalog.keys_of_account(stored.entry.account)
-            if other.lineage_id == stored.lineage_id
+            if other.rotation_chain_id == stored.rotation_chain_id
         ]
-        return sorted(line, key=lambda key: key.entry.id != stored.lineage_id)
+        return sorted(chain, key=lambda key: key.entry.id != stored.rotation_chain_id)
 
     def makers_of(self, stored: StoredKey) -> list[StoredKey]:
         """Return the consumption keys that made a key, the first one first; most keys have none."""
@@ -187,70 +198,22 @@ class Directory:
             stored = found
         return stored
 
-    def _bounding_line(self, stored: StoredKey) -> list[str]:
-        """Return the ids of the keys whose budgets count a key: its makers' lines, then its own."""
+    def _bounding_keys(self, stored: StoredKey) -> list[str]:
+        """Return the ids of the keys whose budgets count a key: those of its makers' chains, then of its own."""
         makers = [name for maker in self.makers_of(stored) for name in self.rotation_chain_of(maker)]
         return [*makers, *self.rotation_chain_of(stored)]
 
     def _budgets(self, account_id: str) -> list[Budget]:
         return cast("list[Budget]", list(self._catalog.entries("budgets", account_id)))
 
-    def wanted_scopes(self, account_id: str) -> dict[str, tuple[BudgetScope, list[str] | None]]:
-        """
-        Return every budget scope of an account: counter id → (scope, ids of the keys that it counts).
-
-        None for the keys means every event of the scope's project or account, keyless ones too.
-        """
+    def wanted_scopes(self, account_id: str) -> dict[str, WantedScope]:
+        """Return every budget scope of an account, as `domain.wanted_scopes`."""
         account = self.account(account_id)
         if account is None:
             return {}
-        keys = list(self._catalog.keys_of_account(account_id))
-        lines: dict[str, list[str]] = {}
-        for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.lineage_id):
-            lines.setdefault(stored.lineage_id, []).append(stored.entry.id)
-        by_id = {stored.entry.id: stored for stored in keys}
-        rotation_chain_of: dict[str, list[str]] = {}
-        counted_for: dict[str, list[str]] = {}
-        for stored in keys:
-            bounding = lines[stored.lineage_id]
-            maker = by_id.get(stored.made_by or "")
-            while maker is not None:
-                bounding = [*lines[maker.lineage_id], *bounding]
-                maker = by_id.get(maker.made_by or "")
-            rotation_chain_of[stored.entry.id] = bounding
-            for name in bounding:
-                counted_for.setdefault(name, []).append(stored.entry.id)
-        wanted: dict[str, tuple[BudgetScope, list[str] | None]] = {}
-        for budget in self._budgets(account_id):
-            scope = scope_of_budget(budget)
-            line = None if budget.key is None else counted_for.get(budget.key, [budget.key])
-            wanted[scope.counter_id] = (scope, line)
-        plans = _PlansOf(self._catalog, account)
-        on_project: dict[str, list[str]] = {}
-        for stored in keys:
-            subscription, plan = plans.of(stored)
-            if plan is None or not plan.budgets:
-                continue
-            planned = budget_scopes(
-                account_id,
-                stored.entry.project,
-                rotation_chain_of[stored.entry.id],
-                subscription=subscription,
-                plan=plan,
-                budgets=[],
-            )
-            for scope in planned:
-                known = wanted.setdefault(scope.counter_id, (scope, []))[1]
-                assert known is not None
-                known.append(stored.entry.id)
-            on_project.setdefault(plan.slug, []).append(stored.entry.id)
-        for counter_id, (scope, key_ids) in wanted.items():
-            if counter_id.startswith("plan:") and key_ids is not None:
-                if scope.project_id is not None:
-                    # A key without a project may be used for any: it is the event that says which.
-                    key_ids = on_project[counter_id.removeprefix("plan:").partition("/")[0]]
-                wanted[counter_id] = (scope.of_members(key_ids), key_ids)
-        return wanted
+        keys = self._catalog.keys_of_account(account_id)
+        plan_of = _PlansOf(self._catalog, account).of
+        return wanted_scopes(account_id, keys, self._budgets(account_id), plan_of)
 
     def credit_keys(self, account_id: str) -> list[str]:
         """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
@@ -334,7 +297,7 @@ class Directory:
         budgets = budget_scopes(
             account_id,
             project_id or None,
-            [] if stored is None else self._bounding_line(stored),
+            [] if stored is None else self._bounding_keys(stored),
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account_id),

@@ -1,6 +1,6 @@
 """
-Entries from plain values: one way to check what a file, a request or a Python caller brings, and to say
-which field is wrong and what to do.
+Makes entries of plain values, the same way for a file, a request and a Python caller. An error names the field that is
+wrong and says what to do.
 """
 
 from __future__ import annotations

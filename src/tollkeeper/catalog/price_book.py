@@ -141,7 +141,7 @@ class _BuiltInPrices:
         if timeline is None:
             if self._snapshot is None or len(self._timelines) >= TIMELINES_MAX:
                 # Our own snapshot, as the package's remembers every name it was ever asked for, and a program
-                # that updates it would change prices under us. Made anew when full, it forgets them too.
+                # that updates it would change prices under us. Rebuilt when full, it forgets them too.
                 self._snapshot = _bundled_snapshot()
                 self._timelines.clear()
             timeline = _listed_timeline(self._snapshot, model)

@@ -1,31 +1,27 @@
 """
-Session tokens: who signed in to a dashboard.
+Session tokens: the account and user that signed in to a dashboard.
 
-Two kinds are accepted. Our own login's are JWTs that this installation signs (HMAC) with a secret that it
-keeps. Another login's are JWTs verified against a JWKS: only the algorithms of the allow-list, the issuer and
-audience that are set (both must be), expiry with a stated leeway. Unknown key ids make the JWKS be read again, at
-most once a minute, so that its keys can rotate; known ones are read again every hour, so that a withdrawn key ends.
-One thread reads at a time, and no other waits for it longer than a second.
+Two kinds are accepted. Tokens of our own login are JWTs that this installation signs (HMAC) with its secret. Tokens
+of another login are JWTs that are verified against a JWKS: the algorithm must be on the allow-list, issuer and audience
+must be those of the settings, and expiry has a stated leeway. An unknown key id has the JWKS read again, at most once
+a minute, so that its keys can rotate; a known one does so every hour, so that a withdrawn key ends. One thread reads at
+a time, and no other waits for it longer than a second.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import threading
-from collections.abc import Callable
-from http.client import HTTPException
+from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
-
-import jwt
-from jwt import PyJWK, PyJWKSet
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.limit_status import Session
 from tollkeeper.errors import BadParameter
+from tollkeeper.ports import TokenVerifier
 
 OWN_ALGORITHM: Final = "HS256"
 OWN_ISSUER: Final = "tollkeeper"
@@ -33,7 +29,6 @@ OWN_TTL_S: Final = 12 * 3600
 ALGORITHMS_DEFAULT: Final = ("RS256", "ES256", "EdDSA")
 _REREAD_S: Final = 60
 _KEEP_S: Final = 3600
-_PUBLIC_KEY_TYPES: Final = ("RSA", "EC", "OKP")
 _TOKEN_CHARS_MAX: Final = 8_192
 _WAIT_S: Final = 1.0
 """How long after its begin a read of the JWKS is waited for by others whose key is not known yet."""
@@ -49,7 +44,8 @@ class Sessions:
 
     Args:
         secret: The installation's signing secret, at least 32 bytes.
-        jwks: `https://…` or a file's path; empty when there is no other login. *fetch* reads it.
+        tokens: Signs, verifies, and reads the other login's public keys.
+        jwks: `https://…` or a file's path; empty when there is no other login.
         account_claim: The claim that names the account; `sub` names the user.
 
     Raises:
@@ -60,6 +56,7 @@ class Sessions:
         self,
         clock: Clock,
         secret: str,
+        tokens: TokenVerifier,
         *,
         jwks: str = "",
         issuer: str = "",
@@ -67,11 +64,11 @@ class Sessions:
         algorithms: tuple[str, ...] = ALGORITHMS_DEFAULT,
         account_claim: str = "account",
         leeway_s: int = 30,
-        fetch: Callable[[str], bytes] | None = None,
     ) -> None:
         check_login(jwks, issuer, audience)
         self._clock = clock
         self._secret = secret
+        self._tokens = tokens
         self._jwks = jwks
         self._issuer = issuer
         self._audience = audience
@@ -79,8 +76,7 @@ class Sessions:
         self._algorithms = [name for name in algorithms if not name.startswith("HS") and name != "none"]
         self._account_claim = account_claim
         self._leeway_s = leeway_s
-        self._fetch = fetch or _no_reader
-        self._keys: dict[str, PyJWK] = {}
+        self._keys: Mapping[str, object] = {}
         self._read_at_us = -(10**18)
         self._reading = threading.Lock()
 
@@ -94,54 +90,40 @@ class Sessions:
             "iat": now_s,
             "exp": now_s + ttl_s,
         }
-        return jwt.encode(claims, self._secret, algorithm=OWN_ALGORITHM)
+        return self._tokens.sign(claims, self._secret, OWN_ALGORITHM)
 
     def verify(self, token: str) -> Session | None:
-        """Return who *token* stands for; None when it is not a good token of either kind."""
+        """Return the account and user of *token*; None when it is not a good token of either kind."""
         if not token or len(token) > _TOKEN_CHARS_MAX:
             return None
         try:
-            header = jwt.get_unverified_header(token)
-            if header.get("alg") == OWN_ALGORITHM:
-                claims = self._decoded(token, self._secret, [OWN_ALGORITHM], OWN_ISSUER, "")
+            header = self._tokens.header(token)
+            if header.algorithm == OWN_ALGORITHM:
+                claims = self._claims(token, self._secret, [OWN_ALGORITHM], OWN_ISSUER, "")
                 return _session(claims, "account")
-            if header.get("alg") not in self._algorithms:
+            if header.algorithm not in self._algorithms:
                 return None
-            key = self._key(str(header.get("kid", "")))
+            key = self._key(header.key_id)
             if key is None:
                 return None
-            claims = self._decoded(token, key, self._algorithms, self._issuer, self._audience)
+            claims = self._claims(token, key, self._algorithms, self._issuer, self._audience)
             return _session(claims, self._account_claim)
-        except (jwt.PyJWTError, ValueError, RecursionError):  # The last from JSON nested without end.
+        except ValueError:
             return None
 
-    def _decoded(
-        self, token: str, key: Any, algorithms: list[str], issuer: str, audience: str
+    def _claims(
+        self, token: str, key: object, algorithms: list[str], issuer: str, audience: str
     ) -> dict[str, Any]:
-        claims: dict[str, Any] = jwt.decode(
-            token,
-            key,
-            algorithms=algorithms,
-            issuer=issuer or None,
-            audience=audience or None,
-            # Times are checked below, by our clock.
-            options={
-                "require": ["exp", "sub"],
-                "verify_exp": False,
-                "verify_nbf": False,
-                "verify_iat": False,
-                "verify_aud": bool(audience),
-            },
-        )
+        claims = self._tokens.verify(token, key, algorithms=algorithms, issuer=issuer, audience=audience)
         now_s = self._clock.now_us() // US_PER_S
         _seconds(claims.get("iat", 0))
         if _seconds(claims["exp"]) + self._leeway_s <= now_s:
-            raise jwt.ExpiredSignatureError
+            raise ValueError("the token has expired")
         if _seconds(claims.get("nbf", 0)) - self._leeway_s > now_s:
-            raise jwt.ImmatureSignatureError
+            raise ValueError("the token is not valid yet")
         return claims
 
-    def _key(self, key_id: str) -> PyJWK | None:
+    def _key(self, key_id: str) -> object | None:
         if not self._jwks:
             return None
         if self._is_due(key_id) and self._reading.acquire(blocking=False):
@@ -164,8 +146,8 @@ class Sessions:
     def _reread(self) -> None:
         self._read_at_us = self._clock.now_us()
         try:
-            self._keys = _keys_of(self._fetch(self._jwks))
-        except (OSError, HTTPException, ValueError, TypeError, RecursionError, jwt.PyJWTError) as exc:
+            self._keys = self._tokens.public_keys(self._jwks)
+        except (OSError, ValueError) as exc:
             # The keys that are known stay good while the issuer cannot be read.
             log.warning("tollkeeper.sessions.jwks_unreadable", extra={"reason": str(exc)})
 
@@ -225,17 +207,3 @@ def _seconds(claim: object) -> int:
     if isinstance(claim, bool) or not isinstance(claim, int) or not 0 <= claim <= _SECONDS_MAX:
         raise ValueError("the times of a token must be whole seconds since 1970, up to the year 9999")
     return claim
-
-
-def _keys_of(jwks: bytes) -> dict[str, PyJWK]:
-    """Return the public keys of a JWKS by their ids; a shared secret in it is nobody's signature."""
-    document = json.loads(jwks)
-    found = document.get("keys") if isinstance(document, dict) else None
-    if not isinstance(found, list):
-        raise ValueError("a JWKS is an object with an array of keys")
-    public = [key for key in found if isinstance(key, dict) and key.get("kty") in _PUBLIC_KEY_TYPES]
-    return {key.key_id or "": key for key in PyJWKSet.from_dict({"keys": public}).keys}
-
-
-def _no_reader(source: str) -> bytes:
-    raise OSError(f"nothing here reads {source}")

@@ -1,10 +1,11 @@
 """
-Bounds a TOML text before it is parsed: its size, and what the parser's time grows with faster than its size.
+Bounds a TOML text before it is parsed: its size, the parts of its keys and its nesting, with which the parser's time
+grows faster than with its size.
 
-`tomllib` walks all parts of a dotted key once for each of its parts, and keeps what it walked: a key of 100,000
-parts takes it gigabytes. So the text is read once here, in time that grows with its size
-alone. This is no parser: it knows strings and comments, so that what stands in them does not count, and agrees
-with TOML on them up to the first error, where `tomllib` stops too.
+`tomllib` walks all parts of a dotted key once for each of its parts, and keeps each walk: a key of 100,000 parts takes
+gigabytes. So the text is read once here, in time that grows with its size alone. This is not a parser: it knows strings
+and comments, so that marks in them do not count, and agrees with TOML on them up to the first error, where `tomllib`
+stops too.
 """
 
 from __future__ import annotations
@@ -50,21 +51,21 @@ def check_toml(text: str) -> None:
             raise BodyTooLarge(
                 f"the file has more than {TOKENS_MAX:,} lines, values and brackets: apply it in parts"
             )
-        token = text[match.start()]
-        if token == ".":
+        mark = text[match.start()]
+        if mark == ".":
             dots += 1
             if dots >= KEY_PARTS_MAX:
                 raise Malformed(f"a key of the file has more than {KEY_PARTS_MAX} parts: an entry needs two")
-        elif token in "[{":
+        elif mark in "[{":
             dots = 0
             depth += 1
             if depth > DEPTH_MAX:
                 raise Malformed("the file is nested too deeply: an entry needs no more than two levels")
-        elif token in "]}":
+        elif mark in "]}":
             depth = max(0, depth - 1)
-        elif token in "=,\n":
+        elif mark in "=,\n":
             dots = 0
-        elif token in "\"'" and _has_no_end(text, match):
+        elif mark in "\"'" and _has_no_end(text, match):
             return  # The parser stops here too.
 
 

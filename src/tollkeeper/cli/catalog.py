@@ -18,7 +18,7 @@ from tollkeeper.cli.target import open_data, server_of
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Webhook
 
 if TYPE_CHECKING:
-    from tollkeeper.catalog.manage import IssuedKey
+    from tollkeeper.catalog.changes import IssuedKey
     from tollkeeper.cli.server_client import Server
     from tollkeeper.embedded import Tollkeeper
 

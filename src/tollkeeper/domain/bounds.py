@@ -43,7 +43,9 @@ class Terms(NamedTuple):
     has_credit: bool
 
 
-def key_objection(key: Key, terms: Terms, *, line: Sequence[str] = (), same_plan: bool = False) -> str | None:
+def key_objection(
+    key: Key, terms: Terms, *, rotation_chain: Sequence[str] = (), same_plan: bool = False
+) -> str | None:
     """
     Return why a customer may not have *key*, as it would be, or None.
 
@@ -51,7 +53,7 @@ def key_objection(key: Key, terms: Terms, *, line: Sequence[str] = (), same_plan
     cannot multiply.
 
     Args:
-        line: The ids of the key's rotations, of a key that exists; budgets of these are its own.
+        rotation_chain: The ids of the key's rotations, of a key that exists; budgets of these are its own.
         same_plan: It is on this plan and subscription already, so their budgets per key are its own.
     """
     draws_on_credit = key.type == "credit"
@@ -60,7 +62,7 @@ def key_objection(key: Key, terms: Terms, *, line: Sequence[str] = (), same_plan
     covered = {"nanos"} if draws_on_credit else set()
     needed = {"nanos": "the account's credit balance"} if terms.has_credit else {}
     for budget in terms.budgets:
-        if _covers(budget, key, line):
+        if _covers(budget, key, rotation_chain):
             covered.add(budget.unit)
         else:
             needed.setdefault(budget.unit, f"budget {budget.id}")
@@ -116,9 +118,9 @@ def inherited_objection(key: Key, maker: Key) -> str | None:
     return None
 
 
-def _covers(budget: Budget, key: Key, line: Sequence[str]) -> bool:
+def _covers(budget: Budget, key: Key, rotation_chain: Sequence[str]) -> bool:
     if budget.key is not None:
-        return budget.key in line
+        return budget.key in rotation_chain
     return budget.project is None or budget.project == key.project
 
 

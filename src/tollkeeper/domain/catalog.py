@@ -38,7 +38,8 @@ Text = Annotated[str, msgspec.Meta(max_length=256)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=NANOS_MAX)]
 REQUEST_NANOS_MAX: Final = 10**15
 """A million units for one request, as `events.COST_NANOS_MAX`: a record's arithmetic stays inside 64 bits."""
-Charge = Annotated[int, msgspec.Meta(ge=0, le=REQUEST_NANOS_MAX)]
+ChargeNanos = Annotated[int, msgspec.Meta(ge=0, le=REQUEST_NANOS_MAX)]
+ChargeCredits = ChargeNanos
 
 
 class Invalid(ValueError):
@@ -319,8 +320,8 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str
     event_kind: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "request"
     """The `kind` of its meter events: request, scan, export, …"""
-    credits: Charge = 0
-    price_nanos: Charge = 0
+    credits: ChargeCredits = 0
+    price_nanos: ChargeNanos = 0
     """Charged per request, beside what the tokens of a model cost."""
     free: bool = False
     """Neither credits nor money; budgets never stop it. Rate limits still count."""
@@ -365,7 +366,7 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     completion_nanos_per_million: PriceNanos = 0
     reasoning_nanos_per_million: PriceNanos | None = None
     """As a completion token when absent."""
-    request_nanos: Charge = 0
+    request_nanos: ChargeNanos = 0
 
     def check(self) -> None:
         super().check()

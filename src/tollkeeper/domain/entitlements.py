@@ -86,7 +86,7 @@ class Maker(NamedTuple):
     """A key that made the one in question: its limits and budgets hold for both together."""
 
     key: Key
-    line: Sequence[str]
+    rotation_chain: Sequence[str]
     plan: Plan | None
 
 
@@ -107,7 +107,7 @@ class Entitlement(NamedTuple):
 def resolve(
     key: Key,
     *,
-    line: Sequence[str],
+    rotation_chain: Sequence[str],
     account: Account,
     subscription: Subscription | None,
     plan: Plan | None,
@@ -118,7 +118,7 @@ def resolve(
     Return what *key* permits.
 
     Args:
-        line: The ids of the keys that rotations made of one another, *key* among them, the first one first.
+        rotation_chain: The ids of the keys that rotations made of one another, *key* among them, the first one first.
             They share their counters, so that rotating frees nobody of a limit.
         plan: The plan in force: the key's own, else its subscription's, else its account's.
         budgets: The budgets of the account, of any scope.
@@ -129,11 +129,11 @@ def resolve(
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=limit_scopes(key, line, plan, makers),
+        limits=limit_scopes(key, rotation_chain, plan, makers),
         budgets=budget_scopes(
             account.id,
             key.project,
-            [*(name for maker in makers for name in maker.line), *line],
+            [*(name for maker in makers for name in maker.rotation_chain), *rotation_chain],
             subscription=subscription,
             plan=plan,
             budgets=budgets,
@@ -143,7 +143,7 @@ def resolve(
 
 
 def limit_scopes(
-    key: Key, line: Sequence[str], plan: Plan | None, makers: Sequence[Maker] = ()
+    key: Key, rotation_chain: Sequence[str], plan: Plan | None, makers: Sequence[Maker] = ()
 ) -> tuple[LimitScope, ...]:
     """
     Return the rate limits of *key*, which are its own or its plan's, then those of its makers.
@@ -151,14 +151,14 @@ def limit_scopes(
     A key that another one made and that has no limits of its own has its makers' alone. Arguments as in `resolve`.
     """
     scopes: dict[str, LimitScope] = {}
-    for holder, holder_line, holder_plan in (Maker(key, line, plan), *reversed(makers)):
+    for holder, holder_chain, holder_plan in (Maker(key, rotation_chain, plan), *reversed(makers)):
         limits = holder.limits
         if limits is None and holder is key and makers:
             continue
         if limits is None:
             limits = [] if holder_plan is None else holder_plan.limits
         for limit in limits:
-            counter_id = _limit_counter(limit, holder, holder_line[0], holder_plan)
+            counter_id = _limit_counter(limit, holder, holder_chain[0], holder_plan)
             scopes.setdefault(counter_id, LimitScope(counter_id, limit))
     return tuple(scopes.values())
 
@@ -211,7 +211,7 @@ def scope_of_budget(budget: Budget) -> BudgetScope:
 def budget_scopes(
     account_id: str,
     project_id: str | None,
-    line: Sequence[str],
+    rotation_chain: Sequence[str],
     *,
     subscription: Subscription | None,
     plan: Plan | None,
@@ -221,15 +221,15 @@ def budget_scopes(
     Return the budgets that an event of this account, project and key is charged to.
 
     Args:
-        line: As in `resolve`, after the lines of its makers; empty for an event without a key.
+        rotation_chain: As in `resolve`, after the chains of its makers; empty for an event without a key.
     """
     scopes = [
         scope_of_budget(budget)
         for budget in budgets
         if (budget.project is None or budget.project == project_id)
-        and (budget.key is None or budget.key in line)
+        and (budget.key is None or budget.key in rotation_chain)
     ]
-    if not line or plan is None:
+    if not rotation_chain or plan is None:
         return tuple(scopes)
     for planned in plan.budgets:
         per = planned.per
@@ -237,7 +237,7 @@ def budget_scopes(
             per = "key"
         owner = {
             "subscription": subscription.id if subscription else None,
-            "key": line[0],
+            "key": rotation_chain[0],
             # What has no project shares one scope, which counts as a project of its own.
             "project": project_id or "",
             "account": account_id,

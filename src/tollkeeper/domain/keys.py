@@ -70,7 +70,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
         secret_sha256: Lower-case hex SHA-256 of the secret.
         shown_prefix: What may be shown of the secret; None for an imported key, whose secret we never saw.
         revoked_at_us: When it was revoked or deleted for good, whichever came first.
-        lineage_id: The first key of its chain of rotations, itself when it was never rotated.
+        rotation_chain_id: The first key of its chain of rotations, its own id when it was never rotated.
         replaced_by: The key that a rotation put in its place.
         state_by, expires_latest_us, made_by: As in `KeyOrigin`.
     """
@@ -82,7 +82,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     updated_at_us: int
     last_used_at_us: int | None = None
     revoked_at_us: int | None = None
-    lineage_id: str
+    rotation_chain_id: str
     replaced_by: str | None = None
     state_by: Actor = "operator"
     expires_latest_us: int | None = None

@@ -1,5 +1,5 @@
 """
-Webhooks: which thresholds a budget has crossed, the message that tells one, its signature, when to try again.
+Webhooks: which thresholds a budget has crossed, the message about one, its signature, when to send it again.
 
 A message has the id of its webhook, budget, period and threshold: made again, it is the same message.
 """
@@ -34,9 +34,9 @@ class StoredWebhook(NamedTuple):
     created_at_us: int
 
 
-class Message(NamedTuple):
+class WebhookMessage(NamedTuple):
     """
-    What one receiver is told once: that a budget crossed a threshold in one period.
+    Says to one receiver, once, that a budget crossed a threshold in one period.
 
     Attributes:
         body: JSON, kept so that each attempt sends the same bytes.
@@ -72,9 +72,9 @@ def message_of(
     used: int,
     threshold: int,
     now_us: int,
-) -> Message:
+) -> WebhookMessage:
     """
-    Return the message that tells *hook* that the budget of *scope* reached *threshold*.
+    Return the message which says to *hook* that the budget of *scope* reached *threshold*.
 
     Its body has the vendor's shape `{id, type, timestamp, project_id, data}`; amounts are text, as in the API.
 
@@ -104,7 +104,7 @@ def message_of(
             "actions": [*actions, "disable_keys"] if disables else actions,
         },
     }
-    return Message(
+    return WebhookMessage(
         account_id=entry.account,
         webhook_id=entry.id,
         counter_id=scope.counter_id,
@@ -130,7 +130,7 @@ def secret_of(root: bytes, hook: StoredWebhook) -> str:
     Return the secret that signs the messages of *hook*: `whsec_` and 32 bytes in base64.
 
     It is made from *root*, the installation's own, and kept nowhere. To sign, a secret has to be known, so a hash
-    of it would not do; made anew each time, it is in no database, and a copy of one tells nobody how to sign.
+    of it would not do. It is derived at each use, so it is in no database, and a copy of one lets nobody sign.
     """
     entry = hook.entry
     name = f"webhook\n{entry.account}\n{entry.id}\n{hook.created_at_us}"
@@ -140,27 +140,25 @@ def secret_of(root: bytes, hook: StoredWebhook) -> str:
 
 def headers_of(message_id: str, body: bytes, secret: str, now_us: int) -> Mapping[str, str]:
     """
-    Return the headers that prove where a message is from.
+    Return the headers that prove the sender of a message, as Standard Webhooks has them (standardwebhooks.com).
 
-    `x-regpilot-signature` is the hex HMAC-SHA256 of the body under the secret's text. The three others are those
-    of Standard Webhooks (standardwebhooks.com): the key is what the base64 after `whsec_` stands for, and the
-    time is signed too, so that a receiver can refuse what is old.
+    The key is the bytes that the base64 after `whsec_` encodes. The time is signed too, so that a receiver can refuse
+    an old message.
     """
     at_s = now_us // US_PER_S
     key = base64.b64decode(secret.removeprefix(SECRET_PREFIX))
     signed = hmac.digest(key, f"{message_id}.{at_s}.".encode() + body, hashlib.sha256)
     return {
         "content-type": "application/json",
-        "x-regpilot-signature": hmac.digest(secret.encode(), body, hashlib.sha256).hex(),
         "webhook-id": message_id,
         "webhook-timestamp": str(at_s),
         "webhook-signature": "v1," + base64.b64encode(signed).decode(),
     }
 
 
-class Sent(NamedTuple):
+class DeliveryResult(NamedTuple):
     """
-    What came of one attempt.
+    The outcome of one attempt.
 
     Attributes:
         status: Of the answer; 0 without one.

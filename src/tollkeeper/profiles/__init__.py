@@ -22,6 +22,7 @@ The room imports `domain` and `errors` only.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
@@ -30,7 +31,7 @@ from pkgutil import iter_modules
 from typing import Any, Final
 
 from tollkeeper.errors import BadParameter
-from tollkeeper.profiles.base import NATIVE, Profile, missing_members, settings_of
+from tollkeeper.profiles.base import NATIVE, Profile, WebhookProfile, missing_members, settings_of
 
 ENTRY_POINTS: Final = "tollkeeper.profiles"
 """The group under which a package names its profiles: profile name → `module:object`."""
@@ -38,6 +39,9 @@ _NO_PROFILES: Final = frozenset({"base", "toolkit"})
 """Modules of this room that are not profiles."""
 _RESERVED: Final = frozenset({NATIVE, "tk", "healthz", "readyz", "metrics"})
 """Names that Tollkeeper uses itself: paths at the root of a server, and the profile of its own keys."""
+
+
+log = logging.getLogger("tollkeeper.profiles")
 
 
 @cache
@@ -81,6 +85,31 @@ def switches(text: str) -> dict[str, Mapping[str, Any]]:
         if name not in names():
             raise _bad(f"{name!r} is no profile: one of {', '.join(names())}")
     return {name: settings_of(load(name), values) for name, values in given.items()}
+
+
+def webhook_headers(body: bytes, secret: str) -> dict[str, str]:
+    """
+    Return the headers that profiles add to a webhook message with this *body*, signed under the webhook's *secret*.
+
+    They are those of every profile, as a webhook belongs to none. The first call imports all profiles.
+    """
+    return {
+        name: value
+        for profile in _webhook_profiles()
+        for name, value in profile.webhook_headers(body, secret).items()
+    }
+
+
+@cache
+def _webhook_profiles() -> tuple[WebhookProfile, ...]:
+    found: list[Profile] = []
+    for name in names():
+        try:
+            found.append(load(name))
+        except BadParameter as exc:
+            # A package that cannot be used stops the server that serves it, but not the messages of all accounts.
+            log.warning("tollkeeper.profiles.unusable", extra={"reason": str(exc)})
+    return tuple(profile for profile in found if isinstance(profile, WebhookProfile))
 
 
 @cache

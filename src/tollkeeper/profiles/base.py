@@ -305,6 +305,14 @@ class MeteredProfile(Protocol):
         """
 
 
+@runtime_checkable
+class WebhookProfile(Protocol):
+    """What a vendor's dialect may add to every webhook message; a profile without it adds nothing."""
+
+    def webhook_headers(self, body: bytes, secret: str) -> Mapping[str, str]:
+        """Return the headers in which the vendor's receivers look for the signature of *body* under *secret*."""
+
+
 def failure(profile: Profile, call: Call, error: Exception) -> Reply:
     """
     Return the reply of *profile* to *error*; an error that is not a `TollkeeperError` is logged.

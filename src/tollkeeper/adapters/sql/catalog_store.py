@@ -21,7 +21,7 @@ from tollkeeper.domain.catalog import KINDS, REFERENCES, Entry, Key, KeyState, P
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.errors import Conflict, NotFound, Unavailable
-from tollkeeper.ports import Catalog, Outcome, PlanVersion
+from tollkeeper.ports import Catalog, ChangeAction, PlanVersion
 
 _WRITE_LOCK: Final = 0x746F_6C6C_6B65_6570
 """The advisory lock that stands for the whole catalog on PostgreSQL: "tollkeep" in ASCII."""
@@ -99,7 +99,7 @@ class _SqlCatalog(Catalog):
         query = _of_account(mapping, sa.select(mapping.table), account).order_by(*_order(mapping))
         return self._entries(mapping, query)
 
-    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> Outcome:
+    def put(self, entry: Entry, now_us: int, *, origin: KeyOrigin | None = None) -> ChangeAction:
         mapping = _MAPPINGS[entry.kind]
         here = _is(
             mapping, entry.entry_id, getattr(entry, "account", None) if mapping.is_account_scoped else None
@@ -171,7 +171,7 @@ class _SqlCatalog(Catalog):
         secret_sha256: str,
         shown_prefix: str | None,
         now_us: int,
-        lineage_id: str | None = None,
+        rotation_chain_id: str | None = None,
         origin: KeyOrigin = KeyOrigin(),
     ) -> None:
         values = {
@@ -179,7 +179,7 @@ class _SqlCatalog(Catalog):
             **_revoked_at(entry.state, None, now_us),
             "secret_sha256": secret_sha256,
             "shown_prefix": shown_prefix,
-            "lineage_id": lineage_id or entry.id,
+            "lineage_id": rotation_chain_id or entry.id,
             **origin._asdict(),
             "created_at_us": now_us,
             "updated_at_us": now_us,
@@ -391,8 +391,12 @@ def _revoked_at(state: KeyState, revoked_at_us: int | None, now_us: int) -> dict
 def _stored_key(row: Mapping[str, Any]) -> StoredKey:
     entry = _MAPPINGS["keys"].decode(row)
     assert isinstance(entry, Key)
-    own = ("created_at_us", "updated_at_us", "last_used_at_us", "revoked_at_us", "lineage_id", "replaced_by")
-    return StoredKey(entry=entry, **{name: row[name] for name in (*_KEY_SECRETS, *own, *KeyOrigin._fields)})
+    own = ("created_at_us", "updated_at_us", "last_used_at_us", "revoked_at_us", "replaced_by")
+    return StoredKey(
+        entry=entry,
+        rotation_chain_id=row["lineage_id"],
+        **{name: row[name] for name in (*_KEY_SECRETS, *own, *KeyOrigin._fields)},
+    )
 
 
 def _column_of(field: str) -> str:

@@ -14,12 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from tollkeeper.adapters.sql.catalog_tables import webhooks
 from tollkeeper.adapters.sql.webhook_tables import webhook_deliveries as deliveries
 from tollkeeper.domain.catalog import Actions, Webhook
-from tollkeeper.domain.webhooks import Message, StoredWebhook
+from tollkeeper.domain.webhooks import StoredWebhook, WebhookMessage
 from tollkeeper.errors import Unavailable
 
 _ROWS: Final = 50
 """Rows of one statement: both engines bound its parameters."""
-_COLUMNS: Final = tuple(deliveries.c[name] for name in Message._fields)
+_COLUMNS: Final = tuple(deliveries.c[name] for name in WebhookMessage._fields)
 
 
 class SqlWebhooks:
@@ -39,7 +39,7 @@ class SqlWebhooks:
             row = tx.execute(sa.select(webhooks).where(here)).one_or_none()
         return None if row is None else _stored(row)
 
-    def add(self, messages: Sequence[Message]) -> list[Message]:
+    def add(self, messages: Sequence[WebhookMessage]) -> list[WebhookMessage]:
         new: set[str] = set()
         with self._transaction("written") as tx:
             for first in range(0, len(messages), _ROWS):
@@ -48,7 +48,7 @@ class SqlWebhooks:
                 new.update(tx.execute(insert.returning(deliveries.c.id)).scalars())
         return [message for message in messages if message.id in new]
 
-    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> list[Message]:
+    def due(self, now_us: int, *, limit: int, but_accounts: Collection[str] = ()) -> list[WebhookMessage]:
         return self._messages(
             sa.select(*_COLUMNS)
             .where(
@@ -66,7 +66,7 @@ class SqlWebhooks:
     def ended(self, message_id: str, outcome: Literal["delivered", "failed"], *, attempts: int) -> None:
         self._update(message_id, attempts=attempts, state=outcome)
 
-    def disabling(self) -> list[Message]:
+    def disabling(self) -> list[WebhookMessage]:
         return self._messages(sa.select(*_COLUMNS).where(deliveries.c.disables_keys))
 
     def disabled(self, message_id: str) -> None:
@@ -81,9 +81,9 @@ class SqlWebhooks:
         with self._transaction("written") as tx:
             tx.execute(sa.delete(deliveries).where(sa.or_(orphan, over)))
 
-    def _messages(self, query: sa.Select[Any]) -> list[Message]:
+    def _messages(self, query: sa.Select[Any]) -> list[WebhookMessage]:
         with self._transaction("read") as tx:
-            return [Message(*row) for row in tx.execute(query)]
+            return [WebhookMessage(*row) for row in tx.execute(query)]
 
     def _update(self, message_id: str, **values: Any) -> None:
         with self._transaction("written") as tx:

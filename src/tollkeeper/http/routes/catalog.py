@@ -14,9 +14,10 @@ from litestar import Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.catalog.changes import Change
 from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
 from tollkeeper.catalog.entry_parsing import entry_from
-from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Change
+from tollkeeper.catalog.manage import PAGE_SIZE_MAX
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan, Webhook
 from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Principal

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from tollkeeper.alerts.webhooks import Webhooks
-from tollkeeper.catalog.manage import Change
+from tollkeeper.catalog.changes import Change
 from tollkeeper.domain.catalog import Entry, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey

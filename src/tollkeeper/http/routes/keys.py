@@ -15,8 +15,9 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.catalog.changes import IssuedKey
 from tollkeeper.catalog.entry_parsing import entry_from
-from tollkeeper.catalog.manage import CUSTOMER_KEY_FIELDS, IssuedKey
+from tollkeeper.catalog.key_rules import CUSTOMER_KEY_FIELDS
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Entry, KeyState
 from tollkeeper.http.auth import Principal

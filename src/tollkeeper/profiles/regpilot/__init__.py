@@ -14,6 +14,8 @@ with `[C]` where the vendor leaves a choice open.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
@@ -130,6 +132,10 @@ class RegPilot:
         if record.cache in ("hit", "miss"):
             headers.append(("x-cache-status", record.cache.upper()))
         return headers
+
+    def webhook_headers(self, body: bytes, secret: str) -> Mapping[str, str]:
+        """Return the vendor's own signature: the hex HMAC-SHA256 of the body under the secret's text."""
+        return {"x-regpilot-signature": hmac.digest(secret.encode(), body, hashlib.sha256).hex()}
 
 
 def answer_health(call: Call, context: ProfileContext, key: StoredKey) -> Reply:

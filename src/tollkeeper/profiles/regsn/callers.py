@@ -140,4 +140,4 @@ def _counter_of(bucket: str, owner: str) -> str:
 
 def _owner(caller: StoredKey | Session) -> str:
     """Return the owner of a bucket that no plan has. A rotated key keeps its owner, and so its counts."""
-    return "user:" + caller.user_id if isinstance(caller, Session) else "key:" + caller.lineage_id
+    return "user:" + caller.user_id if isinstance(caller, Session) else "key:" + caller.rotation_chain_id

@@ -1,0 +1,62 @@
+"""What a call did to the catalog: a change per entry, and the keys that it issued."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tollkeeper.domain.catalog import Entry, Key
+from tollkeeper.ports import ChangeAction
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a call did to one entry.
+
+    Attributes:
+        account_id: The account that the entry belongs to, or is; None for plans, routes and prices for all.
+        fields: For `changed`: the old and new value of each field that differs. Never a secret or its hash.
+        note: Why `apply` left an entry as it is although the file says otherwise; "" if it did not.
+    """
+
+    kind: str
+    id: str
+    account_id: str | None
+    action: ChangeAction
+    fields: dict[str, tuple[Any, Any]] = {}
+    note: str = ""
+
+
+class IssuedKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A new key and its secret, which is shown now and never again; None for an imported one."""
+
+    entry: Key
+    secret: str | None
+
+    def __repr__(self) -> str:
+        return f"IssuedKey(id={self.entry.id!r}, account={self.entry.account!r})"
+
+
+class Applied(NamedTuple):
+    """What `apply` did: a change per entry, in the order of `KINDS`, and the keys that it issued."""
+
+    changes: list[Change]
+    issued: list[IssuedKey]
+
+
+def change_of(entry: Entry, action: ChangeAction, fields: dict[str, tuple[Any, Any]] | None = None) -> Change:
+    """Return the change of an entry, with the account that it belongs to."""
+    account_id = entry.entry_id if entry.kind == "accounts" else getattr(entry, "account", None)
+    return Change(
+        kind=entry.kind, id=entry.entry_id, account_id=account_id, action=action, fields=fields or {}
+    )
+
+
+def differences(old: Entry, new: Entry) -> dict[str, tuple[Any, Any]]:
+    """Return the old and new value of each field that differs, never a hash of a secret."""
+    return {
+        field: (getattr(old, field), getattr(new, field))
+        for field in new.__struct_fields__
+        if field != "sha256" and getattr(old, field) != getattr(new, field)
+    }

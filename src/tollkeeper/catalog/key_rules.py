@@ -1,0 +1,83 @@
+"""What may become of a key: its states, its end, the fields that stay. Checks of values; nothing is read or stored."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from tollkeeper.catalog.entry_parsing import at_path
+from tollkeeper.domain.catalog import Entry, Key, KeyState
+from tollkeeper.domain.instants import from_us, to_text, to_us
+from tollkeeper.domain.keys import MANAGEMENT_PREFIX, NATIVE_PREFIX, KeyOrigin, StoredKey
+from tollkeeper.errors import Conflict, Forbidden
+from tollkeeper.profiles import load
+from tollkeeper.profiles.base import NATIVE
+
+KEY_TRANSITIONS: Final[dict[KeyState, frozenset[KeyState]]] = {
+    "active": frozenset({"inactive", "revoked", "deleted"}),
+    "inactive": frozenset({"active", "revoked", "deleted"}),
+    "revoked": frozenset({"deleted"}),
+    "deleted": frozenset(),
+}
+"""Which state may follow which. `expired` is never set: it follows from `expires_at`."""
+
+IMMUTABLE_KEY_FIELDS: Final = ("role", "type", "profile")
+CUSTOMER_KEY_FIELDS: Final = ("name", "project", "subscription", "expires_at", "metadata")
+"""What a customer changes of a key; everything else of it stays as it is stored."""
+
+
+def prefix_of(key: Key) -> str:
+    """Return what the secret of a new key begins with."""
+    if key.role == "management":
+        return MANAGEMENT_PREFIX
+    if key.profile == NATIVE:
+        return NATIVE_PREFIX
+    try:
+        return load(key.profile).key_prefix
+    except KeyError:
+        raise Conflict(
+            f"the profile {key.profile} of key {key.id} is not installed: install it first"
+        ) from None
+
+
+def check_same(old: Entry, new: Entry, field: str, path: str, advice: str) -> None:
+    """Raise `Conflict` when a field that cannot change would."""
+    if getattr(old, field) != getattr(new, field):
+        raise Conflict(f"{at_path(path, field)}: {new.kind} {new.entry_id} keeps its {field}: {advice}")
+
+
+def check_transition(old: KeyState, new: KeyState, label: str) -> None:
+    """Raise `Conflict` when a key in state *old* cannot come into state *new*."""
+    if new != old and new not in KEY_TRANSITIONS[old]:
+        raise Conflict(f"{label} is {old} for good and cannot become {new}: make a new key")
+
+
+def expiry_of(stored: StoredKey, key: Key, path: str) -> datetime | None:
+    """Return when *key* shall expire: one that was rotated away cannot come back by being declared again."""
+    end_at = stored.entry.expires_at
+    if stored.replaced_by is None or end_at is None:
+        return key.expires_at
+    if key.expires_at is not None and key.expires_at > end_at:
+        field = at_path(path, "expires_at")
+        raise Conflict(
+            f"{field}: key {key.id} was rotated to {stored.replaced_by} and ends at {to_text(end_at)}: "
+            "leave expires_at out, or set an earlier one"
+        )
+    return key.expires_at or end_at
+
+
+def set_by_operator(key: Key) -> KeyOrigin:
+    """Return the origin of a key whose state and expiry the operator sets."""
+    return KeyOrigin("operator", None if key.expires_at is None else to_us(key.expires_at))
+
+
+def no_later(expires_at: datetime | None, latest_us: int | None, path: str) -> datetime | None:
+    """Return when a customer's key ends: as it says, else at the latest that the operator set."""
+    if latest_us is None:
+        return expires_at
+    if expires_at is not None and to_us(expires_at) > latest_us:
+        raise Forbidden(
+            f"{at_path(path, 'expires_at')}: the key must end at {to_text(from_us(latest_us))} or earlier, "
+            "as your provider set it"
+        )
+    return expires_at or from_us(latest_us)

@@ -1,0 +1,80 @@
+"""Which budgets of an account the catalog wants in force, and which keys each of them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tollkeeper.domain.catalog import Budget, Plan, Subscription
+from tollkeeper.domain.entitlements import BudgetScope, budget_scopes, scope_of_budget
+from tollkeeper.domain.keys import StoredKey
+
+WantedScope = tuple[BudgetScope, list[str] | None]
+"""A scope, and the ids of the keys that it counts; None: every event of its project or account, keyless ones too."""
+
+
+def wanted_scopes(
+    account_id: str,
+    keys: Sequence[StoredKey],
+    budgets: Sequence[Budget],
+    plan_of: Callable[[StoredKey], tuple[Subscription | None, Plan | None]],
+) -> dict[str, WantedScope]:
+    """
+    Return every budget scope of an account by its counter id.
+
+    Args:
+        keys: All keys of the account, in any state.
+        budgets: All budgets of the account.
+        plan_of: Returns the subscription and the plan in force for a key.
+    """
+    bounding_keys_of = _bounding_keys(keys)
+    counted_for: dict[str, list[str]] = {}
+    for stored in keys:
+        for name in bounding_keys_of[stored.entry.id]:
+            counted_for.setdefault(name, []).append(stored.entry.id)
+    wanted: dict[str, WantedScope] = {}
+    for budget in budgets:
+        scope = scope_of_budget(budget)
+        key_ids = None if budget.key is None else counted_for.get(budget.key, [budget.key])
+        wanted[scope.counter_id] = (scope, key_ids)
+    on_project: dict[str, list[str]] = {}
+    for stored in keys:
+        subscription, plan = plan_of(stored)
+        if plan is None or not plan.budgets:
+            continue
+        planned = budget_scopes(
+            account_id,
+            stored.entry.project,
+            bounding_keys_of[stored.entry.id],
+            subscription=subscription,
+            plan=plan,
+            budgets=[],
+        )
+        for scope in planned:
+            known = wanted.setdefault(scope.counter_id, (scope, []))[1]
+            assert known is not None
+            known.append(stored.entry.id)
+        on_project.setdefault(plan.slug, []).append(stored.entry.id)
+    for counter_id, (scope, key_ids) in wanted.items():
+        if counter_id.startswith("plan:") and key_ids is not None:
+            if scope.project_id is not None:
+                # A key without a project may be used for any: its events say which.
+                key_ids = on_project[counter_id.removeprefix("plan:").partition("/")[0]]
+            wanted[counter_id] = (scope.of_members(key_ids), key_ids)
+    return wanted
+
+
+def _bounding_keys(keys: Sequence[StoredKey]) -> dict[str, list[str]]:
+    """Return for each key the ids of the keys whose budgets count it: its makers' rotation chains, then its own."""
+    chains: dict[str, list[str]] = {}
+    for stored in sorted(keys, key=lambda stored: stored.entry.id != stored.rotation_chain_id):
+        chains.setdefault(stored.rotation_chain_id, []).append(stored.entry.id)
+    by_id = {stored.entry.id: stored for stored in keys}
+    bounding_keys_of: dict[str, list[str]] = {}
+    for stored in keys:
+        bounding = chains[stored.rotation_chain_id]
+        maker = by_id.get(stored.made_by or "")
+        while maker is not None:
+            bounding = [*chains[maker.rotation_chain_id], *bounding]
+            maker = by_id.get(maker.made_by or "")
+        bounding_keys_of[stored.entry.id] = bounding
+    return bounding_keys_of
