@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.commands import COMMAND, answer_of, environment, tollkeeper
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Conflict, Unavailable
 from tollkeeper.prove.journal import Call, Line
 from tollkeeper.prove.oracle import KINDS, Finding

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tollkeeper.api.usage_params import GROUPS_MAX, VALUES_MAX
 from tollkeeper.domain.usage import PAGE_SIZE_MAX
 from tollkeeper.http.auth import _REMEMBERED_MAX, _SECRET_CHARS_MAX, FAILURES_MAX
 from tollkeeper.http.bodies import GZIP_MEMBERS_MAX
@@ -12,7 +13,6 @@ from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX
 from tollkeeper.http.profiles import BODY_BYTES_MAX as PROFILE_BODY_BYTES_MAX
 from tollkeeper.http.profiles import QUERY_BYTES_MAX
 from tollkeeper.http.routes.calls import APPLY_BYTES_MAX, BODY_BYTES_MAX, PARAMETERS_MAX
-from tollkeeper.http.usage_params import GROUPS_MAX, VALUES_MAX
 from tollkeeper.settings import Settings
 
 ROOT = Path(__file__).parents[2]

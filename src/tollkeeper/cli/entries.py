@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final, get_args
 import msgspec
 import typer
 
-from tollkeeper.cli import options
 from tollkeeper.cli.apply import DryRun, apply_text, print_secrets, read_text
 from tollkeeper.cli.catalog import Json, catalog_of
-from tollkeeper.cli.failures import misused
-from tollkeeper.cli.output import (
+from tollkeeper.console import options
+from tollkeeper.console.failures import misused
+from tollkeeper.console.output import (
     Column,
     Lines,
     money,

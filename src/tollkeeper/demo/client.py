@@ -9,9 +9,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.errors import Unavailable
 
-PREFIX: Final = "/tk/v1"
 TIMEOUT_S: Final = 30
 
 

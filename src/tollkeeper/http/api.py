@@ -18,6 +18,7 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from tollkeeper import errors
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.bodies import broken_off, too_large
 from tollkeeper.http.denials import PROBLEM_BASE
@@ -132,7 +133,7 @@ def _problem_of_litestar(request: AnyRequest, exc: HTTPException, instance: str,
         return Problem(405, body, {"Allow": ", ".join(_methods_of(request))})
     found: Exception = exc
     if exc.status_code == 404:
-        found = errors.NotFound("There is no such path. /tk/v1/openapi.json lists all.")
+        found = errors.NotFound(f"There is no such path. {PREFIX}/openapi.json lists all.")
     elif exc.status_code == 413:
         found = too_large(_body_bytes_max(request))
     elif exc.detail == _BROKEN_OFF:

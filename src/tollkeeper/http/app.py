@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from tollkeeper import forks
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
@@ -38,7 +39,6 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
 
-PREFIX: Final = "/tk/v1"
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Served by the product whatever the root profile is, beside all of `/tk/`."""
 _CLOSE: Final = (b"connection", b"close")

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from tollkeeper.api.events_answer import EventsAnswer, events_answer
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
@@ -26,8 +27,6 @@ from tollkeeper.http.metered import Dialects, encoded
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
-    EventRejection,
-    EventsAnswer,
     SettleAnswer,
     SettleRequest,
     TokenCounts,
@@ -194,15 +193,7 @@ class HotEndpoints:
         else:
             raise UnsupportedMediaType("content-type is application/json or application/x-ndjson")
         result = installation.ingest.take(decoded, account_id=principal.account_id)
-        return EventsAnswer(
-            accepted=result.accepted,
-            duplicates=result.duplicates,
-            rejected=result.rejected,
-            errors=[
-                EventRejection(index=r.index, field=r.field, code=r.code, reason=r.reason)
-                for r in result.rejections
-            ],
-        )
+        return events_answer(result)
 
     def close(self) -> None:
         self.batches.close()

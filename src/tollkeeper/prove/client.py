@@ -20,9 +20,11 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console.server_defaults import HOST
 from tollkeeper.prove.journal import ANSWER_S_MAX, TIMED_OUT, Journal, Op
 from tollkeeper.prove.plan import Correct, Cut, Post, Put, Scale, Spend, Step, event_of, secret_of, steps_of
-from tollkeeper.prove.server import HOST, OPERATOR_KEY
+from tollkeeper.prove.server import OPERATOR_KEY
 
 REFUSED: Final = (402, 429)
 STUCK: Final = 3
@@ -133,7 +135,7 @@ class Connection:
                 self._connect()
                 self._journal.write(op, id_, body)
                 tries += 1
-                self._http.request(method, "/tk/v1" + path, content, self._headers)
+                self._http.request(method, PREFIX + path, content, self._headers)
                 answer = self._http.getresponse()
                 told = msgspec.json.decode(answer.read())
             except (OSError, HTTPException, msgspec.DecodeError) as exc:
@@ -159,7 +161,7 @@ class Connection:
         try:
             self._connect()
             self._journal.write(op, id_, body)
-            http.putrequest(method, "/tk/v1" + path)
+            http.putrequest(method, PREFIX + path)
             for name, value in self._headers.items():
                 http.putheader(name, value)
             http.putheader("Content-Length", str(len(content)))

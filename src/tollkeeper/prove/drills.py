@@ -19,8 +19,8 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.failures import Failure
+from tollkeeper.console.server_client import Server
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.errors import Unavailable
 from tollkeeper.prove.faults import Fault

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tollkeeper.adapters.sql.database import check_empty, open_engine, remove_tables
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.failures import Failure
+from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Conflict, TollkeeperError, Unavailable
 from tollkeeper.prove.client import STUCK
 from tollkeeper.prove.drills import Skipped, plan_drill, run_drill

@@ -24,7 +24,6 @@ from tollkeeper.http.executors import Executors, Pool, Probe
 from tollkeeper.installation import Installation
 from tollkeeper.maintenance.reconcile import Verdict
 
-PREFIX: Final = "/tk/v1"
 ENDPOINT: Final = "endpoint"
 """Where a handler's `opt` has its `Endpoint`."""
 

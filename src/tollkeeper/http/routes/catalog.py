@@ -14,6 +14,15 @@ from litestar import Response, delete, get, post, put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.api.entry_json import (
+    ACCOUNT_SCOPED,
+    applied_json,
+    change_json,
+    entry_json,
+    key_json,
+    plain_entry,
+)
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
 from tollkeeper.catalog.entry_parsing import entry_from
 from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Change
@@ -27,7 +36,6 @@ from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     CUSTOMER,
     OPERATOR,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Query,
@@ -44,19 +52,10 @@ from tollkeeper.http.routes.calls import (
     truth,
     whole_number,
 )
-from tollkeeper.http.routes.entry_json import (
-    change_json,
-    entry_json,
-    issued_webhooks,
-    key_json,
-    plain_entry,
-)
 from tollkeeper.installation import Installation
 from tollkeeper.ports import cursor_of
 
 PAGE_SIZE_DEFAULT: Final = 100
-ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
-"""Kinds whose entries belong to an account."""
 NAMED_WITHIN_ACCOUNT: Final = ACCOUNT_SCOPED - {"keys"}
 """Kinds whose ids are unique within their account only."""
 READ_BY_MANAGEMENT: Final = ACCOUNT_SCOPED | {"accounts", "plans"}
@@ -373,15 +372,14 @@ def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
     entries = parse_declaration(text)
     applied = apply_declaration(entries, installation.manage, dry_run=dry_run)
     return answer(
-        {
-            "dry_run": dry_run,
-            # Both are in the order of the kinds, then of the file.
-            "changes": [
-                change_json(change, entry) for change, entry in zip(applied.changes, entries, strict=True)
-            ],
-            "issued": [keys.issued_json(installation, issued) for issued in applied.issued]
-            + ([] if dry_run else issued_webhooks(installation.webhooks, applied.changes, entries)),
-        }
+        applied_json(
+            applied,
+            entries,
+            dry_run=dry_run,
+            manage=installation.manage,
+            webhooks=installation.webhooks,
+            now_us=installation.clock.now_us(),
+        )
     )
 
 

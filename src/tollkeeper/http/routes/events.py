@@ -9,6 +9,7 @@ from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.events import Event, Record, record_to_event
 from tollkeeper.errors import BadParameter, NotFound, Unavailable
 from tollkeeper.http.paths import segment_text
@@ -16,7 +17,6 @@ from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     CUSTOMER,
     OPERATOR,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Query,

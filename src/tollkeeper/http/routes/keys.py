@@ -2,7 +2,7 @@
 Keys beyond their entry: issue, rotate, set the state; and what a management key may do to keys.
 
 A customer's management key makes and manages consumption keys of its own account. Plan, limits and profile stay
-the operator's; that no key becomes freer is for `domain.bounds`, which `services.manage` asks.
+the operator's; that no key becomes freer is for `domain.bounds`, which `catalog.manage` asks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.api.entry_json import change_json, issued_key_json, key_json
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.catalog.entry_parsing import entry_from
 from tollkeeper.catalog.manage import CUSTOMER_KEY_FIELDS, IssuedKey
 from tollkeeper.domain.bounds import Customer
@@ -23,7 +25,6 @@ from tollkeeper.http.auth import Principal
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     CUSTOMER,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Query,
@@ -39,7 +40,6 @@ from tollkeeper.http.routes.calls import (
     principal_of,
     refuse,
 )
-from tollkeeper.http.routes.entry_json import change_json, key_json
 from tollkeeper.http.routes.fields import RotateRequest, StateRequest, fields_of
 from tollkeeper.installation import Installation
 
@@ -135,13 +135,7 @@ def customer_of(principal: Principal) -> Customer | None:
 
 def issued(installation: Installation, key: IssuedKey) -> Response[bytes]:
     """Return the answer that shows a new key's secret."""
-    return answer(issued_json(installation, key), status=201)
-
-
-def issued_json(installation: Installation, key: IssuedKey) -> dict[str, Any]:
-    """Return a new key and its secret; None for one whose hash was brought."""
-    stored = installation.manage.stored_key(key.entry.account, key.entry.id)
-    return {"entry": key_json(stored, installation.clock.now_us()), "secret": key.secret}
+    return answer(issued_key_json(installation.manage, key, installation.clock.now_us()), status=201)
 
 
 def check_manageable(installation: Installation, principal: Principal, key_id: str) -> None:

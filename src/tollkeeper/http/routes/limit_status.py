@@ -10,6 +10,7 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
@@ -20,7 +21,6 @@ from tollkeeper.gate.counters import CreditPool
 from tollkeeper.http.routes.calls import (
     ANYBODY,
     CUSTOMER,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Query,

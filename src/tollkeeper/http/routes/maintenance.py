@@ -6,9 +6,10 @@ import msgspec
 from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.api.verify_answer import VerifyAnswer, verify_answer
 from tollkeeper.http.routes.calls import (
     OPERATOR,
-    PREFIX,
     AnyRequest,
     Endpoint,
     answer,
@@ -19,27 +20,6 @@ from tollkeeper.http.routes.calls import (
     json_answer,
     params_of,
 )
-from tollkeeper.maintenance.reconcile import Verdict
-
-
-class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Two figures that should be equal, as text: money may be among them."""
-
-    account: str
-    what: str
-    expected: str
-    found: str
-
-
-class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What verify found; `ok` when there is no difference and everything could be compared."""
-
-    ok: bool
-    differences: list[DifferenceAnswer]
-    store_differences: list[str]
-    """Where rollups and id index of the usage store differ from its records."""
-    accounts: int
-    counters: int
 
 
 class RebuildAnswer(msgspec.Struct, frozen=True):
@@ -96,17 +76,3 @@ def rebuild(request: AnyRequest) -> Response[bytes]:
     """Rebuild what is derived."""
     params_of(request)
     return answer(RebuildAnswer(dict(installation_of(request).reconcile.rebuild())))
-
-
-def verify_answer(verdict: Verdict) -> VerifyAnswer:
-    """Return a verdict as JSON tells it."""
-    return VerifyAnswer(
-        ok=verdict.ok,
-        differences=[
-            DifferenceAnswer(account=d.account_id, what=d.what, expected=str(d.expected), found=str(d.found))
-            for d in verdict.differences
-        ],
-        store_differences=list(verdict.store_differences),
-        accounts=verdict.accounts,
-        counters=verdict.counters,
-    )

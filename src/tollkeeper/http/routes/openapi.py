@@ -19,6 +19,8 @@ from litestar import Litestar, Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
+from tollkeeper.api.events_answer import EventsAnswer
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.events import Event
 from tollkeeper.http import wire
@@ -27,7 +29,6 @@ from tollkeeper.http.routes.calls import (
     ENDPOINT,
     NOBODY_ASKED,
     OPERATOR,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Query,
@@ -142,7 +143,7 @@ HOT: Final[Mapping[str, Endpoint]] = {
         "Record events",
         "events",
         CUSTOMER,
-        {200: json_answer(wire.EventsAnswer, "What became of each. What was accepted is durable.")},
+        {200: json_answer(EventsAnswer, "What became of each. What was accepted is durable.")},
         description="One event, an array, or NDJSON; gzip too. A repeat of an event counts once. A bad event "
         "never sinks the others: `errors` has its index, field and reason.",
         body=Sent(

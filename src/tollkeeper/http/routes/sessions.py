@@ -9,13 +9,13 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import RawBody
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.catalog.sessions import OWN_TTL_S
 from tollkeeper.domain.events import Name
 from tollkeeper.domain.instants import US_PER_S, from_us, to_text
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     OPERATOR,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Sent,

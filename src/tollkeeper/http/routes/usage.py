@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.response import Stream
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.api.usage_answer import UsageResponse, csv_pieces, next_offset, usage_response
+from tollkeeper.api.usage_params import FILTERS, UsageScope, parse_usage_query
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.usage import (
@@ -25,10 +24,8 @@ from tollkeeper.domain.usage import (
     UsageReport,
 )
 from tollkeeper.errors import BadParameter
-from tollkeeper.http.csv_cells import csv_cell
 from tollkeeper.http.routes.calls import (
     ANYBODY,
-    PREFIX,
     AnyRequest,
     Endpoint,
     Query,
@@ -41,32 +38,6 @@ from tollkeeper.http.routes.calls import (
     principal_of,
     query_pairs,
 )
-from tollkeeper.http.usage_params import FILTERS, UsageScope, parse_usage_query
-
-MONEY: Final = frozenset({"cost_nanos", "estimated_cost_nanos"})
-_CSV_ROWS_PER_PIECE: Final = 500
-
-
-class UsageAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    Usage, in rows per bucket and group, and its totals over all rows, not only this page.
-
-    Money is text, in nanos. Every event that was acknowledged before `as_of` is in the answer; when
-    `complete` is false, some are still on their way, the oldest for `behind_s` seconds.
-    """
-
-    rows: list[dict[str, Any]]
-    totals: dict[str, Any]
-    row_count: int
-    """Rows before paging."""
-    next_offset: int | None
-    """`offset` of the next page; null at the end."""
-    from_: str = msgspec.field(name="from")
-    to: str
-    as_of: str
-    complete: bool
-    behind_s: int
-
 
 _QUERY: Final = (
     Query("account", "Whose usage; several, separated by commas, or all without it: the operator only."),
@@ -138,7 +109,7 @@ def handlers() -> list[HTTPRouteHandler]:
             ANYBODY,
             {
                 200: Sent(
-                    {"application/json": UsageAnswer, "text/csv": {"type": "string"}},
+                    {"application/json": UsageResponse, "text/csv": {"type": "string"}},
                     _EXAMPLE,
                     "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of`, `X-Complete` and `X-Behind` tell the rest.",
                 )
@@ -168,49 +139,7 @@ def usage(request: AnyRequest) -> Response[bytes] | Stream:
     report = installation.reports.usage(query)
     if form == "csv":
         return _csv_answer(query, report)
-    return answer(
-        UsageAnswer(
-            rows=[with_money_as_text(row) for row in report.rows],
-            totals=with_money_as_text(report.totals),
-            row_count=report.row_count,
-            next_offset=next_offset(query, report),
-            from_=to_text(from_us(query.from_us)),
-            to=to_text(from_us(query.to_us)),
-            as_of=to_text(from_us(report.as_of_us)),
-            complete=report.complete,
-            behind_s=report.behind_s,
-        )
-    )
-
-
-def next_offset(query: UsageQuery, report: UsageReport) -> int | None:
-    """Return where the next page begins, or None at the end."""
-    end = query.offset + len(report.rows)
-    return end if report.rows and end < report.row_count else None
-
-
-def with_money_as_text(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON shows it: JavaScript loses integers above 2**53."""
-    return {name: str(value) if name in MONEY else value for name, value in row.items()}
-
-
-def csv_pieces(query: UsageQuery, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """
-    Yield the rows as CSV (RFC 4180), with a header, in pieces of some hundred rows.
-
-    Text that a spreadsheet would execute gets a `'` in front; numbers stay numbers.
-    """
-    columns = [*(["time"] if query.granularity else []), *query.group_by, *query.measures]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow([csv_cell(name) for name in columns])
-    for start in range(0, len(rows), _CSV_ROWS_PER_PIECE):
-        for row in rows[start : start + _CSV_ROWS_PER_PIECE]:
-            writer.writerow([csv_cell(row.get(name)) for name in columns])
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    yield buffer.getvalue()
+    return answer(usage_response(query, report))
 
 
 def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
