@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 import msgspec
@@ -22,12 +21,10 @@ from tollkeeper import Tollkeeper, Usage
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Route
 from tollkeeper.domain.events import Record
 from tollkeeper.http.app import build_app
+from tollkeeper.http.asgi_types import Message, Receive, Send
 from tollkeeper.installation import Installation
 from tollkeeper.testing import commit_all, set_up, unique, verify
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 CONNECT: Final = {"type": "websocket.connect"}
 DENIAL: Final = {"websocket.http.response": {}}
 

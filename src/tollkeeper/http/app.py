@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 
@@ -19,12 +19,14 @@ from tollkeeper import forks
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
-from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
+from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
+from tollkeeper.http.credentials import credential
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
-from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints, payer_of
+from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, HotAnswer, HotEndpoints, payer_of
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
@@ -32,12 +34,7 @@ from tollkeeper.http.routes.health import probes_of
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
+Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[HotAnswer]]
 
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Served by the product whatever the root profile is, beside all of `/tk/`."""
@@ -160,8 +157,8 @@ class App:
 
     async def _serve_batch(
         self, principal: Principal, bytes_max: int, headers: list[tuple[bytes, bytes]], receive: Receive
-    ) -> Answer:
-        """Answer a batch of events; its bytes are counted as under way from their arrival to the answer."""
+    ) -> HotAnswer:
+        """HotAnswer a batch of events; its bytes are counted as under way from their arrival to the answer."""
         check_length(headers, bytes_max)
         batches, payer, reserved = self.hot.batches, payer_of(principal), 0
 

@@ -9,20 +9,18 @@ guess, and an address may be a proxy's, with everybody behind it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.keys import OPERATOR_PREFIX, StoredKey, hash_secret
 from tollkeeper.errors import Forbidden, Unauthenticated
+from tollkeeper.http.asgi_types import RawHeaders
+from tollkeeper.http.credentials import credential
 from tollkeeper.http.forwarding import forwarded_address, names_a_client, network_of
 from tollkeeper.installation import Installation
 
-Headers = Iterable[tuple[bytes, bytes]]
-
 _REMEMBERED_MAX: Final = 10_000
-_SECRET_CHARS_MAX: Final = 512
 _GOOD_KEYS_MAX: Final = 4_096
 FAILURES_MAX: Final = 50
 FAILURES_WINDOW_S: Final = 60
@@ -74,7 +72,7 @@ class Throttle:
         self.throttled_count = 0
         self.notices: list[str] = []
 
-    def refuses(self, peer: str, headers: Headers) -> bool:
+    def refuses(self, peer: str, headers: RawHeaders) -> bool:
         """
         Count a failing credential; return whether its answer is 429, as its address failed too often this minute.
 
@@ -92,7 +90,7 @@ class Throttle:
         self.throttled_count += refused
         return refused
 
-    def look_at(self, headers: Headers) -> None:
+    def look_at(self, headers: RawHeaders) -> None:
         """Notice a proxy whose clients cannot be told apart."""
         if not self._address_header and NO_ADDRESS_HEADER not in self.notices and names_a_client(headers):
             self._notice(NO_ADDRESS_HEADER)
@@ -130,7 +128,7 @@ class Authenticator:
         header = installation.settings.client_address_header
         self.throttle = Throttle(installation.clock, header.lower().encode())
 
-    def principal(self, headers: Headers) -> Principal:
+    def principal(self, headers: RawHeaders) -> Principal:
         """
         Return whom the request's credential stands for.
 
@@ -183,15 +181,3 @@ class Authenticator:
                 # When the catalog changed since, these are a version's that is not asked any more.
                 good[secret_sha256] = stored
         return stored
-
-
-def credential(headers: Headers) -> str:
-    """Return the secret of `Authorization: Bearer …`, or of `X-API-Key`, or `""`."""
-    found = ""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, rest = value.decode("latin-1").partition(" ")
-            return rest.strip() if scheme.lower() == "bearer" and len(rest) <= _SECRET_CHARS_MAX else ""
-        if name == b"x-api-key" and len(value) <= _SECRET_CHARS_MAX:
-            found = value.decode("latin-1").strip()
-    return found

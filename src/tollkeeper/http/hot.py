@@ -43,7 +43,7 @@ BODIES_OF_PAYER_MAX: Final = 2
 BODIES_MAX: Final = 8
 """All accounts together may have so many, and the operator as many: 512 MiB each at the default."""
 
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+HotAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 T = TypeVar("T")
 
 _JSON: Final = (b"content-type", b"application/json")
@@ -71,7 +71,7 @@ class HotEndpoints:
 
     async def authorize(
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> Answer:
+    ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_authorize, body)
         expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
@@ -105,7 +105,7 @@ class HotEndpoints:
         worded = await self._threads.attempt(dialect.headers, admission, request_id)
         return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
 
-    def _refusal(self, request: AuthorizeRequest, denial: Denial) -> Answer:
+    def _refusal(self, request: AuthorizeRequest, denial: Denial) -> HotAnswer:
         """Word a refusal as the key's profile does, or the one that the request names."""
         dialect = self._dialects.of_secret(request.key) or self._dialects.of(request.profile)
         if dialect is None:
@@ -131,7 +131,9 @@ class HotEndpoints:
             tags=request.tags,
         )
 
-    async def settle(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def settle(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_settle, body)
         estimated = request.cost_nanos is None and request.estimated_cost_nanos is not None
@@ -159,7 +161,7 @@ class HotEndpoints:
         worded = await self._threads.attempt(self._dialects.settled_headers, settled.record)
         return 200, [_JSON, *encoded(worded)], _encode(_settle_answer(settled, dict(worded)))
 
-    async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_void, body)
         future = CommitFuture(asyncio.get_running_loop())
@@ -171,7 +173,9 @@ class HotEndpoints:
         answer = VoidAnswer(hold_id=request.hold_id, account=account_id, voided=True)
         return 200, [_JSON], _encode(answer)
 
-    async def events(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def events(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> HotAnswer:
         if principal.role == "consumption":
             raise Forbidden("An api key cannot send meter events: use an operator or management key.")
         answer = await self.batches.run(payer_of(principal), lambda: self._ingest(principal, body, headers))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,6 +19,7 @@ from tollkeeper.callers import Caller
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
+from tollkeeper.http.asgi_types import Receive, Scope, Send
 from tollkeeper.http.bodies import read_body
 from tollkeeper.http.executors import Executors
 from tollkeeper.http.paths import segment_text
@@ -31,10 +32,6 @@ ALL: Final = "all"
 BODY_BYTES_MAX: Final = 64 * 1024
 QUERY_BYTES_MAX: Final = 8_192
 """The dispatcher refuses a longer one: cut off, it would be another question."""
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _encode: Final = msgspec.json.Encoder().encode
 log = logging.getLogger("tollkeeper.profiles")
