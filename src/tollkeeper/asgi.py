@@ -104,7 +104,7 @@ class Middleware:
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
 
-        forks.refuse_in_children(toll.installation, [self], _Forked)
+        forks.refuse_in_children(toll.installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -287,7 +287,7 @@ class Middleware:
         return True
 
 
-class _Forked(Middleware):
+class _ForkedMiddleware(Middleware):
     """What the middleware is in a forked child: it admits nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

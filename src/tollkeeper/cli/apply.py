@@ -15,14 +15,14 @@ from tollkeeper.console.failures import Failure
 from tollkeeper.console.output import plain, print_json
 from tollkeeper.console.target import open_data, server_of
 
-File = Annotated[
+DeclarationFile = Annotated[
     str, typer.Argument(metavar="FILE", help="The declarative file (TOML); - for standard input.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 
 
 def apply(
-    file: File,
+    file: DeclarationFile,
     data: options.Data = None,
     dry_run: DryRun = False,
     as_json: options.AsJson = False,

@@ -45,9 +45,11 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _JSON_SPACE: Final = b" \t\r\n"
 
 FileFormat = Literal["jsonl", "combined", "common"]
-ClientField = Literal["host", "ident", "user"]
+ClientFieldOption = Literal["host", "ident", "user"]
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="The file, gzipped or not; - for standard input.")]
+EventsFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="The file, gzipped or not; - for standard input.")
+]
 
 
 class LineError(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +81,7 @@ Book = Callable[[bytes], EventsAnswer]
 
 
 def ingest(
-    file: File,
+    file: EventsFile,
     data: options.Data = None,
     format: Annotated[FileFormat, typer.Option("--format", help="What the file holds.")] = "jsonl",
     account: Annotated[
@@ -87,7 +89,7 @@ def ingest(
         typer.Option("--account", help="Logs: who pays; may be left out when there is one account only."),
     ] = None,
     client_field: Annotated[
-        ClientField | None,
+        ClientFieldOption | None,
         typer.Option("--client-field", help="Logs: the field that names the client, kept as tag client."),
     ] = None,
     as_json: options.AsJson = False,
@@ -219,7 +221,7 @@ def _line_numbers(chunk: bytes, indexes: set[int], blank: bytes | None) -> dict[
 
 
 def _local_book(
-    toll: Tollkeeper, format: FileFormat, account: str | None, client_field: ClientField | None
+    toll: Tollkeeper, format: FileFormat, account: str | None, client_field: ClientFieldOption | None
 ) -> Book:
     installation = toll.installation
     log = None
@@ -240,7 +242,7 @@ def _local_book(
 
 
 def _remote_book(
-    server: Server, format: FileFormat, account: str | None, client_field: ClientField | None
+    server: Server, format: FileFormat, account: str | None, client_field: ClientFieldOption | None
 ) -> Book:
     def send(lines: bytes) -> EventsAnswer:
         answer = server.call("POST", "/events", body=lines, media_type="application/x-ndjson")
@@ -270,7 +272,7 @@ def _remote_book(
     return book
 
 
-def _log(format: FileFormat, account: str, client_field: ClientField | None) -> AccessLog:
+def _log(format: FileFormat, account: str, client_field: ClientFieldOption | None) -> AccessLog:
     from tollkeeper.meter.access_log import AccessLog, LogFormat
 
     return AccessLog(format=cast("LogFormat", format), account=account, client_field=client_field)

@@ -9,8 +9,10 @@ guess, and an address may be a proxy's, with everybody behind it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Final, Literal, NamedTuple
 
+from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.keys import OPERATOR_PREFIX, StoredKey, hash_secret
@@ -18,7 +20,6 @@ from tollkeeper.errors import Forbidden, Unauthenticated
 from tollkeeper.http.asgi_types import RawHeaders
 from tollkeeper.http.credentials import credential
 from tollkeeper.http.forwarding import forwarded_address, names_a_client, network_of
-from tollkeeper.installation import Installation
 
 _REMEMBERED_MAX: Final = 10_000
 _GOOD_KEYS_MAX: Final = 4_096
@@ -118,15 +119,23 @@ class Throttle:
 
 
 class Authenticator:
-    """Turns headers into a `Principal`."""
+    """
+    Turns headers into a `Principal`.
 
-    def __init__(self, installation: Installation) -> None:
-        self._installation = installation
-        self._operators = installation.operator_keys.all()
+    Args:
+        operators: Hashes of the operator keys.
+        address_header: As the setting `client_address_header`.
+    """
+
+    def __init__(
+        self, operators: Collection[str], directory: Directory, clock: Clock, *, address_header: str = ""
+    ) -> None:
+        self._operators = operators
+        self._directory = directory
+        self._clock = clock
         self._good: tuple[int, dict[str, StoredKey]] = (-1, {})
         """Keys that were looked up, with the version of the directory that they were read under."""
-        header = installation.settings.client_address_header
-        self.throttle = Throttle(installation.clock, header.lower().encode())
+        self.throttle = Throttle(clock, address_header.lower().encode())
 
     def principal(self, headers: RawHeaders) -> Principal:
         """
@@ -147,14 +156,13 @@ class Authenticator:
         return self._key_principal(secret_sha256)
 
     def _key_principal(self, secret_sha256: str) -> Principal:
-        installation = self._installation
         stored = self._stored(secret_sha256)
         if stored is None:
             raise Unauthenticated("The key is not known here.")
-        state = stored.state_at(installation.clock.now_us())
+        state = stored.state_at(self._clock.now_us())
         if state != "active":
             raise Unauthenticated(f"The key is {state}.")
-        account = installation.directory.account(stored.entry.account)
+        account = self._directory.account(stored.entry.account)
         if account is None or not account.active:
             raise Forbidden("The account of this key is not active.")
         return Principal(stored.entry.role, stored.entry.account, stored.entry.id)
@@ -166,7 +174,7 @@ class Authenticator:
         A key that was looked up before costs no read, so that it is served while others fail. Its state is asked
         of the clock each time, and any change of the catalog drops all: a key that ended is never good from here.
         """
-        directory = self._installation.directory
+        directory = self._directory
         version = directory.version
         read_under, good = self._good
         if read_under != version:

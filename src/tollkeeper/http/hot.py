@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from tollkeeper.api.events_answer import EventsAnswer, events_answer
+from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
@@ -33,9 +34,11 @@ from tollkeeper.http.wire import (
     VoidAnswer,
     VoidRequest,
 )
-from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.holds import Settled
+from tollkeeper.ledger.holds import Holds, Settled
+
+if TYPE_CHECKING:
+    from tollkeeper.meter.ingest import Ingest
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODIES_OF_PAYER_MAX: Final = 2
@@ -58,12 +61,24 @@ _NO_TOKENS: Final = TokenCounts()
 class HotEndpoints:
     """The handlers, by path. They raise our errors; the dispatcher turns these into problems."""
 
-    def __init__(self, installation: Installation, threads: Threads) -> None:
+    def __init__(
+        self,
+        holds: Holds,
+        ingest: Ingest,
+        dialects: Dialects,
+        clock: Clock,
+        *,
+        new_id: Callable[[int], str],
+        threads: Threads,
+        body_bytes_max: int,
+    ) -> None:
+        self._holds = holds
+        self._ingester = ingest
+        self._dialects = dialects
+        self._clock = clock
+        self._new_id = new_id
         self._threads = threads
-        self._installation = installation
-        self._holds = installation.holds
-        self._dialects = Dialects(installation)
-        body_bytes_max = installation.settings.body_bytes_max
+        self._body_bytes_max = body_bytes_max
         # Two: one batch is decoded while another waits for its commit.
         self.batches = FairQueue(
             2, payer_bytes_max=BODIES_OF_PAYER_MAX * body_bytes_max, bytes_max=BODIES_MAX * body_bytes_max
@@ -110,9 +125,7 @@ class HotEndpoints:
         dialect = self._dialects.of_secret(request.key) or self._dialects.of(request.profile)
         if dialect is None:
             return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
-        request_id = "req_" + self._installation.gate.new_id(self._installation.clock.now_us()).replace(
-            "-", ""
-        )
+        request_id = "req_" + self._new_id(self._clock.now_us()).replace("-", "")
         reply = dialect.refused(request.key, request.method, request.path, {}, denial, request_id)
         headers = [(b"content-type", reply.media_type.encode())]
         return reply.status, headers + encoded(reply.headers), _encode(reply.body)
@@ -184,10 +197,9 @@ class HotEndpoints:
     def _ingest(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> EventsAnswer:
         from tollkeeper.meter import decode
 
-        installation = self._installation
-        body = decompressed(body, headers, installation.settings.body_bytes_max)
+        body = decompressed(body, headers, self._body_bytes_max)
         media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
-        now_us = installation.clock.now_us()
+        now_us = self._clock.now_us()
         if media_type in (b"application/x-ndjson", b"application/jsonl", b"application/jsonlines"):
             decoded = decode.decode_ndjson(body, now_us=now_us)
         elif media_type in (b"application/json", b""):
@@ -196,7 +208,7 @@ class HotEndpoints:
                 raise Malformed(decoded.rejections[0].reason)
         else:
             raise UnsupportedMediaType("content-type is application/json or application/x-ndjson")
-        result = installation.ingest.take(decoded, account_id=principal.account_id)
+        result = self._ingester.take(decoded, account_id=principal.account_id)
         return events_answer(result)
 
     def close(self) -> None:

@@ -11,15 +11,17 @@ from tollkeeper.api.verify_answer import VerifyAnswer, verify_answer
 from tollkeeper.http.routes.calls import (
     OPERATOR,
     AnyRequest,
-    Endpoint,
+    OperationDoc,
     answer,
     context_of,
-    endpoint,
     in_thread,
-    installation_of,
     json_answer,
+    now_us_of,
+    operation,
     params_of,
+    service,
 )
+from tollkeeper.maintenance.reconcile import Reconcile
 
 
 class RebuildAnswer(msgspec.Struct, frozen=True):
@@ -36,8 +38,8 @@ def handlers() -> list[HTTPRouteHandler]:
 @post(
     f"{PREFIX}/verify",
     status_code=200,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Verify counter = ledger = sum of events",
             "upkeep",
             OPERATOR,
@@ -52,17 +54,17 @@ def verify(request: AnyRequest) -> Response[bytes]:
     """Verify everything."""
     params_of(request)
     context = context_of(request)
-    verdict = context.installation.reconcile.verify()
+    verdict = service(request, Reconcile).verify()
     context.maintenance.verdict = verdict
-    context.maintenance.verified_at_us = context.installation.clock.now_us()
+    context.maintenance.verified_at_us = now_us_of(request)
     return answer(verify_answer(verdict))
 
 
 @post(
     f"{PREFIX}/rebuild",
     status_code=200,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Rebuild rollups and the id index",
             "upkeep",
             OPERATOR,
@@ -75,4 +77,4 @@ def verify(request: AnyRequest) -> Response[bytes]:
 def rebuild(request: AnyRequest) -> Response[bytes]:
     """Rebuild what is derived."""
     params_of(request)
-    return answer(RebuildAnswer(dict(installation_of(request).reconcile.rebuild())))
+    return answer(RebuildAnswer(dict(service(request, Reconcile).rebuild())))

@@ -11,6 +11,7 @@ from litestar.response import Stream
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.api.usage_answer import UsageResponse, csv_pieces, next_offset, usage_response
 from tollkeeper.api.usage_params import FILTERS, UsageScope, parse_usage_query
+from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.usage import (
@@ -27,56 +28,64 @@ from tollkeeper.errors import BadParameter
 from tollkeeper.http.routes.calls import (
     ANYBODY,
     AnyRequest,
-    Endpoint,
-    Query,
-    Sent,
+    BodyDoc,
+    OperationDoc,
+    QueryDoc,
     answer,
-    endpoint,
+    context_of,
     in_thread,
-    installation_of,
     no_such_account,
+    operation,
     principal_of,
     query_pairs,
+    service,
 )
+from tollkeeper.usage.report import Reports
 
 _QUERY: Final = (
-    Query("account", "Whose usage; several, separated by commas, or all without it: the operator only."),
-    Query(
+    QueryDoc("account", "Whose usage; several, separated by commas, or all without it: the operator only."),
+    QueryDoc(
         "from",
         "Date or RFC 3339 date-time from which on events count. A date begins at midnight in `time_zone`. "
         "Everything by default.",
     ),
-    Query("to", "Date or date-time before which events count. The coming full hour by default."),
-    Query("group_by", f"A row per value of these, separated by commas: {', '.join(DIMENSIONS)}, tag.<name>."),
-    Query("granularity", "A row per bucket of this size.", {"type": "string", "enum": list(GRANULARITIES)}),
-    Query(
+    QueryDoc("to", "Date or date-time before which events count. The coming full hour by default."),
+    QueryDoc(
+        "group_by", f"A row per value of these, separated by commas: {', '.join(DIMENSIONS)}, tag.<name>."
+    ),
+    QueryDoc(
+        "granularity", "A row per bucket of this size.", {"type": "string", "enum": list(GRANULARITIES)}
+    ),
+    QueryDoc(
         "time_zone",
         "IANA name; buckets of an hour or more begin at its local times.",
         {"type": "string", "default": "UTC"},
     ),
-    Query(
+    QueryDoc(
         "week_start", "First day of a week.", {"type": "string", "enum": list(WEEKDAYS), "default": "monday"}
     ),
-    Query(
+    QueryDoc(
         "measures",
         f"What to tell, separated by commas: {', '.join(MEASURES)}.",
         {"type": "string", "default": ",".join(MEASURES_DEFAULT)},
     ),
-    Query("sort", "Columns of the answer, separated by commas, each with - in front for descending."),
-    Query(
+    QueryDoc("sort", "Columns of the answer, separated by commas, each with - in front for descending."),
+    QueryDoc(
         "limit",
         "Rows per page; 0 for the totals only.",
         {"type": "integer", "minimum": 0, "maximum": PAGE_SIZE_MAX, "default": PAGE_SIZE_DEFAULT},
     ),
-    Query("offset", "Rows to skip.", {"type": "integer", "minimum": 0, "default": 0}),
-    Query(
+    QueryDoc("offset", "Rows to skip.", {"type": "integer", "minimum": 0, "default": 0}),
+    QueryDoc(
         "format", "The form of the answer.", {"type": "string", "enum": ["json", "csv"], "default": "json"}
     ),
     *(
-        Query(name, f"Only events with one of these values of {name}, separated by commas; empty for none.")
+        QueryDoc(
+            name, f"Only events with one of these values of {name}, separated by commas; empty for none."
+        )
         for name in FILTERS
     ),
-    Query(
+    QueryDoc(
         "tag.{name}",
         "Only events whose tag of that name has one of these values. The name is part of the parameter: "
         "tag.team=a,b.",
@@ -102,13 +111,13 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/usage",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Usage",
             "usage",
             ANYBODY,
             {
-                200: Sent(
+                200: BodyDoc(
                     {"application/json": UsageResponse, "text/csv": {"type": "string"}},
                     _EXAMPLE,
                     "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of`, `X-Complete` and `X-Behind` tell the rest.",
@@ -124,19 +133,19 @@ def handlers() -> list[HTTPRouteHandler]:
 @in_thread("usage")
 def usage(request: AnyRequest) -> Response[bytes] | Stream:
     """Answer the usage question."""
-    installation, principal = installation_of(request), principal_of(request)
+    principal = principal_of(request)
     pairs = query_pairs(request)
     form = _format(pairs)
     key_id = principal.key_id if principal.role == "consumption" else None
     query = parse_usage_query(
         pairs,
         scope=UsageScope(principal.account_id, key_id),
-        now=installation.clock.now(),
+        now=context_of(request).clock.now(),
         with_pending=("format",),
     )
-    if query.account_id is not None and installation.directory.account(query.account_id) is None:
+    if query.account_id is not None and service(request, Directory).account(query.account_id) is None:
         raise no_such_account()
-    report = installation.reports.usage(query)
+    report = service(request, Reports).usage(query)
     if form == "csv":
         return _csv_answer(query, report)
     return answer(usage_response(query, report))
