@@ -12,32 +12,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from tollkeeper.http.credentials import credential
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
-from tollkeeper.http.metered import Dialect, Dialects, Headers, encoded
+from tollkeeper.http.metered import Dialect, Dialects, TextHeaders, encoded
 from tollkeeper.http.profiles import reply_parts
+from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.profiles import names
 
-if TYPE_CHECKING:
-    from tollkeeper.embedded import Tollkeeper
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-KEY_HEADERS: Final = (b"authorization", b"x-api-key")
 STATE_KEY: Final = "tollkeeper"
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
@@ -66,6 +59,14 @@ class Metering:
         self.void = False
 
 
+class HasInstallation(Protocol):
+    """What the middleware is given, such as `embedded.Tollkeeper`."""
+
+    @property
+    def installation(self) -> Installation:
+        """The installation that decides and books."""
+
+
 class Middleware:
     """
     *app* behind the gate of *toll*.
@@ -82,7 +83,7 @@ class Middleware:
     def __init__(
         self,
         app: ASGIApp,
-        toll: Tollkeeper,
+        toll: HasInstallation,
         *,
         expect: Callable[[Scope], Usage] | None = None,
         exempt: frozenset[str] | set[str] = frozenset(),
@@ -103,7 +104,7 @@ class Middleware:
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
 
-        forks.refuse_in_children(toll.installation, [self], _Forked)
+        forks.refuse_in_children(toll.installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -120,7 +121,7 @@ class Middleware:
         dialect = self._dialect
         if dialect is None:
             found = await self._threads.attempt(
-                self._holds.admit, _api_key(scope), method, scope["path"], expected
+                self._holds.admit, credential(scope["headers"], bare=True), method, scope["path"], expected
             )
             if isinstance(found, Denial):
                 body = denial_body(found)
@@ -155,7 +156,7 @@ class Middleware:
         scope: Scope,
         receive: Receive,
         send: Send,
-        worded: tuple[Dialect, Headers] | None,
+        worded: tuple[Dialect, TextHeaders] | None,
     ) -> None:
         state = scope.get("state")
         if state is None:
@@ -199,7 +200,7 @@ class Middleware:
         scope: Scope,
         receive: Receive,
         send: Send,
-        worded: tuple[Dialect, Headers] | None,
+        worded: tuple[Dialect, TextHeaders] | None,
         started_ns: int,
     ) -> None:
         """
@@ -257,7 +258,7 @@ class Middleware:
     async def _add_headers(
         self,
         message: Message,
-        worded: tuple[Dialect, Headers] | None,
+        worded: tuple[Dialect, TextHeaders] | None,
         metering: Metering,
         status: int,
         started_ns: int,
@@ -286,7 +287,7 @@ class Middleware:
         return True
 
 
-class _Forked(Middleware):
+class _ForkedMiddleware(Middleware):
     """What the middleware is in a forked child: it admits nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -310,15 +311,6 @@ def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -
         metering.tags,
         metering.estimated,
     )
-
-
-def _api_key(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name in KEY_HEADERS:
-            text: str = value.decode("latin-1").strip()
-            scheme, _, rest = text.partition(" ")
-            return rest.strip() if scheme.lower() == "bearer" and rest else text
-    return ""
 
 
 async def _refuse(

@@ -29,7 +29,8 @@ from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.settings import load
 
 if TYPE_CHECKING:
-    from tollkeeper.asgi import ASGIApp, Middleware
+    from tollkeeper.asgi import Middleware
+    from tollkeeper.http.asgi_types import ASGIApp
     from tollkeeper.meter.ingest import IngestResult
 
 

@@ -11,7 +11,7 @@ import pytest
 import tollkeeper as package
 from tollkeeper.cli import app as app_module
 from tollkeeper.cli.app import run
-from tollkeeper.cli.failures import Failure
+from tollkeeper.console.failures import Failure
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.errors import Unavailable
 from tollkeeper.settings import Settings

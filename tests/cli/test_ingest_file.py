@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.ingest import Answer, Booked, ChunkError, book_file, chunks
+from tollkeeper.api.events_answer import EventRejection, EventsAnswer
+from tollkeeper.cli.ingest import FileResult, book_file, chunks
+from tollkeeper.console.failures import Failure
 
 LINES = st.lists(st.sampled_from([b"good", b"bad", b"", b"  ", b"bad\r", b"good\r"]), max_size=60)
 
@@ -19,15 +20,15 @@ def reader(content: bytes) -> io.BufferedReader:
     return io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
 
 
-def reject_bad(chunk: bytes) -> Booked:
+def reject_bad(chunk: bytes) -> EventsAnswer:
     """Book what is not `bad`, and reject that by its place among the lines that are not blank."""
     events = [line.strip() for line in chunk.split(b"\n") if line.strip()]
     bad = [index for index, event in enumerate(events) if event == b"bad"]
-    errors = [ChunkError(index=index, field="f", code="malformed", reason="bad") for index in bad]
-    return Booked(accepted=len(events) - len(bad), duplicates=0, rejected=len(bad), errors=errors)
+    errors = [EventRejection(index=index, field="f", code="malformed", reason="bad") for index in bad]
+    return EventsAnswer(accepted=len(events) - len(bad), duplicates=0, rejected=len(bad), errors=errors)
 
 
-def book(content: bytes, chunk_bytes: int) -> Answer:
+def book(content: bytes, chunk_bytes: int) -> FileResult:
     return book_file("f", reader(content), reject_bad, lambda: None, blank=None, chunk_bytes=chunk_bytes)
 
 

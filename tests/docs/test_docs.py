@@ -16,7 +16,7 @@ from tollkeeper.domain.catalog import KINDS, Limit, PlanBudget
 from tollkeeper.domain.decisions import STATUS_BY_REASON, Reason
 from tollkeeper.domain.usage import DIMENSIONS, MEASURES
 from tollkeeper.http.api import build_api
-from tollkeeper.http.auth import Authenticator
+from tollkeeper.http.app import authenticator_of
 from tollkeeper.http.problems import STATUS_BY_ERROR
 from tollkeeper.http.routes.openapi import openapi_document
 from tollkeeper.installation import Installation
@@ -39,7 +39,7 @@ def ours() -> list[type[errors.TollkeeperError]]:
 
 
 def openapi_paths(site: Installation) -> dict[str, dict[str, object]]:
-    return openapi_document(build_api(site, Authenticator(site), version="1"), "1")["paths"]
+    return openapi_document(build_api(site, authenticator_of(site), version="1"), "1")["paths"]
 
 
 def rows(page: str, heading: str) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from tollkeeper.adapters.sql.ledger_tables import outbox
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Outcome
-from tollkeeper.http.metrics import render_metrics
+from tollkeeper.http.metrics import metrics_source, render_metrics
 from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import delivery, pending
@@ -121,7 +121,7 @@ def test_an_answer_says_how_old_it_may_be(
         site.relay.deliver()
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (False, 120)
-    metrics = render_metrics(site, Maintenance(), "0")
+    metrics = render_metrics(metrics_source(site, Maintenance(), "0"))
     assert "tollkeeper_outbox_records 2\n" in metrics
     assert "tollkeeper_outbox_age_seconds 120\n" in metrics
     site.close()
@@ -132,7 +132,7 @@ def test_an_answer_says_how_old_it_may_be(
     monkeypatch.setattr(delivery, "FLUSH_S", 30.0)
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (True, 0)
-    assert "tollkeeper_outbox_age_seconds 0\n" in render_metrics(site, Maintenance(), "0")
+    assert "tollkeeper_outbox_age_seconds 0\n" in render_metrics(metrics_source(site, Maintenance(), "0"))
 
 
 def test_a_store_that_does_not_answer_costs_the_gate_nothing(
@@ -199,7 +199,9 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
         result = send(site, account, "a", "b", "c")
         assert (result.accepted, result.duplicates, result.rejections) == (0, 3, [])
         assert site.relay.set_aside_records == 2
-        assert "tollkeeper_outbox_set_aside_records 2\n" in render_metrics(site, Maintenance(), "0")
+        assert "tollkeeper_outbox_set_aside_records 2\n" in render_metrics(
+            metrics_source(site, Maintenance(), "0")
+        )
         site.close()
         site = install(store=usage_store)
     assert site.ledger.counter(account, "budget:b", 0)[0] == 3

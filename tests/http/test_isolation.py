@@ -13,7 +13,8 @@ from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.http.app import build_app
-from tollkeeper.http.routes.catalog import NAMED_WITHIN_ACCOUNT, READ_BY_MANAGEMENT, WRITTEN_BY_MANAGEMENT
+from tollkeeper.http.routes.catalog import NAMED_WITHIN_ACCOUNT
+from tollkeeper.http.routes.catalog_docs import READ_BY_MANAGEMENT, WRITTEN_BY_MANAGEMENT
 from tollkeeper.installation import Installation
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.http.conftest import Api
+from tollkeeper.api.usage_answer import csv_pieces
+from tollkeeper.api.usage_params import UsageScope, parse_usage_query
 from tollkeeper.domain.events import TIME_MIN_US
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery
 from tollkeeper.errors import BadParameter, NotFound
-from tollkeeper.http.routes.usage import csv_pieces
-from tollkeeper.http.usage_params import UsageScope, parse_usage_query
 from tollkeeper.testing import unique
 
 NOW = datetime(2026, 2, 1, 10, 20, 30, tzinfo=UTC)

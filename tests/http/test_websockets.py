@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
@@ -19,15 +19,14 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.conftest import Install
 from tollkeeper import Tollkeeper, Usage
+from tollkeeper.asgi import Middleware
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Route
 from tollkeeper.domain.events import Record
 from tollkeeper.http.app import build_app
+from tollkeeper.http.asgi_types import Message, Receive, Send
 from tollkeeper.installation import Installation
 from tollkeeper.testing import commit_all, set_up, unique, verify
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 CONNECT: Final = {"type": "websocket.connect"}
 DENIAL: Final = {"websocket.http.response": {}}
 
@@ -284,6 +283,13 @@ def test_a_socket_that_the_app_closes_is_booked_before_the_client_hears_of_it(
     assert len(groups) == 1
     if durable:
         assert groups == [1]
+
+
+def test_the_middleware_takes_anything_that_has_an_installation(place: Place) -> None:
+    """As frameworks build it: `app.add_middleware(Middleware, toll=toll)`."""
+    holder = SimpleNamespace(installation=place.site)
+    Socket(place.secret, text("a"), text("bye")).run(Middleware(echo, toll=holder))
+    assert place.booked_once().cost_nanos == 201
 
 
 def test_without_a_statement_the_price_of_the_route_is_booked(place: Place) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tollkeeper.prove.gone_back import COST_NANOS, Acknowledged, ReportCache, check_gone_back
+from tollkeeper.prove.gone_back import COST_NANOS, Acknowledged, FinalAnswers, check_gone_back
 from tollkeeper.prove.look import Counted
 
 ONE = Counted(1, COST_NANOS)
@@ -29,7 +29,7 @@ class World:
         self.acknowledged = Acknowledged(
             before=ids("ab"), between=ids("cdh"), after=ids("ebcdh"), charged=ids("ab"), accepted=2, settled=1
         )
-        self.answers = ReportCache(
+        self.answers = FinalAnswers(
             events=dict.fromkeys("abcdeh", ONE),
             rollup=Counted(6, 6 * COST_NANOS),
             used=5 * COST_NANOS,
@@ -73,7 +73,7 @@ def test_a_settlement_that_comes_again_may_be_charged_or_answered_from_before(us
 
 def test_verify_may_say_ok_where_nothing_differs_and_must_where_nothing_went_back() -> None:
     whole = Acknowledged(ids("ab"), ids(""), ids(""), charged=ids("ab"), accepted=0, went_back=False)
-    right = ReportCache(dict.fromkeys("ab", ONE), Counted(2, 2 * COST_NANOS), 2 * COST_NANOS, ())
+    right = FinalAnswers(dict.fromkeys("ab", ONE), Counted(2, 2 * COST_NANOS), 2 * COST_NANOS, ())
     assert check_gone_back(whole, right) == []
     assert [f.kind for f in check_gone_back(whole, right._replace(differences=DIFFERS))] == ["verify"]
     assert [f.kind for f in check_gone_back(whole, right._replace(complete=False))] == ["other"]
@@ -83,7 +83,7 @@ def test_verify_may_say_ok_where_nothing_differs_and_must_where_nothing_went_bac
 def test_what_an_older_store_lacks_is_not_passed_over() -> None:
     """The other way round: the ledger has c, the usage store went back to before it."""
     newer = Acknowledged(ids("ab"), ids("c"), ids("e"), charged=ids("abc"), accepted=1)
-    missing_members = ReportCache(
+    missing_members = FinalAnswers(
         dict.fromkeys("abe", ONE), Counted(3, 3 * COST_NANOS), 4 * COST_NANOS, DIFFERS
     )
     assert [(f.kind, f.ids) for f in check_gone_back(newer, missing_members)] == [("lost", ("c",))]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tollkeeper.domain.instants import from_us, to_text
-from tollkeeper.prove.journal import Call, Line
+from tollkeeper.prove.journal import JournaledCall, Line
 from tollkeeper.prove.look import Counted, Seen
 from tollkeeper.prove.oracle import Bound, Hold, check, history
 from tollkeeper.prove.plan import EVEN_NANOS, Scale, plan_round, secret_of, steps_of
@@ -19,25 +19,25 @@ SECOND = 1_000_000
 PLAN = plan_round(1, 1, Scale(1, 1, 1))
 
 
-def call(op: Any, id_: str, body: Any, at_us: int, status: int = 200, answer: Any = None) -> Call:
+def call(op: Any, id_: str, body: Any, at_us: int, status: int = 200, answer: Any = None) -> JournaledCall:
     """Return a call that was sent at *at_us* and answered 10 µs later; status 0: never."""
-    made = Call(Line(at_us, op, id_, body))
+    made = JournaledCall(Line(at_us, op, id_, body))
     made.sent = 1
     if status:
         made.answered_us, made.status, made.answer = at_us + 10, status, answer
     return made
 
 
-def authorize(key: str, id_: str, at_us: int, amount: int = EVEN_NANOS, open_s: int = 3600) -> Call:
+def authorize(key: str, id_: str, at_us: int, amount: int = EVEN_NANOS, open_s: int = 3600) -> JournaledCall:
     answer = {"expires_at": to_text(from_us(at_us + open_s * SECOND))}
     return call("authorize", id_, {"key": secret_of(key), "cost_nanos": amount}, at_us, answer=answer)
 
 
-def settle(id_: str, cost: int, at_us: int, status: int = 200) -> Call:
+def settle(id_: str, cost: int, at_us: int, status: int = 200) -> JournaledCall:
     return call("settle", id_, {"hold_id": id_, "cost_nanos": cost}, at_us, status)
 
 
-def events(id_: str, costs: dict[str, int], at_us: int, status: int = 200) -> Call:
+def events(id_: str, costs: dict[str, int], at_us: int, status: int = 200) -> JournaledCall:
     body = [{"id": name, "key_id": "meter-1", "cost_nanos": cost} for name, cost in costs.items()]
     told = {"accepted": len(costs), "duplicates": 0, "rejected": 0, "errors": []}
     return call("events", id_, body, at_us, status, told)
@@ -80,7 +80,7 @@ class World:
         there = {name: value for name, value in self.seen.events.items() if name != id_}
         self.see(events=there if counted is None else {**there, id_: counted})
 
-    def replace(self, id_: str, other: Call) -> None:
+    def replace(self, id_: str, other: JournaledCall) -> None:
         self.calls = [other if old.id == id_ and old.op == other.op else old for old in self.calls]
 
 
@@ -166,14 +166,14 @@ def test_a_wrong_history_is_found_out(name: str) -> None:
 
 
 def hold(
-    sent: int, answered: int, *, expires: int = 10**9, amount: int = 10, ending: Call | None = None
+    sent: int, answered: int, *, expires: int = 10**9, amount: int = 10, ending: JournaledCall | None = None
 ) -> Hold:
     made = call("authorize", "h", {}, sent)
     made.answered_us = answered
     return Hold(made, ending, amount, expires)
 
 
-def ended(op: str, sent: int, answered: int | None, cost: int = 4) -> Call:
+def ended(op: str, sent: int, answered: int | None, cost: int = 4) -> JournaledCall:
     made = call(op, "h", {"cost_nanos": cost}, sent, status=0 if answered is None else 200)
     made.answered_us = answered
     return made

@@ -14,9 +14,9 @@ import pytest
 
 from tests.cli.commands import COMMAND, answer_of, environment, tollkeeper
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Conflict, Unavailable
-from tollkeeper.prove.journal import Call, Line
+from tollkeeper.prove.journal import JournaledCall, Line
 from tollkeeper.prove.oracle import KINDS, Finding
 from tollkeeper.prove.plan import Scale
 from tollkeeper.prove.run import Run, prove
@@ -125,14 +125,14 @@ def test_an_acknowledged_event_whose_outbox_row_is_gone_is_named(attacked: Run, 
             ledger.execute("DELETE FROM outbox")
 
     _, calls, _, _ = attacked.rounds[0]
-    sent: list[Call] = []
+    sent: list[JournaledCall] = []
     # Events are acknowledged some time before they are relayed: nearly every kill comes in between.
     while len(sent) < 10 and not rows(attacked.server.directory):
         id_ = f"late-{len(sent)}"
         body = [{"id": id_, "time": "2025-01-01T00:00:00Z", "key_id": "meter-1", "cost_nanos": 5}]
         attacked.server.start()
         server = Server(attacked.server.url, OPERATOR_KEY)
-        call = Call(Line(1, "events", id_, body))
+        call = JournaledCall(Line(1, "events", id_, body))
         call.answer = server.call("POST", "/events", body=msgspec.json.encode(body))
         call.answered_us, call.status = 2, 200
         attacked.server.kill()

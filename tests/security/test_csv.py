@@ -23,8 +23,8 @@ import tollkeeper
 from tests.fuzz import examples
 from tests.fuzz.asgi import Caller
 from tests.http.conftest import OPERATOR_KEY, World
-from tollkeeper.cli.output import print_csv
-from tollkeeper.http.csv_cells import FORMULA_STARTS, csv_cell
+from tollkeeper.api.csv_cells import FORMULA_STARTS, csv_cell
+from tollkeeper.console.output import print_csv
 
 OPERATOR: Final = [(b"authorization", b"Bearer " + OPERATOR_KEY.encode())]
 ATTACKS: Final = (
@@ -134,4 +134,4 @@ def test_nothing_writes_csv_by_another_way() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("writer", "DictWriter", "write_csv")
         if ast.unparse(node.value) in ("csv", "pc", "pa.csv")
     }
-    assert writers == {"cli/output.py", "http/routes/usage.py"}
+    assert writers == {"console/output.py", "api/usage_answer.py"}

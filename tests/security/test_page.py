@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tollkeeper.api.usage_params import GROUPS_MAX, VALUES_MAX
 from tollkeeper.domain.usage import PAGE_SIZE_MAX
-from tollkeeper.http.auth import _REMEMBERED_MAX, _SECRET_CHARS_MAX, FAILURES_MAX
+from tollkeeper.http.auth import _REMEMBERED_MAX, FAILURES_MAX
 from tollkeeper.http.bodies import GZIP_MEMBERS_MAX
+from tollkeeper.http.credentials import SECRET_CHARS_MAX
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX
 from tollkeeper.http.profiles import BODY_BYTES_MAX as PROFILE_BODY_BYTES_MAX
 from tollkeeper.http.profiles import QUERY_BYTES_MAX
 from tollkeeper.http.routes.calls import APPLY_BYTES_MAX, BODY_BYTES_MAX, PARAMETERS_MAX
-from tollkeeper.http.usage_params import GROUPS_MAX, VALUES_MAX
 from tollkeeper.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ def test_the_bounds_of_the_page_are_those_in_force() -> None:
         f"the query of a profile {QUERY_BYTES_MAX:,}",
         f"{PARAMETERS_MAX} parameters, {VALUES_MAX:,} values",
         f"{GROUPS_MAX} groups",
-        f"a credential {_SECRET_CHARS_MAX} characters",
+        f"a credential {SECRET_CHARS_MAX} characters",
         f"pages of at most {PAGE_SIZE_MAX:,} rows",
         f"{FAILURES_MAX} failed authentications",
         f"{_REMEMBERED_MAX:,} addresses",

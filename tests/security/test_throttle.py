@@ -35,7 +35,7 @@ from tollkeeper.http.auth import (
     ONE_PEER,
     Throttle,
 )
-from tollkeeper.http.metrics import render_metrics
+from tollkeeper.http.metrics import metrics_source, render_metrics
 from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.installation import Installation
@@ -414,7 +414,7 @@ def test_a_proxy_that_was_declared_and_failures_of_several_make_no_notice(
 
 def test_metrics_without_a_server_have_no_throttle(unset: Caller) -> None:
     assert "tollkeeper_authentications_failed_total 0" not in render_metrics(
-        unset.app.installation, Maintenance(), "0"
+        metrics_source(unset.app.installation, Maintenance(), "0")
     )
 
 

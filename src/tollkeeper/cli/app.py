@@ -13,12 +13,12 @@ from tollkeeper.cli.apply import apply
 from tollkeeper.cli.check import rebuild, verify
 from tollkeeper.cli.demo import demo
 from tollkeeper.cli.entries import ENTRY_GROUPS
-from tollkeeper.cli.failures import FAILED, MISUSED, Failure
 from tollkeeper.cli.ingest import ingest
-from tollkeeper.cli.output import plain
 from tollkeeper.cli.prove import prove
 from tollkeeper.cli.serve import serve
 from tollkeeper.cli.usage import usage
+from tollkeeper.console.failures import FAILED, MISUSED, Failure
+from tollkeeper.console.output import plain
 from tollkeeper.errors import TollkeeperError
 from tollkeeper.version import __version__
 

@@ -9,19 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tollkeeper.cli import options
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.output import plain, print_json
-from tollkeeper.cli.target import open_data, server_of
+from tollkeeper.api.entry_json import applied_json
+from tollkeeper.console import options
+from tollkeeper.console.failures import Failure
+from tollkeeper.console.output import plain, print_json
+from tollkeeper.console.target import open_data, server_of
 
-File = Annotated[
+DeclarationFile = Annotated[
     str, typer.Argument(metavar="FILE", help="The declarative file (TOML); - for standard input.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")]
 
 
 def apply(
-    file: File,
+    file: DeclarationFile,
     data: options.Data = None,
     dry_run: DryRun = False,
     as_json: options.AsJson = False,
@@ -78,22 +79,18 @@ def print_secrets(issued: Sequence[Mapping[str, Any]]) -> None:
 def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]:
     """Apply to a data directory; the answer is as the API's."""
     from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
-    from tollkeeper.cli.catalog import issued_json
-    from tollkeeper.http.routes.entry_json import change_json, issued_webhooks
 
     # Before anything is made: a wrong file leaves no new data directory behind.
     entries = parse_declaration(text)
     with open_data(data, create=True) as toll:
-        applied = apply_declaration(entries, toll.manage, dry_run=dry_run)
-        return {
-            "dry_run": dry_run,
-            # Both are in the order of the kinds, then of the file.
-            "changes": [
-                change_json(change, entry) for change, entry in zip(applied.changes, entries, strict=True)
-            ],
-            "issued": [issued_json(toll, issued) for issued in applied.issued]
-            + ([] if dry_run else issued_webhooks(toll.installation.webhooks, applied.changes, entries)),
-        }
+        return applied_json(
+            apply_declaration(entries, toll.manage, dry_run=dry_run),
+            entries,
+            dry_run=dry_run,
+            manage=toll.manage,
+            webhooks=toll.installation.webhooks,
+            now_us=toll.installation.clock.now_us(),
+        )
 
 
 def _print(answer: dict[str, Any]) -> None:

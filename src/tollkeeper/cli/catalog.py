@@ -14,22 +14,28 @@ from urllib.parse import quote
 
 import msgspec
 
-from tollkeeper.cli.target import open_data, server_of
+from tollkeeper.api.entry_json import (
+    ACCOUNT_SCOPED,
+    change_json,
+    entry_json,
+    issued_key_json,
+    key_json,
+    plain_entry,
+)
+from tollkeeper.console.target import open_data, server_of
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Webhook
 
 if TYPE_CHECKING:
     from tollkeeper.catalog.changes import IssuedKey
-    from tollkeeper.cli.server_client import Server
+    from tollkeeper.console.server_client import Server
     from tollkeeper.embedded import Tollkeeper
 
 PAGE_SIZE: Final = 1_000
-ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
-"""Kinds whose entries belong to an account, as the API has it."""
 
 Json = dict[str, Any]
 
 
-class Catalog(Protocol):
+class CatalogTarget(Protocol):
     """
     The use cases of the catalog. Entries and answers are those of the API.
 
@@ -62,8 +68,8 @@ class Catalog(Protocol):
 @contextmanager
 def catalog_of(
     data: str | None, url: str | None, key: str | None, *, create: bool = False
-) -> Iterator[Catalog]:
-    """Yield the catalog of the directory or server that a command line names; see `cli.place`."""
+) -> Iterator[CatalogTarget]:
+    """Yield the catalog of the directory or server that a command line names; see `console.target`."""
     server = server_of(data, url, key)
     if server is not None:
         yield ServerCatalog(server)
@@ -78,6 +84,7 @@ class DataCatalog:
     def __init__(self, toll: Tollkeeper) -> None:
         self._toll = toll
         self._manage = toll.manage
+        self._now_us = toll.installation.clock.now_us
 
     def list(self, kind: str, account: str | None) -> Iterator[Json]:
         from tollkeeper.ports import cursor_of
@@ -95,7 +102,6 @@ class DataCatalog:
 
     def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
         from tollkeeper.catalog.entry_parsing import entry_from
-        from tollkeeper.http.routes.entry_json import change_json, plain_entry
 
         entry = entry_from(kind, plain_entry(kind, {KINDS[kind].id_field: entry_id, **fields}))
         change = self._manage.put(entry)
@@ -105,30 +111,28 @@ class DataCatalog:
         return answer
 
     def delete(self, kind: str, entry_id: str, account: str | None) -> Json:
-        from tollkeeper.http.routes.entry_json import change_json
-
         return change_json(self._manage.delete(kind, entry_id, account))
 
     def issue(self, fields: Mapping[str, Any]) -> Json:
         from tollkeeper.catalog.entry_parsing import entry_from
-        from tollkeeper.http.routes.entry_json import plain_entry
 
         key = entry_from("keys", plain_entry("keys", fields))
         assert isinstance(key, Key)
-        return issued_json(self._toll, self._manage.issue_key(key))
+        return self._issued(self._manage.issue_key(key))
 
     def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
-        return issued_json(self._toll, self._manage.rotate_key(account, key_id, overlap_s))
+        return self._issued(self._manage.rotate_key(account, key_id, overlap_s))
 
     def set_state(self, key_id: str, account: str | None, state: Any) -> Json:
-        from tollkeeper.http.routes.entry_json import change_json
-
         return change_json(self._manage.set_key_state(account, key_id, state))
 
     def _shown(self, entry: Entry) -> Json:
-        from tollkeeper.http.routes.entry_json import entry_json
+        if not isinstance(entry, Key):
+            return entry_json(entry)
+        return key_json(self._manage.stored_key(entry.account, entry.id), self._now_us())
 
-        return _key_shown(self._toll, entry) if isinstance(entry, Key) else entry_json(entry)
+    def _issued(self, issued: IssuedKey) -> Json:
+        return issued_key_json(self._manage, issued, self._now_us())
 
 
 class ServerCatalog:
@@ -184,14 +188,3 @@ class ServerCatalog:
             body=None if body is None else msgspec.json.encode(body),
         )
         return answer
-
-
-def issued_json(toll: Tollkeeper, issued: IssuedKey) -> Json:
-    """Return a new key with its secret as the API tells it: `{"entry": …, "secret": …}`."""
-    return {"entry": _key_shown(toll, issued.entry), "secret": issued.secret}
-
-
-def _key_shown(toll: Tollkeeper, key: Key) -> Json:
-    from tollkeeper.http.routes.entry_json import key_json
-
-    return key_json(toll.manage.stored_key(key.account, key.id), toll.installation.clock.now_us())

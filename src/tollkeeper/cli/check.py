@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 
-from tollkeeper.cli import options
-from tollkeeper.cli.failures import FAILED
-from tollkeeper.cli.output import Column, plain, print_json, print_table, progress
-from tollkeeper.cli.target import open_data, server_of
+from tollkeeper.api.verify_answer import verify_answer
+from tollkeeper.console import options
+from tollkeeper.console.failures import FAILED
+from tollkeeper.console.output import Column, print_json, print_table, progress
+from tollkeeper.console.target import open_data, server_of
+from tollkeeper.console.verify_table import print_verdict, with_store_differences
 
 if TYPE_CHECKING:
     from tollkeeper.embedded import Tollkeeper
@@ -31,7 +33,7 @@ def verify(
         answer = server.call("POST", "/verify")
     else:
         with open_data(data) as toll:
-            answer = verdict_json(_verify(toll))
+            answer = msgspec.to_builtins(verify_answer(_verify(toll)))
     answer = with_store_differences(answer)
     if as_json:
         print_json(answer)
@@ -59,48 +61,6 @@ def rebuild(
         return
     print_table(
         [Column("table"), Column("rows written", numeric=True)], sorted(rows.items()), title="Rebuilt"
-    )
-
-
-def verdict_json(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as the API tells it. Figures are text, since money may be among them."""
-    return {
-        "ok": verdict.ok,
-        "differences": [
-            {
-                "account": found.account_id,
-                "what": found.what,
-                "expected": str(found.expected),
-                "found": str(found.found),
-            }
-            for found in verdict.differences
-        ],
-        "store_differences": list(verdict.store_differences),
-        "accounts": verdict.accounts,
-        "counters": verdict.counters,
-    }
-
-
-def with_store_differences(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *verdict* with one list of differences, so that whoever looks at that alone misses nothing."""
-    of_store = [
-        {"account": "", "what": what, "expected": "", "found": ""} for what in verdict["store_differences"]
-    ]
-    answer = {name: value for name, value in verdict.items() if name != "store_differences"}
-    return {**answer, "differences": [*verdict["differences"], *of_store]}
-
-
-def print_verdict(answer: dict[str, Any]) -> None:
-    """Print a verdict for people."""
-    compared = f"accounts compared: {answer['accounts']:,}, counters: {answer['counters']:,}"
-    if answer["ok"]:
-        print(f"ok: counters, ledger and events agree ({compared})")
-        return
-    differences = answer["differences"]
-    print_table(
-        [Column("account"), Column("what"), Column("expected", numeric=True), Column("found", numeric=True)],
-        [[d["account"], plain(d["what"]), d["expected"], d["found"]] for d in differences],
-        title=f"differences: {len(differences):,} ({compared})",
     )
 
 

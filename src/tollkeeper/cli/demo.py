@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tollkeeper.cli.failures import FAILED
+from tollkeeper.console.failures import FAILED
 
 
 def demo(

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final, get_args
 import msgspec
 import typer
 
-from tollkeeper.cli import options
 from tollkeeper.cli.apply import DryRun, apply_text, print_secrets, read_text
 from tollkeeper.cli.catalog import Json, catalog_of
-from tollkeeper.cli.failures import misused
-from tollkeeper.cli.output import (
+from tollkeeper.console import options
+from tollkeeper.console.failures import misused
+from tollkeeper.console.output import (
     Column,
     Lines,
     money,
@@ -46,11 +46,11 @@ _SUMMARIES: Final = {
 _ORDER: Final = tuple(_SUMMARIES)
 _ALWAYS_COLUMNS: Final = frozenset({"id", "slug", "account", "state"})
 
-Account = Annotated[
+AccountOption = Annotated[
     str | None,
     typer.Option("--account", metavar="ID", help="The account that it belongs to.", show_default=False),
 ]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The entry's id.")]
+EntryId = Annotated[str, typer.Argument(metavar="ID", help="The entry's id.")]
 Fields = Annotated[
     list[str] | None,
     typer.Argument(
@@ -100,7 +100,7 @@ def _group(kind: str) -> typer.Typer:
 
     @group.command("show", help=f"Show one of the {kind}.")
     def show_entry(
-        entry_id: Id,
+        entry_id: EntryId,
         account: str | None = account_option,
         data: options.Data = None,
         as_json: options.AsJson = False,
@@ -121,7 +121,7 @@ def _group(kind: str) -> typer.Typer:
         "a repeat changes nothing.",
     )
     def put_entry(
-        entry_id: Id,
+        entry_id: EntryId,
         values: Fields = None,
         account: str | None = account_option,
         data: options.Data = None,
@@ -136,7 +136,7 @@ def _group(kind: str) -> typer.Typer:
 
     @group.command("delete", help=f"Delete one of the {kind}, unless another entry names it.")
     def delete_entry(
-        entry_id: Id,
+        entry_id: EntryId,
         account: str | None = account_option,
         data: options.Data = None,
         as_json: options.AsJson = False,
@@ -161,9 +161,9 @@ def _check_account(kind: str, account: str | None, fields: set[str]) -> None:
 def _add_key_commands(group: typer.Typer) -> None:
     @group.command("issue")
     def issue(
-        entry_id: Id,
+        entry_id: EntryId,
         values: Fields = None,
-        account: Account = None,
+        account: AccountOption = None,
         data: options.Data = None,
         as_json: options.AsJson = False,
         url: options.Url = None,
@@ -176,12 +176,12 @@ def _add_key_commands(group: typer.Typer) -> None:
 
     @group.command("rotate")
     def rotate(
-        entry_id: Id,
+        entry_id: EntryId,
         overlap: Annotated[
             str,
             typer.Option("--overlap", metavar="DURATION", help="How long the old one still works, e.g. 1h."),
         ] = "0s",
-        account: Account = None,
+        account: AccountOption = None,
         data: options.Data = None,
         as_json: options.AsJson = False,
         url: options.Url = None,
@@ -207,8 +207,8 @@ def _add_key_commands(group: typer.Typer) -> None:
 def _add_state_command(group: typer.Typer, command: str, state: str, effect: str) -> None:
     @group.command(command, help=effect)
     def set_state(
-        entry_id: Id,
-        account: Account = None,
+        entry_id: EntryId,
+        account: AccountOption = None,
         data: options.Data = None,
         as_json: options.AsJson = False,
         url: options.Url = None,
@@ -230,7 +230,7 @@ def _overlap_s(text: str) -> int:
 def _add_grant_commands(group: typer.Typer) -> None:
     @group.command("post")
     def post(
-        entry_id: Id,
+        entry_id: EntryId,
         values: Fields = None,
         amount: Annotated[
             str | None,
@@ -241,7 +241,7 @@ def _add_grant_commands(group: typer.Typer) -> None:
                 show_default=False,
             ),
         ] = None,
-        account: Account = None,
+        account: AccountOption = None,
         data: options.Data = None,
         as_json: options.AsJson = False,
         url: options.Url = None,

@@ -21,17 +21,18 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final, Literal, cast
 import msgspec
 import typer
 
-from tollkeeper.cli import options
-from tollkeeper.cli.catalog import Catalog, DataCatalog, ServerCatalog
-from tollkeeper.cli.failures import Failure, misused
-from tollkeeper.cli.output import Column, plain, print_json, print_table, progress
-from tollkeeper.cli.target import open_data, server_of
+from tollkeeper.api.events_answer import EventsAnswer, events_answer, rejections_json
+from tollkeeper.cli.catalog import CatalogTarget, DataCatalog, ServerCatalog
 from tollkeeper.clock import SystemClock
+from tollkeeper.console import options
+from tollkeeper.console.failures import Failure, misused
+from tollkeeper.console.output import Column, plain, print_json, print_table, progress
+from tollkeeper.console.target import open_data, server_of
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.errors import BadInput
 
 if TYPE_CHECKING:
-    from tollkeeper.cli.server_client import Server
+    from tollkeeper.console.server_client import Server
     from tollkeeper.embedded import Tollkeeper
     from tollkeeper.meter.access_log import AccessLog
     from tollkeeper.meter.decode import Decoded
@@ -44,12 +45,14 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _JSON_SPACE: Final = b" \t\r\n"
 
 FileFormat = Literal["jsonl", "combined", "common"]
-ClientField = Literal["host", "ident", "user"]
+ClientFieldOption = Literal["host", "ident", "user"]
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="The file, gzipped or not; - for standard input.")]
+EventsFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="The file, gzipped or not; - for standard input.")
+]
 
 
-class Error(msgspec.Struct, frozen=True, kw_only=True):
+class LineError(msgspec.Struct, frozen=True, kw_only=True):
     """One event that was not taken: `index` counts the events of the file from 0, `line` its lines from 1."""
 
     index: int
@@ -60,43 +63,25 @@ class Error(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(slots=True)
-class Answer:
+class FileResult:
     """What became of a file's events. `rejected` counts all, `errors` lists the first."""
 
     accepted: int = 0
     duplicates: int = 0
     rejected: int = 0
-    errors: list[Error] = field(default_factory=list)
+    errors: list[LineError] = field(default_factory=list)
 
     @property
     def events(self) -> int:
         return self.accepted + self.duplicates + self.rejected
 
 
-class Booked(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one chunk: as the API answers it, with `index` counted within the chunk."""
-
-    accepted: int
-    duplicates: int
-    rejected: int
-    errors: list[ChunkError]
-
-
-class ChunkError(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a chunk that was not taken."""
-
-    index: int
-    field: str
-    code: str
-    reason: str
-
-
-Book = Callable[[bytes], Booked]
+Book = Callable[[bytes], EventsAnswer]
 """Books one chunk of whole lines. What it raises ends the ingest; the same chunk again is safe."""
 
 
 def ingest(
-    file: File,
+    file: EventsFile,
     data: options.Data = None,
     format: Annotated[FileFormat, typer.Option("--format", help="What the file holds.")] = "jsonl",
     account: Annotated[
@@ -104,7 +89,7 @@ def ingest(
         typer.Option("--account", help="Logs: who pays; may be left out when there is one account only."),
     ] = None,
     client_field: Annotated[
-        ClientField | None,
+        ClientFieldOption | None,
         typer.Option("--client-field", help="Logs: the field that names the client, kept as tag client."),
     ] = None,
     as_json: options.AsJson = False,
@@ -145,7 +130,7 @@ def book_file(
     *,
     blank: bytes | None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Answer:
+) -> FileResult:
     """
     Book all chunks of a file and return what became of its events.
 
@@ -154,10 +139,10 @@ def book_file(
         blank: The bytes that a line may hold and still be no event; None for all white space.
 
     Raises:
-        Failure: The file cannot be read to its end, or a chunk of it is given up (`services.decode`); what was booked
+        Failure: The file cannot be read to its end, or a chunk of it is given up (`meter.decode`); what was booked
             before is said, and stays.
     """
-    answer = Answer()
+    answer = FileResult()
     line_count = 0
     try:
         for chunk in chunks(_unzipped(raw), chunk_bytes):
@@ -165,7 +150,7 @@ def book_file(
             shown = booked.errors[: ERRORS_SHOWN_MAX - len(answer.errors)]
             lines = _line_numbers(chunk, {error.index for error in shown}, blank)
             answer.errors += [
-                Error(
+                LineError(
                     index=answer.events + error.index,
                     line=line_count + lines[error.index],
                     field=error.field,
@@ -236,14 +221,14 @@ def _line_numbers(chunk: bytes, indexes: set[int], blank: bytes | None) -> dict[
 
 
 def _local_book(
-    toll: Tollkeeper, format: FileFormat, account: str | None, client_field: ClientField | None
+    toll: Tollkeeper, format: FileFormat, account: str | None, client_field: ClientFieldOption | None
 ) -> Book:
     installation = toll.installation
     log = None
     if format != "jsonl":
         log = _log(format, _payer(DataCatalog(toll), account), client_field)
 
-    def book(chunk: bytes) -> Booked:
+    def book(chunk: bytes) -> EventsAnswer:
         from tollkeeper.meter.decode import decode_ndjson
 
         now_us = installation.clock.now_us()
@@ -251,43 +236,33 @@ def _local_book(
         result = installation.ingest.take(decoded)
         # What is booked waits in memory for the usage store: by this never more than one chunk.
         installation.reports.fresh(None)
-        errors = [
-            ChunkError(index=r.index, field=r.field, code=r.code, reason=r.reason) for r in result.rejections
-        ]
-        return Booked(
-            accepted=result.accepted,
-            duplicates=result.duplicates,
-            rejected=result.rejected,
-            errors=errors,
-        )
+        return events_answer(result)
 
     return book
 
 
 def _remote_book(
-    server: Server, format: FileFormat, account: str | None, client_field: ClientField | None
+    server: Server, format: FileFormat, account: str | None, client_field: ClientFieldOption | None
 ) -> Book:
-    def send(lines: bytes) -> Booked:
+    def send(lines: bytes) -> EventsAnswer:
         answer = server.call("POST", "/events", body=lines, media_type="application/x-ndjson")
-        return msgspec.convert(answer, Booked)
+        return msgspec.convert(answer, EventsAnswer)
 
     if format == "jsonl":
         return send
     log, clock = _log(format, _payer(ServerCatalog(server), account), client_field), SystemClock()
 
-    def book(chunk: bytes) -> Booked:
+    def book(chunk: bytes) -> EventsAnswer:
         # Decoded here, since the API takes events: ids are those that a local ingest would give.
         decoded = log.decode(chunk, now_us=clock.now_us())
-        own = [
-            ChunkError(index=r.index, field=r.field, code=r.code, reason=r.reason) for r in decoded.rejections
-        ]
+        own = rejections_json(decoded.rejections)
         if decoded.columns.num_rows == 0:
-            return Booked(accepted=0, duplicates=0, rejected=decoded.rejected, errors=own)
+            return EventsAnswer(accepted=0, duplicates=0, rejected=decoded.rejected, errors=own)
         booked = send(_ndjson(decoded))
         theirs = [
             msgspec.structs.replace(error, index=int(decoded.indexes[error.index])) for error in booked.errors
         ]
-        return Booked(
+        return EventsAnswer(
             accepted=booked.accepted,
             duplicates=booked.duplicates,
             rejected=booked.rejected + decoded.rejected,
@@ -297,13 +272,13 @@ def _remote_book(
     return book
 
 
-def _log(format: FileFormat, account: str, client_field: ClientField | None) -> AccessLog:
+def _log(format: FileFormat, account: str, client_field: ClientFieldOption | None) -> AccessLog:
     from tollkeeper.meter.access_log import AccessLog, LogFormat
 
     return AccessLog(format=cast("LogFormat", format), account=account, client_field=client_field)
 
 
-def _payer(catalog: Catalog, account: str | None) -> str:
+def _payer(catalog: CatalogTarget, account: str | None) -> str:
     """Return who pays for what a log records: *account*, which must exist, or the only one that there is."""
     if account is not None:
         catalog.get("accounts", account, None)
@@ -357,14 +332,14 @@ def _position(raw: io.BufferedReader) -> int:
     return raw.tell() if raw.seekable() else 0
 
 
-def _stopped(name: str, reason: str, answer: Answer) -> str:
+def _stopped(name: str, reason: str, answer: FileResult) -> str:
     booked = (
         f"{answer.accepted:,} events of it were booked before" if answer.accepted else "nothing was booked"
     )
     return f"{name}: {reason}; {booked}. After a repair the whole file again is safe."
 
 
-def _print(file: str, answer: Answer) -> None:
+def _print(file: str, answer: FileResult) -> None:
     print(
         f"{plain(file)}: {answer.accepted:,} accepted, {answer.duplicates:,} duplicates, "
         f"{answer.rejected:,} rejected"

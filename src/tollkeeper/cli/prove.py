@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tollkeeper.cli import options
-from tollkeeper.cli.failures import FAILED, misused
-from tollkeeper.cli.output import stderr
+from tollkeeper.console import options
+from tollkeeper.console.failures import FAILED, misused
+from tollkeeper.console.output import stderr
 from tollkeeper.settings import has_password
 
 if TYPE_CHECKING:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from tollkeeper.cli import options
-from tollkeeper.cli.output import plain
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console import options
+from tollkeeper.console.output import plain
+from tollkeeper.console.server_defaults import HOST, OPERATOR_KEY_VARIABLE, PORT
 from tollkeeper.settings import has_password, load
-
-OPERATOR_KEY_VARIABLE: Final = "TOLLKEEPER_OPERATOR_KEY"
-HOST: Final = "127.0.0.1"
-PORT: Final = 8080
 
 
 def _setting(name: str, help: str) -> Any:
@@ -208,7 +206,7 @@ def _greet(url: str, data_dir: str, fresh_key: str | None) -> None:
     lines += [
         "  set up     tollkeeper apply FILE.toml",
         "  usage      tollkeeper usage --account ACCOUNT --group-by key",
-        f"  API        {url}/tk/v1/openapi.json",
+        f"  API        {url}{PREFIX}/openapi.json",
         "",
         "Ctrl-C stops it.",
     ]

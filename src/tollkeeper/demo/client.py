@@ -9,13 +9,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.errors import Unavailable
 
-PREFIX: Final = "/tk/v1"
 TIMEOUT_S: Final = 30
 
 
-class Answer(NamedTuple):
+class ApiAnswer(NamedTuple):
     """Status and decoded JSON of one answer."""
 
     status: int
@@ -32,7 +32,7 @@ class ApiClient:
         self._local = threading.local()
         self._close: list[Callable[[], None]] = []
 
-    def send(self, method: str, path: str, body: Any = None, *, media_type: str | None = None) -> Answer:
+    def send(self, method: str, path: str, body: Any = None, *, media_type: str | None = None) -> ApiAnswer:
         """
         Return the answer to one call; *body* is sent as JSON, bytes as they are.
 
@@ -45,7 +45,7 @@ class ApiClient:
             connection = self._connection()
             connection.request(method, PREFIX + path, content, headers)
             answer = connection.getresponse()
-            return Answer(answer.status, msgspec.json.decode(answer.read()))
+            return ApiAnswer(answer.status, msgspec.json.decode(answer.read()))
         except (OSError, HTTPException, msgspec.DecodeError) as exc:
             raise Unavailable(f"The server does not answer {method} {path}: {exc}.") from exc
 

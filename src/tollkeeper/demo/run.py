@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from tollkeeper.cli.output import stdout
-from tollkeeper.cli.serve import HOST, OPERATOR_KEY_VARIABLE, PORT
+from tollkeeper.console.output import stdout
+from tollkeeper.console.server_defaults import HOST, OPERATOR_KEY_VARIABLE, PORT
 from tollkeeper.demo.client import ApiClient
 from tollkeeper.demo.declaration import DECLARATION
 from tollkeeper.demo.story import commands, commands_on_data, tell

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from tollkeeper.cli.check import print_verdict, with_store_differences
-from tollkeeper.cli.output import Column, money, print_table
-from tollkeeper.cli.usage import print_report
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console.output import Column, money, print_table
+from tollkeeper.console.usage_table import print_report
+from tollkeeper.console.verify_table import print_verdict, with_store_differences
 from tollkeeper.demo.client import ApiClient
 from tollkeeper.demo.traffic import Tally
 
@@ -83,7 +84,7 @@ def _spent(grant: Mapping[str, Any]) -> str:
 
 def commands(url: str, operator_key: str, secrets: Mapping[str, str]) -> list[str]:
     """Return the commands to go on with, each on its line, below a comment that says what it shows."""
-    api = f"{url}/tk/v1"
+    api = url + PREFIX
     own, account = secrets["research-lab"], secrets["northwind-admin"]
 
     def curl(key: str, path: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from tollkeeper.demo.client import Answer, ApiClient
+from tollkeeper.demo.client import ApiAnswer, ApiClient
 from tollkeeper.demo.declaration import CRAWLER_PER_MINUTE
 from tollkeeper.domain.instants import to_text
 
@@ -62,7 +62,7 @@ class Tally:
         with self._lock:
             self.voided[key_id] += 1
 
-    def refuse(self, key_id: str, answer: Answer) -> None:
+    def refuse(self, key_id: str, answer: ApiAnswer) -> None:
         """Count a refusal, and keep the first of its kind in the gate's own words."""
         refusal = Refusal(key_id, answer.body["code"], answer.status)
         with self._lock:

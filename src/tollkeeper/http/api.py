@@ -2,7 +2,7 @@
 The Litestar application: everything under `/tk/v1` but the hot endpoints, and health and metrics.
 
 Handlers block (they read and write stores), so they run in threads (`executors.py`). Nobody gets past the guard
-without the role that a handler's `Endpoint` names; whatever is raised leaves as a problem document.
+without the role that a handler's `OperationDoc` names; whatever is raised leaves as a problem document.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
 from tollkeeper import errors
+from tollkeeper.alerts.webhooks import Webhooks
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.sessions import Sessions
+from tollkeeper.gate.gate import Gate
 from tollkeeper.http.auth import Authenticator
 from tollkeeper.http.bodies import broken_off, too_large
 from tollkeeper.http.denials import PROBLEM_BASE
 from tollkeeper.http.executors import Executors, Probe
+from tollkeeper.http.metrics import MetricsSource, metrics_source
 from tollkeeper.http.paths import segment_text
-from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, Problem, to_problem
+from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, ProblemReply, to_problem
 from tollkeeper.http.routes import (
     catalog,
     events,
@@ -36,16 +43,22 @@ from tollkeeper.http.routes import (
     usage,
 )
 from tollkeeper.http.routes.calls import (
-    ENDPOINT,
     NOBODY_ASKED,
+    OPERATION,
     OPERATOR,
     AnyRequest,
     Context,
-    Endpoint,
     Maintenance,
+    OperationDoc,
     refuse,
 )
 from tollkeeper.installation import Installation
+from tollkeeper.ledger.balances import Balances
+from tollkeeper.ledger.pairing import Pairing
+from tollkeeper.maintenance.reconcile import Reconcile
+from tollkeeper.meter.amend import Amend
+from tollkeeper.usage.event_lookup import EventLookup
+from tollkeeper.usage.report import Reports
 
 CONTEXT: Final = "tollkeeper"
 """The name in the application's state of what its handlers work on."""
@@ -62,7 +75,17 @@ def build_api(
     probes: tuple[Probe, ...] = (),
 ) -> Litestar:
     """Return the application of *installation*. It neither opens nor closes it, nor the threads and probes."""
-    context = Context(installation, authenticator, version, Maintenance(), executors or Executors(), probes)
+    verified = Maintenance()
+    context = Context(
+        _services_of(installation, metrics_source(installation, verified, version, authenticator.throttle)),
+        installation.clock,
+        authenticator,
+        version,
+        verified,
+        executors or Executors(),
+        probes,
+        installation.settings.metrics_open,
+    )
     topics = (catalog, keys, sessions, limit_status, usage, events, maintenance, health, openapi)
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
@@ -80,10 +103,30 @@ def build_api(
     )
 
 
+def _services_of(installation: Installation, metrics: MetricsSource) -> dict[type, Any]:
+    """Return what handlers may ask for, by its type."""
+    return {
+        Amend: installation.amend,
+        Balances: Balances(
+            installation.gate, installation.directory, installation.ledger, installation.clock
+        ),
+        Directory: installation.directory,
+        EventLookup: EventLookup(installation.store, installation.reports),
+        Gate: installation.gate,
+        Manage: installation.manage,
+        MetricsSource: metrics,
+        Pairing: installation.pairing,
+        Reconcile: installation.reconcile,
+        Reports: installation.reports,
+        Sessions: installation.sessions,
+        Webhooks: installation.webhooks,
+    }
+
+
 async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     """Find out who calls, before anything of the body is read, and refuse who may not."""
-    of = handler.opt.get(ENDPOINT)
-    if not isinstance(of, Endpoint):
+    of = handler.opt.get(OPERATION)
+    if not isinstance(of, OperationDoc):
         # Litestar's own answer to OPTIONS, which tells the methods of a path.
         return
     if of.roles == NOBODY_ASKED:
@@ -115,7 +158,9 @@ def _problem_answer(request: AnyRequest, exc: Exception) -> Response[bytes]:
     )
 
 
-def _problem_of_litestar(request: AnyRequest, exc: HTTPException, instance: str, request_id: str) -> Problem:
+def _problem_of_litestar(
+    request: AnyRequest, exc: HTTPException, instance: str, request_id: str
+) -> ProblemReply:
     """Return the problem of what Litestar itself found wrong."""
     # What is POSTed to a hot endpoint never gets here.
     if exc.status_code == 405 or instance in openapi.HOT:
@@ -129,10 +174,10 @@ def _problem_of_litestar(request: AnyRequest, exc: HTTPException, instance: str,
             "request_id": request_id,
             "retryable": False,
         }
-        return Problem(405, body, {"Allow": ", ".join(_methods_of(request))})
+        return ProblemReply(405, body, {"Allow": ", ".join(_methods_of(request))})
     found: Exception = exc
     if exc.status_code == 404:
-        found = errors.NotFound("There is no such path. /tk/v1/openapi.json lists all.")
+        found = errors.NotFound(f"There is no such path. {PREFIX}/openapi.json lists all.")
     elif exc.status_code == 413:
         found = too_large(_body_bytes_max(request))
     elif exc.detail == _BROKEN_OFF:

@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import msgspec
 
 from tollkeeper import forks
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
-from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal, credential
+from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
+from tollkeeper.http.credentials import credential
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
-from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, Answer, HotEndpoints, payer_of
+from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, HotAnswer, HotEndpoints, payer_of
+from tollkeeper.http.metered import Dialects
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
@@ -31,14 +35,8 @@ from tollkeeper.http.routes.health import probes_of
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[Answer]]
+Hot = Callable[[Principal, bytes, list[tuple[bytes, bytes]]], Awaitable[HotAnswer]]
 
-PREFIX: Final = "/tk/v1"
 OWN_PATHS: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Served by the product whatever the root profile is, beside all of `/tk/`."""
 _CLOSE: Final = (b"connection", b"close")
@@ -71,20 +69,30 @@ class App:
         api: Callable[[Authenticator, Executors, tuple[Probe, ...]], ASGIApp],
     ) -> None:
         self.installation = installation
-        self.authenticator = Authenticator(installation)
+        settings = installation.settings
+        self.authenticator = authenticator_of(installation)
         self.executors = Executors()
-        self._probes = probes_of(installation)
-        self.hot = HotEndpoints(installation, self.executors.hot)
+        self._probes = probes_of(installation.ledger, installation.store)
+        self._body_bytes_max = settings.body_bytes_max
+        self.hot = HotEndpoints(
+            installation.holds,
+            installation.ingest,
+            Dialects(installation),
+            installation.clock,
+            new_id=installation.gate.new_id,
+            threads=self.executors.hot,
+            body_bytes_max=settings.body_bytes_max,
+        )
         self._hot: dict[str, tuple[Hot, int]] = {
             f"{PREFIX}/authorize": (self.hot.authorize, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/settle": (self.hot.settle, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/void": (self.hot.void, SMALL_BODY_BYTES_MAX),
-            f"{PREFIX}/events": (self.hot.events, installation.settings.body_bytes_max),
+            f"{PREFIX}/events": (self.hot.events, settings.body_bytes_max),
         }
         self._api = api(self.authenticator, self.executors, self._probes)
-        self._profiles = Profiles(installation, self.executors)
+        self._profiles = Profiles(settings, installation.context, installation.clock, self.executors)
         self._random = random.Random()
-        forks.refuse_in_children(installation, [self], _Forked)
+        forks.refuse_in_children(installation, [self], _ForkedApp)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,8 +168,8 @@ class App:
 
     async def _serve_batch(
         self, principal: Principal, bytes_max: int, headers: list[tuple[bytes, bytes]], receive: Receive
-    ) -> Answer:
-        """Answer a batch of events; its bytes are counted as under way from their arrival to the answer."""
+    ) -> HotAnswer:
+        """HotAnswer a batch of events; its bytes are counted as under way from their arrival to the answer."""
         check_length(headers, bytes_max)
         batches, payer, reserved = self.hot.batches, payer_of(principal), 0
 
@@ -200,9 +208,8 @@ class App:
         if state is None:
             state = scope["state"] = {}
         state["request_id"] = request_id
-        bytes_max = self.installation.settings.body_bytes_max
         try:
-            check_length(scope["headers"], bytes_max)
+            check_length(scope["headers"], self._body_bytes_max)
         except TollkeeperError as exc:
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
             await _send(send, problem.status, [], _encode(problem.body), request_id, problem=True)
@@ -240,12 +247,22 @@ class App:
             probe.close()
 
 
-class _Forked(App):
+class _ForkedApp(App):
     """What the surface is in a forked child: it answers that nothing can be done here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
             await send_forked(scope, receive, send)
+
+
+def authenticator_of(installation: Installation) -> Authenticator:
+    """Return the authenticator of *installation*, with the operator keys of now."""
+    return Authenticator(
+        installation.operator_keys.all(),
+        installation.directory,
+        installation.clock,
+        address_header=installation.settings.client_address_header,
+    )
 
 
 def build_app(installation: Installation) -> App:

@@ -9,20 +9,19 @@ guess, and an address may be a proxy's, with everybody behind it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final, Literal, NamedTuple
 
+from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.keys import OPERATOR_PREFIX, StoredKey, hash_secret
 from tollkeeper.errors import Forbidden, Unauthenticated
+from tollkeeper.http.asgi_types import RawHeaders
+from tollkeeper.http.credentials import credential
 from tollkeeper.http.forwarding import forwarded_address, names_a_client, network_of
-from tollkeeper.installation import Installation
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 _REMEMBERED_MAX: Final = 10_000
-_SECRET_CHARS_MAX: Final = 512
 _GOOD_KEYS_MAX: Final = 4_096
 FAILURES_MAX: Final = 50
 FAILURES_WINDOW_S: Final = 60
@@ -74,7 +73,7 @@ class Throttle:
         self.throttled_count = 0
         self.notices: list[str] = []
 
-    def refuses(self, peer: str, headers: Headers) -> bool:
+    def refuses(self, peer: str, headers: RawHeaders) -> bool:
         """
         Count a failing credential; return whether its answer is 429, as its address failed too often this minute.
 
@@ -92,7 +91,7 @@ class Throttle:
         self.throttled_count += refused
         return refused
 
-    def look_at(self, headers: Headers) -> None:
+    def look_at(self, headers: RawHeaders) -> None:
         """Notice a proxy whose clients cannot be told apart."""
         if not self._address_header and NO_ADDRESS_HEADER not in self.notices and names_a_client(headers):
             self._notice(NO_ADDRESS_HEADER)
@@ -120,17 +119,25 @@ class Throttle:
 
 
 class Authenticator:
-    """Turns headers into a `Principal`."""
+    """
+    Turns headers into a `Principal`.
 
-    def __init__(self, installation: Installation) -> None:
-        self._installation = installation
-        self._operators = installation.operator_keys.all()
+    Args:
+        operators: Hashes of the operator keys.
+        address_header: As the setting `client_address_header`.
+    """
+
+    def __init__(
+        self, operators: Collection[str], directory: Directory, clock: Clock, *, address_header: str = ""
+    ) -> None:
+        self._operators = operators
+        self._directory = directory
+        self._clock = clock
         self._good: tuple[int, dict[str, StoredKey]] = (-1, {})
         """Keys that were looked up, with the version of the directory that they were read under."""
-        header = installation.settings.client_address_header
-        self.throttle = Throttle(installation.clock, header.lower().encode())
+        self.throttle = Throttle(clock, address_header.lower().encode())
 
-    def principal(self, headers: Headers) -> Principal:
+    def principal(self, headers: RawHeaders) -> Principal:
         """
         Return whom the request's credential stands for.
 
@@ -149,14 +156,13 @@ class Authenticator:
         return self._key_principal(secret_sha256)
 
     def _key_principal(self, secret_sha256: str) -> Principal:
-        installation = self._installation
         stored = self._stored(secret_sha256)
         if stored is None:
             raise Unauthenticated("The key is not known here.")
-        state = stored.state_at(installation.clock.now_us())
+        state = stored.state_at(self._clock.now_us())
         if state != "active":
             raise Unauthenticated(f"The key is {state}.")
-        account = installation.directory.account(stored.entry.account)
+        account = self._directory.account(stored.entry.account)
         if account is None or not account.active:
             raise Forbidden("The account of this key is not active.")
         return Principal(stored.entry.role, stored.entry.account, stored.entry.id)
@@ -168,7 +174,7 @@ class Authenticator:
         A key that was looked up before costs no read, so that it is served while others fail. Its state is asked
         of the clock each time, and any change of the catalog drops all: a key that ended is never good from here.
         """
-        directory = self._installation.directory
+        directory = self._directory
         version = directory.version
         read_under, good = self._good
         if read_under != version:
@@ -183,15 +189,3 @@ class Authenticator:
                 # When the catalog changed since, these are a version's that is not asked any more.
                 good[secret_sha256] = stored
         return stored
-
-
-def credential(headers: Headers) -> str:
-    """Return the secret of `Authorization: Bearer …`, or of `X-API-Key`, or `""`."""
-    found = ""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, rest = value.decode("latin-1").partition(" ")
-            return rest.strip() if scheme.lower() == "bearer" and len(rest) <= _SECRET_CHARS_MAX else ""
-        if name == b"x-api-key" and len(value) <= _SECRET_CHARS_MAX:
-            found = value.decode("latin-1").strip()
-    return found

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from tollkeeper.errors import BodyTooLarge, Malformed, UnsupportedMediaType
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Headers = Iterable[tuple[bytes, bytes]]
+from tollkeeper.http.asgi_types import RawHeaders, Receive
 
 _GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS
 _LENGTH_DIGITS_MAX: Final = 18
@@ -63,7 +61,7 @@ async def read_body(
     return b"".join(pieces)
 
 
-def check_length(headers: Headers, bytes_max: int) -> None:
+def check_length(headers: RawHeaders, bytes_max: int) -> None:
     """Raise `BodyTooLarge` when the stated length is over *bytes_max*, before anything is read."""
     length = header(headers, b"content-length")
     # By length first: Python does not read a number of thousands of digits.
@@ -71,7 +69,7 @@ def check_length(headers: Headers, bytes_max: int) -> None:
         raise too_large(bytes_max)
 
 
-def decompressed(body: bytes, headers: Headers, bytes_max: int) -> bytes:
+def decompressed(body: bytes, headers: RawHeaders, bytes_max: int) -> bytes:
     """
     Return *body* without its content encoding (gzip, or none).
 
@@ -120,7 +118,7 @@ def decompressed(body: bytes, headers: Headers, bytes_max: int) -> bytes:
     return b"".join(pieces)
 
 
-def header(headers: Headers, name: bytes) -> bytes:
+def header(headers: RawHeaders, name: bytes) -> bytes:
     """Return the value of a header, or `b""`. *name* is lower-case."""
     for key, value in headers:
         if key == name:

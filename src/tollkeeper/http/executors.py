@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Final, Literal, ParamSpec, TypeVar
 
 from tollkeeper.blocking import NOT_WAITING, WouldWait
 from tollkeeper.callers import CALLER, Caller
+from tollkeeper.http.asgi_types import Receive
 
 Pool = Literal["hot", "management", "events", "usage", "profiles", "maintenance", "stopping"]
 
@@ -37,7 +38,6 @@ PROBE_S_MAX: Final = 2.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Threads:

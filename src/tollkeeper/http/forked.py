@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import secrets
+from typing import Final
 
 import msgspec
 
 from tollkeeper.forks import forked
-from tollkeeper.http.handshakes import Message, Receive, Send, refuse_handshake
+from tollkeeper.http.asgi_types import Receive, Scope, Send
+from tollkeeper.http.handshakes import refuse_handshake
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 
-_REQUEST_ID_BYTES = 10
+_REQUEST_ID_BYTES: Final = 10
 
 
-async def send_forked(scope: Message, receive: Receive, send: Send) -> None:
+async def send_forked(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request or a WebSocket's handshake with 503 and what to do."""
     request_id = "req_" + secrets.token_hex(_REQUEST_ID_BYTES)
     problem = to_problem(forked(), instance=scope["path"], request_id=request_id)

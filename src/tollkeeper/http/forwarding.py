@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-Headers = Iterable[tuple[bytes, bytes]]
+from tollkeeper.http.asgi_types import RawHeaders
 
 FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
-"""Headers by which a proxy names its client. Their presence says that there is a proxy."""
+"""RawHeaders by which a proxy names its client. Their presence says that there is a proxy."""
 _ENTRY_BYTES_MAX: Final = 512
 """Of the end of a line that is looked at: an entry of `Forwarded` has a host and a scheme too."""
 _NODE: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[^:]*)?|(?P<v4>[0-9.]+):[^:]*")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 
-def forwarded_address(headers: Headers, name: bytes) -> str:
+def forwarded_address(headers: RawHeaders, name: bytes) -> str:
     """
     Return the address in the last entry of header *name* (lower-case), without its port.
 
@@ -39,7 +38,7 @@ def forwarded_address(headers: Headers, name: bytes) -> str:
     return _address_of((b"," + last)[-_ENTRY_BYTES_MAX:].decode("latin-1"), name == b"forwarded")
 
 
-def names_a_client(headers: Headers) -> bool:
+def names_a_client(headers: RawHeaders) -> bool:
     """Return whether a proxy has passed this request on."""
     return any(name in FORWARDED for name, _ in headers)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from tollkeeper.http.asgi_types import Receive, Send
 
 POLICY_VIOLATION: Final = 1008
 """RFC 6455, section 7.4.1. A server that is given it before the handshake ends answers 403."""

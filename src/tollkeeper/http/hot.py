@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
+from tollkeeper.api.events_answer import EventsAnswer, events_answer
+from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
@@ -26,17 +28,18 @@ from tollkeeper.http.metered import Dialects, encoded
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
-    EventRejection,
-    EventsAnswer,
     SettleAnswer,
     SettleRequest,
     TokenCounts,
     VoidAnswer,
     VoidRequest,
 )
-from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.ended_holds import Settled
+from tollkeeper.ledger.holds import Holds
+
+if TYPE_CHECKING:
+    from tollkeeper.meter.ingest import Ingest
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODIES_OF_PAYER_MAX: Final = 2
@@ -44,7 +47,7 @@ BODIES_OF_PAYER_MAX: Final = 2
 BODIES_MAX: Final = 8
 """All accounts together may have so many, and the operator as many: 512 MiB each at the default."""
 
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+HotAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 T = TypeVar("T")
 
 _JSON: Final = (b"content-type", b"application/json")
@@ -59,12 +62,24 @@ _NO_TOKENS: Final = TokenCounts()
 class HotEndpoints:
     """The handlers, by path. They raise our errors; the dispatcher turns these into problems."""
 
-    def __init__(self, installation: Installation, threads: Threads) -> None:
+    def __init__(
+        self,
+        holds: Holds,
+        ingest: Ingest,
+        dialects: Dialects,
+        clock: Clock,
+        *,
+        new_id: Callable[[int], str],
+        threads: Threads,
+        body_bytes_max: int,
+    ) -> None:
+        self._holds = holds
+        self._ingester = ingest
+        self._dialects = dialects
+        self._clock = clock
+        self._new_id = new_id
         self._threads = threads
-        self._installation = installation
-        self._holds = installation.holds
-        self._dialects = Dialects(installation)
-        body_bytes_max = installation.settings.body_bytes_max
+        self._body_bytes_max = body_bytes_max
         # Two: one batch is decoded while another waits for its commit.
         self.batches = FairQueue(
             2, payer_bytes_max=BODIES_OF_PAYER_MAX * body_bytes_max, bytes_max=BODIES_MAX * body_bytes_max
@@ -72,7 +87,7 @@ class HotEndpoints:
 
     async def authorize(
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> Answer:
+    ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_authorize, body)
         expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
@@ -106,14 +121,12 @@ class HotEndpoints:
         worded = await self._threads.attempt(dialect.headers, admission, request_id)
         return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
 
-    def _refusal(self, request: AuthorizeRequest, denial: Denial) -> Answer:
+    def _refusal(self, request: AuthorizeRequest, denial: Denial) -> HotAnswer:
         """Word a refusal as the key's profile does, or the one that the request names."""
         dialect = self._dialects.of_secret(request.key) or self._dialects.of(request.profile)
         if dialect is None:
             return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
-        request_id = "req_" + self._installation.gate.new_id(self._installation.clock.now_us()).replace(
-            "-", ""
-        )
+        request_id = "req_" + self._new_id(self._clock.now_us()).replace("-", "")
         reply = dialect.refused(request.key, request.method, request.path, {}, denial, request_id)
         headers = [(b"content-type", reply.media_type.encode())]
         return reply.status, headers + encoded(reply.headers), _encode(reply.body)
@@ -132,7 +145,9 @@ class HotEndpoints:
             tags=request.tags,
         )
 
-    async def settle(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def settle(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_settle, body)
         estimated = request.cost_nanos is None and request.estimated_cost_nanos is not None
@@ -160,7 +175,7 @@ class HotEndpoints:
         worded = await self._threads.attempt(self._dialects.settled_headers, settled.record)
         return 200, [_JSON, *encoded(worded)], _encode(_settle_answer(settled, dict(worded)))
 
-    async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_void, body)
         future = CommitFuture(asyncio.get_running_loop())
@@ -172,7 +187,9 @@ class HotEndpoints:
         answer = VoidAnswer(hold_id=request.hold_id, account=account_id, voided=True)
         return 200, [_JSON], _encode(answer)
 
-    async def events(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+    async def events(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> HotAnswer:
         if principal.role == "consumption":
             raise Forbidden("An api key cannot send meter events: use an operator or management key.")
         answer = await self.batches.run(payer_of(principal), lambda: self._ingest(principal, body, headers))
@@ -181,10 +198,9 @@ class HotEndpoints:
     def _ingest(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> EventsAnswer:
         from tollkeeper.meter import decode
 
-        installation = self._installation
-        body = decompressed(body, headers, installation.settings.body_bytes_max)
+        body = decompressed(body, headers, self._body_bytes_max)
         media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
-        now_us = installation.clock.now_us()
+        now_us = self._clock.now_us()
         if media_type in (b"application/x-ndjson", b"application/jsonl", b"application/jsonlines"):
             decoded = decode.decode_ndjson(body, now_us=now_us)
         elif media_type in (b"application/json", b""):
@@ -193,16 +209,8 @@ class HotEndpoints:
                 raise Malformed(decoded.rejections[0].reason)
         else:
             raise UnsupportedMediaType("content-type is application/json or application/x-ndjson")
-        result = installation.ingest.take(decoded, account_id=principal.account_id)
-        return EventsAnswer(
-            accepted=result.accepted,
-            duplicates=result.duplicates,
-            rejected=result.rejected,
-            errors=[
-                EventRejection(index=r.index, field=r.field, code=r.code, reason=r.reason)
-                for r in result.rejections
-            ],
-        )
+        result = self._ingester.take(decoded, account_id=principal.account_id)
+        return events_answer(result)
 
     def close(self) -> None:
         self.batches.close()

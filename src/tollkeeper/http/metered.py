@@ -22,10 +22,10 @@ _UNKNOWN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 _FOREIGN: Final = Denial("key_unknown", "The api key is not known here.")
 _BARRED: Final = Denial("layer_not_allowed", "Keys of this family may not make metered requests.")
 
-Headers = Sequence[tuple[str, str]]
+TextHeaders = Sequence[tuple[str, str]]
 
 
-def encoded(headers: Headers) -> list[tuple[bytes, bytes]]:
+def encoded(headers: TextHeaders) -> list[tuple[bytes, bytes]]:
     """Return *headers* as ASGI has them."""
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
 
@@ -53,12 +53,12 @@ class Dialect:
         """Return the tags that a request's headers (lower-case names) give its event."""
         return {} if self._more is None else self._more.tags(headers, self._settings)
 
-    def headers(self, admission: Admission, request_id: str) -> Headers:
+    def headers(self, admission: Admission, request_id: str) -> TextHeaders:
         """Return the headers of an admitted request's answer."""
         metered = self._metered(admission.compiled_key, admission.route, request_id)
         return () if metered is None else self.profile.metered_headers(metered)
 
-    def headers_at_start(self, worded: Headers, admission: Admission, outcome: Outcome) -> Headers:
+    def headers_at_start(self, worded: TextHeaders, admission: Admission, outcome: Outcome) -> TextHeaders:
         """
         Return *worded*, the headers of an admitted request, with what it is known to have used.
 
@@ -87,7 +87,7 @@ class Dialect:
         replaced = {name for name, _ in used}
         return [*(header for header in worded if header[0] not in replaced), *used]
 
-    def settled_headers(self, record: Record) -> Headers:
+    def settled_headers(self, record: Record) -> TextHeaders:
         """Return the headers that tell what a settled request used."""
         if self._more is None:
             return ()
@@ -159,7 +159,7 @@ class Dialects:
             self._dialects[name] = Dialect(self._installation, name)
         return self._dialects[name]
 
-    def settled_headers(self, record: Record) -> Headers:
+    def settled_headers(self, record: Record) -> TextHeaders:
         """Return the headers that tell what a settled request used, as the dialect of its key words them."""
         key = self._installation.directory.key(record.key_id)
         dialect = None if key is None or key.entry.profile == "native" else self.of(key.entry.profile)

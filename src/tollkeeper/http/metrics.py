@@ -9,22 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from tollkeeper.installation import Installation
 from tollkeeper.memory import memory_of
 
 if TYPE_CHECKING:
+    from tollkeeper.gate.gate import Gate
     from tollkeeper.http.auth import Throttle
     from tollkeeper.http.routes.calls import Maintenance
+    from tollkeeper.installation import Installation
+    from tollkeeper.ledger.committer import Committer
+    from tollkeeper.ledger.holds import Holds
+    from tollkeeper.ledger.pending import Pending
+    from tollkeeper.ledger.relay import Relay
+    from tollkeeper.meter.ingest import Ingest
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
 
 Sample = tuple[Mapping[str, str], int]
 
 
-class Source(NamedTuple):
+class MetricsSource(NamedTuple):
     """What metrics are read from."""
 
-    installation: Installation
+    gate: Gate
+    holds: Holds
+    committer: Committer
+    ingest: Ingest
+    pending: Pending
+    relay: Relay
     maintenance: Maintenance
     version: str
     throttle: Throttle | None = None
@@ -37,14 +48,14 @@ class Metric(NamedTuple):
     name: str
     type: Literal["counter", "gauge"]
     help: str
-    read: Callable[[Source], Sequence[Sample]]
+    read: Callable[[MetricsSource], Sequence[Sample]]
 
 
-def _one(read: Callable[[Source], int]) -> Callable[[Source], Sequence[Sample]]:
+def _one(read: Callable[[MetricsSource], int]) -> Callable[[MetricsSource], Sequence[Sample]]:
     return lambda source: [({}, read(source))]
 
 
-def _differences(source: Source) -> Sequence[Sample]:
+def _differences(source: MetricsSource) -> Sequence[Sample]:
     verdict = source.maintenance.verdict
     if verdict is None:
         return []
@@ -54,16 +65,16 @@ def _differences(source: Source) -> Sequence[Sample]:
     ]
 
 
-def _verified_at(source: Source) -> Sequence[Sample]:
+def _verified_at(source: MetricsSource) -> Sequence[Sample]:
     at_us = source.maintenance.verified_at_us
     return [({}, at_us // 1_000_000)] if at_us else []
 
 
-def _of_throttle(read: Callable[[Throttle], int]) -> Callable[[Source], Sequence[Sample]]:
+def _of_throttle(read: Callable[[Throttle], int]) -> Callable[[MetricsSource], Sequence[Sample]]:
     return lambda source: [] if source.throttle is None else [({}, read(source.throttle))]
 
 
-def _memory(source: Source) -> Sequence[Sample]:
+def _memory(source: MetricsSource) -> Sequence[Sample]:
     memory = memory_of()
     if memory is None:
         return []
@@ -75,40 +86,39 @@ METRICS: Final = (
         "tollkeeper_admitted_total",
         "counter",
         "Requests admitted since start.",
-        lambda s: [({}, s.installation.gate.admitted_count)],
+        lambda s: [({}, s.gate.admitted_count)],
     ),
     Metric(
         "tollkeeper_denied_total",
         "counter",
         "Requests denied since start, by reason.",
         lambda s: [
-            ({"reason": reason}, count)
-            for reason, count in sorted(s.installation.holds.denied_count_by_reason.items())
+            ({"reason": reason}, count) for reason, count in sorted(s.holds.denied_count_by_reason.items())
         ],
     ),
     Metric(
         "tollkeeper_settled_total",
         "counter",
         "Requests settled since start.",
-        lambda s: [({}, s.installation.committer.settled_count)],
+        lambda s: [({}, s.committer.settled_count)],
     ),
     Metric(
         "tollkeeper_events_accepted_total",
         "counter",
         "Events that ingest accepted since start.",
-        lambda s: [({}, s.installation.ingest.accepted_count)],
+        lambda s: [({}, s.ingest.accepted_count)],
     ),
     Metric(
         "tollkeeper_events_duplicate_total",
         "counter",
         "Events that ingest knew already, since start.",
-        lambda s: [({}, s.installation.ingest.duplicate_count)],
+        lambda s: [({}, s.ingest.duplicate_count)],
     ),
     Metric(
         "tollkeeper_events_rejected_total",
         "counter",
         "Events that ingest rejected since start.",
-        lambda s: [({}, s.installation.ingest.rejected_count)],
+        lambda s: [({}, s.ingest.rejected_count)],
     ),
     Metric(
         "tollkeeper_authentications_failed_total",
@@ -138,37 +148,37 @@ METRICS: Final = (
         "tollkeeper_commit_groups_total",
         "counter",
         "Groups committed to the ledger since start.",
-        _one(lambda s: s.installation.committer.committed_groups),
+        _one(lambda s: s.committer.committed_groups),
     ),
     Metric(
         "tollkeeper_commit_works_total",
         "counter",
         "Holds, settlements, batches and changes committed since start.",
-        _one(lambda s: s.installation.committer.committed_tasks),
+        _one(lambda s: s.committer.committed_tasks),
     ),
     Metric(
         "tollkeeper_commit_queue_length",
         "gauge",
         "Works that wait for a commit.",
-        _one(lambda s: s.installation.committer.queued),
+        _one(lambda s: s.committer.queued),
     ),
     Metric(
         "tollkeeper_denials_unrecorded_total",
         "counter",
         "Denied requests that usage does not show, since too much waited.",
-        _one(lambda s: s.installation.holds.denied_unrecorded),
+        _one(lambda s: s.holds.denied_unrecorded),
     ),
     Metric(
         "tollkeeper_gate_refusing",
         "gauge",
         "1 while nothing is admitted: the ledger cannot be written, or too much waits for a store.",
-        _one(lambda s: int(s.installation.gate.refusing is not None)),
+        _one(lambda s: int(s.gate.refusing is not None)),
     ),
     Metric(
         "tollkeeper_holds_open",
         "gauge",
         "Holds made over HTTP that have no ending yet.",
-        _one(lambda s: s.installation.holds.open_count),
+        _one(lambda s: s.holds.open_count),
     ),
     Metric(
         "tollkeeper_memory_bytes",
@@ -180,31 +190,31 @@ METRICS: Final = (
         "tollkeeper_outbox_records",
         "gauge",
         "Committed records that the usage store does not have yet.",
-        _one(lambda s: s.installation.pending.record_count),
+        _one(lambda s: s.pending.record_count),
     ),
     Metric(
         "tollkeeper_outbox_age_seconds",
         "gauge",
         "How long ago the oldest of these records was committed.",
-        _one(lambda s: s.installation.pending.behind_s()),
+        _one(lambda s: s.pending.behind_s()),
     ),
     Metric(
         "tollkeeper_outbox_set_aside_records",
         "gauge",
         "Committed records that cannot be read any more, so that no usage answer contains them: see verify.",
-        _one(lambda s: s.installation.relay.set_aside_records),
+        _one(lambda s: s.relay.set_aside_records),
     ),
     Metric(
         "tollkeeper_relay_delivered_records_total",
         "counter",
         "Records delivered to the usage store since start.",
-        _one(lambda s: s.installation.relay.delivered_records),
+        _one(lambda s: s.relay.delivered_records),
     ),
     Metric(
         "tollkeeper_relay_failing",
         "gauge",
         "1 while the usage store does not take records.",
-        _one(lambda s: int(s.installation.relay.failure is not None)),
+        _one(lambda s: int(s.relay.failure is not None)),
     ),
     Metric(
         "tollkeeper_reconcile_differences",
@@ -221,11 +231,25 @@ METRICS: Final = (
 )
 
 
-def render_metrics(
+def metrics_source(
     installation: Installation, maintenance: Maintenance, version: str, throttle: Throttle | None = None
-) -> str:
+) -> MetricsSource:
+    """Return what the metrics of *installation* are read from."""
+    return MetricsSource(
+        installation.gate,
+        installation.holds,
+        installation.committer,
+        installation.ingest,
+        installation.pending,
+        installation.relay,
+        maintenance,
+        version,
+        throttle,
+    )
+
+
+def render_metrics(source: MetricsSource) -> str:
     """Return all metrics in Prometheus's text format 0.0.4."""
-    source = Source(installation, maintenance, version, throttle)
     lines = []
     for metric in METRICS:
         samples = metric.read(source)

@@ -47,7 +47,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
 log = logging.getLogger("tollkeeper.http")
 
 
-class Problem(NamedTuple):
+class ProblemReply(NamedTuple):
     """A problem document with its status and headers."""
 
     status: int
@@ -55,7 +55,7 @@ class Problem(NamedTuple):
     headers: dict[str, str]
 
 
-def to_problem(exc: BaseException, *, instance: str, request_id: str) -> Problem:
+def to_problem(exc: BaseException, *, instance: str, request_id: str) -> ProblemReply:
     """
     Return the problem that tells a caller of *exc*. What is not ours is logged, and told without details.
 
@@ -87,4 +87,4 @@ def to_problem(exc: BaseException, *, instance: str, request_id: str) -> Problem
         headers["Retry-After"] = str(exc.retry_after_s)
     elif status in (429, 503):
         headers["Retry-After"] = "1"
-    return Problem(status, body, headers)
+    return ProblemReply(status, body, headers)

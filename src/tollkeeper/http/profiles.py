@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 from urllib.parse import parse_qs
 
 import msgspec
 
 from tollkeeper.callers import Caller
+from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
 from tollkeeper.errors import BadInput, BadParameter, TollkeeperError, Unavailable
+from tollkeeper.http.asgi_types import Receive, Scope, Send
 from tollkeeper.http.bodies import read_body
 from tollkeeper.http.executors import Executors
 from tollkeeper.http.paths import segment_text
-from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Endpoint, Profile, ProfileContext, Reply, failure
+from tollkeeper.settings import Settings
 
 ALL: Final = "all"
 """The value of the setting `profiles` that stands for every one that is installed."""
@@ -32,16 +34,12 @@ BODY_BYTES_MAX: Final = 64 * 1024
 QUERY_BYTES_MAX: Final = 8_192
 """The dispatcher refuses a longer one: cut off, it would be another question."""
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-
 _encode: Final = msgspec.json.Encoder().encode
 log = logging.getLogger("tollkeeper.profiles")
 
 
 class ProfileSite:
-    """One profile with its desk and its compiled paths."""
+    """One profile with its context and its compiled paths."""
 
     def __init__(self, profile: Profile, context: ProfileContext) -> None:
         self.profile = profile
@@ -105,13 +103,19 @@ class ProfileSite:
 class Profiles:
     """All profiles that an installation serves."""
 
-    def __init__(self, installation: Installation, executors: Executors) -> None:
-        settings = installation.settings
+    def __init__(
+        self,
+        settings: Settings,
+        context_of: Callable[[Profile], ProfileContext],
+        clock: Clock,
+        executors: Executors,
+    ) -> None:
         root = settings.root_profile
         served = (
             [name.strip() for name in settings.profiles.split(",")] if settings.profiles != ALL else names()
         )
-        self._installation = installation
+        self._context_of = context_of
+        self._clock = clock
         self._executors = executors
         self.sites = {name: self._site(name) for name in dict.fromkeys([*served, root]) if name}
         self.root = self.sites.get(root)
@@ -120,7 +124,7 @@ class Profiles:
         if name not in names():
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profiles")
         profile = load(name)
-        return ProfileSite(profile, self._installation.context(profile))
+        return ProfileSite(profile, self._context_of(profile))
 
     def find(self, path: str) -> tuple[ProfileSite, str] | None:
         """Return the profile that serves *path*, a `paths.routed_path`, and the vendor's; None without one."""
@@ -185,7 +189,7 @@ class Profiles:
             headers=headers,
             body=b"",
             params={},
-            now=self._installation.clock.now(),
+            now=self._clock.now(),
             request_id=request_id,
         )
 

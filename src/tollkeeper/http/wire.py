@@ -122,25 +122,3 @@ class VoidAnswer(msgspec.Struct, frozen=True, kw_only=True):
     hold_id: str
     account: str
     voided: bool
-
-
-class EventRejection(msgspec.Struct, frozen=True, kw_only=True):
-    """One event that was not taken: its place in the call, the field at fault, why, and what to do."""
-
-    index: int
-    field: str
-    code: str
-    reason: str
-
-
-class EventsAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What became of the events. What was accepted is durable.
-
-    `errors` lists the first rejections; `rejected` counts all of them.
-    """
-
-    accepted: int
-    duplicates: int
-    rejected: int
-    errors: list[EventRejection]

@@ -20,9 +20,22 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console.server_defaults import HOST
 from tollkeeper.prove.journal import ANSWER_S_MAX, TIMED_OUT, Journal, Op
-from tollkeeper.prove.plan import Correct, Cut, Post, Put, Scale, Spend, Step, event_of, secret_of, steps_of
-from tollkeeper.prove.server import HOST, OPERATOR_KEY
+from tollkeeper.prove.plan import (
+    Correct,
+    Cut,
+    Post,
+    Put,
+    Scale,
+    SpendStep,
+    Step,
+    event_of,
+    secret_of,
+    steps_of,
+)
+from tollkeeper.prove.server import OPERATOR_KEY
 
 REFUSED: Final = (402, 429)
 STUCK: Final = 3
@@ -38,7 +51,7 @@ class Stuck(Exception):
     """A call got no answer within its time."""
 
 
-class Connection:
+class ClientConnection:
     """One connection of a client, in a thread of its own."""
 
     def __init__(self, port: int, seed: int, journal: Journal) -> None:
@@ -51,12 +64,12 @@ class Connection:
 
     def walk(self, steps: Sequence[Step]) -> None:
         """Do *steps* in order. A hold ends some steps after it was made, one to be settled late after all."""
-        held: list[tuple[int, Spend, float]] = []
+        held: list[tuple[int, SpendStep, float]] = []
         for index, step in enumerate(steps):
             for due in [at for at in held if at[0] <= index and at[1].ending != "late"]:
                 held.remove(due)
                 self._end(due[1])
-            if not isinstance(step, Spend):
+            if not isinstance(step, SpendStep):
                 self._do(step)
             elif self._authorize(step):
                 held.append((index + step.after, step, time.monotonic()))
@@ -82,7 +95,7 @@ class Connection:
             path = f"/events/{step.event}/{'void' if step.cost is None else 'amend'}"
             self._call(op, step.id, "POST", path, {**body, "event": step.event}, step.cuts)
 
-    def _authorize(self, step: Spend) -> bool:
+    def _authorize(self, step: SpendStep) -> bool:
         """Return whether there is a hold to end."""
         body = {
             "key": secret_of(step.key),
@@ -95,7 +108,7 @@ class Connection:
         given_up = step.given_up == "authorize"
         return self._call("authorize", step.id, "POST", "/authorize", body, step.cuts, given_up) == 200
 
-    def _end(self, step: Spend) -> None:
+    def _end(self, step: SpendStep) -> None:
         if step.ending == "none":
             return
         op: Op = "void" if step.ending == "void" else "settle"
@@ -133,7 +146,7 @@ class Connection:
                 self._connect()
                 self._journal.write(op, id_, body)
                 tries += 1
-                self._http.request(method, "/tk/v1" + path, content, self._headers)
+                self._http.request(method, PREFIX + path, content, self._headers)
                 answer = self._http.getresponse()
                 told = msgspec.json.decode(answer.read())
             except (OSError, HTTPException, msgspec.DecodeError) as exc:
@@ -159,7 +172,7 @@ class Connection:
         try:
             self._connect()
             self._journal.write(op, id_, body)
-            http.putrequest(method, "/tk/v1" + path)
+            http.putrequest(method, PREFIX + path)
             for name, value in self._headers.items():
                 http.putheader(name, value)
             http.putheader("Content-Length", str(len(content)))
@@ -188,7 +201,7 @@ def main(port: int, seed: int, number: int, client: int, scale: Scale, journal: 
     def walk(connection: int) -> None:
         try:
             steps = list(steps_of(seed, number, client, connection, scale))
-            Connection(port, seed, journal).walk(steps)
+            ClientConnection(port, seed, journal).walk(steps)
         except Stuck as exc:
             stuck.append(repr(exc))
         except Exception as exc:

@@ -19,12 +19,12 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.failures import Failure
+from tollkeeper.console.server_client import Server
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.errors import Unavailable
 from tollkeeper.prove.faults import Fault
-from tollkeeper.prove.gone_back import COST_NANOS, Acknowledged, ReportCache, check_gone_back
+from tollkeeper.prove.gone_back import COST_NANOS, Acknowledged, FinalAnswers, check_gone_back
 from tollkeeper.prove.ledgers import LedgerPlace, PostgresqlLedger, SqliteLedger
 from tollkeeper.prove.look import Counted, becomes_complete, outbox_records, usage, verify
 from tollkeeper.prove.oracle import Finding
@@ -207,14 +207,14 @@ class Site:
                 raise Unavailable(f"The usage store has not got all records after {QUIET_S_MAX:g} s.")
             time.sleep(0.02)
 
-    def answers(self) -> ReportCache:
+    def answers(self) -> FinalAnswers:
         """Ask everything, as any customer and the operator would."""
         differences = verify(self._client)
         # A store that lacks something rightly says so for good.
         complete = becomes_complete(self._client, (_ACCOUNT,), COMPLETE_S_MAX)
         rollup = dict(usage(self._client, (_ACCOUNT,), "key", [], incomplete=True))
         budgets = self._client.call("GET", f"/keys/{_KEY}/state")["budgets"]
-        return ReportCache(
+        return FinalAnswers(
             dict(usage(self._client, (_ACCOUNT,), "tag.op", [("denied_reason", "")], incomplete=True)),
             rollup.get(_KEY, Counted(0, 0)),
             next((int(budget["used"]) for budget in budgets if budget["name"] == "ample"), 0),

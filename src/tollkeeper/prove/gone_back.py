@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from tollkeeper.prove.look import Counted
-from tollkeeper.prove.oracle import Finding, Kind
+from tollkeeper.prove.oracle import Finding, FindingKind
 
 COST_NANOS: Final = 1_000
 """Of every event."""
@@ -48,7 +48,7 @@ class Acknowledged(NamedTuple):
     went_back: bool = True
 
 
-class ReportCache(NamedTuple):
+class FinalAnswers(NamedTuple):
     """
     What the server says in the end.
 
@@ -67,7 +67,7 @@ class ReportCache(NamedTuple):
     complete: bool = True
 
 
-def check_gone_back(acknowledged: Acknowledged, answers: ReportCache) -> list[Finding]:
+def check_gone_back(acknowledged: Acknowledged, answers: FinalAnswers) -> list[Finding]:
     """Return everything that is wrong."""
     return [
         *_events(acknowledged, answers.events),
@@ -77,7 +77,7 @@ def check_gone_back(acknowledged: Acknowledged, answers: ReportCache) -> list[Fi
 
 def _events(acknowledged: Acknowledged, events: Mapping[str, Counted]) -> Iterator[Finding]:
     must = acknowledged.before | acknowledged.after
-    wrong: dict[tuple[Kind, str], list[str]] = {}
+    wrong: dict[tuple[FindingKind, str], list[str]] = {}
     for id_ in sorted(must | acknowledged.between | events.keys()):
         count, cost = events.get(id_, _NOTHING)
         if id_ not in must and id_ not in acknowledged.between:
@@ -94,7 +94,7 @@ def _events(acknowledged: Acknowledged, events: Mapping[str, Counted]) -> Iterat
         yield Finding(kind, f"{len(ids)} events {what}: {', '.join(ids[:IDS_SHOWN])}", tuple(ids))
 
 
-def _sums(acknowledged: Acknowledged, answers: ReportCache) -> Iterator[Finding]:
+def _sums(acknowledged: Acknowledged, answers: FinalAnswers) -> Iterator[Finding]:
     there = Counted(
         sum(counted.events for counted in answers.events.values()),
         sum(counted.cost_nanos for counted in answers.events.values()),

@@ -43,7 +43,7 @@ class Journal:
         os.write(self._file, msgspec.json.encode(line) + b"\n")
 
 
-class Call:
+class JournaledCall:
     """
     One call with all its tries, as its client knows it.
 
@@ -72,16 +72,16 @@ class Call:
         return 200 <= self.status < 300
 
 
-def read_calls(paths: Iterable[Path]) -> list[Call]:
+def read_calls(paths: Iterable[Path]) -> list[JournaledCall]:
     """Return the calls of some journals, in the order in which they were first sent."""
     decode = msgspec.json.Decoder(Line).decode
-    calls: dict[tuple[str, str], Call] = {}
+    calls: dict[tuple[str, str], JournaledCall] = {}
     for path in paths:
         for text in path.read_bytes().splitlines():
             line = decode(text)
             call = calls.get((line.op, line.id))
             if call is None:
-                call = calls[line.op, line.id] = Call(line)
+                call = calls[line.op, line.id] = JournaledCall(line)
             if line.status == TIMED_OUT:
                 call.timed_out += 1
             elif line.status:

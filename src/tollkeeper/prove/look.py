@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from typing import Final, NamedTuple
 
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Unavailable
 from tollkeeper.prove.plan import Round, accounts_of
 

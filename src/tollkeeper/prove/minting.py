@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console.server_defaults import HOST
 from tollkeeper.prove.oracle import Finding
 from tollkeeper.prove.plan import EVEN_NANOS, MINTED_MAX, management_id_of, secret_of
-from tollkeeper.prove.server import HOST, OPERATOR_KEY
+from tollkeeper.prove.server import OPERATOR_KEY
 
 TRIES: Final = MINTED_MAX + 1
 """Requests with each key: one more than may pass in all."""
@@ -64,12 +66,12 @@ class _Door:
             projects: list[dict[str, Any]] = [{}] + [
                 {"project": f"{self._account}-p{index}"}
                 for index in range(2)
-                if self._call("PUT", f"/tk/v1/projects/{self._account}-p{index}", manages,
+                if self._call("PUT", f"{PREFIX}/projects/{self._account}-p{index}", manages,
                               {"id": f"{self._account}-p{index}", "account": self._account})[0] < 300
             ]  # fmt: skip
             kinds: list[dict[str, Any]] = [{}, {"type": "subscription"}, {"type": "credit"}]
             for kind, project in product(kinds, projects):
-                status, answer = self._call("POST", "/tk/v1/keys", manages, {**kind, **project})
+                status, answer = self._call("POST", f"{PREFIX}/keys", manages, {**kind, **project})
                 if status == 201:
                     yield answer["secret"]
                     yield from self._rotated(manages, answer["entry"]["id"])
@@ -83,18 +85,18 @@ class _Door:
     def authorize(self, secret: str) -> bool:
         """Spend once, as the operator's gateway has it checked."""
         body = {"key": secret, "path": "/v1/any", "cost_nanos": EVEN_NANOS, "ttl_s": 3_600}
-        status, answer = self._call("POST", "/tk/v1/authorize", OPERATOR_KEY, body)
+        status, answer = self._call("POST", f"{PREFIX}/authorize", OPERATOR_KEY, body)
         if status == 200:
             self._call(
                 "POST",
-                "/tk/v1/settle",
+                f"{PREFIX}/settle",
                 OPERATOR_KEY,
                 {"hold_id": answer["hold_id"], "cost_nanos": EVEN_NANOS},
             )
         return status == 200
 
     def _rotated(self, manages: str, key_id: str) -> Iterator[str]:
-        status, answer = self._call("POST", f"/tk/v1/keys/{key_id}/rotate", manages, {"overlap_s": 3_600})
+        status, answer = self._call("POST", f"{PREFIX}/keys/{key_id}/rotate", manages, {"overlap_s": 3_600})
         if status == 201:
             yield answer["secret"]
 

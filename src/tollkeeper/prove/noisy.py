@@ -20,8 +20,9 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console.server_defaults import HOST
 from tollkeeper.prove.plan import management_id_of, secret_of
-from tollkeeper.prove.server import HOST
 
 ANSWER_S_MAX: Final = 60
 LINES: Final = 300_000
@@ -99,7 +100,7 @@ class Noise:
         connection = HTTPConnection(HOST, self._port, timeout=ANSWER_S_MAX)
         try:
             sent = {"Authorization": f"Bearer {credential or self._manages}", "Content-Type": content_type}
-            connection.request(method, f"/tk/v1{path}", body, {**sent, **(headers or {})})
+            connection.request(method, f"{PREFIX}{path}", body, {**sent, **(headers or {})})
             connection.getresponse().read()
         finally:
             connection.close()

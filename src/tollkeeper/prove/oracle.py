@@ -15,12 +15,19 @@ from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.periods import duration_s
 from tollkeeper.prove.faults import Fault
-from tollkeeper.prove.journal import ANSWER_S_MAX, Call
+from tollkeeper.prove.journal import ANSWER_S_MAX, JournaledCall
 from tollkeeper.prove.look import Counted, Seen
 from tollkeeper.prove.plan import Bound, Round, secret_of
 
-Kind = Literal["overshoot", "lost", "double-counted", "verify", "unanswered", "other"]
-KINDS: Final[tuple[Kind, ...]] = ("overshoot", "lost", "double-counted", "verify", "unanswered", "other")
+FindingKind = Literal["overshoot", "lost", "double-counted", "verify", "unanswered", "other"]
+KINDS: Final[tuple[FindingKind, ...]] = (
+    "overshoot",
+    "lost",
+    "double-counted",
+    "verify",
+    "unanswered",
+    "other",
+)
 _NOTHING: Final = Counted(0, 0)
 
 
@@ -34,7 +41,7 @@ class Finding(NamedTuple):
         fault: Which fault was being made.
     """
 
-    kind: Kind
+    kind: FindingKind
     what: str
     ids: tuple[str, ...] = ()
     fault: Fault = "kills"
@@ -43,8 +50,8 @@ class Finding(NamedTuple):
 class Hold(NamedTuple):
     """One request that was admitted for sure, and how it was ended, if anybody tried."""
 
-    made: Call
-    ending: Call | None
+    made: JournaledCall
+    ending: JournaledCall | None
     amount: int
     expires_us: int
 
@@ -81,7 +88,7 @@ class Hold(NamedTuple):
         return voided or at_us >= self.expires_us
 
 
-class Booked:
+class BookedEvent:
     """
     What is due of one event.
 
@@ -99,7 +106,9 @@ class Booked:
         self.must = self.voided = False
 
 
-def check(plan: Round, calls: Sequence[Call], seen: Seen, *, callers: int, kills: int) -> list[Finding]:
+def check(
+    plan: Round, calls: Sequence[JournaledCall], seen: Seen, *, callers: int, kills: int
+) -> list[Finding]:
     """
     Return everything that is wrong with one round.
 
@@ -134,7 +143,7 @@ def check(plan: Round, calls: Sequence[Call], seen: Seen, *, callers: int, kills
     return findings
 
 
-def history(calls: Iterable[Call], ids: Iterable[str]) -> list[str]:
+def history(calls: Iterable[JournaledCall], ids: Iterable[str]) -> list[str]:
     """Return, a line each, the calls that one of *ids* is about, in the order in which they were sent."""
     wanted = set(ids)
     lines = []
@@ -157,7 +166,7 @@ def history(calls: Iterable[Call], ids: Iterable[str]) -> list[str]:
 # -- limits and budgets -----------------------------------------------------------------------------------
 
 
-def _holds(calls: Sequence[Call]) -> list[Hold]:
+def _holds(calls: Sequence[JournaledCall]) -> list[Hold]:
     endings = {call.id: call for call in calls if call.op in ("settle", "void")}
     return [
         Hold(call, endings.get(call.id), call.body["cost_nanos"], parse_time_us(call.answer["expires_at"]))
@@ -188,7 +197,7 @@ def _overshoot(
         # one call under way. They are lost until the window ends; nothing overshoots.
         fitting, least = bound.allowed, bound.allowed - doubtful - lost_permits_max
     if not least <= len(holds) <= fitting:
-        kind: Kind = "overshoot" if len(holds) > fitting else "other"
+        kind: FindingKind = "overshoot" if len(holds) > fitting else "other"
         ids = tuple(hold.made.id for hold in holds)
         yield Finding(kind, f"{bound.name}: {len(holds)} were admitted where {fitting} fit", ids)
 
@@ -196,16 +205,16 @@ def _overshoot(
 # -- events and sums --------------------------------------------------------------------------------------
 
 
-def _booked(calls: Sequence[Call], holds: dict[str, str]) -> dict[str, Booked]:
+def _booked(calls: Sequence[JournaledCall], holds: dict[str, str]) -> dict[str, BookedEvent]:
     """Return what may count, by the id that its tag `op` has."""
-    found: dict[str, Booked] = {}
+    found: dict[str, BookedEvent] = {}
     for call in calls:
         if call.op == "settle":
-            event = found[call.id] = Booked(holds[call.id], call.body["cost_nanos"])
+            event = found[call.id] = BookedEvent(holds[call.id], call.body["cost_nanos"])
             event.must = call.acknowledged
         elif call.op == "events":
             for body in call.body:
-                event = found.setdefault(body["id"], Booked(body["key_id"], body["cost_nanos"]))
+                event = found.setdefault(body["id"], BookedEvent(body["key_id"], body["cost_nanos"]))
                 event.must |= call.acknowledged and not call.answer["rejected"]
         elif call.op in ("amend", "void_event") and call.acknowledged:
             event = found[call.body["event"]]
@@ -214,7 +223,7 @@ def _booked(calls: Sequence[Call], holds: dict[str, str]) -> dict[str, Booked]:
     return found
 
 
-def _events(booked: dict[str, Booked], seen: Seen) -> Iterator[Finding]:
+def _events(booked: dict[str, BookedEvent], seen: Seen) -> Iterator[Finding]:
     for id_, event in booked.items():
         count, cost = seen.events.get(id_, _NOTHING)
         if count > 1:
@@ -234,7 +243,7 @@ def _events(booked: dict[str, Booked], seen: Seen) -> Iterator[Finding]:
             )
 
 
-def _sums(plan: Round, booked: dict[str, Booked], seen: Seen) -> Iterator[Finding]:
+def _sums(plan: Round, booked: dict[str, BookedEvent], seen: Seen) -> Iterator[Finding]:
     """Hold sums against what is there: unanswered calls count or not, but the same everywhere."""
     due: dict[str, Counted] = {}
     for id_, event in booked.items():
@@ -266,7 +275,7 @@ def _sum(what: str, due: int, found: int) -> Iterator[Finding]:
         yield Finding("lost" if found < due else "double-counted", f"{what}: {found}, and {due} is due")
 
 
-def _accepted(calls: Sequence[Call]) -> Iterator[Finding]:
+def _accepted(calls: Sequence[JournaledCall]) -> Iterator[Finding]:
     """Of all that the answers said was new, each event may be new once."""
     posts = [call for call in calls if call.op == "events" and call.acknowledged]
     distinct = {event["id"] for call in posts for event in call.body}
@@ -281,7 +290,7 @@ def _accepted(calls: Sequence[Call]) -> Iterator[Finding]:
             yield Finding("other", f"batch {call.id}: events were rejected: {told['errors'][0]}", (call.id,))
 
 
-def _grants(plan: Round, calls: Sequence[Call], seen: Seen) -> Iterator[Finding]:
+def _grants(plan: Round, calls: Sequence[JournaledCall], seen: Seen) -> Iterator[Finding]:
     for call in calls:
         if call.op == "grants" and call.acknowledged:
             found = seen.grants.get(call.body["id"], 0)
@@ -293,7 +302,7 @@ def _grants(plan: Round, calls: Sequence[Call], seen: Seen) -> Iterator[Finding]
 # -- answers ----------------------------------------------------------------------------------------------
 
 
-def _odd_answers(calls: Sequence[Call]) -> Iterator[Finding]:
+def _odd_answers(calls: Sequence[JournaledCall]) -> Iterator[Finding]:
     voided: set[str] = set()
     for call in calls:
         if call.timed_out:
@@ -307,11 +316,11 @@ def _odd_answers(calls: Sequence[Call]) -> Iterator[Finding]:
             voided.add(call.body["event"])
         if call.answered_us is None or call.acknowledged or _may_refuse(call, voided):
             continue
-        kind: Kind = "lost" if call.status == 404 else "other"
+        kind: FindingKind = "lost" if call.status == 404 else "other"
         yield Finding(kind, f"{call.op} {call.id} was answered {call.status}: {_detail(call)}", (call.id,))
 
 
-def _may_refuse(call: Call, voided: set[str]) -> bool:
+def _may_refuse(call: JournaledCall, voided: set[str]) -> bool:
     if call.op == "authorize":
         # 409: tried again after the hold had expired.
         return call.status in (402, 429) or (call.status == 409 and call.answer.get("code") == "hold_ended")
@@ -319,5 +328,5 @@ def _may_refuse(call: Call, voided: set[str]) -> bool:
     return call.status == 404 and call.op in ("amend", "void_event") and call.body["event"] in voided
 
 
-def _detail(call: Call) -> Any:
+def _detail(call: JournaledCall) -> Any:
     return call.answer.get("detail") if isinstance(call.answer, dict) else call.answer

@@ -20,7 +20,7 @@ Cut = Literal["unread", "half"]
 """A connection closed on purpose: before its answer is read, or with half of the body sent."""
 Ending = Literal["settle", "late", "void", "none"]
 """How a hold ends: settled in time, settled after it expired, voided, or left to expire."""
-Step: TypeAlias = "Spend | Post | Correct | Put"
+Step: TypeAlias = "SpendStep | Post | Correct | Put"
 
 DECK: Final[dict[str, int]] = {
     "even": 6,
@@ -84,7 +84,7 @@ class Bound(NamedTuple):
     exact: bool = False
 
 
-class Spend(NamedTuple):
+class SpendStep(NamedTuple):
     """
     A hold and its ending.
 
@@ -314,9 +314,9 @@ def event_of(seed: int, event_id: str, *, changed: bool = False) -> dict[str, An
     }
 
 
-def _spend(chance: Random, name: str, id_: str, number: int, cuts: tuple[Cut, ...]) -> Spend:
+def _spend(chance: Random, name: str, id_: str, number: int, cuts: tuple[Cut, ...]) -> SpendStep:
     key = f"{chance.choice(('pool-a', 'pool-b'))}-{number}" if name == "pools" else f"{name}-{number}"
-    spend = Spend(
+    spend = SpendStep(
         id_, key, EVEN_NANOS, EVEN_NANOS, LONG_S, "settle", chance.randrange(4), cuts, _cuts(chance), ""
     )
     if name in ("even", "fixed"):

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from tollkeeper.cli.output import Column, plain, print_json, print_table
+from tollkeeper.console.output import Column, plain, print_json, print_table
 from tollkeeper.prove.faults import FAULTS, NOT_COVERED
 from tollkeeper.prove.oracle import KINDS
 from tollkeeper.prove.run import Proof

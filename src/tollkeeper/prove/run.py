@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tollkeeper.adapters.sql.database import check_empty, open_engine, remove_tables
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.failures import Failure
+from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Conflict, TollkeeperError, Unavailable
 from tollkeeper.prove.client import STUCK
 from tollkeeper.prove.drills import Skipped, plan_drill, run_drill
 from tollkeeper.prove.faults import FAULTS, IN_TRAFFIC, Fault, faults_of
-from tollkeeper.prove.journal import Call, read_calls
+from tollkeeper.prove.journal import JournaledCall, read_calls
 from tollkeeper.prove.look import look, verify
 from tollkeeper.prove.minting import check_minting
 from tollkeeper.prove.oracle import KINDS, Finding, check, history
@@ -141,7 +141,7 @@ class Run:
         self._began = time.monotonic()
         self._client = Server(self.server.url, OPERATOR_KEY)
         self._clients: list[subprocess.Popen[bytes]] = []
-        self.rounds: list[tuple[Round, list[Call], int, Fault]] = []
+        self.rounds: list[tuple[Round, list[JournaledCall], int, Fault]] = []
         self._findings: dict[Finding, tuple[str, ...]] = {}
         self._verifies = 0
         self._ledger_url = ledger_url
@@ -284,7 +284,7 @@ class Run:
         self._clients.clear()
         self.server.kill()
 
-    def _note(self, found: list[Finding], calls: list[Call]) -> list[Finding]:
+    def _note(self, found: list[Finding], calls: list[JournaledCall]) -> list[Finding]:
         named = [finding._replace(fault=self._fault) for finding in found]
         fresh = [finding for finding in dict.fromkeys(named) if finding not in self._findings]
         for finding in fresh:

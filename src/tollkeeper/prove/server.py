@@ -15,10 +15,9 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Final
 
-from tollkeeper.cli.serve import OPERATOR_KEY_VARIABLE
+from tollkeeper.console.server_defaults import HOST, OPERATOR_KEY_VARIABLE
 from tollkeeper.errors import Unavailable
 
-HOST: Final = "127.0.0.1"
 OPERATOR_KEY: Final = "ok_prove_0123456789abcdefghijABCD"
 """Of installations that are thrown away, on loopback."""
 START_S_MAX: Final = 60

@@ -1,7 +1,7 @@
 """
 What every route has in common: who calls, what the query and the body say, and how an answer is sent.
 
-A handler carries an `Endpoint` in its `opt`: the guard reads from it who may call, the OpenAPI document
+A handler carries an `OperationDoc` in its `opt`: the guard reads from it who may call, the OpenAPI document
 what to say of it, so the two cannot drift apart.
 """
 
@@ -17,28 +17,27 @@ import msgspec
 from litestar import Request, Response
 
 from tollkeeper.callers import Caller
+from tollkeeper.clock import Clock
 from tollkeeper.errors import BadInput, BadParameter, Forbidden, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Authenticator, Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.executors import Executors, Pool, Probe
-from tollkeeper.installation import Installation
 from tollkeeper.maintenance.reconcile import Verdict
 
-PREFIX: Final = "/tk/v1"
-ENDPOINT: Final = "endpoint"
-"""Where a handler's `opt` has its `Endpoint`."""
+OPERATION: Final = "operation"
+"""Where a handler's `opt` has its `OperationDoc`."""
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 """One entry or correction; the file of `apply` may have `APPLY_BYTES_MAX`."""
 APPLY_BYTES_MAX: Final = 16 * 1024 * 1024
 PARAMETERS_MAX: Final = 200
 
-Role = Literal["operator", "management", "consumption"]
-NOBODY_ASKED: Final[frozenset[Role]] = frozenset()
+CallerRole = Literal["operator", "management", "consumption"]
+NOBODY_ASKED: Final[frozenset[CallerRole]] = frozenset()
 """Open to all: no credential is asked for."""
-OPERATOR: Final[frozenset[Role]] = frozenset({"operator"})
-CUSTOMER: Final[frozenset[Role]] = frozenset({"operator", "management"})
-ANYBODY: Final[frozenset[Role]] = frozenset({"operator", "management", "consumption"})
+OPERATOR: Final[frozenset[CallerRole]] = frozenset({"operator"})
+CUSTOMER: Final[frozenset[CallerRole]] = frozenset({"operator", "management"})
+ANYBODY: Final[frozenset[CallerRole]] = frozenset({"operator", "management", "consumption"})
 
 AnyRequest = Request[Any, Any, Any]
 P = ParamSpec("P")
@@ -49,7 +48,7 @@ Schema = Mapping[str, Any]
 _TEXT: Final[Schema] = {"type": "string"}
 
 
-class Query(NamedTuple):
+class QueryDoc(NamedTuple):
     """One query parameter, for the document."""
 
     name: str
@@ -58,7 +57,7 @@ class Query(NamedTuple):
     required: bool = False
 
 
-class Sent(NamedTuple):
+class BodyDoc(NamedTuple):
     """A body, by media type: a struct of ours or a JSON schema each, and an example."""
 
     content: Mapping[str, type | Schema]
@@ -66,7 +65,7 @@ class Sent(NamedTuple):
     description: str = ""
 
 
-class Endpoint(NamedTuple):
+class OperationDoc(NamedTuple):
     """
     What there is to know of one operation.
 
@@ -78,11 +77,11 @@ class Endpoint(NamedTuple):
 
     summary: str
     tag: str
-    roles: frozenset[Role]
-    answers: Mapping[int, Sent]
+    roles: frozenset[CallerRole]
+    answers: Mapping[int, BodyDoc]
     description: str = ""
-    query: tuple[Query, ...] = ()
-    body: Sent | None = None
+    query: tuple[QueryDoc, ...] = ()
+    body: BodyDoc | None = None
     problems: tuple[int, ...] = ()
 
 
@@ -95,24 +94,31 @@ class Maintenance:
 
 
 class Context(NamedTuple):
-    """What handlers work on."""
+    """
+    What handlers work on.
 
-    installation: Installation
+    Attributes:
+        services: Type → the one of the installation. A handler takes those that it needs, with `service`.
+    """
+
+    services: Mapping[type, Any]
+    clock: Clock
     authenticator: Authenticator
     version: str
     maintenance: Maintenance
     executors: Executors
     probes: tuple[Probe, ...]
+    metrics_open: bool
 
 
-def json_answer(schema: type | Schema, description: str, example: Any = None) -> Sent:
+def json_answer(schema: type | Schema, description: str, example: Any = None) -> BodyDoc:
     """Return how the document tells of a JSON answer."""
-    return Sent({"application/json": schema}, example, description)
+    return BodyDoc({"application/json": schema}, example, description)
 
 
-def endpoint(of: Endpoint) -> dict[str, Any]:
+def operation(of: OperationDoc) -> dict[str, Any]:
     """Return the `opt` of a handler."""
-    return {ENDPOINT: of}
+    return {OPERATION: of}
 
 
 def in_thread(pool: Pool) -> Callable[[Callable[P, T]], Callable[P, Awaitable[T]]]:
@@ -140,9 +146,15 @@ def context_of(request: AnyRequest) -> Context:
     return context
 
 
-def installation_of(request: AnyRequest) -> Installation:
-    """Return the installation that *request* is about."""
-    return context_of(request).installation
+def service(request: AnyRequest, of: type[T]) -> T:
+    """Return the service of a type that the handler of *request* needs."""
+    found: T = context_of(request).services[of]
+    return found
+
+
+def now_us_of(request: AnyRequest) -> int:
+    """Return the time of the installation's clock."""
+    return context_of(request).clock.now_us()
 
 
 def principal_of(request: AnyRequest) -> Principal:

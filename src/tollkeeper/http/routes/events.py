@@ -9,33 +9,35 @@ from litestar import Response, get, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.events import Event, Record, record_to_event
-from tollkeeper.errors import BadParameter, NotFound, Unavailable
+from tollkeeper.errors import BadParameter
+from tollkeeper.gate.gate import Gate
 from tollkeeper.http.paths import segment_text
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     CUSTOMER,
     OPERATOR,
-    PREFIX,
     AnyRequest,
-    Endpoint,
-    Query,
-    Sent,
+    BodyDoc,
+    OperationDoc,
+    QueryDoc,
     account_in_scope,
     answer,
-    endpoint,
     in_thread,
-    installation_of,
     json_answer,
     json_object,
+    now_us_of,
+    operation,
     params_of,
     principal_of,
+    service,
 )
 from tollkeeper.http.routes.fields import Amendment, VoidEventRequest, fields_of
-from tollkeeper.installation import Installation
-from tollkeeper.meter.amend import Correction
+from tollkeeper.meter.amend import Amend, Correction
+from tollkeeper.usage.event_lookup import EventLookup
 
-_ACCOUNT: Final = Query("account", "Whose event; needed only when several accounts use the same event id.")
+_ACCOUNT: Final = QueryDoc("account", "Whose event; needed only when several accounts use the same event id.")
 _EXAMPLE: Final = {
     "id": "0198c0de-0000-7000-8000-000000000001",
     "time": "2026-01-31T09:30:00.125000Z",
@@ -87,8 +89,8 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/events/{{event_id:str}}",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Get an event",
             "events",
             CUSTOMER,
@@ -102,24 +104,17 @@ def handlers() -> list[HTTPRouteHandler]:
 def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
     """Tell an event as it stands."""
     params = params_of(request, "account")
-    installation = installation_of(request)
-    event_id = segment_text(event_id)
+    events, event_id = service(request, EventLookup), segment_text(event_id)
     account = account_in_scope(principal_of(request), params.get("account"))
-    account = _owner(installation, event_id, account)
-    if not installation.reports.fresh(account):
-        raise Unavailable("The usage store is behind. Try again.")
-    record = installation.store.records([(account, event_id)]).get((account, event_id))
-    if record is None:
-        raise _no_such_event(event_id)
-    return answer(_event_json(record))
+    return answer(_event_json(events.record(event_id, events.owner(event_id, account))))
 
 
 @post(
     f"{PREFIX}/events/{{event_id:str}}/amend",
     status_code=200,
     request_max_body_size=BODY_BYTES_MAX,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Amend an event",
             "events",
             OPERATOR,
@@ -127,7 +122,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
             description="The old record stays beside the new one; totals follow. Without `correction_id` "
             "one is made, and a retry is another correction: it is not safe.",
             query=(_ACCOUNT,),
-            body=Sent(
+            body=BodyDoc(
                 {"application/json": Amendment}, {"correction_id": "job-7-done", "cost_nanos": 1250000}
             ),
             problems=(404, 413, 415),
@@ -138,7 +133,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
 def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Amend an event."""
     params = params_of(request, "account")
-    installation, event_id = installation_of(request), segment_text(event_id)
+    event_id = segment_text(event_id)
     asked = fields_of(json_object(request, body), Amendment)
     stated = {
         name: value
@@ -147,18 +142,18 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
     }
     if not stated:
         raise BadParameter("the amendment states nothing: name a field to change", field="body")
-    correction_id = asked.correction_id or installation.gate.new_id(installation.clock.now_us())
-    account = _owner(installation, event_id, params.get("account"))
+    correction_id = asked.correction_id or service(request, Gate).new_id(now_us_of(request))
+    account = service(request, EventLookup).owner(event_id, params.get("account"))
     changes = Event(id=event_id, time="", **stated)
-    return _corrected(installation.amend.amend(account, event_id, correction_id, changes), correction_id)
+    return _corrected(service(request, Amend).amend(account, event_id, correction_id, changes), correction_id)
 
 
 @post(
     f"{PREFIX}/events/{{event_id:str}}/void",
     status_code=200,
     request_max_body_size=BODY_BYTES_MAX,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Void an event",
             "events",
             OPERATOR,
@@ -166,7 +161,7 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
             description="The record stays; totals follow. Without `correction_id` one is made, and a retry "
             "is told that there is no such event any more.",
             query=(_ACCOUNT,),
-            body=Sent({"application/json": VoidEventRequest}, {"correction_id": "refund-7"}),
+            body=BodyDoc({"application/json": VoidEventRequest}, {"correction_id": "refund-7"}),
             problems=(404, 413, 415),
         )
     ),
@@ -175,29 +170,11 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
 def void_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Void an event."""
     params = params_of(request, "account")
-    installation, event_id = installation_of(request), segment_text(event_id)
+    event_id = segment_text(event_id)
     asked = fields_of(json_object(request, body), VoidEventRequest)
-    correction_id = asked.correction_id or installation.gate.new_id(installation.clock.now_us())
-    account = _owner(installation, event_id, params.get("account"))
-    return _corrected(installation.amend.void(account, event_id, correction_id), correction_id)
-
-
-def _owner(installation: Installation, event_id: str, account: str | None) -> str:
-    """Return whose event is meant. Raises `NotFound`, or `BadParameter` when several accounts have one."""
-    if account is not None:
-        return account
-    if not installation.reports.fresh(None):
-        raise Unavailable("The usage store is behind. Try again.")
-    owners = installation.store.owners(event_id)
-    if not owners:
-        raise _no_such_event(event_id)
-    if len(owners) > 1:
-        raise BadParameter("several accounts have an event of this id: state the account", field="account")
-    return owners[0]
-
-
-def _no_such_event(event_id: str) -> NotFound:
-    return NotFound(f"There is no event {event_id[:128]!r}.")
+    correction_id = asked.correction_id or service(request, Gate).new_id(now_us_of(request))
+    account = service(request, EventLookup).owner(event_id, params.get("account"))
+    return _corrected(service(request, Amend).void(account, event_id, correction_id), correction_id)
 
 
 def _event_json(record: Record) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import msgspec
 from tollkeeper.catalog.manage import OVERLAP_S_MAX
 from tollkeeper.domain.events import (
     BYTES_MAX,
-    COST_NANOS_MAX,
     LATENCY_MS_MAX,
     TAGS_MAX,
     TEXT_CHARS_MAX,
@@ -20,13 +19,12 @@ from tollkeeper.domain.events import (
     Tokens,
 )
 from tollkeeper.errors import BadParameter
+from tollkeeper.http.wire import Nanos
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 _AT: Final = re.compile(r"(?P<what>.*) - at `\$(?P<path>.*)`\Z", re.DOTALL)
 _NAMED: Final = re.compile(r"Object (?:contains unknown|missing required) field `(?P<name>.*)`\Z", re.DOTALL)
-
-Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
 
 
 class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,20 +10,23 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
 from tollkeeper.errors import Forbidden, TollkeeperError
+from tollkeeper.gate.gate import Gate
 from tollkeeper.http.executors import PROBE_S_MAX, Probe
-from tollkeeper.http.metrics import METRICS_MEDIA_TYPE, render_metrics
+from tollkeeper.http.metrics import METRICS_MEDIA_TYPE, MetricsSource, render_metrics
 from tollkeeper.http.routes.calls import (
     NOBODY_ASKED,
     AnyRequest,
-    Endpoint,
-    Sent,
+    BodyDoc,
+    OperationDoc,
     answer,
     context_of,
-    endpoint,
     in_thread,
     json_answer,
+    operation,
+    service,
 )
-from tollkeeper.installation import Installation
+from tollkeeper.ledger.pairing import Pairing
+from tollkeeper.ports import Ledger, UsageStore
 
 _NO_STORE: Final = "the usage store does not answer, or is still opening"
 
@@ -51,8 +54,8 @@ def handlers() -> list[HTTPRouteHandler]:
 @get(
     "/healthz",
     sync_to_thread=False,
-    opt=endpoint(
-        Endpoint("Liveness", "health", NOBODY_ASKED, {200: json_answer(Liveness, "The process answers.")})
+    opt=operation(
+        OperationDoc("Liveness", "health", NOBODY_ASKED, {200: json_answer(Liveness, "The process answers.")})
     ),
 )
 def healthz(request: AnyRequest) -> Response[bytes]:
@@ -62,8 +65,8 @@ def healthz(request: AnyRequest) -> Response[bytes]:
 
 @get(
     "/readyz",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Readiness",
             "health",
             NOBODY_ASKED,
@@ -85,11 +88,11 @@ def healthz(request: AnyRequest) -> Response[bytes]:
 async def readyz(request: AnyRequest) -> Response[bytes]:
     """Say whether requests can be served, in `PROBE_S_MAX` at the latest: nobody's calls are in front of it."""
     context = context_of(request)
-    installation = context.installation
+    gate, pairing = service(request, Gate), service(request, Pairing)
     found = await asyncio.gather(*(probe.answer() for probe in context.probes))
-    reasons = [reason for reason in (*found, installation.gate.refusing) if reason is not None]
-    reasons += installation.pairing.reasons()
-    warnings = [*installation.pairing.warnings(), *context.authenticator.throttle.notices]
+    reasons = [reason for reason in (*found, gate.refusing) if reason is not None]
+    reasons += pairing.reasons()
+    warnings = [*pairing.warnings(), *context.authenticator.throttle.notices]
     return answer(
         Readiness(ready=not reasons, reasons=reasons, warnings=warnings), status=503 if reasons else 200
     )
@@ -97,12 +100,12 @@ async def readyz(request: AnyRequest) -> Response[bytes]:
 
 @get(
     "/metrics",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Metrics",
             "health",
             NOBODY_ASKED,
-            {200: Sent({"text/plain": {"type": "string"}}, None, "Prometheus text format 0.0.4.")},
+            {200: BodyDoc({"text/plain": {"type": "string"}}, None, "Prometheus text format 0.0.4.")},
             description="Takes an operator key, unless the setting `metrics_open` opens it to everybody.",
             problems=(401, 403),
         )
@@ -113,32 +116,29 @@ def metrics(request: AnyRequest) -> Response[bytes]:
     """Tell the metrics."""
     context = context_of(request)
     scope: Any = request.scope
-    is_open = context.installation.settings.metrics_open
-    if not is_open and context.authenticator.principal(scope["headers"]).role != "operator":
+    if not context.metrics_open and context.authenticator.principal(scope["headers"]).role != "operator":
         raise Forbidden("Metrics take an operator key.")
     return Response(
-        render_metrics(
-            context.installation, context.maintenance, context.version, context.authenticator.throttle
-        ).encode(),
+        render_metrics(service(request, MetricsSource)).encode(),
         media_type=METRICS_MEDIA_TYPE,
         headers={"Cache-Control": "no-store"},
     )
 
 
-def probes_of(installation: Installation) -> tuple[Probe, ...]:
+def probes_of(ledger: Ledger, store: UsageStore) -> tuple[Probe, ...]:
     """Return a probe of each store. Close them."""
 
-    def ledger() -> str | None:
+    def ask_ledger() -> str | None:
         try:
-            installation.ledger.ping()
+            ledger.ping()
         except TollkeeperError as exc:
             return f"the ledger does not answer: {exc}"
         return None
 
-    def usage_store() -> str | None:
-        return None if installation.store.ready() else _NO_STORE
+    def ask_store() -> str | None:
+        return None if store.ready() else _NO_STORE
 
     return (
-        Probe("probe-ledger", ledger, f"the ledger does not answer in {PROBE_S_MAX:.0f} s"),
-        Probe("probe-usage", usage_store, _NO_STORE),
+        Probe("probe-ledger", ask_ledger, f"the ledger does not answer in {PROBE_S_MAX:.0f} s"),
+        Probe("probe-usage", ask_store, _NO_STORE),
     )

@@ -2,7 +2,7 @@
 Keys beyond their entry: issue, rotate, set the state; and what a management key may do to keys.
 
 A customer's management key makes and manages consumption keys of its own account. Plan, limits and profile stay
-the operator's; that no key becomes freer is for `domain.bounds`, which `services.manage` asks.
+the operator's; that no key becomes freer is for `domain.bounds`, which `catalog.manage` asks.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath, RawBody
 
+from tollkeeper.api.entry_json import change_json, issued_key_json, key_json
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.catalog.changes import IssuedKey
 from tollkeeper.catalog.entry_parsing import entry_from
 from tollkeeper.catalog.key_rules import CUSTOMER_KEY_FIELDS
+from tollkeeper.catalog.manage import Manage
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Entry, KeyState
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     CUSTOMER,
-    PREFIX,
     AnyRequest,
-    Endpoint,
-    Query,
-    Sent,
+    BodyDoc,
+    OperationDoc,
+    QueryDoc,
     account_in_scope,
     answer,
-    endpoint,
     in_thread,
-    installation_of,
     json_answer,
     json_object,
+    now_us_of,
+    operation,
     params_of,
     principal_of,
     refuse,
+    service,
 )
-from tollkeeper.http.routes.entry_json import change_json, key_json
 from tollkeeper.http.routes.fields import RotateRequest, StateRequest, fields_of
-from tollkeeper.installation import Installation
 
 _SET_BY_MANAGEMENT: Final = (*CUSTOMER_KEY_FIELDS, "type")
 """In a new key. Whether it may is for `domain.bounds`."""
@@ -56,16 +57,16 @@ def handlers() -> list[HTTPRouteHandler]:
 @post(
     f"{PREFIX}/keys/{{entry_id:str}}/rotate",
     request_max_body_size=BODY_BYTES_MAX,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Rotate a key",
             "keys",
             CUSTOMER,
             {201: json_answer({"$ref": "#/components/schemas/IssuedKey"}, "The new key and its secret.")},
             description="Makes a key like it with another id and secret; the old one ends after `overlap_s`. "
             "Both share their limits and budgets.",
-            query=(Query("account", "The account that the key belongs to."),),
-            body=Sent({"application/json": RotateRequest}, {"overlap_s": 86400}),
+            query=(QueryDoc("account", "The account that the key belongs to."),),
+            body=BodyDoc({"application/json": RotateRequest}, {"overlap_s": 86400}),
             problems=(404, 409, 413, 415),
         )
     ),
@@ -74,20 +75,20 @@ def handlers() -> list[HTTPRouteHandler]:
 def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Rotate a key."""
     params = params_of(request, "account")
-    installation, principal = installation_of(request), principal_of(request)
+    manage, principal = service(request, Manage), principal_of(request)
     account = account_in_scope(principal, params.get("account"))
-    check_manageable(installation, principal, entry_id)
+    check_manageable(manage, principal, entry_id)
     asked = fields_of(json_object(request, body), RotateRequest)
-    made = installation.manage.rotate_key(account, entry_id, asked.overlap_s, by=customer_of(principal))
-    return issued(installation, made)
+    made = manage.rotate_key(account, entry_id, asked.overlap_s, by=customer_of(principal))
+    return issued(request, made)
 
 
 @post(
     f"{PREFIX}/keys/{{entry_id:str}}/state",
     status_code=200,
     request_max_body_size=BODY_BYTES_MAX,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Set the state of a key",
             "keys",
             CUSTOMER,
@@ -106,8 +107,8 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
             },
             description="A revoked key never works again; a deleted one keeps its id and secret taken. "
             "A repeat changes nothing.",
-            query=(Query("account", "The account that the key belongs to."),),
-            body=Sent({"application/json": StateRequest}, {"state": "revoked"}),
+            query=(QueryDoc("account", "The account that the key belongs to."),),
+            body=BodyDoc({"application/json": StateRequest}, {"state": "revoked"}),
             problems=(404, 409, 413, 415),
         )
     ),
@@ -116,15 +117,13 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
 def set_key_state(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
     """Set the state of a key."""
     params = params_of(request, "account")
-    installation, principal = installation_of(request), principal_of(request)
+    manage, principal = service(request, Manage), principal_of(request)
     account = account_in_scope(principal, params.get("account"))
-    check_manageable(installation, principal, entry_id)
+    check_manageable(manage, principal, entry_id)
     asked = fields_of(json_object(request, body), StateRequest)
-    change = installation.manage.set_key_state(
-        account, entry_id, cast("KeyState", asked.state), by=customer_of(principal)
-    )
-    stored = installation.manage.stored_key(account, entry_id)
-    return answer({"entry": key_json(stored, installation.clock.now_us()), "change": change_json(change)})
+    change = manage.set_key_state(account, entry_id, cast("KeyState", asked.state), by=customer_of(principal))
+    stored = manage.stored_key(account, entry_id)
+    return answer({"entry": key_json(stored, now_us_of(request)), "change": change_json(change)})
 
 
 def customer_of(principal: Principal) -> Customer | None:
@@ -134,18 +133,12 @@ def customer_of(principal: Principal) -> Customer | None:
     return Customer(principal.account_id, principal.key_id)
 
 
-def issued(installation: Installation, key: IssuedKey) -> Response[bytes]:
+def issued(request: AnyRequest, key: IssuedKey) -> Response[bytes]:
     """Return the answer that shows a new key's secret."""
-    return answer(issued_json(installation, key), status=201)
+    return answer(issued_key_json(service(request, Manage), key, now_us_of(request)), status=201)
 
 
-def issued_json(installation: Installation, key: IssuedKey) -> dict[str, Any]:
-    """Return a new key and its secret; None for one whose hash was brought."""
-    stored = installation.manage.stored_key(key.entry.account, key.entry.id)
-    return {"entry": key_json(stored, installation.clock.now_us()), "secret": key.secret}
-
-
-def check_manageable(installation: Installation, principal: Principal, key_id: str) -> None:
+def check_manageable(manage: Manage, principal: Principal, key_id: str) -> None:
     """
     Check that *principal* may change a key.
 
@@ -155,14 +148,12 @@ def check_manageable(installation: Installation, principal: Principal, key_id: s
     """
     if principal.role == "operator":
         return
-    stored = installation.manage.stored_key(principal.account_id, key_id)
+    stored = manage.stored_key(principal.account_id, key_id)
     if stored.entry.role != "consumption":
         raise refuse(principal, "change management keys")
 
 
-def new_by_management(
-    installation: Installation, principal: Principal, raw: dict[str, Any]
-) -> dict[str, Any]:
+def new_by_management(manage: Manage, principal: Principal, raw: dict[str, Any]) -> dict[str, Any]:
     """
     Return the fields of a new key that a management key asks for.
 
@@ -173,11 +164,11 @@ def new_by_management(
         if name not in (*_SET_BY_MANAGEMENT, "account"):
             raise refuse(principal, f"set {name} of a key")
     assert principal.key_id is not None
-    own = installation.manage.stored_key(principal.account_id, principal.key_id).entry
+    own = manage.stored_key(principal.account_id, principal.key_id).entry
     return {**raw, "profile": own.profile}
 
 
-def changed_by_management(installation: Installation, principal: Principal, raw: dict[str, Any]) -> Entry:
+def changed_by_management(manage: Manage, principal: Principal, raw: dict[str, Any], now_us: int) -> Entry:
     """
     Return the key that a management key's PUT asks for: what it may not set stays.
 
@@ -185,10 +176,10 @@ def changed_by_management(installation: Installation, principal: Principal, raw:
         NotFound: Its account has no such key.
         Forbidden: It states another value of a field that is the operator's.
     """
-    check_manageable(installation, principal, raw["id"])
-    stored = installation.manage.stored_key(principal.account_id, raw["id"])
+    check_manageable(manage, principal, raw["id"])
+    stored = manage.stored_key(principal.account_id, raw["id"])
     kept = msgspec.to_builtins(stored.entry, builtin_types=(datetime,))
-    kept["state"] = stored.state_at(installation.clock.now_us())
+    kept["state"] = stored.state_at(now_us)
     for name, value in raw.items():
         if name not in CUSTOMER_KEY_FIELDS and kept.get(name) != value:
             raise refuse(principal, f"set {name} of a key")

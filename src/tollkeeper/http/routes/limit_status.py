@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from datetime import datetime
 from typing import Final
 
 import msgspec
@@ -10,30 +10,34 @@ from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.manage import Manage
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import FAR_FUTURE
-from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import NotFound
+from tollkeeper.gate.gate import Gate
 from tollkeeper.http.routes.calls import (
     ANYBODY,
     CUSTOMER,
-    PREFIX,
     AnyRequest,
-    Endpoint,
-    Query,
+    OperationDoc,
+    QueryDoc,
     account_in_scope,
     answer,
-    endpoint,
+    context_of,
     in_thread,
-    installation_of,
     json_answer,
     no_such_account,
+    now_us_of,
+    operation,
     params_of,
     principal_of,
+    service,
 )
-from tollkeeper.installation import Installation
+from tollkeeper.ledger.balances import Balances, CreditState
 
 
 class GrantStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,8 +129,8 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/accounts/{{entry_id:str}}/balance",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Credit balance of an account",
             "accounts",
             CUSTOMER,
@@ -139,23 +143,24 @@ def handlers() -> list[HTTPRouteHandler]:
 def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell an account's credit."""
     params_of(request)
-    installation = installation_of(request)
     account_in_scope(principal_of(request), entry_id)
-    if installation.directory.account(entry_id) is None:
+    if service(request, Directory).account(entry_id) is None:
         raise no_such_account()
-    return answer(balance_of(installation, entry_id))
+    return answer(
+        balance_of(service(request, Balances).of(entry_id), entry_id, context_of(request).clock.now())
+    )
 
 
 @get(
     f"{PREFIX}/keys/{{entry_id:str}}/state",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "What a key has left",
             "keys",
             ANYBODY,
             {200: json_answer(KeyStanding, "Each limit, budget and balance of the key.")},
             description="A consumption key may ask about itself.",
-            query=(Query("account", "The account that the key belongs to."),),
+            query=(QueryDoc("account", "The account that the key belongs to."),),
             problems=(404,),
         )
     ),
@@ -164,17 +169,18 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
 def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell what a key has left."""
     params = params_of(request, "account")
-    installation, principal = installation_of(request), principal_of(request)
+    principal = principal_of(request)
     account = account_in_scope(principal, params.get("account"))
     if principal.role == "consumption" and entry_id != principal.key_id:
         raise NotFound("there is no such entry among the keys")
-    return answer(limit_status_of(installation, installation.manage.stored_key(account, entry_id)))
+    stored = service(request, Manage).stored_key(account, entry_id)
+    directory, gate = service(request, Directory), service(request, Gate)
+    return answer(limit_status_of(stored, directory, gate, now_us_of(request)))
 
 
-def balance_of(installation: Installation, account_id: str) -> Balance:
-    """Return where the credit of an existing account stands."""
-    now = installation.clock.now()
-    book, held_nanos = _book_and_held(installation, account_id)
+def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
+    """Return the credit of an account as the API shows it."""
+    book, held_nanos = state
     nanos = book.balance_nanos(now)
     return Balance(
         account=account_id,
@@ -197,21 +203,16 @@ def balance_of(installation: Installation, account_id: str) -> Balance:
     )
 
 
-def limit_status_of(installation: Installation, stored: StoredKey) -> KeyStanding:
+def limit_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us: int) -> KeyStanding:
     """Return what a key has left."""
-    now_us = installation.clock.now_us()
     key = stored.entry
     state = stored.state_at(now_us)
-    entitlement = installation.directory.entitlement_of(stored)
+    entitlement = directory.entitlement_of(stored)
     limit_statuses: list[LimitStatus] = []
     # Only of a key that the gate admits: others use nothing.
     if entitlement is not None and state == "active" and key.role == "consumption":
-        compiled_key = installation.gate.compiled_key_of(
-            lambda: installation.directory.entitlement_of_id(key.id)
-        )
-        limit_statuses = (
-            [] if compiled_key is None else installation.gate.limit_statuses(compiled_key, now_us)
-        )
+        compiled_key = gate.compiled_key_of(lambda: directory.entitlement_of_id(key.id))
+        limit_statuses = [] if compiled_key is None else gate.limit_statuses(compiled_key, now_us)
     of_credit = [s for s in limit_statuses if s.kind == "credit"]
     return KeyStanding(
         key_id=key.id,
@@ -241,20 +242,3 @@ def _limit_status(status: LimitStatus) -> CounterStanding:
 
 def _amount(value: int | None, unit: str) -> int | str | None:
     return str(value) if value is not None and unit == "nanos" else value
-
-
-def _book_and_held(installation: Installation, account_id: str) -> tuple[CreditBook, int]:
-    """Return an account's credit, and what the gate has settled or holds beyond it; no key may draw on it."""
-    now_us = installation.clock.now_us()
-    for stored in installation.directory.keys_of(account_id):
-        if stored.entry.type != "credit" or stored.entry.role != "consumption":
-            continue
-        if stored.state_at(now_us) != "active":
-            continue
-        compiled_key = installation.gate.compiled_key_of(
-            partial(installation.directory.entitlement_of_id, stored.entry.id)
-        )
-        found = None if compiled_key is None else installation.gate.credit_of(compiled_key, now_us)
-        if found is not None:
-            return found
-    return installation.ledger.book(account_id)[0], 0

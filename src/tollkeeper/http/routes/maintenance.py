@@ -6,40 +6,22 @@ import msgspec
 from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.api.verify_answer import VerifyAnswer, verify_answer
 from tollkeeper.http.routes.calls import (
     OPERATOR,
-    PREFIX,
     AnyRequest,
-    Endpoint,
+    OperationDoc,
     answer,
     context_of,
-    endpoint,
     in_thread,
-    installation_of,
     json_answer,
+    now_us_of,
+    operation,
     params_of,
+    service,
 )
-from tollkeeper.maintenance.reconcile import Verdict
-
-
-class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Two figures that should be equal, as text: money may be among them."""
-
-    account: str
-    what: str
-    expected: str
-    found: str
-
-
-class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What verify found; `ok` when there is no difference and everything could be compared."""
-
-    ok: bool
-    differences: list[DifferenceAnswer]
-    store_differences: list[str]
-    """Where rollups and id index of the usage store differ from its records."""
-    accounts: int
-    counters: int
+from tollkeeper.maintenance.reconcile import Reconcile
 
 
 class RebuildAnswer(msgspec.Struct, frozen=True):
@@ -56,8 +38,8 @@ def handlers() -> list[HTTPRouteHandler]:
 @post(
     f"{PREFIX}/verify",
     status_code=200,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Verify counter = ledger = sum of events",
             "upkeep",
             OPERATOR,
@@ -72,17 +54,17 @@ def verify(request: AnyRequest) -> Response[bytes]:
     """Verify everything."""
     params_of(request)
     context = context_of(request)
-    verdict = context.installation.reconcile.verify()
+    verdict = service(request, Reconcile).verify()
     context.maintenance.verdict = verdict
-    context.maintenance.verified_at_us = context.installation.clock.now_us()
+    context.maintenance.verified_at_us = now_us_of(request)
     return answer(verify_answer(verdict))
 
 
 @post(
     f"{PREFIX}/rebuild",
     status_code=200,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Rebuild rollups and the id index",
             "upkeep",
             OPERATOR,
@@ -95,18 +77,4 @@ def verify(request: AnyRequest) -> Response[bytes]:
 def rebuild(request: AnyRequest) -> Response[bytes]:
     """Rebuild what is derived."""
     params_of(request)
-    return answer(RebuildAnswer(dict(installation_of(request).reconcile.rebuild())))
-
-
-def verify_answer(verdict: Verdict) -> VerifyAnswer:
-    """Return a verdict as JSON tells it."""
-    return VerifyAnswer(
-        ok=verdict.ok,
-        differences=[
-            DifferenceAnswer(account=d.account_id, what=d.what, expected=str(d.expected), found=str(d.found))
-            for d in verdict.differences
-        ],
-        store_differences=list(verdict.store_differences),
-        accounts=verdict.accounts,
-        counters=verdict.counters,
-    )
+    return answer(RebuildAnswer(dict(service(request, Reconcile).rebuild())))

@@ -19,24 +19,25 @@ from litestar import Litestar, Response, get
 from litestar.handlers import HTTPRouteHandler
 from litestar.routes import HTTPRoute
 
+from tollkeeper.api.events_answer import EventsAnswer
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.events import Event
 from tollkeeper.http import wire
 from tollkeeper.http.routes.calls import (
     CUSTOMER,
-    ENDPOINT,
     NOBODY_ASKED,
+    OPERATION,
     OPERATOR,
-    PREFIX,
     AnyRequest,
-    Endpoint,
-    Query,
+    BodyDoc,
+    OperationDoc,
+    QueryDoc,
     Schema,
-    Sent,
     context_of,
-    endpoint,
     in_thread,
     json_answer,
+    operation,
 )
 
 _REF: Final = "#/components/schemas/{name}"
@@ -89,8 +90,8 @@ PROBLEM_WORDS: Final = {
 }
 _OF_EVERY_OPERATION: Final = (400, 429, 500, 503)
 _OF_AUTHENTICATED: Final = (401, 403)
-HOT: Final[Mapping[str, Endpoint]] = {
-    f"{PREFIX}/authorize": Endpoint(
+HOT: Final[Mapping[str, OperationDoc]] = {
+    f"{PREFIX}/authorize": OperationDoc(
         "Decide a request and hold what it may use",
         "requests",
         OPERATOR,
@@ -99,7 +100,7 @@ HOT: Final[Mapping[str, Endpoint]] = {
         "lifts and the largest call that would still fit: 401, 403, 429 or 402, in this order. It consumes "
         "nothing. 401 and 403 with another code than `unauthenticated` and `forbidden` are about the api "
         "key in the body.",
-        body=Sent(
+        body=BodyDoc(
             {"application/json": wire.AuthorizeRequest},
             {
                 "key": "tk_…",
@@ -111,14 +112,14 @@ HOT: Final[Mapping[str, Endpoint]] = {
         ),
         problems=(402, 409, 413),
     ),
-    f"{PREFIX}/settle": Endpoint(
+    f"{PREFIX}/settle": OperationDoc(
         "Book what a request used",
         "requests",
         OPERATOR,
         {200: json_answer(wire.SettleAnswer, "Booked, durably.")},
         description="Ends a hold. A repeat with the same outcome gets the same answer. A hold that expired "
         "meanwhile is settled late.",
-        body=Sent(
+        body=BodyDoc(
             {"application/json": wire.SettleRequest},
             {
                 "hold_id": "0198c0de-0000-7000-8000-000000000001",
@@ -128,24 +129,24 @@ HOT: Final[Mapping[str, Endpoint]] = {
         ),
         problems=(404, 409, 413),
     ),
-    f"{PREFIX}/void": Endpoint(
+    f"{PREFIX}/void": OperationDoc(
         "End a hold as if the request never was",
         "requests",
         OPERATOR,
         {200: json_answer(wire.VoidAnswer, "The hold is gone.")},
-        body=Sent(
+        body=BodyDoc(
             {"application/json": wire.VoidRequest}, {"hold_id": "0198c0de-0000-7000-8000-000000000001"}
         ),
         problems=(404, 409, 413),
     ),
-    f"{PREFIX}/events": Endpoint(
+    f"{PREFIX}/events": OperationDoc(
         "Record events",
         "events",
         CUSTOMER,
-        {200: json_answer(wire.EventsAnswer, "What became of each. What was accepted is durable.")},
+        {200: json_answer(EventsAnswer, "What became of each. What was accepted is durable.")},
         description="One event, an array, or NDJSON; gzip too. A repeat of an event counts once. A bad event "
         "never sinks the others: `errors` has its index, field and reason.",
-        body=Sent(
+        body=BodyDoc(
             {
                 "application/json": {
                     "oneOf": [
@@ -227,8 +228,8 @@ def handlers() -> list[HTTPRouteHandler]:
 
 @get(
     f"{PREFIX}/openapi.json",
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "This document",
             "health",
             NOBODY_ASKED,
@@ -281,23 +282,23 @@ def openapi_document(app: Litestar, version: str) -> dict[str, Any]:
     }
 
 
-def _endpoints(app: Litestar) -> Iterator[tuple[str, str, Endpoint]]:
+def _endpoints(app: Litestar) -> Iterator[tuple[str, str, OperationDoc]]:
     for route in app.routes:
         if not isinstance(route, HTTPRoute):
             continue
         path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
         for handler in route.route_handlers:
-            of = handler.opt.get(ENDPOINT)
-            if isinstance(of, Endpoint):
+            of = handler.opt.get(OPERATION)
+            if isinstance(of, OperationDoc):
                 for method in handler.http_methods:
                     yield path, method.lower(), of
 
 
-def _place(found: tuple[str, str, Endpoint]) -> tuple[str, str]:
+def _place(found: tuple[str, str, OperationDoc]) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _operation(path: str, method: str, of: Endpoint) -> dict[str, Any]:
+def _operation(path: str, method: str, of: OperationDoc) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": re.sub(r"\W+", "_", f"{method}_{path.removeprefix(PREFIX).strip('/')}").strip("_"),
         "summary": of.summary,
@@ -324,7 +325,7 @@ def _listed(roles: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _parameter(query: Query) -> dict[str, Any]:
+def _parameter(query: QueryDoc) -> dict[str, Any]:
     return {
         "name": query.name,
         "in": "query",
@@ -334,7 +335,7 @@ def _parameter(query: Query) -> dict[str, Any]:
     }
 
 
-def _responses(of: Endpoint) -> dict[str, Any]:
+def _responses(of: OperationDoc) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, sent in of.answers.items():
         responses[str(status)] = {"description": sent.description, "content": _content(sent)}
@@ -344,7 +345,7 @@ def _responses(of: Endpoint) -> dict[str, Any]:
     return responses
 
 
-def _content(sent: Sent) -> dict[str, Any]:
+def _content(sent: BodyDoc) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for media_type, schema in sent.content.items():
         content[media_type] = {"schema": _schema(schema)}
@@ -357,7 +358,7 @@ def _schema(of: type | Schema) -> dict[str, Any]:
     return {"$ref": _REF.format(name=of.__name__)} if isinstance(of, type) else dict(of)
 
 
-def _schemas(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
+def _schemas(endpoints: Iterable[OperationDoc]) -> dict[str, Any]:
     types: dict[str, type] = {entry.__name__: entry for entry in KINDS.values()}
     types |= {"Event": Event, "Problem": Problem}
     for of in endpoints:

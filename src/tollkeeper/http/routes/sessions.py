@@ -9,24 +9,26 @@ from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import RawBody
 
-from tollkeeper.catalog.sessions import OWN_TTL_S
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.sessions import OWN_TTL_S, Sessions
 from tollkeeper.domain.events import Name
 from tollkeeper.domain.instants import US_PER_S, from_us, to_text
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
     OPERATOR,
-    PREFIX,
     AnyRequest,
-    Endpoint,
-    Sent,
+    BodyDoc,
+    OperationDoc,
     answer,
-    endpoint,
     in_thread,
-    installation_of,
     json_answer,
     json_object,
     no_such_account,
+    now_us_of,
+    operation,
     params_of,
+    service,
 )
 from tollkeeper.http.routes.fields import fields_of
 
@@ -59,15 +61,15 @@ def handlers() -> list[HTTPRouteHandler]:
 @post(
     f"{PREFIX}/sessions",
     request_max_body_size=BODY_BYTES_MAX,
-    opt=endpoint(
-        Endpoint(
+    opt=operation(
+        OperationDoc(
             "Issue a session token",
             "sessions",
             OPERATOR,
             {201: json_answer(SessionAnswer, "The token, shown now and never again.")},
             description="For a user who signed in to the provider's dashboard. Profiles that take session "
             "tokens take it beside those of the other login that the settings name.",
-            body=Sent(
+            body=BodyDoc(
                 {"application/json": SessionRequest}, {"account": "acme", "user": "ada", "ttl_s": 3600}
             ),
             problems=(404, 413, 415),
@@ -78,11 +80,10 @@ def handlers() -> list[HTTPRouteHandler]:
 def issue_session(request: AnyRequest, body: RawBody) -> Response[bytes]:
     """Issue a session token."""
     params_of(request)
-    installation = installation_of(request)
     asked = fields_of(json_object(request, body), SessionRequest)
-    if installation.directory.account(asked.account) is None:
+    if service(request, Directory).account(asked.account) is None:
         raise no_such_account()
-    token = installation.sessions.issue(asked.account, asked.user, asked.ttl_s)
+    token = service(request, Sessions).issue(asked.account, asked.user, asked.ttl_s)
     # In whole seconds, as the token has it.
-    expires_at_us = (installation.clock.now_us() // US_PER_S + asked.ttl_s) * US_PER_S
+    expires_at_us = (now_us_of(request) // US_PER_S + asked.ttl_s) * US_PER_S
     return answer(SessionAnswer(token=token, expires_at=to_text(from_us(expires_at_us))), status=201)

@@ -10,16 +10,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tollkeeper.alerts.webhooks import Webhooks
-from tollkeeper.catalog.changes import Change
 from tollkeeper.domain.catalog import Entry, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.errors import BadParameter, Malformed
+
+if TYPE_CHECKING:
+    from tollkeeper.alerts.webhooks import Webhooks
+    from tollkeeper.catalog.changes import Applied, Change, IssuedKey
+    from tollkeeper.catalog.manage import Manage
+
+ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
+"""Kinds whose entries belong to an account."""
 
 KEY_READ_ONLY: Final = (
     "prefix",
@@ -75,20 +81,36 @@ def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
     }
 
 
-def issued_webhooks(
-    webhooks: Webhooks, changes: Sequence[Change], entries: Sequence[Entry]
-) -> list[dict[str, Any]]:
-    """Return those of *entries* that are webhooks and were created, with their secrets; *changes* are in step."""
-    return [
-        {"entry": entry_json(entry), "secret": webhooks.secret(entry.account, entry.id)}
-        for change, entry in zip(changes, entries, strict=True)
-        if isinstance(entry, Webhook) and change.action == "created"
-    ]
+def issued_key_json(manage: Manage, issued: IssuedKey, now_us: int) -> dict[str, Any]:
+    """Return a new key and its secret; None for one whose hash was brought."""
+    stored = manage.stored_key(issued.entry.account, issued.entry.id)
+    return {"entry": key_json(stored, now_us), "secret": issued.secret}
+
+
+def applied_json(
+    applied: Applied,
+    entries: Sequence[Entry],
+    *,
+    dry_run: bool,
+    manage: Manage,
+    webhooks: Webhooks,
+    now_us: int,
+) -> dict[str, Any]:
+    """Return the answer to `apply`; *entries* are those of the file, in step with the changes."""
+    return {
+        "dry_run": dry_run,
+        # Both are in the order of the kinds, then of the file.
+        "changes": [
+            change_json(change, entry) for change, entry in zip(applied.changes, entries, strict=True)
+        ],
+        "issued": [issued_key_json(manage, issued, now_us) for issued in applied.issued]
+        + ([] if dry_run else _issued_webhooks(webhooks, applied.changes, entries)),
+    }
 
 
 def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Return the values of a request's entry, money as integers, as `services.entries.entry_from` takes them.
+    Return the values of a request's entry, money as integers, as `catalog.entry_parsing` takes them.
 
     Raises:
         BadParameter: A number has a fraction or exponent: no entry has one, and money least of all.
@@ -102,6 +124,17 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     except RecursionError:
         raise Malformed("The body is nested too deeply: an entry has no more than three levels.") from None
     return plain
+
+
+def _issued_webhooks(
+    webhooks: Webhooks, changes: Sequence[Change], entries: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    """Return those of *entries* that are webhooks and were created, with their secrets; *changes* are in step."""
+    return [
+        {"entry": entry_json(entry), "secret": webhooks.secret(entry.account, entry.id)}
+        for change, entry in zip(changes, entries, strict=True)
+        if isinstance(entry, Webhook) and change.action == "created"
+    ]
 
 
 def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], Any]) -> dict[str, Any]:

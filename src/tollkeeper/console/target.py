@@ -11,11 +11,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tollkeeper.cli.failures import Failure, misused
+from tollkeeper.console.failures import Failure, misused
 from tollkeeper.settings import Settings, load
 
 if TYPE_CHECKING:
-    from tollkeeper.cli.server_client import Server
+    from tollkeeper.console.server_client import Server
     from tollkeeper.embedded import Tollkeeper
 
 
@@ -36,7 +36,7 @@ def server_of(data: str | None, url: str | None, key: str | None) -> Server | No
     key = key or os.environ.get("TOLLKEEPER_KEY")
     if not key:
         raise misused(f"{url} asks for a key: give --key, or set TOLLKEEPER_KEY.")
-    from tollkeeper.cli.server_client import Server
+    from tollkeeper.console.server_client import Server
 
     return Server(url, key)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tollkeeper.cli.failures import Failure
-from tollkeeper.cli.server_client import Server
+from tollkeeper.console.failures import Failure
+from tollkeeper.console.server_client import Server
 
 
 @contextmanager

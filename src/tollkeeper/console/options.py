@@ -44,7 +44,7 @@ Format = Annotated[
 
 def output_format(given: OutputFormat | None, as_json: bool) -> OutputFormat:
     """Return the format that `--format` and `--json` ask for together."""
-    from tollkeeper.cli.failures import misused
+    from tollkeeper.console.failures import misused
 
     if as_json and given not in (None, "json"):
         raise misused(f"--json and --format {given} ask for two formats: drop one.")

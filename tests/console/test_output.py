@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollkeeper.cli.output import (
+from tollkeeper.api.csv_cells import FORMULA_STARTS, csv_cell
+from tollkeeper.console.output import (
     Column,
     Lines,
     money,
@@ -25,7 +26,6 @@ from tollkeeper.cli.output import (
     shown,
 )
 from tollkeeper.domain.money import parse_nanos
-from tollkeeper.http.csv_cells import FORMULA_STARTS, csv_cell
 
 
 @given(st.text())

@@ -12,9 +12,9 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from tollkeeper.cli.failures import Failure, misused
+from tollkeeper.api.paths import PREFIX
+from tollkeeper.console.failures import Failure, misused
 
-PREFIX: Final = "/tk/v1"
 TIMEOUT_S: Final = 600
 """A verify of a large installation takes its time."""
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.api.csv_cells import csv_cell
 from tollkeeper.domain.money import format_nanos
-from tollkeeper.http.csv_cells import csv_cell
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -1,0 +1,8 @@
+"""Where the API is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+PREFIX: Final = "/tk/v1"
+"""Begins the path of every endpoint of the API, beside those of health and of profiles."""

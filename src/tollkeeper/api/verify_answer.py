@@ -1,0 +1,44 @@
+"""The result of `verify` as the API and the command line show it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from tollkeeper.maintenance.reconcile import Verdict
+
+
+class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Two figures that should be equal, as text: money may be among them."""
+
+    account: str
+    what: str
+    expected: str
+    found: str
+
+
+class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What verify found; `ok` when there is no difference and everything could be compared."""
+
+    ok: bool
+    differences: list[DifferenceAnswer]
+    store_differences: list[str]
+    """Where rollups and id index of the usage store differ from its records."""
+    accounts: int
+    counters: int
+
+
+def verify_answer(verdict: Verdict) -> VerifyAnswer:
+    """Return a verdict as answers show it."""
+    return VerifyAnswer(
+        ok=verdict.ok,
+        differences=[
+            DifferenceAnswer(account=d.account_id, what=d.what, expected=str(d.expected), found=str(d.found))
+            for d in verdict.differences
+        ],
+        store_differences=list(verdict.store_differences),
+        accounts=verdict.accounts,
+        counters=verdict.counters,
+    )

@@ -1,0 +1,52 @@
+"""A usage report as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from tollkeeper.console.output import Column, money, print_table
+
+_TEXT_MEASURES: Final = frozenset({"kinds", "first_at", "last_at"})
+
+
+def print_report(
+    columns: Sequence[str], answer: Mapping[str, Any], *, offset: int, title: str | None = None
+) -> None:
+    """Print an answer for people: money in units, totals below, and what it leaves out."""
+    rows, totals = answer["rows"], answer["totals"]
+    grouped = [name for name in columns if name not in totals]
+    headings = [_column(name, grouped) for name in columns]
+    footer = None
+    if grouped:
+        footer = [_cell(name, totals.get(name)) for name in columns]
+        footer[0] = "total"
+    shown_rows = (
+        [[_cell(name, row.get(name)) for name in columns] for row in rows]
+        if grouped
+        else [[_cell(name, totals.get(name)) for name in columns]]
+    )
+    print_table(headings, shown_rows, totals=footer, title=title)
+    if answer["row_count"] > len(rows) and grouped:
+        print(
+            f"rows {offset + 1:,} to {offset + len(rows):,} of {answer['row_count']:,}; "
+            "the total is over all: --offset and --limit show others"
+        )
+    if not answer["complete"]:
+        print(
+            f"not complete: events acknowledged before {answer['as_of']} are still on their way, "
+            f"the oldest for {answer['behind_s']:,} s"
+        )
+
+
+def _column(name: str, grouped: Sequence[str]) -> Column:
+    heading = name.removesuffix("_nanos").replace("_", " ")
+    return Column(heading, numeric=name not in grouped and name not in _TEXT_MEASURES)
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name.endswith("_nanos"):
+        return money(value)
+    if name == "status":
+        return str(value)
+    return value

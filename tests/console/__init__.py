@@ -1,0 +1,1 @@
+"""Tests of the parts that commands share: their output, and the client of a server."""
