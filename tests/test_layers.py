@@ -44,9 +44,6 @@ RANK: Final = {part: rank for rank, parts in enumerate(ORDER) for part in parts.
 
 SAME_RANK_ALLOWED: Final = {("__main__", "__init__")}
 
-STILL_UP: Final = {}
-"""A ratchet: arrows that still run back up. Each is to go, and none may come."""
-
 IMPURE: Final = {
     "asyncio",
     "logging",
@@ -64,8 +61,6 @@ SERVERS: Final = {"litestar", "granian", "uvloop", "typer", "rich"}
 NETWORK: Final = {"socket", "ssl", "http", "urllib", "httpx", "requests", "jwt", "ctypes"}
 """Of these `urllib.parse` and `http.HTTPStatus` only take text apart: see `NO_NETWORK`."""
 NO_NETWORK: Final = {"urllib.parse"}
-STILL_NETWORK: Final[set[str]] = set()
-"""A ratchet, as `STILL_UP`."""
 OF_THE_PROCESS: Final = {"forks"}
 """Calls the C library, since nothing else can end a forked child without waiting for threads that it lacks."""
 SURFACES: Final = {"http", "asgi", "console", "demo", "prove", "cli"}
@@ -120,15 +115,10 @@ def test_imports_point_one_way(path: Path) -> None:
     assert part in RANK, f"{part} has no place in ORDER: say where it belongs"
     for found in imports(path):
         target = target_of(found)
-        if target is None or target == part or (part, target) in SAME_RANK_ALLOWED | STILL_UP:
+        if target is None or target == part or (part, target) in SAME_RANK_ALLOWED:
             continue
         assert target in RANK, str(found)
         assert RANK[target] < RANK[part], str(found)
-
-
-def test_arrows_that_are_gone_are_not_excused_any_more() -> None:
-    arrows = {(part_of(path), target_of(found)) for path in modules() for found in imports(path)}
-    assert arrows >= STILL_UP
 
 
 def test_the_domain_is_pure() -> None:
@@ -159,8 +149,6 @@ def test_the_network_is_a_matter_of_adapters_and_surfaces() -> None:
     """What opens a connection, checks a token or calls C cannot be tested by values, nor bounded in one place."""
     for path in modules():
         if part_of(path) in SURFACES | OF_THE_PROCESS | {"adapters"}:
-            continue
-        if str(path.relative_to(ROOT)) in STILL_NETWORK:
             continue
         for found in imports(path):
             if found.module not in NO_NETWORK:
