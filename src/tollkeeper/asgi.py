@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.forked import send_forked

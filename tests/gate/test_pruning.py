@@ -17,7 +17,8 @@ from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance
-from tollkeeper.gate.gate import Admission, Charge, Gate, Outcome, Usage
+from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.gate.gate import Admission, Charge, Gate
 from tollkeeper.testing import ManualClock
 
 LIMITS = [

@@ -64,7 +64,7 @@ class OutboxEntry(NamedTuple):
     payload: bytes
     record_count: int
     keys: bytes = b""
-    """MessagePack of the list of ids that the records take, each with its account (see `services.pending`)."""
+    """MessagePack of the list of ids that the records take, each with its account (see `ledger.pending`)."""
 
 
 class Batch(NamedTuple):

@@ -20,20 +20,14 @@ import pyarrow as pa
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
-from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.meter import UNKNOWN_ROUTE, same_outcome
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
-from tollkeeper.gate.gate import (
-    HOLD_S_MAX,
-    NO_USAGE,
-    Admission,
-    Gate,
-    Outcome,
-    Usage,
-)
+from tollkeeper.gate.gate import HOLD_S_MAX, Admission, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Committer, EndHold, OpenHold, Settle
 from tollkeeper.ledger.pending import Pending, key_of
@@ -41,7 +35,6 @@ from tollkeeper.ports import Ledger, UsageStore
 
 log = logging.getLogger("tollkeeper.holds")
 
-_UNSEEN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 _CHARGE_ANEW: Final = -1
 """Never the committer's version of the budgets: the charges are made anew when the work is committed."""
 DENIALS_QUEUED_MAX: Final = 50_000
@@ -401,7 +394,7 @@ class Holds:
                 return self.settle_hold(hold_id, outcome, future, account_id=owner)
             record = self._event(owner, hold_id)
             if record is not None:
-                if not _same_outcome(record, outcome):
+                if not same_outcome(record, outcome):
                     raise HoldEnded(f"Hold {hold_id} was settled with another outcome: send a correction.")
                 return Settled(record, record.estimated_cost_nanos, replayed=True), None
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
@@ -610,7 +603,7 @@ class Holds:
         if compiled_key is None:
             raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
         route = (
-            self._directory.route_table().match(body.method, body.path, compiled_key.profile) or _UNSEEN_ROUTE
+            self._directory.route_table().match(body.method, body.path, compiled_key.profile) or UNKNOWN_ROUTE
         )
         amounts = Amounts(*body.amounts)
         if hold:
@@ -697,28 +690,3 @@ def _one_owner(accounts: Sequence[str]) -> Sequence[str]:
     if len(accounts) > 1:
         raise BadParameter("several accounts have a hold of this id: state the account", field="account")
     return accounts
-
-
-def _same_outcome(record: Record, outcome: Outcome) -> bool:
-    if record.revision > 0 or record.sign < 0:
-        # Corrected since, so it is not what it was: a retry can only be taken as a repeat, as at ingest.
-        return True
-    usage = outcome.usage
-    stated = "estimated" if outcome.estimated else "given" if usage.cost_nanos is not None else None
-    return (
-        record.status == outcome.status
-        and record.error_type == outcome.error_type
-        and record.latency_us == outcome.latency_us
-        and record.bytes_out == outcome.bytes_out
-        and record.cache == outcome.cache
-        # Left out, these two are the hold's.
-        and (not usage.model or record.model == usage.model)
-        and (not outcome.tags or record.tags == outcome.tags)
-        and record.prompt_tokens == usage.prompt_tokens
-        and record.cached_prompt_tokens == usage.cached_prompt_tokens
-        and record.completion_tokens == usage.completion_tokens
-        and record.reasoning_tokens == usage.reasoning_tokens
-        and (record.cost_state if record.cost_state in ("given", "estimated") else None) == stated
-        and (usage.cost_nanos is None or record.cost_nanos == usage.cost_nanos)
-        and (usage.credits is None or record.credits == usage.credits)
-    )

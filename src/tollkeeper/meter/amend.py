@@ -9,31 +9,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import NOT_OF_BODY, RECORD_FIELDS, Event, Record, latency_us
-from tollkeeper.domain.pricing import cost_nanos, uses_model
+from tollkeeper.domain.events import RECORD_FIELDS, Event, Record, latency_us
+from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.committer import Batch, Committer, Stale
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of, to_ipc
-from tollkeeper.usage.report import Reports
 
 T = TypeVar("T")
 
 UNPRICED_BATCH: Final = 5_000
 _TRIES: Final = 20
 _FIXED: Final = ("id", "time", "account", "project", "key_id", "method", "route", "kind")
-"""What names an event is no matter of correction: void it and send another."""
+"""The fields that name an event cannot be corrected: void it and send another."""
 _STATED: Final = frozenset({"given", "estimated"})
-"""How a cost is known that the caller stated."""
+"""The states of a cost that the caller stated."""
 
 
 class Correction(NamedTuple):
@@ -41,6 +40,18 @@ class Correction(NamedTuple):
 
     record: Record
     repeated: bool
+
+
+class Freshness(Protocol):
+    """What a correction asks of the usage reports, which are a room above this one."""
+
+    def fresh(self, account_id: str | None) -> bool:
+        """
+        Deliver the events of an account (None: of all) that still wait for the usage store.
+
+        Returns False when some of them still wait.
+        """
+        ...
 
 
 class Amend:
@@ -52,20 +63,20 @@ class Amend:
         store: UsageStore,
         pending: Pending,
         committer: Committer,
-        reports: Reports,
+        freshness: Freshness,
         clock: Clock,
     ) -> None:
         self._directory = directory
         self._store = store
         self._pending = pending
         self._committer = committer
-        self._reports = reports
+        self._freshness = freshness
         self._clock = clock
         self._lock = threading.Lock()
 
     def amend(self, account_id: str, event_id: str, correction_id: str, changes: Event) -> Correction:
         """
-        Replace what *changes* states of an event; what it leaves out stays, the cost is found anew.
+        Replace what *changes* states of an event; what it leaves out stays; the cost is found again.
 
         Args:
             correction_id: The caller's name for this correction, unique among its events and corrections.
@@ -150,7 +161,7 @@ class Amend:
         last: Record | None = None
         with self._lock:
             # What is priced but not delivered yet would be found again.
-            if not self._reports.fresh(None):
+            if not self._freshness.fresh(None):
                 raise Unavailable("The usage store is behind. Try again.")
             while records := self._store.unpriced(model, UNPRICED_BATCH, last):
                 last = records[-1]
@@ -184,29 +195,11 @@ class Amend:
             )
 
     def _priced(self, record: Record) -> Record:
-        # As `Gate._cost` for one request and `Ingest._records` for a batch.
+        """Return *record* at today's prices: see `domain.meter.recharged`."""
         key = self._directory.key(record.key_id) if record.key_id else None
         profile = "native" if key is None else key.entry.profile
         route = self._directory.route_table().match(record.method, record.route, profile)
-        if record.cache == "hit" or (route is not None and route.free):
-            return record._replace(cost_nanos=0, cost_state="free", price_version="")
-        failed = record.status >= 400 or bool(record.denied_reason)
-        nanos = 0 if route is None or failed else route.price_nanos
-        if not uses_model(record.model, _tokens(record), failed=failed):
-            if route is None:
-                return record._replace(cost_nanos=0, cost_state="free", price_version="")
-            return record._replace(cost_nanos=nanos, cost_state="priced", price_version=f"route:{route.id}")
-        price = self._directory.price(record.model, record.account_id, record.occurred_at_us)
-        if price is None:
-            return record._replace(cost_nanos=nanos, cost_state="unpriced", price_version="")
-        cost = cost_nanos(
-            price,
-            prompt=record.prompt_tokens,
-            cached_prompt=record.cached_prompt_tokens,
-            completion=record.completion_tokens,
-            reasoning=record.reasoning_tokens,
-        )
-        return record._replace(cost_nanos=nanos + cost, cost_state="priced", price_version=price.version)
+        return recharged(self._directory.price, record, route or UNKNOWN_ROUTE)
 
     def _amended(self, current: Record, changes: Event) -> Record:
         tokens = changes.tokens
@@ -235,12 +228,12 @@ class Amend:
             return new._replace(
                 cost_nanos=estimate, estimated_cost_nanos=estimate, cost_state="estimated", price_version=""
             )
-        if current.cost_state in ("given", "estimated"):
+        if current.cost_state in _STATED:
             return new
         return self._priced(new) if _decides_cost(new) != _decides_cost(current) else new
 
     def _current(self, account_id: str, event_id: str) -> Record:
-        if not self._reports.fresh(account_id):
+        if not self._freshness.fresh(account_id):
             raise Unavailable("The usage store is behind. Try again.")
         record = self._store.records([(account_id, event_id)]).get((account_id, event_id))
         if record is None:
@@ -265,7 +258,7 @@ class Amend:
         asked = self._amended(revisions[corrected.revision - 1], changes)
         ours = NOT_OF_BODY
         if not _STATED & {asked.cost_state, corrected.cost_state}:
-            # What a price list says by now is ours, not the caller's, as in `same_body`.
+            # Today's prices are ours, not the caller's, as in `same_body`.
             ours |= {"cost_nanos", "cost_state"}
         return all(
             getattr(asked, name) == getattr(corrected, name) for name in RECORD_FIELDS if name not in ours
@@ -310,13 +303,4 @@ def _decides_cost(record: Record) -> tuple[object, ...]:
         record.cached_prompt_tokens,
         record.completion_tokens,
         record.reasoning_tokens,
-    )
-
-
-def _tokens(record: Record) -> int:
-    return (
-        record.prompt_tokens
-        + record.cached_prompt_tokens
-        + record.completion_tokens
-        + record.reasoning_tokens
     )
