@@ -14,9 +14,7 @@ CLASS_LINES_MAX: Final = 400
 FILE_LINES_MAX: Final = 600
 
 STILL_LARGER: Final[dict[str, int]] = {
-    "gate/gate.py:Gate": 468,
-    "meter/decode.py": 855,
-    "meter/ingest.py": 612,
+    "gate/gate.py:Gate": 409,
 }
 """Files and classes (`file.py:Class`) that are over the bound, with the lines that they may have at most."""
 

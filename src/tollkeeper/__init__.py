@@ -15,18 +15,19 @@ from tollkeeper.version import __version__
 if TYPE_CHECKING:
     from tollkeeper.collector import freeze_gc
     from tollkeeper.domain.decisions import Denial
+    from tollkeeper.domain.requests import Outcome, Usage
     from tollkeeper.domain.usage import UsageQuery, UsageReport
     from tollkeeper.embedded import Tollkeeper
     from tollkeeper.errors import TollkeeperError
-    from tollkeeper.gate.gate import Admission, Outcome, Usage
+    from tollkeeper.gate.gate import Admission
 
 _MODULES: Final = {
     "Admission": "tollkeeper.gate.gate",
     "Denial": "tollkeeper.domain.decisions",
-    "Outcome": "tollkeeper.gate.gate",
+    "Outcome": "tollkeeper.domain.requests",
     "Tollkeeper": "tollkeeper.embedded",
     "TollkeeperError": "tollkeeper.errors",
-    "Usage": "tollkeeper.gate.gate",
+    "Usage": "tollkeeper.domain.requests",
     "UsageQuery": "tollkeeper.domain.usage",
     "UsageReport": "tollkeeper.domain.usage",
     "freeze_gc": "tollkeeper.collector",

@@ -21,8 +21,9 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.maintenance.reconcile import Verdict

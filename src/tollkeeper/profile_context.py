@@ -20,9 +20,9 @@ from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
-from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.limit_status import LimitStatus, Session
+from tollkeeper.domain.meter import free_record
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
@@ -123,11 +123,10 @@ class LocalProfileContext:
 
     def _record(self, account_id: str, project_id: str, key_id: str, route: Route, status: int) -> None:
         now_us = self._clock.now_us()
-        record = Record(
-            account_id, project_id, key_id, now_us, now_us, self._gate.new_id(now_us),
-            0, 1, "", route.event_kind, route.method, route.path, status, "", "", None, 0, "", 0, 0, 0, 0, "",
-            0, 0, 0, "free", "", {},
-        )  # fmt: skip
+        id_ = self._gate.new_id(now_us)
+        record = free_record(
+            account_id, project_id, key_id, now_us, id_, route, route.method, route.path, status
+        )
         version = self._committer.scopes_version
         future = CommitFuture()
         self._committer.book(

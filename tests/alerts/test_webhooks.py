@@ -24,9 +24,10 @@ from tollkeeper.alerts.webhooks import SENDERS, Webhooks
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Account, Actions, Budget, Key, Plan, PlanBudget, Project, Route, Webhook
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.domain.webhooks import DeliveryResult
 from tollkeeper.errors import BadParameter, Forbidden, NotFound, Unavailable
-from tollkeeper.gate.gate import Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import webhook_headers
 from tollkeeper.testing import Faulty, ManualClock, commit_all, set_up

@@ -24,7 +24,7 @@ from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price
 from tollkeeper.domain.events import TOKENS_MAX
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.pricing import ModelPrice, cost_nanos, price_of_entry, select_price
-from tollkeeper.meter.columns import price_columns
+from tollkeeper.meter.price_columns import price_columns
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOON_US = to_us(NOON)

@@ -17,7 +17,6 @@ from tollkeeper.domain.events import (
     latency_us,
     parse_time_us,
     record_to_event,
-    same_body,
 )
 from tollkeeper.domain.instants import from_us, to_text, to_us
 
@@ -119,56 +118,6 @@ VALUES: dict[str, st.SearchStrategy] = {
     "tags": st.dictionaries(st.text(min_size=1, max_size=4), names, max_size=3),
 }
 records = st.builds(Record, **VALUES)
-
-OURS = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
-PRICED_BY_US = frozenset({"cost_nanos", "cost_state", "credits"})
-CALLERS = [name for name in RECORD_FIELDS if name not in OURS | PRICED_BY_US]
-
-
-@st.composite
-def changed_records(draw: st.DrawFn, names: list[str]) -> tuple[Record, Record, str]:
-    record = draw(records)
-    name = draw(st.sampled_from(names))
-    value = draw(VALUES[name].filter(lambda value: value != getattr(record, name)))
-    return record, record._replace(**{name: value}), name
-
-
-class TestSameBody:
-    def test_every_field_of_a_record_is_drawn(self):
-        assert tuple(VALUES) == RECORD_FIELDS
-
-    @given(records)
-    def test_an_event_is_the_same_as_itself(self, record):
-        assert same_body(record, record)
-
-    @given(changed_records(CALLERS))
-    def test_a_change_of_any_field_of_the_callers_is_seen(self, case):
-        stored, given_, _ = case
-        assert not same_body(stored, given_)
-        assert not same_body(given_, stored)
-
-    @given(records, records)
-    def test_what_is_ours_does_not_count(self, stored, other):
-        """A retry comes later, and perhaps after a change of prices: it is still the same event."""
-        retried = stored._replace(**{name: getattr(other, name) for name in OURS})
-        assert same_body(stored, retried)
-
-    @given(records, charges, charges, st.sampled_from(["priced", "unpriced", "free", "estimated"]))
-    def test_what_a_price_list_says_by_now_does_not_count(self, record, cost, credits_, state):
-        stored = record._replace(cost_state="unpriced")
-        assert same_body(stored, stored._replace(cost_nanos=cost, credits=credits_, cost_state=state))
-
-    @given(records, charges)
-    def test_a_cost_that_the_caller_gave_counts(self, record, cost):
-        stored = record._replace(cost_state="given")
-        assert same_body(stored, stored._replace(cost_nanos=cost)) == (cost == stored.cost_nanos)
-
-    @given(records, charges, st.sampled_from(["priced", "unpriced", "free", "estimated"]))
-    def test_giving_a_cost_or_not_is_a_difference(self, record, cost, state):
-        stored = record._replace(cost_state="given")
-        without = stored._replace(cost_state=state, cost_nanos=cost)
-        assert not same_body(stored, without)
-        assert not same_body(without, stored)
 
 
 class TestWire:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.traces import DATA, needs_traces
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price
 from tollkeeper.domain.events import TOKENS_MAX
-from tollkeeper.domain.pricing import ModelPrice, Tier, cost_nanos, price_of_entry, select_price, uses_model
+from tollkeeper.domain.pricing import ModelPrice, Tier, cost_nanos, price_of_entry, select_price
 
 rates = st.integers(0, PRICE_NANOS_MAX)
 token_counts = st.integers(0, TOKENS_MAX) | st.integers(0, 5)
@@ -174,17 +174,3 @@ def test_real_traces_cost_what_was_computed_elsewhere(name):
     assert sum(nanos.values()) * 1000 == totals["totals"]["cost_pico_usd"]
     for model, of_model in totals["per_model"].items():
         assert nanos[model] * 1000 == of_model["cost_pico_usd"]
-
-
-@pytest.mark.parametrize(
-    ("model", "tokens", "failed", "used"),
-    [
-        ("m", 0, False, True),
-        ("m", 1, False, True),
-        ("m", 1, True, True),
-        ("m", 0, True, False),
-        ("", 5, False, False),
-    ],
-)
-def test_a_request_uses_its_model_unless_it_failed_before_any_token(model, tokens, failed, used):
-    assert uses_model(model, tokens, failed=failed) is used

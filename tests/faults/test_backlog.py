@@ -14,9 +14,9 @@ from tests.faults.test_relay import DAMAGED, NOON_US
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.sql.database import open_engine
 from tollkeeper.adapters.sql.ledger_tables import outbox
+from tollkeeper.domain.requests import Outcome
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import Outcome
 from tollkeeper.http.metrics import metrics_source, render_metrics
 from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.installation import Installation

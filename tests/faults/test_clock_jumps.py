@@ -16,9 +16,9 @@ from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import HoldEnded
-from tollkeeper.gate.gate import NO_USAGE, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import ManualClock, commit_all, installation, set_up, unique, verify

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Install
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Route
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import (
     BadInput,
@@ -22,7 +23,7 @@ from tollkeeper.errors import (
     TollkeeperError,
     Unavailable,
 )
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import committer as committing
 from tollkeeper.ledger.commit_future import CommitFuture, finish

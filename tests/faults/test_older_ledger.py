@@ -26,8 +26,8 @@ from tollkeeper.adapters.batch_marks import FILE, FileMarks
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.sql.ledger_tables import outbox, progress
 from tollkeeper.domain.pairing import BatchMark
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import LedgerInUse, StoresMismatch, Unavailable
-from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.http.routes.health import reasons_not_ready
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture

@@ -22,8 +22,8 @@ from tollkeeper.adapters.sql.ledger import SqlLedger
 from tollkeeper.adapters.sql.outbox import SqlOutbox
 from tollkeeper.domain.catalog import Budget, Grant
 from tollkeeper.domain.events import Event
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ports import CatalogStore, Ledger, Outbox, UsageStore

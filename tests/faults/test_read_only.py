@@ -14,8 +14,8 @@ from tests.faults.test_ledger_away import Customer, eventually
 from tests.faults.test_write_lock import settle
 from tollkeeper.domain.catalog import Account
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.requests import Outcome
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import Outcome
 from tollkeeper.installation import Installation
 from tollkeeper.testing import commit_all, set_up, verify
 

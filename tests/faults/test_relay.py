@@ -25,9 +25,10 @@ from tollkeeper.domain.catalog import Account, Key, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.pairing import BatchMark
+from tollkeeper.domain.requests import NO_USAGE, Outcome
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import delivery
 from tollkeeper.ledger.commit_future import CommitFuture

@@ -13,8 +13,8 @@ from tests.faults.test_backlog import asked, send
 from tests.faults.test_ledger_away import Customer
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.events import Event
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import TollkeeperError
-from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import commit_all, faulty_ledger, unique, verify

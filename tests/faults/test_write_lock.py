@@ -16,8 +16,8 @@ from tests.conftest import Install
 from tests.faults.test_ledger_away import Customer, eventually
 from tollkeeper.adapters.sql import database
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import NO_USAGE, Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import commit_all, verify

@@ -12,7 +12,8 @@ from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance
-from tollkeeper.gate.gate import Admission, Charge, Gate, Outcome, Usage
+from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.gate.gate import Admission, Charge, Gate
 from tollkeeper.testing import ManualClock
 
 LIMITS = [

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.gate.memory_site import IDLE_S, SPENT, Site
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.gate.gate import Admission, CountedCall, Outcome, Usage
+from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.gate.gate import Admission, CountedCall
 from tollkeeper.testing import ManualClock
 
 

@@ -21,8 +21,9 @@ import pytest
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import HoldEnded, TollkeeperError
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import set_up, verify

@@ -18,9 +18,10 @@ import pytest
 
 from tollkeeper import Tollkeeper
 from tollkeeper.domain.catalog import Account, Budget, Key, Route
+from tollkeeper.domain.requests import Outcome
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Forked
-from tollkeeper.gate.gate import Admission, Outcome
+from tollkeeper.gate.gate import Admission
 from tollkeeper.http.app import build_app
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -109,7 +110,7 @@ def uses(toll: Tollkeeper, secret: str, account: str, admission: Admission) -> d
 
 
 def site_usage() -> Any:
-    from tollkeeper.gate.gate import NO_USAGE
+    from tollkeeper.domain.requests import NO_USAGE
 
     return NO_USAGE
 

@@ -33,8 +33,9 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import Unavailable
-from tollkeeper.gate.gate import Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.budget_scopes import SUM_S_MAX
 from tollkeeper.ledger.commit_future import CommitFuture

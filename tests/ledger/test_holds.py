@@ -14,9 +14,10 @@ import pytest
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Limit, Plan, Price, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.ended_holds import Settled

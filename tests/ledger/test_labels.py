@@ -12,9 +12,9 @@ from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Price, 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record, Tokens
 from tollkeeper.domain.labels import LABELS, OTHER
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import BadParameter, HoldEnded
-from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.labels import DAY_COST, Labels

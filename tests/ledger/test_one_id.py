@@ -23,8 +23,8 @@ from tollkeeper.domain.catalog import Project
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.requests import NO_USAGE, Outcome
 from tollkeeper.errors import Conflict, EventConflict, HoldEnded, NotFound, TollkeeperError
-from tollkeeper.gate.gate import NO_USAGE, Outcome
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.meter.decode import decode_events

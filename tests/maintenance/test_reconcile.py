@@ -17,8 +17,8 @@ from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, sco
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Limit, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event
+from tollkeeper.domain.requests import Outcome
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.gate.gate import Outcome
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.meter.decode import decode_events

@@ -15,7 +15,8 @@ from tests.traces import DATA, needs_traces
 from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.instants import from_us
 from tollkeeper.meter.access_log import LINE_BYTES_MAX, AccessLog, ClientField
-from tollkeeper.meter.decode import EVENT_SCHEMA, Decoded
+from tollkeeper.meter.decode import Decoded
+from tollkeeper.meter.fields import EVENT_SCHEMA
 
 NOW_US = parse_time_us("2026-03-01T00:00:00Z")
 LINE = (

@@ -27,18 +27,11 @@ from tollkeeper.domain.events import (
     parse_time_us,
 )
 from tollkeeper.errors import BodyTooLarge, Malformed
-from tollkeeper.meter import decode
-from tollkeeper.meter.decode import (
-    EVENT_BYTES_MAX,
-    EVENT_SCHEMA,
-    GIVEN_UP_AFTER,
-    REJECTIONS_SHOWN,
-    Decoded,
-    decode_events,
-    decode_json,
-    decode_ndjson,
-    table_from,
-)
+from tollkeeper.meter import decode, exact, fast, fields, lines, rejections
+from tollkeeper.meter.decode import Decoded, decode_events, decode_json, decode_ndjson
+from tollkeeper.meter.exact import EVENT_BYTES_MAX
+from tollkeeper.meter.fields import EVENT_SCHEMA, table_from
+from tollkeeper.meter.rejections import GIVEN_UP_AFTER, REJECTIONS_SHOWN
 
 NOW_US = parse_time_us("2026-03-01T00:00:00Z")
 CODES = {
@@ -72,9 +65,9 @@ def lines_of(*events: Any) -> bytes:
 
 def exactly(body: bytes) -> Decoded:
     """Decode *body* as `decode_ndjson` does, by the exact way alone."""
-    lines = decode._Lines.of(body.removeprefix(b"\xef\xbb\xbf"))
-    rejected = decode.Rejected(gives_up=True)
-    return decode._assemble([decode._decode_exactly(lines, NOW_US, rejected)], rejected)
+    found = lines.Lines.of(body.removeprefix(b"\xef\xbb\xbf"))
+    rejected = rejections.Rejected(gives_up=True)
+    return decode._assemble([exact.decode_exactly(found, NOW_US, rejected)], rejected)
 
 
 def plain(decoded: Decoded) -> tuple[Any, ...]:
@@ -97,8 +90,8 @@ def decoded_both_ways(body: bytes) -> Decoded:
 
 
 def fast_takes(body: bytes) -> bool:
-    rejected = decode.Rejected(gives_up=True)
-    return decode._decode_fast(decode._Lines.of(body), NOW_US, rejected, 0) is not None
+    rejected = rejections.Rejected(gives_up=True)
+    return fast.decode_fast(lines.Lines.of(body), NOW_US, rejected, 0) is not None
 
 
 # --- Generated events ---------------------------------------------------------------------------------------
@@ -572,13 +565,13 @@ def test_a_bad_line_sends_only_its_piece_the_exact_way(monkeypatch: pytest.Monke
     """One malformed line in a large batch must not cost the speed of all of it."""
     monkeypatch.setattr(decode, "PIECE_LINES", 4)
     exact_sizes = []
-    original = decode._decode_exactly
+    original = decode.decode_exactly
 
     def counting(lines: Any, *rest: Any) -> Any:
         exact_sizes.append(len(lines))
         return original(lines, *rest)
 
-    monkeypatch.setattr(decode, "_decode_exactly", counting)
+    monkeypatch.setattr(decode, "decode_exactly", counting)
     batch = [{**GOOD, "id": str(i)} for i in range(18)]
     batch[5]["status"] = "x"
     batch[6]["status"] = 1000
@@ -617,7 +610,7 @@ def test_a_tag_that_the_sample_missed_is_kept() -> None:
 def test_a_batch_of_several_blocks_keeps_its_order() -> None:
     batch = [{**GOOD, "id": f"{i:06}", "account": f"a{i % 7}"} for i in range(12_000)]
     body = lines_of(*batch)
-    assert len(body) > 2 * decode.BLOCK_BYTES
+    assert len(body) > 2 * lines.BLOCK_BYTES
     assert fast_takes(body)
     decoded = decode_ndjson(body, now_us=NOW_US)
     assert decoded.columns.column("id").to_pylist() == [event["id"] for event in batch]
@@ -649,8 +642,8 @@ def test_rejections_are_counted_and_only_the_first_are_made(
 ) -> None:
     """Or 64 KB of gzip make gigabytes of them."""
     made = []
-    worded = decode._rejection
-    monkeypatch.setattr(decode, "_rejection", lambda *given: made.append(1) or worded(*given))
+    worded = rejections.rejection_of
+    monkeypatch.setattr(rejections, "rejection_of", lambda *given: made.append(1) or worded(*given))
     decoded = decode_ndjson(lines_of(GOOD) + (line + b"\n") * 9_000, now_us=NOW_US)
     assert (decoded.count, decoded.rejected, len(decoded.columns)) == (9_001, 9_000, 1)
     assert [r.index for r in decoded.rejections] == list(range(1, REJECTIONS_SHOWN + 1))
@@ -666,8 +659,9 @@ def test_rejections_of_objects_are_counted_alike() -> None:
 def test_a_body_that_begins_with_no_event_is_given_up(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of it is taken, not even what comes later, and no line after that is looked at."""
     seen = []
-    from_json = decode._from_json
-    monkeypatch.setattr(decode, "_from_json", lambda given: seen.append(1) or from_json(given))
+    from_json = exact.from_json
+    for way in (exact, fast):
+        monkeypatch.setattr(way, "from_json", lambda given: seen.append(1) or from_json(given))
     body = (line + b"\n") * GIVEN_UP_AFTER + lines_of(GOOD) * 50_000
     with pytest.raises(Malformed, match=r"None of the first 10,000 events .* The first: "):
         decode_ndjson(body, now_us=NOW_US)
@@ -689,7 +683,8 @@ def test_a_body_with_an_event_among_its_first_is_not_given_up(good_at: int) -> N
 def test_the_events_of_a_call_are_bounded_before_anything_is_made_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(decode, "EVENTS_MAX", 100)
+    for module in (decode, rejections):
+        monkeypatch.setattr(module, "EVENTS_MAX", 100)
     monkeypatch.setattr(decode, "_decode_lines", lambda *given: pytest.fail("parsed"))
     with pytest.raises(BodyTooLarge, match="more than 100 events"):
         decode_ndjson(b"1\n" * 101, now_us=NOW_US)
@@ -718,11 +713,11 @@ json_values = st.recursive(
 @given(st.lists(json_values, max_size=8), st.integers(1, 9))
 def test_the_commas_of_an_array_are_those_between_its_items(items: list[Any], block_bytes: int) -> None:
     """Wherever a block ends: in a string, after a backslash, in the middle of a character."""
-    before, decode.BLOCK_BYTES = decode.BLOCK_BYTES, block_bytes
+    before, lines.BLOCK_BYTES = lines.BLOCK_BYTES, block_bytes
     try:
-        assert decode.array_commas(json.dumps(items).encode()) == max(0, len(items) - 1)
+        assert lines.array_commas(json.dumps(items).encode()) == max(0, len(items) - 1)
     finally:
-        decode.BLOCK_BYTES = before
+        lines.BLOCK_BYTES = before
 
 
 @pytest.mark.parametrize("array", [False, True])
@@ -730,14 +725,14 @@ def test_an_event_of_many_bytes_is_not_parsed(array: bool, monkeypatch: pytest.M
     """64 MiB of `[[],[],…` are gigabytes of lists."""
     long = b'{"tags": [' + b"[]," * EVENT_BYTES_MAX + b"[]]}"
     parsed: list[int] = []
-    for name in ("_EVENT", "_ANY"):
-        decoder = getattr(decode, name)
+    for way, name in ((exact, "_EVENT"), (exact, "ANY"), (fast, "ANY")):
+        decoder = getattr(way, name)
 
         def watched(line: bytes, decoder: Any = decoder) -> Any:
             parsed.append(len(line))
             return decoder.decode(line)
 
-        monkeypatch.setattr(decode, name, SimpleNamespace(decode=watched))
+        monkeypatch.setattr(way, name, SimpleNamespace(decode=watched))
     good = lines_of(GOOD).strip()
     if array:
         decoded = decode_json(b"[" + good + b"," + long + b"]", now_us=NOW_US)
@@ -750,8 +745,8 @@ def test_an_event_of_many_bytes_is_not_parsed(array: bool, monkeypatch: pytest.M
 def test_the_largest_event_is_within_the_bound_of_its_bytes() -> None:
     """The bound may refuse no event that is in bounds otherwise, however it is written."""
     wide = "\U0001f600"
-    texts = {name: wide * most for name, most in decode.CHARS_MAX.items()}
-    tags = {f"{n:02}" + wide * 62: wide * decode.TAG_VALUE_CHARS_MAX for n in range(16)}
+    texts = {name: wide * most for name, most in fields.CHARS_MAX.items()}
+    tags = {f"{n:02}" + wide * 62: wide * fields.TAG_VALUE_CHARS_MAX for n in range(16)}
     event = GOOD | texts | {"id": wide * 128, "tags": tags}
     line = lines_of(event)
     assert line.isascii()

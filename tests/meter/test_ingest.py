@@ -20,8 +20,10 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
 from tollkeeper.meter import amend
+from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.meter.ingest import IngestResult
+from tollkeeper.meter.resolve import resolve
 from tollkeeper.record_columns import records_of, table_of
 
 NOW = datetime(2026, 5, 15, 12, 0, tzinfo=UTC)
@@ -370,7 +372,7 @@ def test_two_threads_with_overlapping_batches_book_each_id_once(tenant: Tenant) 
 
 def test_the_id_of_an_open_hold_is_taken(toll: Tollkeeper, tenant: Tenant) -> None:
     """Settling the hold makes the event of that id: another one of the same id would count beside it."""
-    from tollkeeper.gate.gate import NO_USAGE
+    from tollkeeper.domain.requests import NO_USAGE
     from tollkeeper.ledger.commit_future import CommitFuture
 
     holds = toll.installation.holds
@@ -483,7 +485,7 @@ moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(BO
 )
 @example(drawn=[(at_us, key, "p1", 1, "", 5, 7, 9) for at_us in BOUNDS for key in ("key", "credit", "")])
 def test_a_batch_charges_what_its_records_charge(toll: Tollkeeper, drawn: list[tuple[Any, ...]]) -> None:
-    """`Ingest.charges` over columns is the sum of `Directory.charges_of`, period by period."""
+    """`charge_columns` is the sum of `Directory.charges_of`, period by period."""
     tenants = _fixed_tenants(toll)
     records = [
         blank(tenants[index % 2], at_us)._replace(
@@ -499,7 +501,9 @@ def test_a_batch_charges_what_its_records_charge(toll: Tollkeeper, drawn: list[t
         for index, (at_us, key, project, sign, denied, cost, tokens, credits) in enumerate(drawn)
     ]
     installation = toll.installation
-    together = {at: used for at, used in installation.ingest.charges(table_of(records)).items() if used}
+    together = {
+        at: used for at, used in charge_columns(table_of(records), installation.directory).items() if used
+    }
     singly = installation.directory.charges_of_all(records)
     assert together == {at: used for at, used in singly.items() if used}
 
@@ -570,7 +574,7 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
     event |= {"cache": cache} if cache else {}
     event |= {"cost_nanos": cost} if cost is not None else {}
     event |= {"credits": credits} if credits is not None else {}
-    resolved = toll.installation.ingest._resolve(decode_events([event], now_us=NOW_US), None)
+    resolved = resolve(decode_events([event], now_us=NOW_US), toll.installation.directory, NOW_US)
     (metered,) = records_of(resolved.table)
     # The gate keeps what it held as the estimate; nobody estimated the event. It notes the path as called.
     assert metered == gated._replace(estimated_cost_nanos=0, route=metered.route)
@@ -584,7 +588,7 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
         ({"method": "POST", "route": "/v1/chat"}, 11, 1, "priced"),
         ({"method": "POST", "route": "/v1/chat", "cache": "hit"}, 0, 1, "free"),
         ({"method": "POST", "route": "/v1/chat", "status": 500}, 0, 0, "priced"),
-        ({"method": "POST", "route": "/v1/chat", "denied_reason": "rate_limited"}, 0, 0, "priced"),
+        ({"method": "POST", "route": "/v1/chat", "denied_reason": "rate_limited"}, 0, 0, "free"),
         ({"method": "POST", "route": "/v1/chat", "cost_nanos": 0}, 0, 1, "given"),
         ({"method": "POST", "route": "/v1/chat", "estimated_cost_nanos": 9}, 9, 1, "estimated"),
         ({"method": "POST", "route": "/v1/chat", "estimated_cost_nanos": 9, "cost_nanos": 8}, 8, 1, "given"),

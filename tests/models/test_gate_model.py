@@ -21,7 +21,8 @@ from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.periods import FAR_FUTURE, period_of
 from tollkeeper.domain.pools import CreditBook, GrantBalance
-from tollkeeper.gate.gate import Admission, Gate, Outcome, Usage
+from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.gate.gate import Admission, Gate
 from tollkeeper.testing import ManualClock
 
 MINUTE_US = 60 * US_PER_S

@@ -31,9 +31,9 @@ from tollkeeper.catalog.sessions import Sessions
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.catalog import Account, Entry, Grant, Key, Limit, Plan, PlanBudget, Subscription
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import InvariantBroken, Unavailable
-from tollkeeper.gate.gate import Outcome, Usage
 from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 from tollkeeper.profiles.base import Call

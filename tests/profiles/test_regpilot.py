@@ -28,8 +28,8 @@ from tests.profiles.places import NODE, Answer, Client, Remote, needs_node
 from tollkeeper.catalog.declaration import apply_declaration, parse_declaration, render_changes
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project, Route
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.requests import Usage
 from tollkeeper.embedded import Tollkeeper
-from tollkeeper.gate.gate import Usage
 from tollkeeper.http.app import App
 from tollkeeper.profiles import webhook_headers
 from tollkeeper.profiles.base import Profile

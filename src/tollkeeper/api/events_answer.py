@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
-    from tollkeeper.meter.decode import Rejection
     from tollkeeper.meter.ingest import IngestResult
+    from tollkeeper.meter.rejections import Rejection
 
 
 class EventRejection(msgspec.Struct, frozen=True, kw_only=True):

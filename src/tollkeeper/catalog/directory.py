@@ -30,6 +30,7 @@ from tollkeeper.domain.entitlements import (
 )
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.meter import units_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
 from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
@@ -417,21 +418,3 @@ class _PlansOf:
         if slug not in self._plans:
             self._plans[slug] = cast("Plan | None", self._catalog.get("plans", slug))
         return subscription, self._plans[slug]
-
-
-def units_of(record: Record) -> dict[str, int]:
-    """Return what a record counts in each unit, with its sign."""
-    sign = record.sign
-    tokens = (
-        record.prompt_tokens
-        + record.cached_prompt_tokens
-        + record.completion_tokens
-        + record.reasoning_tokens
-    )
-    return {
-        # A denied request used nothing, whatever it asked for.
-        "requests": 0 if record.denied_reason else sign,
-        "tokens": sign * tokens,
-        "nanos": sign * record.cost_nanos,
-        "credits": sign * record.credits,
-    }

@@ -343,7 +343,7 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 PRICE_NANOS_MAX: Final = 2_000_000_000_000
-"""2000 units per million tokens; `services.pricing_columns` stays inside 64 bits up to this."""
+"""2000 units per million tokens; `meter.price_columns` stays inside 64 bits up to this."""
 PriceNanos = Annotated[int, msgspec.Meta(ge=0, le=PRICE_NANOS_MAX)]
 """Nanos per million tokens."""
 

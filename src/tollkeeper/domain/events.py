@@ -2,25 +2,24 @@
 Meter events: the JSON that callers send, and the record that we book.
 
 `Event` is the wire format of one event. A record is the event after its references were resolved and its
-price applied: one row of `RECORD_FIELDS`. Records are immutable; a correction appends the old record with
-`sign = -1` and the new one with `sign = 1` and the next `revision`, so every measure is a sum of
-`sign * value` and totals follow.
+price applied: one row of `RECORD_FIELDS`; `domain.meter` prices and builds it. Records are immutable; a correction
+appends the old record with `sign = -1` and the new one with `sign = 1` and the next `revision`, so every measure is
+a sum of `sign * value` and totals follow.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Set
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from tollkeeper.domain.instants import from_us, to_text, to_us
-from tollkeeper.domain.labels import LABELS, same_label
 
 ID_CHARS_MAX: Final = 128
 TEXT_CHARS_MAX: Final = 256
+ROUTE_CHARS_MAX: Final = 512
 TOKENS_MAX: Final = 1_000_000_000
 LATENCY_MS_MAX: Final = 7 * 86_400_000
 COST_NANOS_MAX: Final = 10**15
@@ -56,7 +55,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     project: Name | None = None
     key_id: Name | None = None
     method: Annotated[str, msgspec.Meta(max_length=16)] | None = None
-    route: Annotated[str, msgspec.Meta(max_length=512)] | None = None
+    route: Annotated[str, msgspec.Meta(max_length=ROUTE_CHARS_MAX)] | None = None
     kind: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     """`request` when absent."""
     status: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
@@ -128,6 +127,11 @@ class Record(NamedTuple):
     price_version: str
     tags: dict[str, str]
 
+    @property
+    def tokens(self) -> int:
+        """Model tokens of all four classes."""
+        return self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+
 
 RECORD_FIELDS: Final = Record._fields
 
@@ -167,38 +171,6 @@ def parse_time_us(text: str) -> int:
 def latency_us(latency_ms: float) -> int:
     """Return *latency_ms* in whole microseconds, half to even; the one place that rounds a latency."""
     return round(latency_ms * 1000)
-
-
-NOT_OF_BODY: Final = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
-"""What we say of an event, and not its sender."""
-PRICE_OF_BODY: Final = frozenset({"cost_nanos", "cost_state", "credits"})
-"""What we say unless the sender does."""
-
-
-def same_body(stored: Record, given: Record) -> bool:
-    """
-    Tell whether *given*, a record just made from a caller's event, reports what *stored* reported.
-
-    When we received it and what a price list says by now are ours, not the caller's: they do not count. A label that
-    was stored as `other` may have been any text.
-    """
-    ours = NOT_OF_BODY
-    if "given" not in (stored.cost_state, given.cost_state):
-        ours |= PRICE_OF_BODY
-    elif stored.cost_state == given.cost_state:
-        ours |= {"credits"} if stored.credits and not given.credits else set()
-    return same_fields(stored, given, ours)
-
-
-def same_fields(stored: Record, given: Record, ours: Set[str]) -> bool:
-    """Return whether the fields that are not *ours* are the same, or a label that was stored as `other`."""
-    return all(
-        same_label(getattr(stored, name), getattr(given, name))
-        if name in LABELS
-        else getattr(stored, name) == getattr(given, name)
-        for name in RECORD_FIELDS
-        if name not in ours
-    )
 
 
 def record_to_event(record: Record) -> dict[str, Any]:

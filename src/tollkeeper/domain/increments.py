@@ -41,12 +41,7 @@ _SUMS: Final[dict[str, Callable[[Record], int]]] = {
     "cached_prompt_tokens": attrgetter("cached_prompt_tokens"),
     "completion_tokens": attrgetter("completion_tokens"),
     "reasoning_tokens": attrgetter("reasoning_tokens"),
-    "tokens": lambda record: (
-        record.prompt_tokens
-        + record.cached_prompt_tokens
-        + record.completion_tokens
-        + record.reasoning_tokens
-    ),
+    "tokens": attrgetter("tokens"),
     "cost_nanos": attrgetter("cost_nanos"),
     "estimated_cost_nanos": lambda record: record.cost_nanos if record.cost_state == "estimated" else 0,
     "credits": attrgetter("credits"),

@@ -2,7 +2,7 @@
 What tokens cost: integer prices, and the one place where money is rounded.
 
 A price is integer nanos per million tokens, so a usage record's cost is a sum of whole products divided by a
-million once, rounded half up. Totals sum rounded records: what is shown adds up. `services.pricing_columns`
+million once, rounded half up. Totals sum rounded records: what is shown adds up. `meter.price_columns`
 computes the same over columns; a property test holds the two together.
 """
 
@@ -43,7 +43,7 @@ class ModelPrice(NamedTuple):
     tiers: tuple[Tier, ...]
 
 
-def cost_nanos(price: ModelPrice, *, prompt: int, cached_prompt: int, completion: int, reasoning: int) -> int:
+def cost_nanos(price: ModelPrice, prompt: int, cached_prompt: int, completion: int, reasoning: int) -> int:
     """
     Return what one usage record costs, rounded once, half up to the nano.
 
@@ -72,16 +72,6 @@ def cost_nanos(price: ModelPrice, *, prompt: int, cached_prompt: int, completion
         + reasoning * tier.reasoning
     )
     return price.request_nanos + (token_price + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE
-
-
-def uses_model(model: str, tokens: int, *, failed: bool) -> bool:
-    """
-    Return whether a request is charged by its model's price: with a price, by that; without one, it is unpriced.
-
-    A request that names a model used it, with tokens or without (an image, a transcription: `request_nanos`). Only
-    one that failed, or was refused, before it used any token did not.
-    """
-    return bool(model) and (tokens > 0 or not failed)
 
 
 def select_price(entries: Iterable[Price], account_id: str, at: datetime) -> Price | None:

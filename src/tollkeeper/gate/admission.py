@@ -12,7 +12,7 @@ from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter, Taken
 
 if TYPE_CHECKING:
-    from tollkeeper.gate.gate import Usage
+    from tollkeeper.domain.requests import Usage
 
 _NO_TAGS: Final[Mapping[str, str]] = {}
 

@@ -20,8 +20,16 @@ from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.meter import (
+    UNKNOWN_ROUTE,
+    admitted_record,
+    bounded_path,
+    cost_of,
+    counted_path,
+    refused_record,
+)
 from tollkeeper.domain.pools import CreditBook
-from tollkeeper.domain.pricing import cost_nanos, uses_model
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.gate.admission import Admission, Charge, CountedCall
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget
@@ -37,56 +45,17 @@ from tollkeeper.gate.windows import Window
 __all__ = [
     "HOLD_S_DEFAULT",
     "HOLD_S_MAX",
-    "NO_USAGE",
     "Admission",
     "Charge",
     "CompiledKey",
     "CountedCall",
     "Gate",
     "GateSettings",
-    "Outcome",
     "StartedBudget",
-    "Usage",
 ]
 
 HOLD_S_DEFAULT: Final = 300
 HOLD_S_MAX: Final = 7 * 86_400
-_ANY_PATH: Final = Route(id="unknown", method="*", path="/*")
-
-
-class Usage(NamedTuple):
-    """What a request is expected to use (at `admit`), or did use (at `settle`)."""
-
-    prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    model: str = ""
-    cost_nanos: int | None = None
-    """Overrides the price book."""
-    credits: int | None = None
-    """Overrides the route's credits."""
-
-    @property
-    def tokens(self) -> int:
-        return self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
-
-
-NO_USAGE: Final = Usage()
-
-
-class Outcome(NamedTuple):
-    """How a request ended, beside what it used."""
-
-    status: int = 200
-    usage: Usage = NO_USAGE
-    error_type: str = ""
-    latency_us: int | None = None
-    bytes_out: int = 0
-    cache: Literal["", "hit", "miss", "none"] = ""
-    tags: Mapping[str, str] = {}
-    estimated: bool = False
-    """The cost given is an estimate: the job goes on, a correction brings the actual one."""
 
 
 class GateSettings(NamedTuple):
@@ -161,7 +130,7 @@ class Gate:
         if route is None:
             if self._settings.unknown_route == "deny":
                 return Denial("route_unknown", f"{method} {path[:128]} is not a known route of this API.")
-            route = _ANY_PATH
+            route = UNKNOWN_ROUTE
         route_plan = compiled_key.route_plans.get(route.id)
         # Compared by identity, since a changed route keeps its id.
         if route_plan is None or route_plan.route is not route:
@@ -203,7 +172,7 @@ class Gate:
         if not current:
             # Or the catalog changed since the key was looked up: a budget may be lower by now.
             return self.admit(secret, method, path, expected, hold_id=hold_id)
-        return Admission(
+        admission = Admission(
             self.abandoned,
             hold_id or self._ids.new_id(now_us),
             compiled_key,
@@ -214,6 +183,9 @@ class Gate:
             taken,
             now_us,
         )
+        if route is UNKNOWN_ROUTE:
+            admission.path = bounded_path(path)
+        return admission
 
     def pass_limits(self, compiled_key: CompiledKey, route: Route) -> Denial | None:
         """
@@ -293,26 +265,15 @@ class Gate:
             return pool.book, used
 
     def _amounts(self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int) -> Amounts | None:
+        """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
         if route.free:
             return Amounts(1, usage.tokens, 0, 0)
-        nanos = usage.cost_nanos
-        tokens = usage.tokens
-        if nanos is None:
-            nanos = route.price_nanos
-            if usage.model:
-                price = self._sources.price(usage.model, compiled_key.account_id, now_us)
-                if price is None:
-                    if self._settings.unknown_price == "deny":
-                        return None
-                else:
-                    nanos += cost_nanos(
-                        price,
-                        prompt=usage.prompt_tokens,
-                        cached_prompt=usage.cached_prompt_tokens,
-                        completion=usage.completion_tokens,
-                        reasoning=usage.reasoning_tokens,
-                    )
-        return Amounts(1, tokens, nanos, route.credits if usage.credits is None else usage.credits)
+        nanos, state, credits, _ = cost_of(
+            self._sources.price, compiled_key.account_id, now_us, route, usage, usage.model, 200, ""
+        )
+        if state == "unpriced" and self._settings.unknown_price == "deny":
+            return None
+        return Amounts(1, usage.tokens, nanos, credits)
 
     # -- ending ---------------------------------------------------------------------------------------
 
@@ -324,7 +285,8 @@ class Gate:
 
         The caller has claimed the admission (see `claim`) and hands both to the committer.
         """
-        record, actual = self._priced(admission, outcome, received_at_us)
+        record = self.record_of(admission, outcome, received_at_us)
+        actual = _used(record)
         with self._lock:
             admission.compiled_key.open.pop(id(admission.taken), None)
             return record, _settle(admission.taken, actual)
@@ -333,7 +295,8 @@ class Gate:
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
         """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
-        record, actual = self._priced(admission, outcome, received_at_us)
+        record = self.record_of(admission, outcome, received_at_us)
+        actual = _used(record)
         with self._lock:
             if admission.state != "open":
                 return None
@@ -382,95 +345,42 @@ class Gate:
 
     def record_of(self, admission: Admission, outcome: Outcome, received_at_us: int) -> Record:
         """Return the priced record of a request's outcome."""
-        return self._priced(admission, outcome, received_at_us)[0]
-
-    def _priced(self, admission: Admission, outcome: Outcome, received_at_us: int) -> tuple[Record, _Actual]:
-        """Return the record of an outcome, and what it takes per unit, in the order of `UNITS`."""
-        status, usage, error_type, latency_us, bytes_out, cache, tags, _ = outcome
-        prompt, cached_prompt, completion, reasoning, model, _, credits = usage
-        route = admission.route
         compiled_key = admission.compiled_key
-        tokens = prompt + cached_prompt + completion + reasoning
-        if not model:
-            model = admission.expected.model
-        cost, state, version = self._cost(admission, outcome, model, tokens)
-        if credits is None:
-            credits = 0 if route.free or status >= 400 else route.credits
-        if not tags:
-            tags = admission.tags
-        # As `Record(…)`, in the order of its fields: every request makes one, and by name it costs 1 µs more.
-        record = tuple.__new__(
-            Record,
-            (
-                compiled_key.account_id,
-                compiled_key.project_id,
-                compiled_key.key_id,
-                admission.at_us,
-                received_at_us,
-                admission.id,
-                0,
-                1,
-                "",
-                route.event_kind,
-                admission.method,
-                admission.path,
-                status,
-                error_type,
-                "",
-                latency_us,
-                bytes_out,
-                model,
-                prompt,
-                cached_prompt,
-                completion,
-                reasoning,
-                cache,
-                credits,
-                cost,
-                admission.amounts.nanos,
-                state,
-                version,
-                dict(tags) if tags else {},
-            ),
+        return admitted_record(
+            self._sources.price,
+            compiled_key.account_id,
+            compiled_key.project_id,
+            compiled_key.key_id,
+            admission.at_us,
+            received_at_us,
+            admission.id,
+            admission.route,
+            admission.method,
+            admission.path,
+            admission.amounts.nanos,
+            admission.expected.model,
+            admission.tags,
+            outcome,
         )
-        return record, (1, tokens, cost, credits)
-
-    def _cost(self, admission: Admission, outcome: Outcome, model: str, tokens: int) -> tuple[int, str, str]:
-        usage = outcome.usage
-        if usage.cost_nanos is not None:
-            return usage.cost_nanos, "estimated" if outcome.estimated else "given", ""
-        if outcome.estimated:
-            return admission.amounts.nanos, "estimated", ""
-        route = admission.route
-        if route.free or outcome.cache == "hit":
-            return 0, "free", ""
-        failed = outcome.status >= 400
-        nanos = 0 if failed else route.price_nanos
-        if not uses_model(model, tokens, failed=failed):
-            return nanos, "priced", "route:" + route.id
-        price = self._sources.price(model, admission.account_id, admission.at_us)
-        if price is None:
-            return nanos, "unpriced", ""
-        nanos += cost_nanos(
-            price,
-            prompt=usage.prompt_tokens,
-            cached_prompt=usage.cached_prompt_tokens,
-            completion=usage.completion_tokens,
-            reasoning=usage.reasoning_tokens,
-        )
-        return nanos, "priced", price.version
 
     def denied_record(
         self, compiled_key: CompiledKey, method: str, path: str, denial: Denial, now_us: int, model: str = ""
     ) -> Record:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._keys.routes or self._keys.load_routes()
-        route = routes.match(method, path, compiled_key.profile) or _ANY_PATH
-        return Record(
-            compiled_key.account_id, compiled_key.entitlement.key.project or "", compiled_key.key_id, now_us, now_us,
-            self.new_id(now_us), 0, 1, "", route.event_kind, method, route.path, denial.status,
-            denial.reason, denial.reason, None, 0, model, 0, 0, 0, 0, "", 0, 0, 0, "free", "", {},
-        )  # fmt: skip
+        route = routes.match(method, path, compiled_key.profile) or UNKNOWN_ROUTE
+        return refused_record(
+            compiled_key.account_id,
+            compiled_key.project_id,
+            compiled_key.key_id,
+            now_us,
+            self.new_id(now_us),
+            route,
+            method,
+            counted_path(route, path),
+            denial,
+            model,
+        )
 
     # -- keys -----------------------------------------------------------------------------------------
 
@@ -572,13 +482,7 @@ class Gate:
 
 def _used(record: Record) -> _Actual:
     """Return what a record takes per unit, in the order of `UNITS`."""
-    tokens = (
-        record.prompt_tokens
-        + record.cached_prompt_tokens
-        + record.completion_tokens
-        + record.reasoning_tokens
-    )
-    return (1, tokens, record.cost_nanos, record.credits)
+    return (1, record.tokens, record.cost_nanos, record.credits)
 
 
 def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:

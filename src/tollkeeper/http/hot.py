@@ -17,8 +17,9 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
-from tollkeeper.gate.gate import NO_USAGE, Admission, Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers

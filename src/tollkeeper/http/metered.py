@@ -13,12 +13,13 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
-from tollkeeper.gate.gate import Admission, CompiledKey, Outcome
+from tollkeeper.domain.meter import UNKNOWN_ROUTE
+from tollkeeper.domain.requests import Outcome
+from tollkeeper.gate.gate import Admission, CompiledKey
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
 
-_UNKNOWN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 _FOREIGN: Final = Denial("key_unknown", "The api key is not known here.")
 _BARRED: Final = Denial("layer_not_allowed", "Keys of this family may not make metered requests.")
 
@@ -100,7 +101,7 @@ class Dialect:
         route = self._installation.directory.route_table().match(
             record.method, record.route, self.profile.name
         )
-        metered = self._metered(compiled_key, route or _UNKNOWN_ROUTE, "")
+        metered = self._metered(compiled_key, route or UNKNOWN_ROUTE, "")
         return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 
     def refused(
@@ -117,7 +118,7 @@ class Dialect:
         metered = None
         matched = installation.directory.route_table().match(method, path, self.profile.name)
         if isinstance(compiled_key, CompiledKey) and compiled_key.profile == self.profile.name:
-            route = matched or _UNKNOWN_ROUTE
+            route = matched or UNKNOWN_ROUTE
             if denial.status == 402 and self.profile.refusals_count:
                 limited = installation.gate.pass_limits(compiled_key, route)
                 denial = limited or denial

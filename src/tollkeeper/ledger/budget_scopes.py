@@ -19,12 +19,13 @@ from typing import Final, NamedTuple
 
 import pyarrow.compute as pc
 
-from tollkeeper.catalog.directory import Directory, units_of
+from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt, OutboxEntry
 from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
 from tollkeeper.domain.events import FUTURE_S_MAX, Record
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.meter import units_of
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.commit_future import CommitFuture

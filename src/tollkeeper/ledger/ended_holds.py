@@ -17,9 +17,10 @@ import pyarrow as pa
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, StoredHold
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.labels import same_label
+from tollkeeper.domain.meter import same_outcome
+from tollkeeper.domain.requests import Outcome
 from tollkeeper.errors import HoldEnded, HoldUnknown
-from tollkeeper.gate.gate import Charge, Gate, Outcome
+from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold
 from tollkeeper.ledger.committer import Committer
@@ -93,7 +94,7 @@ class EndedHolds:
                 return OpenedMeanwhile(owner)
             record = self._event(owner, hold_id)
             if record is not None:
-                if not _same_outcome(record, outcome):
+                if not same_outcome(record, outcome):
                     raise HoldEnded(f"Hold {hold_id} was settled with another outcome: send a correction.")
                 return Settled(record, record.estimated_cost_nanos, replayed=True), None
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
@@ -236,28 +237,3 @@ class EndedHolds:
         # In this order, since what is no longer pending is in the store.
         found = self._pending.records([key]).get(key)
         return found or self._store.records([(account_id, id_)]).get((account_id, id_))
-
-
-def _same_outcome(record: Record, outcome: Outcome) -> bool:
-    if record.revision > 0 or record.sign < 0:
-        # Corrected since, so it cannot be compared: a retry counts as a repeat, as at ingest.
-        return True
-    usage = outcome.usage
-    stated = "estimated" if outcome.estimated else "given" if usage.cost_nanos is not None else None
-    return (
-        record.status == outcome.status
-        and same_label(record.error_type, outcome.error_type)
-        and record.latency_us == outcome.latency_us
-        and record.bytes_out == outcome.bytes_out
-        and record.cache == outcome.cache
-        # Left out, these two are the hold's.
-        and (not usage.model or same_label(record.model, usage.model))
-        and (not outcome.tags or record.tags == outcome.tags)
-        and record.prompt_tokens == usage.prompt_tokens
-        and record.cached_prompt_tokens == usage.cached_prompt_tokens
-        and record.completion_tokens == usage.completion_tokens
-        and record.reasoning_tokens == usage.reasoning_tokens
-        and (record.cost_state if record.cost_state in ("given", "estimated") else None) == stated
-        and (usage.cost_nanos is None or record.cost_nanos == usage.cost_nanos)
-        and (usage.credits is None or record.credits == usage.credits)
-    )

@@ -21,8 +21,9 @@ from tollkeeper.domain.bookings import EndedHold
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, HoldEnded, IdempotencyConflict, Unavailable
-from tollkeeper.gate.gate import HOLD_S_MAX, NO_USAGE, Admission, Gate, Outcome, Usage
+from tollkeeper.gate.gate import HOLD_S_MAX, Admission, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold, OpenHold
 from tollkeeper.ledger.committer import Committer

@@ -7,18 +7,18 @@ A hold keeps the amounts and the project of its request, wherever its key is whe
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 import msgspec
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
-from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.meter import UNKNOWN_ROUTE
+from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.errors import HoldUnknown
-from tollkeeper.gate.gate import NO_USAGE, Admission, Gate, Usage
+from tollkeeper.gate.gate import Admission, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold
 from tollkeeper.ledger.committer import Committer
@@ -26,8 +26,6 @@ from tollkeeper.ledger.open_holds import OpenHolds
 from tollkeeper.ports import Ledger
 
 log = logging.getLogger("tollkeeper.holds")
-
-_UNSEEN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 
 
 def stored_hold_of(admission: Admission) -> StoredHold:
@@ -57,7 +55,7 @@ class StoredHolds:
         if compiled_key is None:
             raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
         route = (
-            self._directory.route_table().match(body.method, body.path, compiled_key.profile) or _UNSEEN_ROUTE
+            self._directory.route_table().match(body.method, body.path, compiled_key.profile) or UNKNOWN_ROUTE
         )
         amounts = Amounts(*body.amounts)
         if hold:

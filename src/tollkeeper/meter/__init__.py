@@ -1,0 +1,24 @@
+"""
+The meter: events that were sent to us become records in the ledger, exactly once, and are corrected later.
+
+It takes events that report what happened elsewhere: as JSON, as access logs, as objects. It is not the gate, which
+books the requests that it admits itself, and it decides no cost: `domain.meter` does, for both. It answers no
+queries about usage.
+
+Invariants:
+
+* An id names one event of its account for good: the same event again is a duplicate, another one is a conflict.
+* A bad event never sinks the others; it is rejected by its place in the batch.
+* A call costs in proportion to its bytes, and what it costs is bounded before anything is parsed.
+* A record never changes: a correction appends its reversal and its successor.
+
+Files:
+
+* `decode` (bytes to columns) over `lines`, `fields`, `rejections` and its two ways, `exact` and `fast`; `access_log`.
+* `ingest` (one batch, from columns to the commit) over `resolve` (whose, which route, what cost), `dedupe` (known
+  already?) and `charges` (what it charges to the counters).
+* `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
+* `amend`: corrections, and the pricing of events that had no price when they came.
+
+It may import the domain, the ports, the gate, the catalog and the ledger; no room that comes after the ledger.
+"""

@@ -21,17 +21,10 @@ import numpy as np
 
 from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US
 from tollkeeper.domain.instants import US_PER_S, to_us
-from tollkeeper.meter.decode import (
-    CHARS_MAX,
-    EVENTS_MAX,
-    INT_BOUNDS,
-    TAG_VALUE_CHARS_MAX,
-    Decoded,
-    Refused,
-    Rejected,
-    table_from,
-    too_many,
-)
+from tollkeeper.domain.meter import bounded_path
+from tollkeeper.meter.decode import Decoded
+from tollkeeper.meter.fields import CHARS_MAX, INT_BOUNDS, TAG_VALUE_CHARS_MAX, table_from
+from tollkeeper.meter.rejections import EVENTS_MAX, Refused, Rejected, too_many
 
 LogFormat = Literal["common", "combined"]
 ClientField = Literal["host", "ident", "user"]
@@ -91,7 +84,7 @@ class AccessLog:
         Decode the next *lines* of the file: whole lines, the last with or without its line end.
 
         Positions in the answer count the non-blank lines of this call, from 0. Lines that cannot be taken are
-        rejections, as in `services.decode`, whose bounds hold for a log too.
+        rejections, as in `meter.decode`, whose bounds hold for a log too.
 
         Raises:
             BodyTooLarge: More than `EVENTS_MAX` lines.
@@ -182,10 +175,7 @@ def _method_and_route(request: str) -> tuple[str | None, str | None]:
     if len(method) > CHARS_MAX["method"]:
         reason = f"method must be text of length <= {CHARS_MAX['method']}"
         raise Refused("method", "out_of_range", reason)
-    if len(route) > CHARS_MAX["route"]:
-        digest = "~" + blake2b(route.encode(), digest_size=ID_DIGEST_BYTES).hexdigest()
-        route = route[: CHARS_MAX["route"] - len(digest)] + digest
-    return method, route
+    return method, bounded_path(route)
 
 
 def _bytes_out(size: str) -> int:

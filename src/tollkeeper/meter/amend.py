@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import NOT_OF_BODY, Event, Record, latency_us, same_fields
+from tollkeeper.domain.events import Event, Record, latency_us
 from tollkeeper.domain.labels import LABELS, OTHER
-from tollkeeper.domain.pricing import cost_nanos, uses_model
+from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged, same_fields
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import Batch, Stale
@@ -34,9 +34,9 @@ T = TypeVar("T")
 UNPRICED_BATCH: Final = 5_000
 _TRIES: Final = 20
 _FIXED: Final = ("id", "time", "account", "project", "key_id", "method", "route", "kind")
-"""What names an event is no matter of correction: void it and send another."""
+"""The fields that name an event cannot be corrected: void it and send another."""
 _STATED: Final = frozenset({"given", "estimated"})
-"""How a cost is known that the caller stated."""
+"""The states of a cost that the caller stated."""
 
 
 class Correction(NamedTuple):
@@ -44,6 +44,18 @@ class Correction(NamedTuple):
 
     record: Record
     repeated: bool
+
+
+class Freshness(Protocol):
+    """What a correction asks of the usage reports, which are a room above this one."""
+
+    def fresh(self, account_id: str | None) -> bool:
+        """
+        Deliver the events of an account (None: of all) that still wait for the usage store.
+
+        Returns False when some of them still wait.
+        """
+        ...
 
 
 class Amend:
@@ -70,7 +82,7 @@ class Amend:
 
     def amend(self, account_id: str, event_id: str, correction_id: str, changes: Event) -> Correction:
         """
-        Replace what *changes* states of an event; what it leaves out stays, the cost is found anew.
+        Replace what *changes* states of an event; what it leaves out stays; the cost is found again.
 
         Args:
             correction_id: The caller's name for this correction, unique among its events and corrections.
@@ -190,32 +202,15 @@ class Amend:
             )
 
     def _priced(self, record: Record) -> Record:
-        # As `Gate._cost` for one request and `Ingest._records` for a batch.
+        """Return *record* at today's prices: see `domain.meter.recharged`."""
         key = self._directory.key(record.key_id) if record.key_id else None
         profile = "native" if key is None else key.entry.profile
         route = self._directory.route_table().match(record.method, record.route, profile)
-        if record.cache == "hit" or (route is not None and route.free):
-            return record._replace(cost_nanos=0, cost_state="free", price_version="")
-        failed = record.status >= 400 or bool(record.denied_reason)
-        nanos = 0 if route is None or failed else route.price_nanos
+        charged = recharged(self._directory.price, record, route or UNKNOWN_ROUTE)
         if OTHER in (record.method, record.route) and record.cost_state == "unpriced":
             # What it cost before its model has a price was its route's, which can be found no more.
-            nanos = record.cost_nanos
-        if not uses_model(record.model, _tokens(record), failed=failed):
-            if route is None:
-                return record._replace(cost_nanos=0, cost_state="free", price_version="")
-            return record._replace(cost_nanos=nanos, cost_state="priced", price_version=f"route:{route.id}")
-        price = self._directory.price(record.model, record.account_id, record.occurred_at_us)
-        if price is None:
-            return record._replace(cost_nanos=nanos, cost_state="unpriced", price_version="")
-        cost = cost_nanos(
-            price,
-            prompt=record.prompt_tokens,
-            cached_prompt=record.cached_prompt_tokens,
-            completion=record.completion_tokens,
-            reasoning=record.reasoning_tokens,
-        )
-        return record._replace(cost_nanos=nanos + cost, cost_state="priced", price_version=price.version)
+            return charged._replace(cost_nanos=charged.cost_nanos + record.cost_nanos)
+        return charged
 
     def _amended(self, current: Record, changes: Event) -> Record:
         tokens = changes.tokens
@@ -244,7 +239,7 @@ class Amend:
             return new._replace(
                 cost_nanos=estimate, estimated_cost_nanos=estimate, cost_state="estimated", price_version=""
             )
-        if current.cost_state in ("given", "estimated"):
+        if current.cost_state in _STATED:
             return new
         if _decides_cost(new) == _decides_cost(current):
             return new
@@ -291,7 +286,7 @@ class Amend:
         asked = self._amended(revisions[corrected.revision - 1], changes)
         ours = NOT_OF_BODY
         if not _STATED & {asked.cost_state, corrected.cost_state}:
-            # What a price list says by now is ours, not the caller's, as in `same_body`.
+            # Today's prices are ours, not the caller's, as in `same_body`.
             ours |= {"cost_nanos", "cost_state"}
         return same_fields(corrected, asked, ours)
 
@@ -334,13 +329,4 @@ def _decides_cost(record: Record) -> tuple[object, ...]:
         record.cached_prompt_tokens,
         record.completion_tokens,
         record.reasoning_tokens,
-    )
-
-
-def _tokens(record: Record) -> int:
-    return (
-        record.prompt_tokens
-        + record.cached_prompt_tokens
-        + record.completion_tokens
-        + record.reasoning_tokens
     )

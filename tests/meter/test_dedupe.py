@@ -7,8 +7,9 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tollkeeper.domain.events import RECORD_FIELDS, Record, same_body
-from tollkeeper.meter.ingest import _repeats
+from tollkeeper.domain.events import RECORD_FIELDS, Record
+from tollkeeper.domain.meter import same_body
+from tollkeeper.meter.dedupe import repeats_of
 from tollkeeper.record_columns import table_of
 
 _NUMBERS = {
@@ -65,7 +66,7 @@ def test_columns_are_compared_as_records_are(rows: list[tuple[Any, Any, Any, boo
     ]
     if random is not None:
         random.shuffle(stored)
-    assert _repeats(table_of(sent), table_of(stored)).tolist() == expected
+    assert repeats_of(table_of(sent), table_of(stored)).tolist() == expected
 
 
 @given(changes, corrections)
@@ -73,5 +74,7 @@ def test_columns_are_compared_as_records_are(rows: list[tuple[Any, Any, Any, boo
 def test_an_equal_event_is_a_repeat(change: Any, correction: Any) -> None:
     """In a list that has it twice, the first one counts."""
     event = PLAIN._replace(id="e", **change)
-    found = _repeats(table_of([event]), table_of([event._replace(**correction), event._replace(status=999)]))
+    found = repeats_of(
+        table_of([event]), table_of([event._replace(**correction), event._replace(status=999)])
+    )
     assert found.tolist() == [True]

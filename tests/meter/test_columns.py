@@ -1,0 +1,180 @@
+"""The meter of batches is the meter of requests: columns say, row by row, what `domain.meter` says of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.domain.test_events import records
+from tollkeeper.catalog.price_book import PriceBook
+from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price, Route
+from tollkeeper.domain.events import COST_NANOS_MAX, TOKENS_MAX, Record
+from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.meter import UNKNOWN_ROUTE, cost_of, recharged, units_of
+from tollkeeper.domain.requests import Usage
+from tollkeeper.meter.columns import TOKEN_COLUMNS, cost_columns, units_columns
+from tollkeeper.meter.fields import table_from
+from tollkeeper.record_columns import table_of
+
+START_US = 1_770_000_000_000_000
+ROUTES = (
+    UNKNOWN_ROUTE,
+    Route(id="unknown", method="*", path="/*", price_nanos=2, credits=1),
+    Route(id="chat", method="POST", path="/v1/chat", price_nanos=11, credits=3),
+    Route(id="dear", method="*", path="/v1/{id}", price_nanos=10**15, credits=10**15),
+    Route(id="plain", method="GET", path="/v1/plain"),
+    Route(id="free", method="GET", path="/v1/status", free=True),
+)
+MODELS = ("", "m", "image", "other", "no-such-model")
+ACCOUNTS = ("acme", "globex")
+
+rates = st.integers(0, PRICE_NANOS_MAX) | st.integers(0, 3 * 10**6)
+counts = st.integers(0, 3) | st.integers(0, TOKENS_MAX)
+amounts = st.none() | st.integers(0, 3) | st.integers(0, COST_NANOS_MAX)
+moments = st.integers(START_US, START_US + 9)
+
+events = st.fixed_dictionaries(
+    {
+        "occurred_at_us": moments,
+        "account": st.sampled_from(ACCOUNTS),
+        "route": st.integers(0, len(ROUTES) - 1),
+        "model": st.none() | st.sampled_from(MODELS),
+        "status": st.none() | st.sampled_from([0, 200, 204, 399, 400, 402, 429, 500, 999]),
+        "cache": st.none() | st.sampled_from(["hit", "miss", "none"]),
+        "denied_reason": st.sampled_from([None, None, "", "rate_limited", "budget_exhausted"]),
+        "cost_nanos": st.sampled_from([None, None]) | amounts,
+        "estimated_cost_nanos": st.sampled_from([None, None]) | amounts,
+        "credits": amounts,
+    }
+    | {name: st.none() | st.just(0) | counts for name in TOKEN_COLUMNS}
+)
+
+
+@st.composite
+def price_books(draw: st.DrawFn) -> PriceBook:
+    """Prices per token and per request, of one account or of all, that change in time."""
+    prices = [
+        Price(
+            id=f"p{index}",
+            model=draw(st.sampled_from(["m", "image", "other"])),
+            account=draw(st.sampled_from([None, "acme"])),
+            effective_at=from_us(draw(moments)),
+            prompt_nanos_per_million=draw(rates),
+            cached_prompt_nanos_per_million=draw(st.none() | rates),
+            completion_nanos_per_million=draw(rates),
+            reasoning_nanos_per_million=draw(st.none() | rates),
+            request_nanos=draw(st.sampled_from([0, 40_000_000, REQUEST_NANOS_MAX])),
+        )
+        for index in range(draw(st.integers(0, 5)))
+    ]
+    return PriceBook(prices, built_in=False)
+
+
+def priced_by(book: PriceBook) -> Any:
+    return lambda model, account_id, at_us: book.price_of(model, account_id=account_id, at_us=at_us)
+
+
+def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, str, int, str]:
+    """What `cost_of` says of one event: a cost that is given stands, even beside an estimate."""
+    usage = Usage(
+        *(event[name] or 0 for name in TOKEN_COLUMNS),
+        event["model"] or "",
+        event["cost_nanos"],
+        event["credits"],
+    )
+    return cost_of(
+        priced_by(book),
+        event["account"],
+        event["occurred_at_us"],
+        ROUTES[event["route"]],
+        usage,
+        usage.model,
+        event["status"] or 0,
+        event["cache"] or "",
+        bool(event["denied_reason"]),
+        event["estimated_cost_nanos"] if event["cost_nanos"] is None else None,
+    )
+
+
+def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, str, int, str]]:
+    columns = {
+        name: [event[name] for event in batch] for name in batch[0] if name not in ("account", "route")
+    }
+    columns["id"] = [str(index) for index in range(len(batch))]
+    columns["account"] = accounts = [event["account"] for event in batch]
+    found = cost_columns(
+        table_from(columns, len(batch)),
+        pa.array(accounts).dictionary_encode(),
+        ROUTES,
+        np.array([event["route"] for event in batch], np.int64),
+        book,
+    )
+    return list(
+        zip(
+            found.cost_nanos.tolist(),
+            found.cost_state.to_pylist(),
+            found.credits.tolist(),
+            found.price_version.to_pylist(),
+            strict=True,
+        )
+    )
+
+
+NOTHING = dict.fromkeys(
+    (
+        "model",
+        "status",
+        "cache",
+        "denied_reason",
+        "cost_nanos",
+        "estimated_cost_nanos",
+        "credits",
+        *TOKEN_COLUMNS,
+    )
+)
+PLAIN = {"occurred_at_us": START_US, "account": "acme", **NOTHING}
+IMAGES = PriceBook(
+    [Price(id="p", model="image", request_nanos=40_000_000, effective_at=from_us(0))], built_in=False
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(events, min_size=1, max_size=12), price_books())
+@example([PLAIN | {"route": route, "model": "image"} for route in range(len(ROUTES))], IMAGES)
+@example([PLAIN | {"route": route, "denied_reason": "rate_limited"} for route in range(len(ROUTES))], IMAGES)
+@example([PLAIN | {"route": route, "status": 500, "model": "image"} for route in range(len(ROUTES))], IMAGES)
+@example([PLAIN | {"route": 2, "cost_nanos": 8, "estimated_cost_nanos": 9}], IMAGES)
+def test_columns_cost_what_their_requests_cost(batch: list[dict[str, Any]], book: PriceBook) -> None:
+    """`cost_columns` and `cost_of` are twins, over all routes, refusals, estimates, units and prices."""
+    assert together(batch, book) == [singly(event, book) for event in batch]
+
+
+@settings(deadline=None)
+@given(st.lists(events, min_size=1, max_size=8), price_books())
+def test_a_correction_that_states_no_cost_finds_the_same_again(
+    batch: list[dict[str, Any]], book: PriceBook
+) -> None:
+    """Ingest prices a batch, a correction one record: what did not change must not change its cost."""
+    for event, (nanos, state, credits, version) in zip(batch, together(batch, book), strict=True):
+        if state in ("given", "estimated"):
+            continue
+        record = Record(
+            event["account"], "", "", event["occurred_at_us"], 0, "e", 0, 1, "", "request", "", "",
+            event["status"] or 0, "", event["denied_reason"] or "", None, 0, event["model"] or "",
+            *(event[name] or 0 for name in TOKEN_COLUMNS), event["cache"] or "", credits, nanos, 0, state,
+            version, {},
+        )  # fmt: skip
+        assert recharged(priced_by(book), record, ROUTES[event["route"]]) == record
+
+
+@settings(deadline=None)
+@given(st.lists(records, min_size=1, max_size=12))
+def test_columns_count_what_their_records_count(batch: list[Record]) -> None:
+    """`units_columns` and `units_of` are twins; a reversal has the sign -1, a denied request counts for none."""
+    found = units_columns(table_of(batch))
+    for index, record in enumerate(batch):
+        assert {unit: int(column[index]) for unit, column in found.items()} == units_of(record)
