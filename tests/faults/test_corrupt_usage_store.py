@@ -44,7 +44,7 @@ LOOK: Final = """
     import json, sys
     from tollkeeper import Tollkeeper, UsageQuery
     from tollkeeper.errors import Unavailable
-    from tollkeeper.http.routes.health import reasons_not_ready
+    from tests.readiness import reasons_not_ready
     from tollkeeper.testing import NOON
 
     def said(call):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Install
+from tests.readiness import reasons_not_ready
 from tollkeeper.domain.catalog import Account
 from tollkeeper.errors import Unavailable
-from tollkeeper.http.routes.health import reasons_not_ready
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import NOON, set_up
 

@@ -22,13 +22,13 @@ import sqlalchemy as sa
 from tests.engines import fresh_url
 from tests.faults.test_disk import run
 from tests.faults.test_ledger_away import Customer, eventually
+from tests.readiness import reasons_not_ready
 from tollkeeper.adapters.batch_marks import FILE, FileMarks
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.sql.ledger_tables import outbox, progress
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import LedgerInUse, StoresMismatch, Unavailable
-from tollkeeper.http.routes.health import reasons_not_ready
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.meter.decode import decode_events

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.meter import PriceOf, admitted_record
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter, Taken
-
-if TYPE_CHECKING:
-    from tollkeeper.domain.requests import Usage
 
 _NO_TAGS: Final[Mapping[str, str]] = {}
 
@@ -103,6 +103,26 @@ class Admission:
     @property
     def key_id(self) -> str:
         return self.compiled_key.key_id
+
+    def record(self, price_of: PriceOf, outcome: Outcome, received_at_us: int) -> Record:
+        """Return the priced record of this request with its *outcome*."""
+        compiled_key = self.compiled_key
+        return admitted_record(
+            price_of,
+            compiled_key.account_id,
+            compiled_key.project_id,
+            compiled_key.key_id,
+            self.at_us,
+            received_at_us,
+            self.id,
+            self.route,
+            self.method,
+            self.path,
+            self.amounts.nanos,
+            self.expected.model,
+            self.tags,
+            outcome,
+        )
 
     def __del__(self) -> None:
         # Runs wherever the last reference goes, perhaps inside the gate's lock: only leave a note.

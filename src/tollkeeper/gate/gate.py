@@ -22,7 +22,6 @@ from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.meter import (
     UNKNOWN_ROUTE,
-    admitted_record,
     bounded_path,
     cost_of,
     counted_path,
@@ -285,7 +284,7 @@ class Gate:
 
         The caller has claimed the admission (see `claim`) and hands both to the committer.
         """
-        record = self.record_of(admission, outcome, received_at_us)
+        record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
         with self._lock:
             admission.compiled_key.open.pop(id(admission.taken), None)
@@ -295,7 +294,7 @@ class Gate:
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
         """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
-        record = self.record_of(admission, outcome, received_at_us)
+        record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
         with self._lock:
             if admission.state != "open":
@@ -345,23 +344,7 @@ class Gate:
 
     def record_of(self, admission: Admission, outcome: Outcome, received_at_us: int) -> Record:
         """Return the priced record of a request's outcome."""
-        compiled_key = admission.compiled_key
-        return admitted_record(
-            self._sources.price,
-            compiled_key.account_id,
-            compiled_key.project_id,
-            compiled_key.key_id,
-            admission.at_us,
-            received_at_us,
-            admission.id,
-            admission.route,
-            admission.method,
-            admission.path,
-            admission.amounts.nanos,
-            admission.expected.model,
-            admission.tags,
-            outcome,
-        )
+        return admission.record(self._sources.price, outcome, received_at_us)
 
     def denied_record(
         self, compiled_key: CompiledKey, method: str, path: str, denial: Denial, now_us: int, model: str = ""

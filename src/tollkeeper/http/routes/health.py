@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -128,17 +129,25 @@ def metrics(request: AnyRequest) -> Response[bytes]:
 def probes_of(ledger: Ledger, store: UsageStore) -> tuple[Probe, ...]:
     """Return a probe of each store. Close them."""
 
-    def ask_ledger() -> str | None:
-        try:
-            ledger.ping()
-        except TollkeeperError as exc:
-            return f"the ledger does not answer: {exc}"
-        return None
-
-    def ask_store() -> str | None:
-        return None if store.ready() else _NO_STORE
-
     return (
-        Probe("probe-ledger", ask_ledger, f"the ledger does not answer in {PROBE_S_MAX:.0f} s"),
-        Probe("probe-usage", ask_store, _NO_STORE),
+        Probe(
+            "probe-ledger",
+            partial(fault_of_ledger, ledger),
+            f"the ledger does not answer in {PROBE_S_MAX:.0f} s",
+        ),
+        Probe("probe-usage", partial(fault_of_store, store), _NO_STORE),
     )
+
+
+def fault_of_ledger(ledger: Ledger) -> str | None:
+    """Return why the ledger cannot be used now, or None. Blocking."""
+    try:
+        ledger.ping()
+    except TollkeeperError as exc:
+        return f"the ledger does not answer: {exc}"
+    return None
+
+
+def fault_of_store(store: UsageStore) -> str | None:
+    """Return why the usage store cannot be used now, or None. Blocking."""
+    return None if store.ready() else _NO_STORE
