@@ -49,7 +49,7 @@ def rebuild(
     url: options.Url = None,
     key: options.ServerKey = None,
 ) -> None:
-    """Make rollups and the id index anew from the events that are kept. Totals do not change."""
+    """Rebuild rollups and the id index from the events that are kept. Totals do not change."""
     server = server_of(data, url, key)
     if server is not None:
         rows = server.call("POST", "/rebuild")["rows"]

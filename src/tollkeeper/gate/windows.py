@@ -8,6 +8,7 @@ with the next commit, so that a crash does not empty it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import ClassVar, Final
 
@@ -20,7 +21,7 @@ SLIDING_SLOTS: Final = 60
 _NEVER_US: Final = 2**62
 
 
-class Window:
+class Window(ABC):
     """
     Base of the windows: one limit of one account, and how to save it.
 
@@ -72,21 +73,21 @@ class Window:
             self.dirty = True
             self.changed.append(self)
 
-    def fits(self, amount: int, now_us: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def fits(self, amount: int, now_us: int) -> bool: ...
 
-    def take(self, amount: int, now_us: int) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def take(self, amount: int, now_us: int) -> int: ...
 
     def retake(self, amount: int, at_us: int) -> int:
         # The saved window already contains the hold: only find where it is.
         return at_us - at_us % self.width_us
 
-    def take_late(self, amount: int, at_us: int, now_us: int) -> int | None:
-        raise NotImplementedError
+    @abstractmethod
+    def take_late(self, amount: int, at_us: int, now_us: int) -> int | None: ...
 
-    def settle(self, mark: int, held: int, actual: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def settle(self, mark: int, held: int, actual: int) -> None: ...
 
     def unsettle(self, mark: int, held: int, actual: int) -> None:
         self.settle(mark, actual, held)
@@ -94,22 +95,22 @@ class Window:
     def give_back(self, mark: int, held: int) -> None:
         self.settle(mark, held, 0)
 
-    def allowed_used(self, now_us: int) -> tuple[int | None, int]:
-        raise NotImplementedError
+    @abstractmethod
+    def allowed_used(self, now_us: int) -> tuple[int | None, int]: ...
 
-    def lifts_at_us(self, amount: int, now_us: int) -> int | None:
-        raise NotImplementedError
+    @abstractmethod
+    def lifts_at_us(self, amount: int, now_us: int) -> int | None: ...
 
-    def resets_at_us(self, now_us: int) -> int | None:
-        raise NotImplementedError
+    @abstractmethod
+    def resets_at_us(self, now_us: int) -> int | None: ...
 
+    @abstractmethod
     def slots(self) -> dict[int, int]:
         """Return what must survive a crash, and clear `dirty`: `slot → used`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expires_at_us(self) -> int:
         """Return from when on the saved slots mean nothing."""
-        raise NotImplementedError
 
     def is_idle(self, now_us: int) -> bool:
         return not self.dirty and self.expires_at_us() <= now_us

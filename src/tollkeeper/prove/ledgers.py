@@ -14,7 +14,7 @@ _FILES: Final = "ledger.sqlite3*"
 
 
 class LedgerPlace(Protocol):
-    """A ledger. Whoever made it removes it."""
+    """A ledger. The maker removes it."""
 
     @property
     def url(self) -> str | None:

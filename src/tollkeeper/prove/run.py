@@ -119,7 +119,7 @@ def prove(
 
 class Run:
     """
-    One run. Whoever made it closes it, which ends every process that it started.
+    One run. The maker closes it, which ends every process that it started.
 
     Attributes:
         rounds: Of each round that is through: its plan, what its clients did, how often the server was

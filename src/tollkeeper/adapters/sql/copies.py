@@ -61,7 +61,7 @@ def write_tables(engine: sa.Engine, rows: Tables) -> None:
 
 class ScratchDatabase:
     """
-    A database of its own beside the one that a URL names, on the same server. Whoever made it removes it.
+    A database of its own beside the one that a URL names, on the same server. The maker removes it.
 
     Raises:
         Unavailable: The role may not create databases, or the server cannot be reached.

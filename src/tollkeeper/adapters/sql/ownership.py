@@ -2,7 +2,7 @@
 Who may run on a PostgreSQL database: one process at a time, as one process has a data directory.
 
 The gate decides from its own memory, so two processes would each admit what is left. A lock of a database session
-keeps the second one out. The database lets go of it when the session ends, however its process did; until the
+keeps the second one out. The database releases it when the session ends, however its process did; until the
 owner has taken it again somebody else may, which is why the ledger also sees another's commits
 (`SqlLedger.claim`).
 

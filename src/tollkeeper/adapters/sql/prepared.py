@@ -5,7 +5,7 @@ A group commit runs the same few statements hundreds of times a second. With `Co
 its interpreter time went to preparing statements; here they are compiled once and handed to the driver's own
 cursor. Errors are those of SQLAlchemy all the same.
 
-Rows go many to a statement. A driver lets go of the interpreter lock for each statement that it runs, and
+Rows go many to a statement. A driver releases the interpreter lock for each statement that it runs, and
 under load it has to wait for its turn each time: row by row, a commit of a hundred rows waits a hundred times.
 """
 

@@ -1,4 +1,4 @@
--- What was appended outlives the machine's power, since the ledger then lets go of it: parts are synced to the disk
+-- What was appended outlives the machine's power, since the ledger then forgets it: parts are synced to the disk
 -- before an append returns, and merged ones before those that they replace are removed, which is at once in process.
 -- The removal of many replaced parts at a time would start a thread for each, without making it faster.
 ALTER TABLE events MODIFY SETTING
