@@ -8,5 +8,10 @@ from tollkeeper.installation import Installation
 
 def reasons_not_ready(site: Installation) -> list[str]:
     """Return why requests cannot be served now; nothing when they can."""
-    faults = (fault_of_ledger(site.ledger), fault_of_store(site.store), site.gate.refusing)
-    return [fault for fault in faults if fault is not None] + site.pairing.reasons()
+    faults = (
+        fault_of_ledger(site.ledger),
+        fault_of_store(site.store),
+        *site.pairing.reasons(),
+        site.gate.refusing,
+    )
+    return [fault for fault in faults if fault is not None]

@@ -95,7 +95,7 @@ def test_no_other_call_waits_behind_usage_queries(
         assert api("GET", f"/tk/v1/keys/{key_id}/state", key=management).status_code == 200
         assert api("GET", "/tk/v1/accounts").status_code == 200
         assert api("GET", f"/tk/v1/events/{ids[1]}").status_code == 200
-        assert api("GET", "/readyz").json() == {"ready": True, "reasons": []}
+        assert api("GET", "/readyz").json() == {"ready": True, "reasons": [], "warnings": []}
         assert api("GET", "/metrics").status_code == 200
         assert not any(call.done() for call in asked)
         hanging.let_go.set()

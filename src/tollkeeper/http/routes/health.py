@@ -91,8 +91,7 @@ async def readyz(request: AnyRequest) -> Response[bytes]:
     context = context_of(request)
     gate, pairing = service(request, Gate), service(request, Pairing)
     found = await asyncio.gather(*(probe.answer() for probe in context.probes))
-    reasons = [reason for reason in (*found, gate.refusing) if reason is not None]
-    reasons += pairing.reasons()
+    reasons = [reason for reason in (*found, *pairing.reasons(), gate.refusing) if reason is not None]
     warnings = [*pairing.warnings(), *context.authenticator.throttle.notices]
     return answer(
         Readiness(ready=not reasons, reasons=reasons, warnings=warnings), status=503 if reasons else 200
