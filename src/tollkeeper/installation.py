@@ -223,6 +223,7 @@ class Installation:
         )
         self._last_used = LastUsed(self.catalog, self.gate.take_last_used)
         recover(self.ledger, self.pending, self.committer, self.relay, self.holds, self._grants)
+        self._catalog_changes.compare_at_start()
         self._opened.callback(self._last_used.save)
         self.committer.start()
         self.relay.start()

@@ -53,13 +53,13 @@ def test_who_was_taken_over_writes_nothing_more(engine: sa.Engine) -> None:
     with pytest.raises(LedgerInUse):
         first.commit(charge(10))
     with pytest.raises(LedgerInUse):
-        first.next_batch(10)
+        first.outbox.next_batch(10)
     with pytest.raises(LedgerInUse):
         first.ping()
     second.commit(charge(100))
     second.ping()
     assert second.counter(*COUNTER)[0] == 101
-    assert len(second.pending()) == 2
+    assert len(second.outbox.pending()) == 2
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -99,7 +99,7 @@ def test_a_claim_waits_for_the_last_commit_of_who_was_killed(postgresql: sa.Engi
     second = SqlLedger(postgresql)
     blocked = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
     with postgresql.connect() as tx, tx.begin() as killed, postgresql.connect() as look:
-        first._write_group(tx, charge(5))
+        first._write(tx, first._database._next_commit_seq(tx), charge(5))
         seen: list[int] = []
         taking = threading.Thread(target=lambda: (second.claim(), seen.append(second.counter(*COUNTER)[0])))
         taking.start()

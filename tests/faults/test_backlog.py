@@ -64,6 +64,7 @@ def test_what_waits_long_is_known_by_its_ids_and_read_back_to_compare(
             "accepted": int(_ == 0),
             "duplicates": 30 + _,
             "rejections": [],
+            "rejected": 0,
         }
         conflict = send(site, account, "b3", cost=2)
         assert [rejection.code for rejection in conflict.rejections] == ["event_conflict"]
@@ -233,6 +234,7 @@ def test_ids_that_cannot_be_read_are_those_of_the_records(
         "accepted": 1,
         "duplicates": 2,
         "rejections": [],
+        "rejected": 0,
     }
     store.refuse(0)
     assert site.reports.usage(asked(account)).totals["requests"] == 3

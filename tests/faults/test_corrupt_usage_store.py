@@ -108,6 +108,12 @@ def remove_part(part: Path) -> None:
 DAMAGES: Final = [cut_off, flip, overwrite_checksums, remove_part]
 
 
+@pytest.fixture(autouse=True)
+def _tests_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processes of `run`, which work in another directory."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("filled") / "data"

@@ -290,7 +290,6 @@ FULL_AT_START: Final = """
     import json, os, resource, sys
     from tests.contract.test_usage_store import record
     from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-from tollkeeper.adapters.data_directory import read_or_make_secret
     from tollkeeper.record_columns import table_of
     from tollkeeper.errors import Unavailable
 

@@ -483,7 +483,7 @@ def test_a_budget_that_a_crash_kept_from_coming_into_force_does_at_the_next_star
     """The process ended between the change of the catalog and that of the ledger."""
     site = install()
     # It would mend that itself, some time after its start.
-    monkeypatch.setattr(site, "_is_due", lambda account_id: False)
+    monkeypatch.setattr(site._catalog_changes._budgets, "_differs", lambda account_id: False)
     customer = Customer(site, account)
     customer.record("a")
     site.catalog.put(Budget(id="late", account=account, amount=10, period="total"), clock.now_us())

@@ -513,7 +513,12 @@ def test_what_a_killed_process_had_committed_is_known_and_delivered(
     site.close()
     site = install(store=store)
     assert site.pending.record_count == 50
-    assert site.ingest.take(batch)._asdict() == {"accepted": 0, "duplicates": 50, "rejections": []}
+    assert site.ingest.take(batch)._asdict() == {
+        "accepted": 0,
+        "duplicates": 50,
+        "rejections": [],
+        "rejected": 0,
+    }
     conflict = decode_events([{**events[3], "cost_nanos": 99}], now_us=NOON_US)
     assert [r.code for r in site.ingest.take(conflict).rejections] == ["event_conflict"]
     store.refuse(0)

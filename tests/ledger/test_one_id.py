@@ -337,7 +337,7 @@ def test_an_event_that_is_delivered_while_a_late_settle_looks_is_seen(
     """It is no longer pending when the settle is committed, and was not in the store when that was asked."""
     api.authorize("one", ttl_s=60)
     expire(api, clock)
-    before(monkeypatch, api.site.gate, "permit_of", lambda: record_and_deliver(api, "one"))
+    before(monkeypatch, api.site.gate, "compiled_key_of", lambda: record_and_deliver(api, "one"))
     twice(HoldEnded, lambda: api.settle("one", cost(20)))
     assert api.requests() == 1
 

@@ -160,7 +160,7 @@ def test_a_budget_that_is_not_in_force_is_found(
 ) -> None:
     """It would let everything pass and count nothing."""
     # The installation would mend it, some time after its start.
-    monkeypatch.setattr(charged, "_is_due", lambda account_id: False)
+    monkeypatch.setattr(charged._catalog_changes._budgets, "_differs", lambda account_id: False)
     with charged.engine.begin() as tx:
         tx.execute(sa.delete(scopes))
     verdict = charged.reconcile.verify()

@@ -72,7 +72,7 @@ def test_rotating_a_key_frees_it_of_no_limit(place: Local, profile: str) -> None
     for each_id in ids:
         stored = place.site.directory.key(each_id)
         assert stored is not None
-        assert sorted(context.line(stored)) == sorted(ids)
+        assert sorted(context.rotation_chain(stored)) == sorted(ids)
         (limit_status,) = (s for s in context.limit_statuses(stored) if s.kind == "limit")
         assert (limit_status.allowed, limit_status.used) == (4, 4)
 

@@ -107,6 +107,9 @@ def _keep_private(settings: Settings) -> None:
                 pass
         if not settings.usage_url:
             (directory / USAGE_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError:
+        # No directory. That stops no request: the usage store says it when it is opened.
+        return
     except OSError as exc:
         raise _unwritable(directory, exc) from exc
 

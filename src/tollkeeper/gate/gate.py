@@ -240,6 +240,8 @@ class Gate:
 
     def limit_statuses(self, compiled_key: CompiledKey, now_us: int) -> list[LimitStatus]:
         """Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit."""
+        if self.abandoned:
+            self._collect_abandoned()
         while True:
             try:
                 with self._lock:

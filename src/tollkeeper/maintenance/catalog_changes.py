@@ -100,12 +100,27 @@ class CatalogChanges:
         self._budgets.compare_all()
         self._notify_webhooks((), hooks=True)
 
+    def compare_at_start(self) -> None:
+        """
+        Compare the budgets in force of the first accounts before anything is served.
+
+        A budget that is set right after a start must not look like one that a crash left behind.
+        """
+        try:
+            self._compare()
+        except Unavailable as exc:
+            # The maintenance thread compares them. Until then their keys wait.
+            log.warning("tollkeeper.budgets.deferred", extra={"reason": str(exc), "keys": 0})
+
     def retry(self) -> None:
         """Do what was left undone when a store failed, or when the last process ended between two steps."""
+        self._compare()
+        self._budgets.retry()
+
+    def _compare(self) -> None:
         if self._budgets.begin_comparing():
             self._due_prices = True
         self._budgets.compare_some()
-        self._budgets.retry()
 
     def price_deferred(self) -> None:
         """Price what a new price could not be applied to when it came."""
