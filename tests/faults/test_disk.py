@@ -15,7 +15,6 @@ import pytest
 
 from tests.conftest import Install
 from tollkeeper import Tollkeeper
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.data_directory import read_or_make_secret
 from tollkeeper.domain.catalog import Account
 from tollkeeper.errors import DataDirectoryInUse, Unavailable
@@ -309,6 +308,22 @@ FULL_AT_START: Final = """
 """
 
 
+MAKE_OLDER: Final = """
+    import json, sys
+    from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+
+    store = ClickHouseUsageStore.open("chdb://" + sys.argv[1])
+    for table in ("append_comparison", "batches"):
+        store._engine.appender.command(f"DROP TABLE {table} SYNC")
+    store._engine.appender.command(
+        "ALTER TABLE schema_version DELETE WHERE version > 5", settings={"mutations_sync": 2}
+    )
+    store.close()
+    print(json.dumps("made"))
+"""
+"""Leaves a usage store as the schema's version 5 made it."""
+
+
 @pytest.mark.parametrize("is_older", [False, True], ids=["of this version", "to be migrated"])
 def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_older: bool
@@ -318,13 +333,7 @@ def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
     directory = tmp_path / "usage"
     assert run(FULL_AT_START, str(directory), "-1", "a") == [[], 1]
     if is_older:
-        store = ClickHouseUsageStore.open(f"chdb://{directory}")
-        for table in ("append_comparison", "batches"):
-            store._engine.appender.command(f"DROP TABLE {table} SYNC")
-        store._engine.appender.command(
-            "ALTER TABLE schema_version DELETE WHERE version > 5", settings={"mutations_sync": 2}
-        )
-        store.close()
+        run(MAKE_OLDER, str(directory))
     for limit in ("0", "100"):
         assert isinstance(run(FULL_AT_START, str(directory), limit, "b"), str)
     assert run(FULL_AT_START, str(directory), "-1", "b") == [[], 2]
