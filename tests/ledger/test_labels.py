@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tollkeeper.columns import records_of, table_of
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Price, Route
 from tollkeeper.domain.decisions import Denial
@@ -21,6 +20,7 @@ from tollkeeper.ledger.labels import DAY_COST, Labels
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.meter.ingest import IngestResult
 from tollkeeper.profiles import load
+from tollkeeper.record_columns import records_of, table_of
 from tollkeeper.settings import Settings
 from tollkeeper.testing import commit_all, set_up, unique, verify
 
@@ -216,7 +216,7 @@ def test_a_denied_request(place):
 
 def test_what_a_profile_records(place):
     """The method of such a call is the caller's."""
-    desk = place.site.desk(load("shoal"))
+    desk = place.site.context(load("shoal"))
     key = place.site.directory.key(f"{place.account}-key")
     for index in range(3 * VALUES):
         desk.record(key, Route(id="x", method=f"M{index}", path="/x"), 200)

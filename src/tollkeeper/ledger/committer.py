@@ -150,9 +150,9 @@ class Committer:
         ended: EndedHold | None = None,
         late: bool = False,
         done: Callable[[BaseException | None], None] | None = None,
-    ) -> None:
+    ) -> Record:
         """
-        Queue one record with its charges: see `commit_tasks.Settle` for the arguments.
+        Queue one record with its charges, and return it as it is stored: see `commit_tasks.Settle` for the arguments.
 
         Args:
             scopes_version: Read from here before *charges* were made.
@@ -163,6 +163,7 @@ class Committer:
         # Last, since price and charges go by the labels as sent.
         stored = self._stored_of(record)
         self.submit(Settle(stored, charges, scopes_version, counted, future, ended, late, done))
+        return stored
 
     @property
     def queued(self) -> int:

@@ -159,7 +159,7 @@ class EndedHolds:
                 self._gate.void(admission)
             commit_ends.close()
 
-        self._committer.book(
+        booked = self._committer.book(
             record,
             charges,
             version,
@@ -169,7 +169,7 @@ class EndedHolds:
             late=True,
             done=done,
         )
-        return Settled(record, 0), future
+        return Settled(booked, 0), future
 
     def _void_late(
         self, account_id: str, hold_id: str, future: CommitFuture

@@ -104,7 +104,7 @@ class Holds:
             raise HoldEnded(f"Request {admission.id} was ended before: settle or void once.")
         record, charges = finished
         try:
-            self._committer.book(
+            return self._committer.book(
                 record,
                 charges,
                 version if admission.compiled_key.current else _CHARGE_AT_COMMIT,
@@ -113,7 +113,6 @@ class Holds:
         except Unavailable:
             self._gate.unsettle(admission, record)
             raise
-        return record
 
     def void(self, admission: Admission) -> None:
         """End an admission of this process as if it never was. A repeat changes nothing."""
@@ -290,7 +289,7 @@ class Holds:
                     # It was never committed: its authorize failed in the same group.
                     self._open.end(admission)
 
-        self._committer.book(
+        stored = self._committer.book(
             record,
             charges,
             version if admission.compiled_key.current else _CHARGE_AT_COMMIT,
@@ -298,7 +297,7 @@ class Holds:
             ended=EndedHold(admission.account_id, hold_id, "settled", now_us),
             done=done,
         )
-        return Settled(record, admission.amounts.nanos), future
+        return Settled(stored, admission.amounts.nanos), future
 
     def is_open(self, hold_id: str, account_id: str | None) -> bool:
         """Return whether a hold is open in memory: ending it then reads no store."""
