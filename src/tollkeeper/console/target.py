@@ -61,7 +61,7 @@ def open_data(data: str | None, *, create: bool = False) -> Tollkeeper:
 
 
 def _check_exists(settings: Settings) -> None:
-    # Whoever opens a directory makes this file; a command that only reads shall make none anywhere.
+    # Opening a directory makes this file; a command that only reads shall make none anywhere.
     if not settings.ledger_url and not (Path(settings.data_dir) / "lock").is_file():
         raise Failure(
             f"There is no installation in {settings.data_dir}. "

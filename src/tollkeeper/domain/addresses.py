@@ -22,7 +22,7 @@ _NOT_PUBLIC_V4: Final = tuple(
         "172.16.0.0/12",  # Private.
         "192.0.0.0/24",  # Protocol assignments, those that are routed too; Oracle's metadata.
         "192.0.2.0/24",  # Documentation.
-        "192.31.196.0/24",  # AS112: answered by whoever is near.
+        "192.31.196.0/24",  # AS112: answered by the nearest server.
         "192.52.193.0/24",  # AMT, likewise.
         "192.88.99.0/24",  # 6to4 relays, likewise.
         "192.168.0.0/16",  # Private.

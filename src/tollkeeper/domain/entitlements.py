@@ -48,7 +48,7 @@ class BudgetScope(NamedTuple):
     members: str = ""
 
     def of_members(self, key_ids: Sequence[str]) -> BudgetScope:
-        """Return the scope as that of these keys: when others come or go, its counter counts anew."""
+        """Return the scope as that of these keys: when others come or go, its counter starts again."""
         digest = hashlib.sha256("\n".join(sorted(key_ids)).encode()).hexdigest()
         return self._replace(members=digest[:16])
 
@@ -263,7 +263,7 @@ def budget_scopes(
 
 
 def fingerprint_of(scope: BudgetScope) -> str:
-    """Return what decides which events a scope counts: when it changes, the counter starts anew."""
+    """Return what decides which events a scope counts: when it changes, the counter starts again."""
     anchor = "" if scope.anchor_at is None else str(to_us(scope.anchor_at))
     parts = (
         scope.unit,

@@ -240,7 +240,7 @@ class App:
         return f"req_{self._random.getrandbits(80):020x}"
 
     def close(self) -> None:
-        """Release the threads of the handlers. The installation is closed by whoever opened it."""
+        """Release the threads of the handlers. Its opener closes the installation."""
         self.hot.close()
         self.executors.close()
         for probe in self._probes:

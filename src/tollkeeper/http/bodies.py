@@ -127,7 +127,7 @@ def header(headers: RawHeaders, name: bytes) -> bytes:
 
 
 def broken_off() -> Malformed:
-    """Return what to say of a body whose end never came; whoever sent it may still be listening."""
+    """Return what to say of a body whose end never came; its sender may still be listening."""
     return Malformed("the body broke off before its end")
 
 
