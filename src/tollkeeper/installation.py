@@ -131,7 +131,7 @@ class Installation:
             self.clock,
             GateSettings(settings.unknown_route, settings.unknown_price, settings.hold_s),
         )
-        self.pending = Pending(read_back(self.ledger.outbox), self.clock.now_us)
+        self.pending = Pending(read_back(self.ledger.outbox), self.clock.now_us, self.gate.own_ids_ending)
         reactions = Reactions(self)
         self.labels = Labels(settings.distinct_values_per_day_max)
         self.committer = Committer(

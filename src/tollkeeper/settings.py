@@ -36,17 +36,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the gate does with a request to a route that no policy matches."""
     unknown_price: Literal["deny", "allow"] = "deny"
     """What the gate does with a model that has no price; `allow` admits it and records it as unpriced."""
-    hold_s: int = 300
+    hold_s: Annotated[int, msgspec.Meta(ge=1)] = 300
     """How long a hold made over HTTP stays open by default."""
-    body_bytes_max: int = 64 * 1024 * 1024
+    body_bytes_max: Annotated[int, msgspec.Meta(ge=1)] = 64 * 1024 * 1024
     """Largest request body, as sent and after decompression."""
-    usage_memory_bytes_max: int = 0
+    usage_memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Most memory that the embedded usage store may take; 0: its own default."""
-    usage_query_s_max: int = 30
+    usage_query_s_max: Annotated[int, msgspec.Meta(ge=1)] = 30
     """Longest that one usage query may take."""
-    usage_query_memory_bytes_max: int = 512 * 1024 * 1024
+    usage_query_memory_bytes_max: Annotated[int, msgspec.Meta(ge=1_000_000)] = 512 * 1024 * 1024
     """Most memory that one usage query may take."""
-    usage_query_groups_max: int = 200_000
+    usage_query_groups_max: Annotated[int, msgspec.Meta(ge=1)] = 200_000
     """Most groups, times buckets, that one usage query may have."""
     root_profile: str = ""
     """The profile whose paths are served at the root, as its vendor serves them; empty: none."""

@@ -193,6 +193,37 @@ def test_the_id_of_an_open_hold_names_no_event_and_no_correction(
     assert (api.charged(), api.requests()) == (25, 2)
 
 
+def test_the_id_of_a_request_under_way_in_this_process_names_nothing_else(
+    api: Api, between: Callable[[], None]
+) -> None:
+    """Such an id is in no store before the settle; a stream's first bytes may have told it to the client."""
+    record(api, "event")
+    admission = api.site.holds.admit(api.secret(), "POST", "/chat/{room}")
+    assert not isinstance(admission, Denial)
+    for _ in range(2):
+        assert record(api, admission.id, "other")[2] == ["event_conflict"]
+    twice(HoldEnded, lambda: api.authorize(admission.id))
+    twice(EventConflict, lambda: amend(api, "event", admission.id), match="hold")
+    future = CommitFuture()
+    api.site.holds.settle(admission, cost(20), future)
+    future.wait()
+    between()
+    assert record(api, admission.id) == (0, 0, ["event_conflict"])
+    twice(HoldEnded, lambda: api.authorize(admission.id))
+    assert (api.charged(), api.requests()) == (30, 3)
+
+
+def test_an_id_that_authorize_drew_may_name_an_event_once_its_hold_is_over(
+    api: Api, clock: ManualClock, between: Callable[[], None]
+) -> None:
+    voided, expired = api.authorize().id, api.authorize(ttl_s=60).id
+    api.void(voided)
+    expire(api, clock)
+    between()
+    assert record(api, voided, expired) == (2, 0, [])
+    assert record(api, voided, expired, now_us=clock.now_us()) == (0, 2, [])
+
+
 def test_the_id_of_a_voided_hold_may_name_an_event(api: Api, between: Callable[[], None]) -> None:
     api.authorize("one")
     api.void("one")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tollkeeper import Admission, Outcome, Tollkeeper, Usage, UsageQuery
 from tollkeeper.domain.catalog import Price
-from tollkeeper.domain.events import Record
+from tollkeeper.domain.events import ID_CHARS_MAX, Record
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
 from tollkeeper.meter import amend
@@ -672,6 +672,24 @@ def test_an_event_without_a_price_is_kept_and_priced_when_the_price_comes(
     assert toll.installation.ledger.book(tenant.id)[0].spent_nanos == 677
     assert tenant.booked("e3").price_version == f"prices:{model}"
     assert toll.installation.amend.price_unpriced() == 0
+    verified(toll)
+
+
+def test_late_pricing_shares_no_id_with_a_caller_nor_with_itself(toll: Tollkeeper, tenant: Tenant) -> None:
+    """The corrections that price events have ids too: none that a caller can give, and each its own."""
+    model = f"{tenant.id}-new"
+    long = "x" * (ID_CHARS_MAX - 1)
+    ids = ("e", "f", long + "1", long + "2")
+    taken = ["price:e:1", "price:1:e"]
+    tenant.record(
+        *(tenant.event(id_, model=model, tokens={"prompt": 10**6}) for id_ in ids),
+        *(tenant.event(id_, cost_nanos=1) for id_ in taken),
+    )
+    toll.manage.put(Price(id=model, model=model, prompt_nanos_per_million=100))
+    assert tenant.totals("unpriced", "cost_nanos") == {"unpriced": 0, "cost_nanos": 400 + len(taken)}
+    later = ["price:f:1", "price:1:f"]
+    tenant.record(*(tenant.event(id_, cost_nanos=1) for id_ in later))
+    assert tenant.totals("cost_nanos") == {"cost_nanos": 400 + len(taken) + len(later)}
     verified(toll)
 
 

@@ -79,6 +79,7 @@ class Gate:
         self.admitted_count = 0
         """Requests admitted since start."""
         self._ids = Ids()
+        self._own_ids = Ids()
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
@@ -107,7 +108,7 @@ class Gate:
             secret: The api key as the caller sent it.
             path: The path as called, or a route's template.
             expected: The most that the request may use; what it did use comes with `settle`.
-            hold_id: Names the hold; made here when None.
+            hold_id: Names the hold; when None, the request is named by an id that only this process may book.
 
         Returns:
             An `Admission`, or a `Denial` after which nothing has changed.
@@ -173,7 +174,7 @@ class Gate:
             return self.admit(secret, method, path, expected, hold_id=hold_id)
         admission = Admission(
             self.abandoned,
-            hold_id or self._ids.new_id(now_us),
+            hold_id or self._own_ids.new_id(now_us),
             compiled_key,
             route,
             method,
@@ -449,6 +450,11 @@ class Gate:
     def new_id(self, now_us: int) -> str:
         """Return a fresh id: see `Ids`."""
         return self._ids.new_id(now_us)
+
+    @property
+    def own_ids_ending(self) -> str:
+        """How the ids of requests end that are under way in this process and in no store yet."""
+        return self._own_ids.ending
 
     def _collect_abandoned(self) -> None:
         while self.abandoned:

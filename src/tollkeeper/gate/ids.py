@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from typing import Final
 
 
 class Ids:
@@ -12,7 +13,8 @@ class Ids:
 
     def __init__(self) -> None:
         self._count = itertools.count()
-        self._ending = "-" + os.urandom(6).hex()
+        self.ending: Final = "-" + os.urandom(6).hex()
+        """How every id of this maker ends, and no other: 13 characters."""
         self._beginning = (-1, "")
 
     def new_id(self, now_us: int) -> str:
@@ -27,4 +29,4 @@ class Ids:
             digits = f"{ms:012x}{random.getrandbits(12):03x}"
             beginning = f"{digits[:8]}-{digits[8:12]}-7{digits[12:]}-"
             self._beginning = (ms, beginning)
-        return f"{beginning}{0x8000 | next(self._count) & 0x3FFF:x}{self._ending}"
+        return f"{beginning}{0x8000 | next(self._count) & 0x3FFF:x}{self.ending}"

@@ -101,7 +101,7 @@ class OpenHold(CommitTask):
 
     def add(self, draft: Draft) -> None:
         key = key_of(self.hold.account_id, self.hold.hold_id)
-        if not draft.pending.disjoint((key,)):
+        if draft.pending.is_own(key) or not draft.pending.disjoint((key,)):
             raise HoldEnded(f"Id {self.hold.hold_id} names an event, a correction or a hold: use a new id.")
         draft.pending.hold((key,))
         draft.held_keys.append(key)

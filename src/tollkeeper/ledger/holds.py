@@ -194,6 +194,8 @@ class Holds:
         tags: Mapping[str, str],
         look_up: ExitStack | None = None,
     ) -> tuple[Admission, CommitFuture] | Denial:
+        if hold_id is None:
+            hold_id = self._gate.new_id(self._now_us())
         found = self._gate.admit(secret, method, path, expected, hold_id=hold_id)
         if isinstance(found, Denial):
             self.record_denial(secret, method, path, found, expected.model)

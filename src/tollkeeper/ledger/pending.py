@@ -57,16 +57,20 @@ class Pending:
     Args:
         read: Returns the records of those outbox rows, by number, that are still there and can be read.
         now_us: The time, in microseconds since the epoch.
+        own_ids_ending: How the ids end of requests that this process has admitted. They are in no store until they
+            are settled, and taken all the same.
     """
 
     def __init__(
         self,
         read: Callable[[Sequence[int]], Iterable[pa.Table]] = lambda seqs: (),
         now_us: Callable[[], int] = lambda: 0,
+        own_ids_ending: str = SEPARATOR,
     ) -> None:
         self._lock = threading.Lock()
         self._read = read
         self._now_us = now_us
+        self.own_ids_ending: Final = own_ids_ending
         self._id_hashes: IdHashIndex | None = None
         self._set_aside: set[str] = set()
         self._committed_at: deque[tuple[int, int]] = deque()
@@ -105,6 +109,10 @@ class Pending:
     def is_held(self, key: str) -> bool:
         """Return whether *key* names an open hold, or one that is being settled."""
         return key in self._held
+
+    def is_own(self, key: str) -> bool:
+        """Return whether *key* names a request of this process: unless it is recorded, nobody else may book it."""
+        return key.endswith(self.own_ids_ending)
 
     def is_recorded(self, key: str) -> bool:
         """Return whether *key* names an event or a correction that is here."""

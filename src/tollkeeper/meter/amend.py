@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import pyarrow as pa
@@ -130,7 +131,7 @@ class Amend:
                     f"{correction_id[:128]!r} is the id of another correction, which counts: use a new id."
                 )
             return Correction(current, True)
-        if self._pending.is_held(key):
+        if self._pending.is_held(key) or self._pending.is_own(key):
             raise EventConflict(f"{correction_id[:128]!r} is the id of an open hold: use a new id.")
         if self._pending.is_set_aside(key):
             raise EventConflict(f"{correction_id[:128]!r} is the id of a record that counts: use a new id.")
@@ -198,7 +199,7 @@ class Amend:
             yield priced._replace(
                 revision=record.revision + 1,
                 received_at_us=received_at_us,
-                amendment_id=f"price:{record.id}:{record.revision + 1}"[:160],
+                amendment_id=_pricing_id(record),
             )
 
     def _priced(self, record: Record) -> Record:
@@ -312,6 +313,12 @@ class Amend:
             )
         )
         future.wait()
+
+
+def _pricing_id(record: Record) -> str:
+    """Return the id of the correction that prices *record*: longer than any id that a caller may give."""
+    digest = blake2b(record.id.encode()).hexdigest()
+    return f"price:{record.revision + 1}:{digest}"
 
 
 def _or(value: T | None, other: T) -> T:

@@ -38,10 +38,12 @@ def dedupe(resolved: Resolved, store: UsageStore, pending: Pending) -> Deduped:
     keys = keys_of(table)
     in_store = store.known_ids(table.select(["account_id", "id"]))
     in_pending = not pending.disjoint(keys)
-    if not in_store.num_rows and not in_pending and len(set(keys)) == len(keys):
+    own = true(pc.ends_with(table.column("id"), pending.own_ids_ending))
+    if not in_store.num_rows and not in_pending and not own.any() and len(set(keys)) == len(keys):
         return Deduped(table, 0, [])
     column = pa.array(keys)
-    known = true(pc.is_in(column, value_set=key_column(in_store)))
+    # The id of a request that is under way here is taken, and nothing repeats what is not booked yet.
+    known = true(pc.is_in(column, value_set=key_column(in_store))) | own
     if in_pending:
         in_pending_keys = pending.known(keys)
         known |= np.fromiter((key in in_pending_keys for key in keys), np.bool_, len(keys))
