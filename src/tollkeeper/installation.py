@@ -160,7 +160,7 @@ class Installation:
             self.directory, self.store, self.pending, self.committer, self.clock, self.labels
         )
         self.delivery = Delivery(self.committer, self.pending, self.relay)
-        freshness = Freshness(self.ledger, self.relay, self.pending, self.delivery, self.pairing)
+        freshness = Freshness(self.ledger.outbox, self.relay, self.pending, self.delivery, self.pairing)
         self.reports = Reports(self.store, freshness, self.clock)
         self.amend = Amend(
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels

@@ -29,7 +29,7 @@ from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import AddCharges
 from tollkeeper.ledger.committer import Committer
-from tollkeeper.ports import CatalogStore, Ledger
+from tollkeeper.ports import CatalogStore, LedgerReader
 from tollkeeper.usage.report import Reports
 
 
@@ -53,7 +53,7 @@ class LocalProfileContext:
         catalog: CatalogStore,
         directory: Directory,
         gate: Gate,
-        ledger: Ledger,
+        ledger: LedgerReader,
         committer: Committer,
         manage: Manage,
         reports: Reports,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,18 +45,6 @@ class Correction(NamedTuple):
 
     record: Record
     repeated: bool
-
-
-class Freshness(Protocol):
-    """What a correction asks of the usage reports, which are a room above this one."""
-
-    def fresh(self, account_id: str | None) -> bool:
-        """
-        Deliver the events of an account (None: of all) that still wait for the usage store.
-
-        Returns False when some of them still wait.
-        """
-        ...
 
 
 class Amend:
