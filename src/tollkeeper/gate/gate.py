@@ -408,6 +408,10 @@ class Gate:
 
     # -- for the committer ----------------------------------------------------------------------------
 
+    def refuse(self, reason: str | None) -> None:
+        """Admit nothing from now on, for *reason*; with None, admit again. Nobody else sets `refusing`."""
+        self.refusing = reason
+
     def booked(
         self,
         charges: Mapping[tuple[str, str, int], int],

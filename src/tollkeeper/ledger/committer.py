@@ -136,7 +136,7 @@ class Committer:
 
     def _is_taken_beyond(self, task: CommitTask) -> bool:
         """Return whether *task* is queued though too much waits already. The lock is held."""
-        self._gate.refusing = _QUEUE_FULL
+        self._gate.refuse(_QUEUE_FULL)
         return task.kept
 
     def book(
@@ -180,7 +180,7 @@ class Committer:
         with self._lock:
             # Any other reason was set by the commit thread, which knows when it is over.
             if self._gate.refusing in (None, TOO_MANY):
-                self._gate.refusing = self._fullness()
+                self._gate.refuse(self._fullness())
 
     def _fullness(self) -> str | None:
         return TOO_MANY if self._pending.is_full else None
@@ -244,7 +244,7 @@ class Committer:
         with self._arrived:
             self._queue[:0] = kept
             if not kept:
-                self._gate.refusing = self._fullness()
+                self._gate.refuse(self._fullness())
             if self._failures:
                 delay_s = RETRY_S[min(self._failures, len(RETRY_S)) - 1]
                 left_s = max(0.0, self._close_by - time.monotonic())
@@ -383,7 +383,7 @@ class Committer:
         if kept:
             self._kept += kept
             with self._lock:
-                self._gate.refusing = _LEDGER_AWAY
+                self._gate.refuse(_LEDGER_AWAY)
         log.warning("tollkeeper.committer.unavailable", extra={"reason": str(error), "kept": len(kept)})
 
     def _reject(self, task: CommitTask, error: Exception) -> None:
