@@ -12,7 +12,7 @@ Invariants:
 * Each outbox row reaches the usage store once, under the mark of its batch.
 
 Files:
-  committer.py        the commit thread: groups, retries, failures; `book` queues one record
+  committer.py        the commit thread: groups, retries, failures; `book` queues one record's `Settle`
   commit_tasks.py     what a group is made of; each task adds its part or fails alone
   commit_future.py    how a caller waits for a commit, on a thread or an event loop
   listeners.py        who hears of commits and deliveries

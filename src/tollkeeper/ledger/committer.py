@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tollkeeper.clock import Clock
-from tollkeeper.domain.bookings import Committed, EndedHold, OutboxEntry, WindowState
+from tollkeeper.domain.bookings import Committed, OutboxEntry, WindowState
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
@@ -139,30 +139,16 @@ class Committer:
         self._gate.refuse(_QUEUE_FULL)
         return task.kept
 
-    def book(
-        self,
-        record: Record,
-        charges: list[Charge],
-        scopes_version: int,
-        *,
-        counted: bool = True,
-        future: CommitFuture | None = None,
-        ended: EndedHold | None = None,
-        late: bool = False,
-        done: Callable[[BaseException | None], None] | None = None,
-    ) -> Record:
+    def book(self, task: Settle) -> Record:
         """
-        Queue one record with its charges, and return it as it is stored: see `commit_tasks.Settle` for the arguments.
-
-        Args:
-            scopes_version: Read from here before *charges* were made.
+        Queue one record with its charges, and return it as it is stored.
 
         Raises:
             Unavailable: As `submit`.
         """
         # Last, since price and charges go by the labels as sent.
-        stored = self._stored_of(record)
-        self.submit(Settle(stored, charges, scopes_version, counted, future, ended, late, done))
+        stored = task.record = self._stored_of(task.record)
+        self.submit(task)
         return stored
 
     @property
