@@ -25,6 +25,7 @@ from tollkeeper.domain.meter import (
     bounded_path,
     cost_of,
     counted_path,
+    free_record,
     refused_record,
 )
 from tollkeeper.domain.pools import CreditBook
@@ -357,7 +358,7 @@ class Gate:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._keys.routes or self._keys.load_routes()
         route = routes.match(method, path, compiled_key.profile) or UNKNOWN_ROUTE
-        return refused_record(
+        record = free_record(
             compiled_key.account_id,
             compiled_key.project_id,
             compiled_key.key_id,
@@ -366,9 +367,9 @@ class Gate:
             route,
             method,
             counted_path(route, path),
-            denial,
-            model,
+            denial.status,
         )
+        return refused_record(record, denial, model)
 
     # -- keys -----------------------------------------------------------------------------------------
 
