@@ -160,8 +160,8 @@ class Installation:
             self.directory, self.store, self.pending, self.committer, self.clock, self.labels
         )
         self.delivery = Delivery(self.committer, self.pending, self.relay)
-        freshness = Freshness(self.ledger.outbox, self.relay, self.pending, self.delivery, self.pairing)
-        self.reports = Reports(self.store, freshness, self.clock)
+        freshness = Freshness(self.ledger.outbox, self.relay, self.pending, self.pairing)
+        self.reports = Reports(self.store, freshness, self.delivery, self.clock)
         self.amend = Amend(
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )

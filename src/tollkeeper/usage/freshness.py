@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.relay import LITTLE_RECORDS, Relay, Unreadable, records_of_entry
@@ -49,14 +48,12 @@ class Freshness:
         outbox: OutboxReader,
         relay: Relay,
         pending: Pending,
-        delivery: Delivery,
         pairing: Pairing,
     ) -> None:
         self._outbox = outbox
         self._relay = relay
         self._pending = pending
         self._pairing = pairing
-        self.delivery = delivery
         self._read: dict[int, _ReadRow] = {}
         """By number, the outbox rows that the last report looked through: the next one needs some of them."""
 
