@@ -338,7 +338,7 @@ class Gate:
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
         with self._lock:
-            self._give_back(admission.compiled_key, admission.taken)
+            _give_back(admission.compiled_key, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
         """Make the caller the one that ends *admission*; False when somebody else did or does."""
@@ -465,12 +465,14 @@ class Gate:
             except IndexError:
                 return
             with self._lock:
-                self._give_back(compiled_key, taken)
+                _give_back(compiled_key, taken)
 
-    def _give_back(self, compiled_key: CompiledKey, taken: list[Taken]) -> None:
-        compiled_key.open.pop(id(taken), None)
-        for counter, held, mark in taken:
-            counter.give_back(mark, held)
+
+def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
+    """Take back what was set aside. The gate's lock is held."""
+    compiled_key.open.pop(id(taken), None)
+    for counter, held, mark in taken:
+        counter.give_back(mark, held)
 
 
 def _used(record: Record) -> _Actual:
