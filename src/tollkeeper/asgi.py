@@ -93,19 +93,22 @@ class Middleware:
     ) -> None:
         self.app = app
         self.toll = toll
-        self._holds = toll.installation.holds
+        installation = toll.installation
+        self._holds = installation.holds
         self._expect = expect
         self._exempt = frozenset(exempt)
         self._durable = durable
-        self._now_us = toll.installation.clock.now_us
-        self._request_id = toll.installation.gate.new_id
-        name = toll.installation.settings.root_profile if profile is None else profile
+        self._now_us = installation.clock.now_us
+        self._request_id = installation.gate.new_id
+        name = installation.settings.root_profile if profile is None else profile
         self._threads = Threads("admit", _THREADS)
-        self._dialect = Dialects(toll.installation).of(name)
+        self._dialect = Dialects(
+            installation.profile_settings, installation.gate, installation.directory, installation.clock
+        ).of(name)
         if self._dialect is None and name not in ("", "native"):
             raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
 
-        forks.refuse_in_children(toll.installation, [self], _ForkedMiddleware)
+        forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

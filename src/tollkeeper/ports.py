@@ -314,23 +314,37 @@ def cursor_of(entry: Entry) -> str:
     return entry.entry_id
 
 
-class Outbox(Protocol):
+class OutboxReader(Protocol):
     """
-    Records that are committed and not yet in the usage store. The relay calls it, one thread at a time.
+    What waits in the outbox, and what became of it. Any thread may call.
 
-    `Ledger.commit` adds to it. Everything raises `Unavailable` when the database fails; then nothing of the call was
-    written.
+    Every method raises `Unavailable` when the database fails.
     """
 
     def pending(self, after_seq: int = 0, rows_max: int = ...) -> list[PendingRow]:
         """
         Return the first outbox rows after *after_seq* that are to be relayed, at most *rows_max*, oldest first.
 
-        Called at start until it returns nothing.
+        Called until it returns nothing, at start and when a budget comes into force.
         """
 
     def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
         """Return those outbox rows that are still there, by number: relayed ones are not."""
+
+    def delivered_records(self) -> int:
+        """Return how many records were delivered, at least: those before this was counted are not among them."""
+
+    def set_asides(self) -> list[SetAside]:
+        """Return what was set aside, oldest first."""
+
+
+class Outbox(OutboxReader, Protocol):
+    """
+    Records that are committed and not yet in the usage store. The relay calls it, one thread at a time.
+
+    `Ledger.commit` adds to it. Everything raises `Unavailable` when the database fails; then nothing of the call was
+    written.
+    """
 
     def next_batch(self, records_max: int, *, seq_max: int | None = None) -> OutboxBatch | None:
         """
@@ -367,17 +381,45 @@ class Outbox(Protocol):
     def raise_delivered(self, records: int) -> None:
         """Count at least so many records as delivered: an earlier version delivered some without counting them."""
 
-    def delivered_records(self) -> int:
-        """Return how many records were delivered, at least: those before this was counted are not among them."""
-
     def set_aside(self, seq: int, reason: str) -> None:
         """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
 
-    def set_asides(self) -> list[SetAside]:
-        """Return what was set aside, oldest first."""
+
+class LedgerReader(Protocol):
+    """
+    What the ledger has of each account, as of its last commit. Any thread may call.
+
+    The port of services that read the ledger and write nothing. Every method raises `Unavailable` when the database
+    fails.
+    """
+
+    @property
+    def outbox(self) -> OutboxReader:
+        """Records of the same database that must still be relayed."""
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        """Return what one counter was charged, and the number of the commit as of which that is."""
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        """Return the stored `slot → used` of a rate counter."""
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        """Return an account's credit book, and the number of a commit that it is not older than."""
+
+    def scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
+        """Return the budget counters in force: counter id → (fingerprint, start of its first period)."""
+
+    def counter_rows(self, account_id: str) -> dict[tuple[str, int], int]:
+        """Return all counters of an account: (counter id, period start) → used."""
+
+    def posting_sums(self, account_id: str) -> dict[tuple[str, int], int]:
+        """Return the same as `counter_rows`, summed from the postings."""
+
+    def charged_accounts(self) -> list[str]:
+        """Return the accounts that have counters."""
 
 
-class Ledger(Protocol):
+class Ledger(LedgerReader, Protocol):
     """
     The truth about money. Everything raises `Unavailable` when the database fails; then nothing of the call was
     written.
@@ -404,15 +446,6 @@ class Ledger(Protocol):
             BadInput: A value does not fit its column.
         """
 
-    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
-        """Return what one counter was charged, and the number of the commit as of which that is."""
-
-    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
-        """Return the stored `slot → used` of a rate counter."""
-
-    def book(self, account_id: str) -> tuple[CreditBook, int]:
-        """Return an account's credit book, and the number of a commit that it is not older than."""
-
     def unposted_grants(self) -> list[Grant]:
         """Return grants of the catalog that are not on a balance yet: a crash came between. Called at start."""
 
@@ -424,18 +457,6 @@ class Ledger(Protocol):
 
     def hold_owners(self, hold_id: str) -> list[str]:
         """Return the accounts that have a hold of this id, in whatever state."""
-
-    def scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
-        """Return the budget counters in force: counter id → (fingerprint, start of its first period)."""
-
-    def counter_rows(self, account_id: str) -> dict[tuple[str, int], int]:
-        """Return all counters of an account: (counter id, period start) → used."""
-
-    def posting_sums(self, account_id: str) -> dict[tuple[str, int], int]:
-        """Return the same as `counter_rows`, summed from the postings."""
-
-    def charged_accounts(self) -> list[str]:
-        """Return the accounts that have counters."""
 
     def purge(self, now_us: int) -> int:
         """Delete windows and ended holds that mean nothing any more; return how many rows."""

@@ -27,9 +27,9 @@ from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import AddCharges
+from tollkeeper.ledger.commit_tasks import AddCharges, Settle
 from tollkeeper.ledger.committer import Committer
-from tollkeeper.ports import CatalogStore, Ledger
+from tollkeeper.ports import CatalogStore, LedgerReader
 from tollkeeper.usage.report import Reports
 
 
@@ -53,7 +53,7 @@ class LocalProfileContext:
         catalog: CatalogStore,
         directory: Directory,
         gate: Gate,
-        ledger: Ledger,
+        ledger: LedgerReader,
         committer: Committer,
         manage: Manage,
         reports: Reports,
@@ -129,9 +129,8 @@ class LocalProfileContext:
         )
         version = self._committer.scopes_version
         future = CommitFuture()
-        self._committer.book(
-            record, self._directory.charges_of(record), version, counted=False, future=future
-        )
+        charges = self._directory.charges_of(record)
+        self._committer.book(Settle(record, charges, version, counted=False, future=future))
         future.wait()
 
     def rotation_chain(self, key: StoredKey) -> Sequence[str]:

@@ -195,7 +195,7 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
     store.refuse(0)
     monkeypatch.setattr(delivery, "FLUSH_S", 30.0)
     for _ in range(3):
-        site.reports.fresh(account)
+        site.delivery.fresh(account)
         # … and from then on, restarts included.
         result = send(site, account, "a", "b", "c")
         assert (result.accepted, result.duplicates, result.rejections) == (0, 3, [])

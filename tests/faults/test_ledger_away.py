@@ -222,7 +222,7 @@ def test_what_is_kept_is_booked_in_the_order_in_which_it_came(
             site.holds.settle(admission, Outcome())
     eventually(lambda: away.calls > 0)
     wait_until_idle(site)
-    assert site.reports.fresh(customer.account)
+    assert site.delivery.fresh(customer.account)
     stored = site.store.records([(customer.account, id_) for id_ in settled])
     assert len(stored) == len(settled)
 

@@ -222,7 +222,7 @@ def test_a_slow_usage_store_is_overtaken(opened: Any, account: str, method: str)
     site, faulty = opened("usage", method)
     day = Day(site, account)
     send(site, account, "e1", "e2")
-    site.reports.fresh(account)
+    site.delivery.fresh(account)
     faulty.delay(1)
     if method == "append":
         late = threading.Thread(target=lambda: send(site, account, "e3"))

@@ -272,7 +272,7 @@ def test_a_retried_settle_is_a_repeat_though_its_event_was_corrected_since(api):
     api.settle("one", cost(33))
     changes = Event(id="-", time="-", cost_nanos=40)
     api.site.amend.amend(api.account, "one", "fix", changes)
-    assert api.site.reports.fresh(api.account)
+    assert api.site.delivery.fresh(api.account)
     assert api.settle("one", cost(33)).replayed
     assert api.charged() == 40
 

@@ -75,7 +75,7 @@ class Place:
         assert result.accepted == VALUES
 
     def booked(self, id_: str) -> Record:
-        assert self.site.reports.fresh(self.account)
+        assert self.site.delivery.fresh(self.account)
         return self.site.store.records([(self.account, id_)])[self.account, id_]
 
     def cost(self) -> tuple[int, int]:

@@ -112,7 +112,7 @@ def test_a_cached_report_is_the_one_that_the_store_would_give(
         for query in rng.sample(queries(account), 2):
             asked += 1
             cached = site.reports.usage(query)
-            computed = Reports(site.store, site.reports._freshness, site.clock).usage(query)
+            computed = Reports(site.store, site.reports._freshness, site.delivery, site.clock).usage(query)
             assert meaning(cached) == meaning(computed)
             assert cached.complete
     assert asked_of_store.count < asked

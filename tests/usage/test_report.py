@@ -249,7 +249,7 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_question(
     settled(site)
     send(site, account, "a")
     outbox = Faulty(site.ledger.outbox, "entries")
-    monkeypatch.setattr(site.ledger, "outbox", outbox)
+    monkeypatch.setattr(site.reports._freshness, "_outbox", outbox)
     outbox.refuse()
     assert requests(site.reports.usage(asked(account))) == 1
 

@@ -33,7 +33,7 @@ from tollkeeper.domain.webhooks import (
     secret_of,
 )
 from tollkeeper.errors import Conflict, NotFound, Unavailable
-from tollkeeper.ports import Ledger, WebhookSender, WebhookStore
+from tollkeeper.ports import LedgerReader, WebhookSender, WebhookStore
 
 POLL_S: Final = 1.0
 """How late a retry may be; what is new is noticed at once."""
@@ -67,7 +67,7 @@ class Webhooks:
         self,
         store: WebhookStore,
         sender: WebhookSender,
-        ledger: Ledger,
+        ledger: LedgerReader,
         directory: Directory,
         manage: Manage,
         clock: Clock,

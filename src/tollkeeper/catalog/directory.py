@@ -36,7 +36,7 @@ from tollkeeper.domain.pricing import ModelPrice
 from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
 from tollkeeper.gate.gate import Charge
 from tollkeeper.gate.routes import RouteTable
-from tollkeeper.ports import CatalogStore, Ledger
+from tollkeeper.ports import CatalogStore, LedgerReader
 
 _REMEMBERED_MAX: Final = 200_000
 _UNSEEN: Final = object()
@@ -63,7 +63,7 @@ class Directory:
     def __init__(
         self,
         catalog: CatalogStore,
-        ledger: Ledger,
+        ledger: LedgerReader,
         clock: Clock,
         *,
         must_wait: Callable[[str], bool] = lambda account_id: False,

@@ -6,7 +6,6 @@ Keys are the business of `key_writer`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -15,13 +14,12 @@ from tollkeeper.catalog.changes import Change, IssuedKey, change_of, differences
 from tollkeeper.catalog.customer_terms import budgets_of, plans_of
 from tollkeeper.catalog.entry_parsing import at_path
 from tollkeeper.catalog.key_rules import check_same
-from tollkeeper.catalog.key_writer import KeyWriter
+from tollkeeper.catalog.key_writer import KeyWriter, WriteTerms
 from tollkeeper.catalog.lookups import owner_of
-from tollkeeper.catalog.quotas import NO_QUOTAS, check_quota
-from tollkeeper.domain.bounds import Customer, project_objection
+from tollkeeper.catalog.quotas import check_quota
+from tollkeeper.domain.bounds import project_objection
 from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Price, Project
 from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
-from tollkeeper.ports import Catalog
 
 STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "status"}
 """What is set by hand in the course of things: a declaration that does not name it leaves it alone."""
@@ -30,23 +28,14 @@ _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 
 
 class EntryWriter:
-    """The steps of one transaction; arguments as those of `KeyWriter`."""
+    """The steps of one transaction."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        now_us: int,
-        choice: Callable[[str], str],
-        *,
-        issue: bool,
-        by: Customer | None = None,
-        quotas: Mapping[str, int] = NO_QUOTAS,
-    ) -> None:
-        self.keys = KeyWriter(catalog, now_us, choice, issue=issue, by=by, quotas=quotas)
-        self._catalog = catalog
-        self._quotas = quotas
-        self._now_us = now_us
-        self._by = by
+    def __init__(self, terms: WriteTerms) -> None:
+        self.keys = KeyWriter(terms)
+        self._catalog = terms.catalog
+        self._quotas = terms.quotas
+        self._now_us = terms.now_us
+        self._by = terms.by
 
     @property
     def changes(self) -> list[Change]:

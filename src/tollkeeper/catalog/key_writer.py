@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,7 +27,7 @@ from tollkeeper.catalog.key_rules import (
     set_by_operator,
 )
 from tollkeeper.catalog.lookups import found_key
-from tollkeeper.catalog.quotas import NO_QUOTAS, check_quota
+from tollkeeper.catalog.quotas import check_quota
 from tollkeeper.domain.bounds import Customer, inherited_objection, key_objection
 from tollkeeper.domain.catalog import Key, KeyState
 from tollkeeper.domain.instants import from_us, to_us
@@ -35,33 +36,37 @@ from tollkeeper.errors import BadParameter, Conflict, Forbidden
 from tollkeeper.ports import Catalog
 
 
-class KeyWriter:
+class WriteTerms(NamedTuple):
     """
-    The steps of one transaction that touch keys.
+    What holds for all steps of one transaction.
 
-    Args:
+    Attributes:
+        catalog: The catalog within the transaction.
+        choice: Picks one character of an alphabet, for secrets.
         issue: A key without `sha256` gets a secret; else it must bring one.
         by: The customer that asks; None for the operator.
         quotas: Kind → most entries of the account.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        now_us: int,
-        choice: Callable[[str], str],
-        *,
-        issue: bool,
-        by: Customer | None = None,
-        quotas: Mapping[str, int] = NO_QUOTAS,
-    ) -> None:
-        self._catalog = catalog
-        self._quotas = quotas
-        self._now_us = now_us
-        self._choice = choice
-        self._issue = issue
-        self._by = by
-        self.actor: Actor = "operator" if by is None else "customer"
+    catalog: Catalog
+    now_us: int
+    choice: Callable[[str], str]
+    issue: bool
+    by: Customer | None
+    quotas: Mapping[str, int]
+
+
+class KeyWriter:
+    """The steps of one transaction that touch keys."""
+
+    def __init__(self, terms: WriteTerms) -> None:
+        self._catalog = terms.catalog
+        self._quotas = terms.quotas
+        self._now_us = terms.now_us
+        self._choice = terms.choice
+        self._issue = terms.issue
+        self._by = terms.by
+        self.actor: Actor = "operator" if terms.by is None else "customer"
         self.changes: list[Change] = []
         self.issued: list[IssuedKey] = []
 

@@ -18,6 +18,7 @@ from tollkeeper.catalog.changes import Applied, Change, IssuedKey, change_of
 from tollkeeper.catalog.entry_parsing import at_path, check_kind, checked
 from tollkeeper.catalog.entry_writer import EntryWriter
 from tollkeeper.catalog.key_rules import KEY_TRANSITIONS, check_transition
+from tollkeeper.catalog.key_writer import WriteTerms
 from tollkeeper.catalog.lookups import ACCOUNT_SCOPED, as_of, check_references, found_entry, found_key
 from tollkeeper.catalog.quotas import NO_QUOTAS
 from tollkeeper.clock import Clock
@@ -135,10 +136,7 @@ class Manage:
         """
         key = checked(entry, "")
         with self._transaction() as catalog:
-            quotas = self._quotas_of(by)
-            writer = EntryWriter(
-                catalog, self._clock.now_us(), self._choice, issue=True, by=by, quotas=quotas
-            )
+            writer = self._writer(catalog, self._clock.now_us(), issue=True, by=by)
             writer.keys.create(key, "")
             check_references(catalog, key, "")
         self._announce(writer.changes)
@@ -164,8 +162,7 @@ class Manage:
             raise BadParameter(f"overlap_s is from 0 to {OVERLAP_S_MAX} seconds", field="overlap_s")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            quotas = self._quotas_of(by)
-            writer = EntryWriter(catalog, now_us, self._choice, issue=True, by=by, quotas=quotas)
+            writer = self._writer(catalog, now_us, issue=True, by=by)
             writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s)
         self._announce(writer.changes)
         return writer.issued[0]
@@ -187,7 +184,7 @@ class Manage:
             raise BadParameter(f"state is one of {', '.join(KEY_TRANSITIONS)}", field="state")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            writer = EntryWriter(catalog, now_us, self._choice, issue=False, by=by)
+            writer = self._writer(catalog, now_us, issue=False, by=by)
             stored = writer.keys.managed(found_key(catalog, account, key_id))
             old, owner = stored.state_at(now_us), stored.entry.account
             if old == "expired" and state == "active":
@@ -282,8 +279,9 @@ class Manage:
         self._announce([change])
         return change
 
-    def _quotas_of(self, by: Customer | None) -> Mapping[str, int]:
-        return NO_QUOTAS if by is None else self._quotas
+    def _writer(self, catalog: Catalog, now_us: int, *, issue: bool, by: Customer | None) -> EntryWriter:
+        quotas = NO_QUOTAS if by is None else self._quotas
+        return EntryWriter(WriteTerms(catalog, now_us, self._choice, issue, by, quotas))
 
     def _write(
         self,
@@ -304,10 +302,7 @@ class Manage:
                 field = at_path(path, "url")
                 raise BadParameter(f"{field}: url begins with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
-            quotas = self._quotas_of(by)
-            writer = EntryWriter(
-                catalog, self._clock.now_us(), self._choice, issue=issue, by=by, quotas=quotas
-            )
+            writer = self._writer(catalog, self._clock.now_us(), issue=issue, by=by)
             for entry, path in pairs:
                 if (
                     issue

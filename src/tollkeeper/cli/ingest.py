@@ -235,7 +235,7 @@ def _local_book(
         decoded = log.decode(chunk, now_us=now_us) if log else decode_ndjson(chunk, now_us=now_us)
         result = installation.ingest.take(decoded)
         # What is booked waits in memory for the usage store: by this never more than one chunk.
-        installation.reports.fresh(None)
+        installation.delivery.fresh(None)
         return events_answer(result)
 
     return book

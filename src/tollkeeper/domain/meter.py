@@ -188,21 +188,11 @@ def admitted_record(
     )
 
 
-def refused_record(
-    account_id: str,
-    project_id: str,
-    key_id: str,
-    at_us: int,
-    id_: str,
-    route: Route,
-    method: str,
-    path: str,
-    denial: Denial,
-    model: str = "",
-) -> Record:
-    """Return the record that counts a request that the gate refused; it costs nothing."""
-    record = free_record(account_id, project_id, key_id, at_us, id_, route, method, path, denial.status)
-    return record._replace(error_type=denial.reason, denied_reason=denial.reason, model=model)
+def refused_record(record: Record, denial: Denial, model: str = "") -> Record:
+    """Return *record*, which `free_record` made, as that of a request that the gate refused."""
+    return record._replace(
+        status=denial.status, error_type=denial.reason, denied_reason=denial.reason, model=model
+    )
 
 
 def free_record(
@@ -227,7 +217,8 @@ def counted_path(route: Route, path: str) -> str:
     """
     Return the path under which a request of the gate is counted: its route's template.
 
-    A request that no route knows is counted under the path as it was called.
+    A request that no route knows is counted under the path as it was called. Ingest differs for a template that ends
+    with `*`: see `meter.resolve`.
     """
     return bounded_path(path) if route is UNKNOWN_ROUTE else route.path
 

@@ -25,6 +25,7 @@ from tollkeeper.domain.meter import (
     bounded_path,
     cost_of,
     counted_path,
+    free_record,
     refused_record,
 )
 from tollkeeper.domain.pools import CreditBook
@@ -337,7 +338,7 @@ class Gate:
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
         with self._lock:
-            self._give_back(admission.compiled_key, admission.taken)
+            _give_back(admission.compiled_key, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
         """Make the caller the one that ends *admission*; False when somebody else did or does."""
@@ -357,7 +358,7 @@ class Gate:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._keys.routes or self._keys.load_routes()
         route = routes.match(method, path, compiled_key.profile) or UNKNOWN_ROUTE
-        return refused_record(
+        record = free_record(
             compiled_key.account_id,
             compiled_key.project_id,
             compiled_key.key_id,
@@ -366,9 +367,9 @@ class Gate:
             route,
             method,
             counted_path(route, path),
-            denial,
-            model,
+            denial.status,
         )
+        return refused_record(record, denial, model)
 
     # -- keys -----------------------------------------------------------------------------------------
 
@@ -407,6 +408,10 @@ class Gate:
         next(self._eviction)
 
     # -- for the committer ----------------------------------------------------------------------------
+
+    def refuse(self, reason: str | None) -> None:
+        """Admit nothing from now on, for *reason*; with None, admit again. Nobody else sets `refusing`."""
+        self.refusing = reason
 
     def booked(
         self,
@@ -460,12 +465,14 @@ class Gate:
             except IndexError:
                 return
             with self._lock:
-                self._give_back(compiled_key, taken)
+                _give_back(compiled_key, taken)
 
-    def _give_back(self, compiled_key: CompiledKey, taken: list[Taken]) -> None:
-        compiled_key.open.pop(id(taken), None)
-        for counter, held, mark in taken:
-            counter.give_back(mark, held)
+
+def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
+    """Take back what was set aside. The gate's lock is held."""
+    compiled_key.open.pop(id(taken), None)
+    for counter, held, mark in taken:
+        counter.give_back(mark, held)
 
 
 def _used(record: Record) -> _Actual:

@@ -107,11 +107,9 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
     """Return what handlers may ask for, by its type."""
     return {
         Amend: installation.amend,
-        Balances: Balances(
-            installation.gate, installation.directory, installation.ledger, installation.clock
-        ),
+        Balances: installation.balances,
         Directory: installation.directory,
-        EventLookup: EventLookup(installation.store, installation.reports),
+        EventLookup: installation.event_lookup,
         Gate: installation.gate,
         Manage: installation.manage,
         MetricsSource: metrics,

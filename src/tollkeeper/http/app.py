@@ -77,7 +77,9 @@ class App:
         self.hot = HotEndpoints(
             installation.holds,
             installation.ingest,
-            Dialects(installation),
+            Dialects(
+                installation.profile_settings, installation.gate, installation.directory, installation.clock
+            ),
             installation.clock,
             new_id=installation.gate.new_id,
             threads=self.executors.hot,

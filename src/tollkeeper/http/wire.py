@@ -6,16 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from tollkeeper.domain.events import COST_NANOS_MAX, TAGS_MAX, Id, Name, TokenCount
-
-Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
-Tags = Annotated[
-    dict[
-        Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
-        Annotated[str, msgspec.Meta(max_length=256)],
-    ],
-    msgspec.Meta(max_length=TAGS_MAX),
-]
+from tollkeeper.domain.events import BytesOut, Credits, Id, LatencyMs, Name, Nanos, Status, Tags, TokenCount
 
 
 class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +34,7 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     model: Name = ""
     tokens: TokenCounts = TokenCounts()
     cost_nanos: Nanos | None = None
-    credits: Nanos | None = None
+    credits: Credits | None = None
     ttl_s: int | None = None
     """How long the hold stays open before it is voided."""
     tags: Tags = {}
@@ -79,16 +70,16 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     hold_id: Id
     account: Name | None = None
     """Needed only when several accounts use the same hold id."""
-    status: Annotated[int, msgspec.Meta(ge=0, le=999)] = 200
+    status: Status = 200
     error_type: Name = ""
-    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=604_800_000)] | None = None
-    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=2**50)] = 0
+    latency_ms: LatencyMs | None = None
+    bytes_out: BytesOut = 0
     model: Name = ""
     tokens: TokenCounts = TokenCounts()
     cache: Literal["", "hit", "miss", "none"] = ""
     cost_nanos: Nanos | None = None
     estimated_cost_nanos: Nanos | None = None
-    credits: Nanos | None = None
+    credits: Credits | None = None
     tags: Tags = {}
 
 

@@ -32,7 +32,7 @@ from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
-from tollkeeper.ports import CostSum, Ledger, UsageStore
+from tollkeeper.ports import CostSum, LedgerReader, OutboxReader, UsageStore
 from tollkeeper.record_columns import records_of
 
 SWITCHED_MAX: Final = 32
@@ -108,7 +108,7 @@ class ScopeKeeper:
     def __init__(
         self,
         directory: Directory,
-        ledger: Ledger,
+        ledger: LedgerReader,
         store: UsageStore,
         committer: Committer,
         relay: Relay,
@@ -203,11 +203,11 @@ class ScopeKeeper:
         """Return the sums of each scope's periods in the usage store, as of an outbox row. The relay stands still."""
         old = [wanted for wanted in counted if not made.has_all_of(*wanted)]
         if not old and self._relay.delivered_seq <= made.after_seq:
-            return _Since(self._ledger, counted, now_us, {}, made.after_seq)
+            return _Since(self._ledger.outbox, counted, now_us, {}, made.after_seq)
         self._relay.deliver_up_to(self._committer.outbox_seq)
         # Exactly these rows are in the usage store: nothing is on its way, and nothing comes meanwhile.
         seq = self._relay.delivered_seq
-        return _Since(self._ledger, counted, now_us, self._summed(counted, now_us), seq)
+        return _Since(self._ledger.outbox, counted, now_us, self._summed(counted, now_us), seq)
 
     def _summed(self, counted: Sequence[Wanted], now_us: int) -> dict[CounterAt, int]:
         """Sum up the usage store. A thread of its own does it, as nothing else bounds how long the store takes."""
@@ -284,7 +284,7 @@ class _Since:
 
     def __init__(
         self,
-        ledger: Ledger,
+        outbox: OutboxReader,
         counted: Sequence[Wanted],
         now_us: int,
         sums: dict[CounterAt, int],
@@ -296,7 +296,7 @@ class _Since:
             for scope, _ in counted
             for start_us, _ in _periods(scope, now_us)
         } | sums
-        self._ledger = ledger
+        self._outbox = outbox
         self._scopes = [
             (scope, None if key_ids is None else frozenset(key_ids), scope.span_us(now_us)[0])
             for scope, key_ids in counted
@@ -313,8 +313,8 @@ class _Since:
     def read(self, seq_max: int | None = None) -> int:
         """Add the rows that were committed since, at least up to *seq_max*; return how many records they had."""
         count = 0
-        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.outbox.pending(self._seq)):
-            entries = self._ledger.outbox.entries([row.seq for row in rows])
+        while (seq_max is None or self._seq < seq_max) and (rows := self._outbox.pending(self._seq)):
+            entries = self._outbox.entries([row.seq for row in rows])
             for row in rows:
                 # One that cannot be read is for the relay to set aside, and counts nowhere.
                 with suppress(Unreadable):

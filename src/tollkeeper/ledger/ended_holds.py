@@ -22,7 +22,7 @@ from tollkeeper.domain.requests import Outcome
 from tollkeeper.errors import HoldEnded, HoldUnknown
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import EndHold
+from tollkeeper.ledger.commit_tasks import EndHold, Settle
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.open_holds import HoldName, OpenHolds, one_owner
 from tollkeeper.ledger.pending import Pending, key_of
@@ -159,15 +159,9 @@ class EndedHolds:
                 self._gate.void(admission)
             commit_ends.close()
 
+        ended = EndedHold(account_id, hold_id, "settled", now_us)
         booked = self._committer.book(
-            record,
-            charges,
-            version,
-            counted=False,
-            future=future,
-            ended=EndedHold(account_id, hold_id, "settled", now_us),
-            late=True,
-            done=done,
+            Settle(record, charges, version, counted=False, future=future, ended=ended, late=True, done=done)
         )
         return Settled(booked, 0), future
 

@@ -15,7 +15,7 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.entitlements import fingerprint_of
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
-from tollkeeper.ports import Ledger
+from tollkeeper.ports import LedgerReader
 
 RETRY_S: Final = 0.5
 """The shortest wait before a budget that could not be brought into force is tried again."""
@@ -29,7 +29,7 @@ class BudgetEnforcement:
     """Any thread may call `enforce`, `wait_for_failed` and `compare_all`; the rest is the maintenance thread's."""
 
     def __init__(
-        self, directory: Directory, ledger: Ledger, scopes: ScopeKeeper, readiness: BudgetReadiness
+        self, directory: Directory, ledger: LedgerReader, scopes: ScopeKeeper, readiness: BudgetReadiness
     ) -> None:
         self._directory = directory
         self._ledger = ledger

@@ -19,6 +19,7 @@ Files:
   already?) and `charges` (what it charges to the counters).
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.
+* `booking`: hands a table of records to the committer, for `ingest` and `amend`.
 
 It may import the domain, the ports, the gate, the catalog and the ledger; no room that comes after the ledger.
 """

@@ -14,18 +14,17 @@ from typing import Final, NamedTuple
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import TOO_MANY, Pending
+from tollkeeper.meter.booking import book
 from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import Decoded
 from tollkeeper.meter.dedupe import dedupe, keys_of
 from tollkeeper.meter.rejections import REJECTIONS_SHOWN, Rejection
 from tollkeeper.meter.resolve import resolve
 from tollkeeper.ports import UsageStore
-from tollkeeper.record_columns import to_ipc
 
 STALE_TRIES: Final = 20
 
@@ -101,20 +100,9 @@ class Ingest:
                     return IngestResult(0, duplicates, rejections, rejected)
                 # Last, so that repeats are compared and prices found by what was sent.
                 fresh = self._labels.of_table(fresh)
-                future = CommitFuture()
-                self._committer.submit(
-                    Batch(
-                        fresh,
-                        to_ipc(fresh),
-                        keys_of(fresh),
-                        set(fresh.column("account_id").unique().to_pylist()),
-                        charge_columns(fresh, self._directory),
-                        version,
-                        future,
-                    )
-                )
+                charges = charge_columns(fresh, self._directory)
                 try:
-                    future.wait()
+                    book(self._committer, fresh, keys_of(fresh), charges, version)
                 except Stale:
                     continue  # An id of the batch was booked meanwhile, or a budget changed: look again.
             return IngestResult(fresh.num_rows, duplicates, rejections, rejected)

@@ -10,16 +10,18 @@ import msgspec
 
 from tollkeeper.catalog.manage import OVERLAP_S_MAX
 from tollkeeper.domain.events import (
-    BYTES_MAX,
-    LATENCY_MS_MAX,
-    TAGS_MAX,
-    TEXT_CHARS_MAX,
+    BytesOut,
+    Credits,
     Id,
+    LatencyMs,
     Name,
+    Nanos,
+    Reason,
+    Status,
+    Tags,
     Tokens,
 )
 from tollkeeper.errors import BadParameter
-from tollkeeper.http.wire import Nanos
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -49,28 +51,19 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     correction_id: Id | None = None
     """Makes a retry safe: the same id again is the same correction. Without one, a retry amends again."""
-    status: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
+    status: Status | None = None
     error_type: Name | None = None
-    denied_reason: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MS_MAX)] | None = None
-    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)] | None = None
+    denied_reason: Reason | None = None
+    latency_ms: LatencyMs | None = None
+    bytes_out: BytesOut | None = None
     model: Name | None = None
     tokens: Tokens | None = None
     cache: Literal["hit", "miss", "none"] | None = None
-    credits: Nanos | None = None
+    credits: Credits | None = None
     cost_nanos: Nanos | None = None
     """The actual cost; found from tokens and prices when absent."""
     estimated_cost_nanos: Nanos | None = None
-    tags: (
-        Annotated[
-            dict[
-                Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
-                Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)],
-            ],
-            msgspec.Meta(max_length=TAGS_MAX),
-        ]
-        | None
-    ) = None
+    tags: Tags | None = None
 
 
 class VoidEventRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
