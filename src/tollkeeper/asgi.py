@@ -103,7 +103,9 @@ class Middleware:
         self._threads = Threads("admit", _THREADS)
         self._dialect = Dialects(toll.installation).of(name)
         if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
+            raise BadParameter(
+                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile"
+            )
 
         forks.refuse_in_children(toll.installation, [self], _ForkedMiddleware)
 

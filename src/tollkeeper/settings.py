@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 
 LEDGER_FILE: Final = "ledger.sqlite3"
@@ -117,4 +118,4 @@ def load(values: Mapping[str, Any] | None = None, environ: Mapping[str, str] = o
         return msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as exc:
         field = str(exc).rpartition("$.")[2].rstrip("`") if "$." in str(exc) else ""
-        raise BadParameter(f"setting {field}: {exc}", field=field) from None
+        raise BadParameter(f"setting {field}: {requirement(str(exc))}", field=field) from None

@@ -150,7 +150,7 @@ def parse_time_us(text: str) -> int:
     """
     match = _RFC3339.match(text)
     if match is None:
-        raise ValueError("time is an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
+        raise ValueError("time must be an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
     year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
     zone = UTC
     if sign is not None:

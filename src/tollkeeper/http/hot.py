@@ -18,6 +18,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.auth import Principal
@@ -209,7 +210,10 @@ class HotEndpoints:
             if decoded.count == 1 and decoded.rejections and decoded.rejections[0].code == "malformed":
                 raise Malformed(decoded.rejections[0].reason)
         else:
-            raise UnsupportedMediaType("content-type is application/json or application/x-ndjson")
+            raise UnsupportedMediaType(
+                "Content-Type must be application/json (curl: `--json`) or application/x-ndjson, "
+                f"not {media_type[:64].decode('latin-1')!r}"
+            )
         result = self._ingester.take(decoded, account_id=principal.account_id)
         return events_answer(result)
 
@@ -234,7 +238,7 @@ def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
         message = str(exc)
         what, _, where = message.rpartition(" - at `$")
         field = where.strip("`.") if what else ""
-        raise BadParameter((what or message) + (f" (field {field})" if field else ""), field=field) from None
+        raise BadParameter(f"{field or 'body'}: {requirement(message)}", field=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed(f"the body is not JSON: {exc}") from None
 

@@ -32,7 +32,7 @@ ALL: Final = "all"
 """The value of the setting `profiles` that stands for every one that is installed."""
 BODY_BYTES_MAX: Final = 64 * 1024
 QUERY_BYTES_MAX: Final = 8_192
-"""The dispatcher refuses a longer one: cut off, it would be another question."""
+"""The dispatcher refuses a longer one: cut off, it would be another query."""
 
 _encode: Final = msgspec.json.Encoder().encode
 log = logging.getLogger("tollkeeper.profiles")
@@ -75,7 +75,7 @@ class ProfileSite:
                 return False
             return context.session(secret) is None
         except Unavailable:
-            return False  # Nobody was told anything.
+            return False  # No answer was sent.
         except Exception:
             # The reply stands: what failed is only our look at who asked.
             log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
@@ -122,7 +122,9 @@ class Profiles:
 
     def _site(self, name: str) -> ProfileSite:
         if name not in names():
-            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profiles")
+            raise BadParameter(
+                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profiles"
+            )
         profile = load(name)
         return ProfileSite(profile, self._context_of(profile))
 

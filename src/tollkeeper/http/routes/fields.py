@@ -1,4 +1,4 @@
-"""Small request bodies as structs, and how their faults are told."""
+"""Small request bodies as structs, and the errors for a body that does not fit."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tollkeeper.domain.events import (
     Name,
     Tokens,
 )
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 from tollkeeper.http.wire import Nanos
 
@@ -34,17 +35,17 @@ class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state that a key shall have."""
+    """The state that the key must have from now on."""
 
     state: Literal["active", "inactive", "revoked", "deleted"]
 
 
 class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What an event shall say instead; what is left out stays. The cost is found anew.
+    The fields of an event to change; a field that is left out stays. The cost is computed again.
 
-    What names an event (account, project, key, method, route, kind, time) cannot be amended: void it, and
-    send another event.
+    The fields that identify an event (account, project, key, method, route, kind, time) cannot be amended: void the
+    event and send another one.
     """
 
     correction_id: Id | None = None
@@ -101,4 +102,4 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
         what = "unknown field"
     elif named:
         what = "missing: this field is required"
-    raise BadParameter(f"{field or 'body'}: {what.replace('`', '')}{hint}", field=field)
+    raise BadParameter(f"{field or 'body'}: {requirement(what)}{hint}", field=field)
