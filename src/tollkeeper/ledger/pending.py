@@ -1,6 +1,8 @@
 """
 The index of pending records: those that are committed and not yet in the usage store, by id and by account.
 
+It is a look-up. Whether an event is a duplicate or a conflict is decided in `meter/dedupe.py`.
+
 An id is taken when it is in this index or in the usage store. A look-up reads the store first and then this
 index. So that it misses no id that is delivered in between, delivered ids stay here until every look-up that was
 under way has ended (`looking_up`).
