@@ -449,7 +449,7 @@ class Ledger(Protocol):
 
 class WebhookStore(Protocol):
     """
-    Webhooks, and what each was told or is to be told. Called by the webhooks service.
+    Webhooks, and the messages that were sent or are due. Called by the webhooks service.
 
     Every method raises `Unavailable` when the engine fails; then nothing of the call was written.
     """

@@ -1,4 +1,4 @@
-"""`tollkeeper serve`: run the server until it is told to stop."""
+"""`tollkeeper serve`: run the server until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 

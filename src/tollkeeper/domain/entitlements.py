@@ -83,7 +83,7 @@ class LimitScope(NamedTuple):
 
 
 class Maker(NamedTuple):
-    """A key that made the one in question: its limits and budgets hold for both together."""
+    """The key that made this key: its limits and budgets hold for both together."""
 
     key: Key
     rotation_chain: Sequence[str]

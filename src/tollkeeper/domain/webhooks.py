@@ -162,7 +162,7 @@ class DeliveryResult(NamedTuple):
 
     Attributes:
         status: Of the answer; 0 without one.
-        reason: Why it failed, in words that may be logged; "" of a success.
+        reason: Why it failed, as text that is safe to log; "" for a success.
     """
 
     status: int

@@ -62,7 +62,7 @@ class Threads:
             with NOT_WAITING:
                 return call(*args, **kwargs)
         except WouldWait:
-            pass  # Not from in here, or its error would be told as one of this.
+            pass  # Not here: its error would be reported as one of this call.
         return await self.run(call, *args, **kwargs)
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
@@ -75,7 +75,7 @@ class Threads:
 
 
 class Probe:
-    """One question to a store, in a thread of its own, that is never asked twice at once."""
+    """One probe of a store, in a thread of its own. It never runs twice at once."""
 
     def __init__(self, name: str, ask: Callable[[], str | None], too_late: str) -> None:
         """

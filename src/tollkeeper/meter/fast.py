@@ -98,7 +98,7 @@ def _sample(lines: Lines) -> tuple[frozenset[str], tuple[str, ...]] | None:
     """
     Return the fields and, sorted, the tag names that some of the lines have; None if these make no columns.
 
-    Arrow is told the names, rather than left to find them: it makes a column of every name that it finds, so
+    Arrow is given the names, rather than left to find them: it makes a column of every name that it finds, so
     that a batch of 50,000 events with a name each would ask for 50,000 columns of 50,000 rows. It then fails
     on a name that the sample does not have.
     """

@@ -79,7 +79,7 @@ class Ownership:
             raise Unavailable(f"The ledger cannot be reached: {cause}. Try again shortly.") from exc
 
     def close(self) -> None:
-        """Let go of it. A repeat changes nothing."""
+        """Release the lock. A repeat changes nothing."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
