@@ -1,5 +1,5 @@
 """
-Who waits for an answer: whose turn at the usage store its queries take, and whether it is still there.
+The caller of a usage query: the account whose turns its queries take, and whether it is still connected.
 
 The server sets one around each call (`CALLER`); a call of the library has none, and no turns.
 """

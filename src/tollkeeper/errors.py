@@ -8,7 +8,7 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   ├── UnsupportedMediaType          unsupported_media_type
     │   ├── BadParameter                  bad_parameter         a parameter or field has a bad value
     │   └── QueryTooLarge                 query_too_large       a usage query takes more than one may
-    ├── Unauthenticated                   unauthenticated       no credential, or not one of ours
+    ├── Unauthenticated                   unauthenticated       no credential, or an unknown one
     ├── Forbidden                         forbidden             a credential that may not do this
     ├── NotFound                          not_found
     │   └── HoldUnknown                   hold_unknown          no open hold of this id
@@ -108,7 +108,7 @@ class QueryTooLarge(BadInput):
 
 
 class Unauthenticated(TollkeeperError):
-    """No credential was given, or it is none of ours."""
+    """No credential was given, or it is unknown."""
 
     code = "unauthenticated"
 

@@ -25,7 +25,7 @@ _PASSWORD: Final = re.compile(r"(?<=:)[^:/@]+(?=@)|(?<=password=)[^&#\s'\"]+")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator can set. Sizes are bytes, times seconds."""
+    """The settings of an operator. Sizes are bytes, times seconds."""
 
     data_dir: str = "./data"
     """Directory of the embedded stores; also of the lock that keeps a second process out."""
@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unknown_price: Literal["deny", "allow"] = "deny"
     """What the gate does with a model that has no price; `allow` admits it and records it as unpriced."""
     hold_s: Annotated[int, msgspec.Meta(ge=1)] = 300
-    """How long a hold made over HTTP stays open by default."""
+    """Seconds that a hold made over HTTP stays open by default."""
     body_bytes_max: Annotated[int, msgspec.Meta(ge=1)] = 64 * 1024 * 1024
     """Largest request body, as sent and after decompression."""
     usage_memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0

@@ -24,7 +24,7 @@ from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
 from tollkeeper.ports import Catalog
 
 STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "status"}
-"""What is set by hand in the course of things: a declaration that does not name it leaves it alone."""
+"""Fields that are often changed outside of a declaration: one that does not name them keeps them."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
 

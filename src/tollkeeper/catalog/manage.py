@@ -269,7 +269,9 @@ class Manage:
         with self._transaction() as catalog:
             entry = found_entry(catalog, kind, entry_id, account)
             if kind == "grants":
-                raise Conflict(f"grant {entry_id} is posted for good: balances never forget")
+                raise Conflict(
+                    f"grant {entry_id} is posted and cannot be deleted: balances keep their grants"
+                )
             owner = getattr(entry, "account", None)
             if account is not None and account != (entry_id if kind == "accounts" else owner):
                 # An account sees the entries for all accounts, but only the operator changes them.

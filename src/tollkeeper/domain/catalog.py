@@ -378,7 +378,7 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Actions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What happens at which of a webhook's thresholds, beside telling it; nothing where absent."""
+    """The thresholds of a webhook's actions; an absent action never happens."""
 
     notify_admins: int | None = None
     """From this threshold on, messages ask the receiver to notify the admins, and the operator's log has it."""

@@ -91,7 +91,7 @@ class Maker(NamedTuple):
 
 
 class Entitlement(NamedTuple):
-    """What a key permits: everything that the gate needs to decide without asking anyone."""
+    """The entitlement of a key: all data that the gate needs to decide without a further read."""
 
     key: Key
     account: Account

@@ -27,7 +27,7 @@ COST_NANOS_MAX: Final = 10**15
 BYTES_MAX: Final = 2**50
 TAGS_MAX: Final = 16
 FUTURE_S_MAX: Final = 300
-"""How far ahead of our clock an event's time may lie."""
+"""Most seconds that an event's time may be ahead of our clock."""
 TIME_MIN_US: Final = 946_684_800_000_000
 """2000-01-01: an earlier time is taken for a unit error."""
 
@@ -68,9 +68,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache: Literal["hit", "miss", "none"] | None = None
     credits: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
     cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
-    """What it actually cost; priced by us from tokens and route when absent."""
+    """The actual cost; computed from tokens and route when absent."""
     estimated_cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
-    """What a job is expected to cost; counts until its actual cost comes with a correction."""
+    """The expected cost of a job; it counts until a correction brings the actual cost."""
     tags: (
         Annotated[
             dict[

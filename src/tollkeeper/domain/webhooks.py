@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StoredWebhook(NamedTuple):
-    """A webhook as it is kept; *created_at_us* also tells it from an earlier one of its id."""
+    """A webhook as it is stored; *created_at_us* distinguishes it from an earlier one of its id."""
 
     entry: Webhook
     created_at_us: int

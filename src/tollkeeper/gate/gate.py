@@ -58,7 +58,7 @@ HOLD_S_MAX: Final = 7 * 86_400
 
 
 class GateSettings(NamedTuple):
-    """What the gate does where the catalog is silent."""
+    """The decision of the gate where the catalog has none."""
 
     unknown_route: Literal["deny", "allow"] = "deny"
     unknown_price: Literal["deny", "allow"] = "deny"
@@ -73,7 +73,7 @@ class Gate:
 
     def __init__(self, sources: Sources, clock: Clock, settings: GateSettings = GateSettings()) -> None:
         self.abandoned: deque[tuple[CompiledKey, list[Taken]]] = deque()
-        """What admissions had taken that were dropped without an ending."""
+        """The amounts of admissions that were garbage-collected without an ending; they are given back."""
         self.refusing: str | None = None
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self.admitted_count = 0
@@ -298,7 +298,7 @@ class Gate:
     def finish(
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
-        """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
+        """Do `claim` and `settle` in one step; None when another caller ended *admission*, or is ending it."""
         record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
         with self._lock:
@@ -340,7 +340,7 @@ class Gate:
             self._give_back(admission.compiled_key, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
-        """Make the caller the one that ends *admission*; False when somebody else did or does."""
+        """Make the caller the one that ends *admission*; False when another caller did or does."""
         with self._lock:
             if admission.state != "open":
                 return False

@@ -248,7 +248,7 @@ class App:
 
 
 class _ForkedApp(App):
-    """What the surface is in a forked child: it answers that nothing can be done here."""
+    """The surface in a forked child: it answers every request with 503."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):

@@ -1,4 +1,4 @@
-"""How a WebSocket is refused before it opens: the client gets an HTTP answer, and no connection."""
+"""Refuses a WebSocket before it opens: the client gets an HTTP answer, and no connection."""
 
 from __future__ import annotations
 

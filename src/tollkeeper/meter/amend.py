@@ -41,14 +41,14 @@ _STATED: Final = frozenset({"given", "estimated"})
 
 
 class Correction(NamedTuple):
-    """What a correction left: the record in force (`sign` -1 when voided), and whether it was a repeat."""
+    """The result of a correction: the record in force (`sign` -1 when voided), and whether it was a repeat."""
 
     record: Record
     repeated: bool
 
 
 class Freshness(Protocol):
-    """What a correction asks of the usage reports, which are a room above this one."""
+    """What a correction needs from the usage reports, which are a room above this one."""
 
     def fresh(self, account_id: str | None) -> bool:
         """

@@ -56,7 +56,7 @@ class Decoded(NamedTuple):
 
     @property
     def rejected(self) -> int:
-        """How many events were not taken."""
+        """The number of rejected events."""
         return self.count - len(self.indexes)
 
 

@@ -231,7 +231,7 @@ class KeyRoutes(KindRoutes):
             query=(
                 QueryDoc(
                     "dry_run",
-                    "`true` only tells what would change.",
+                    "`true` only returns the changes that it would make.",
                     {"type": "boolean", "default": False},
                 ),
             ),

@@ -29,7 +29,7 @@ _NAMED: Final = re.compile(r"Object (?:contains unknown|missing required) field 
 
 
 class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long the old key goes on working beside the new one."""
+    """Seconds for which the old key stays valid beside the new one."""
 
     overlap_s: Annotated[int, msgspec.Meta(ge=0, le=OVERLAP_S_MAX)] = 0
 

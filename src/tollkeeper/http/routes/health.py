@@ -44,7 +44,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     reasons: list[str]
     warnings: list[str]
-    """What an operator must look at, though requests are served."""
+    """Faults that an operator must look at while requests are served."""
 
 
 def handlers() -> list[HTTPRouteHandler]:
