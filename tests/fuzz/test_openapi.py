@@ -58,7 +58,7 @@ def test_the_document_has_the_hot_endpoints(document: dict[str, Any]) -> None:
 def test_every_answer_is_documented(
     tag: str, mode: GenerationMode, document: dict[str, Any], call: Caller, world: World
 ) -> None:
-    """Whoever generates a client from the document meets nothing that it does not know."""
+    """A client that is generated from the document meets no unknown answer."""
     schema = schemathesis.openapi.from_dict(document)
     # Ids of the world, so that not every case is about what does not exist.
     ids = {"entry_id": world.a.ids.get(tag, "none"), "event_id": world.a.event_id}
