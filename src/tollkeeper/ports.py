@@ -340,7 +340,7 @@ class Outbox(Protocol):
         *records_max* records (at least one row), none beyond row *seq_max*.
 
         Raises:
-            LedgerInUse: The database forgot a batch that was begun or delivered here: it was put back.
+            LedgerInUse: The database lacks a batch that was begun or delivered here: it was restored from a copy.
         """
 
     def delivered(self, mark: BatchMark) -> None:
@@ -348,7 +348,7 @@ class Outbox(Protocol):
         Delete the rows of a batch, and count their records. A repeat changes nothing.
 
         Raises:
-            LedgerInUse: The database forgot that the batch was begun: it was put back.
+            LedgerInUse: The database has no trace that the batch was begun: it was restored from a copy.
         """
 
     def past(self) -> LedgerPast:
@@ -374,7 +374,7 @@ class Outbox(Protocol):
         """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
 
     def set_asides(self) -> list[SetAside]:
-        """Return what was set aside, oldest first."""
+        """Return the entries that were set aside, oldest first."""
 
 
 class Ledger(Protocol):
@@ -384,7 +384,7 @@ class Ledger(Protocol):
     """
 
     installation_id: str
-    """Names this installation for ever; part of every deduplication token."""
+    """The permanent id of this installation; part of every deduplication token."""
 
     @property
     def outbox(self) -> Outbox:
@@ -484,7 +484,7 @@ class WebhookStore(Protocol):
         """Note that the keys of a message are inactive."""
 
     def purge(self, before_us: int) -> None:
-        """Remove what was sent of periods that ended before *before_us*, and all of webhooks that are gone."""
+        """Remove the sent messages of periods that ended before *before_us*, and all messages of deleted webhooks."""
 
 
 class WebhookSender(Protocol):

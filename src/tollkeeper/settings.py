@@ -74,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     client_address_header: str = ""
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
     metrics_open: bool = False
-    """Answers `/metrics` without an operator key, to everybody who can reach the port."""
+    """Answers `/metrics` without an operator key, to every caller that can reach the port."""
     webhook_allow_private: bool = False
     """Lets webhooks have http URLs and private or loopback addresses: for tests and local use."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

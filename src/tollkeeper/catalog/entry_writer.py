@@ -1,5 +1,5 @@
 """
-Writes entries of every kind within one transaction, and gathers what it did, to be announced after the commit.
+Writes entries of every kind within one transaction, and gathers its changes, to be announced after the commit.
 
 Keys are the business of `key_writer`.
 """
@@ -50,7 +50,7 @@ class EntryWriter:
 
     @property
     def changes(self) -> list[Change]:
-        """What was done so far, in order."""
+        """The changes so far, in order."""
         return self.keys.changes
 
     @property

@@ -65,7 +65,7 @@ def _group(kind: str) -> typer.Typer:
     """Return the commands of one kind: list, show, put, delete."""
     group = typer.Typer(name=kind, help=_SUMMARIES[kind], no_args_is_help=True)
     fields = {field.name for field in msgspec.structs.fields(KINDS[kind])}
-    # Accounts, plans and routes belong to nobody; the option is there, so that the error can say so.
+    # Accounts, plans and routes have no owner; the option is there, so that the error can say so.
     account_option: Any = typer.Option(
         None,
         "--account",

@@ -119,7 +119,7 @@ def resolve(
 
     Args:
         rotation_chain: The ids of the keys that rotations made of one another, *key* among them, the first one first.
-            They share their counters, so that rotating frees nobody of a limit.
+            They share their counters, so a rotation does not reset a limit.
         plan: The plan in force: the key's own, else its subscription's, else its account's.
         budgets: The budgets of the account, of any scope.
         makers: The keys that made it, the first one first: making keys frees no key of a bound.

@@ -1,4 +1,4 @@
-"""The version of the catalog: what was read as of an older one must neither be remembered nor amend a counter."""
+"""The version of the catalog: a value read as of an older one must neither be cached nor change a counter."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Compiled keys: what each key may do and which counters it takes from, worked out once per key and route.
+Compiled keys: the permissions and counters of each key, computed once per key and route.
 
 `CompiledKeys` remembers them by the hash of their secret, and forgets those whose catalog entries changed or that
 are idle. What they admitted is still open then; a budget that comes into force counts it too.

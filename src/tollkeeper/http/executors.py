@@ -70,7 +70,7 @@ class Threads:
         return self._executor.submit(call)
 
     def close(self) -> None:
-        """Let the threads end what they are at; begin nothing that still waits for one."""
+        """Let the threads finish their calls; begin none of the waiting ones."""
         self._executor.shutdown(cancel_futures=True)
 
 
@@ -159,7 +159,7 @@ class Executors:
             caller.leave()
 
     def close(self) -> None:
-        """Let all threads end what they are at, but for usage queries, which are stopped."""
+        """Let all threads finish their calls, except usage queries, which are stopped."""
         self.stop_queries()
         for threads in self._threads.values():
             threads.close()

@@ -37,7 +37,7 @@ async def refuse_handshake(
 
 
 def unsupported(scope: Mapping[str, Any]) -> NotImplementedError:
-    """Return the error for a type of scope that nobody here can admit, so that nothing of it is served."""
+    """Return the error for a type of scope that the middleware cannot admit, so that nothing of it is served."""
     return NotImplementedError(
         f"A scope of type {scope['type']!r} must not pass Tollkeeper: it serves http, websocket and lifespan."
     )

@@ -1,7 +1,7 @@
 """
 The hot endpoints as plain ASGI: authorize, settle, void, events.
 
-Each answers only after the group commit that holds its work, so what it says survives a crash.
+Each answers only after the group commit that holds its work, so its result survives a crash.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODIES_OF_PAYER_MAX: Final = 2
-"""An account may have batches of so many largest bodies under way, as sent: one works while another arrives."""
+"""Most bytes of batches that an account may have under way, in largest bodies: one is booked while another arrives."""
 BODIES_MAX: Final = 8
-"""All accounts together may have so many, and the operator as many: 512 MiB each at the default."""
+"""The same for all accounts together, and for the operator: 512 MiB each at the default."""
 
 HotAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 T = TypeVar("T")

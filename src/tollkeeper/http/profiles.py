@@ -59,7 +59,7 @@ class ProfileSite:
             return failure(self.profile, call, exc)
 
     def is_failed_credential(self, call: Call, reply: Reply) -> bool:
-        """Return whether *reply* is one to a credential that authenticates nobody. Blocking."""
+        """Return whether *reply* answers a credential that is not valid. Blocking."""
         # Some dialects refuse a bad key with another status, and a path that is not there refuses nobody, but its
         # headers tell a good key from a bad one.
         if reply.status not in (401, 404, 405, self.context.settings.get("invalid_key_status")):
@@ -82,7 +82,7 @@ class ProfileSite:
             return False
 
     def rejected_early(self, call: Call, why: Denial | BadInput) -> Reply:
-        """Return the reply to *call* that no handler sees, and whose caller nobody knows. Never blocks."""
+        """Return the reply to *call* without a handler and without a known caller. Never blocks."""
         call = call._replace(settings=self.context.settings, path=segment_text(call.path))
         if isinstance(why, Denial):
             return self.profile.refused(call, why, None)

@@ -89,7 +89,7 @@ def serve(
 
 
 def connections_max(handles: int) -> int:
-    """Return how many connections may be open at once in a process that may have so many file handles."""
+    """Return how many connections may be open at once in a process with so many file handles."""
     return min(max(handles - _HANDLES_RESERVED, handles // 2), _CONNECTIONS_MAX)
 
 

@@ -113,7 +113,7 @@ class Pending:
         return key in self._held
 
     def is_own(self, key: str) -> bool:
-        """Return whether *key* names a request of this process: unless it is recorded, nobody else may book it."""
+        """Return whether *key* names a request of this process: unless it is recorded, no other caller may book it."""
         return key.endswith(self.own_ids_ending)
 
     def is_recorded(self, key: str) -> bool:

@@ -36,7 +36,7 @@ from tollkeeper.meter.lines import BLOCK_BYTES, Lines
 from tollkeeper.meter.rejections import Rejected
 
 PIECE_LINES: Final = 4096
-"""When Arrow cannot read a batch, it is tried again in pieces of so many lines."""
+"""Lines of a piece when a batch that Arrow cannot read is tried again in pieces."""
 TAG_NAMES_MAX: Final = 64
 """Distinct tag names in a batch for which columns are made; a batch with more goes the exact way."""
 

@@ -68,7 +68,7 @@ class Ingest:
 
     def take(self, decoded: Decoded, *, account_id: str | None = None) -> IngestResult:
         """
-        Book a batch; when this returns, what was accepted is durable.
+        Book a batch; when this returns, accepted events are durable.
 
         Args:
             account_id: Only events of this account are taken (a management key's); None takes all.

@@ -16,11 +16,11 @@ from tollkeeper.errors import BodyTooLarge, Malformed
 from tollkeeper.meter.fields import CACHE_VALUES
 
 REJECTIONS_SHOWN: Final = 1_000
-"""A batch lists so many rejections; it counts all."""
+"""Most rejections that a batch lists; all are counted."""
 EVENTS_MAX: Final = 1_000_000
 """Most events of one body. The smallest event has 65 bytes, so a body of 64 MiB with more holds few events."""
 GIVEN_UP_AFTER: Final = 10_000
-"""A body whose first events, so many, are all bad is not a body of events."""
+"""A body is refused if its first events, this many, are all bad."""
 ECHO_CHARS_MAX: Final = 64
 """Most of the caller's input that a rejection repeats."""
 

@@ -1,5 +1,5 @@
 """
-Usage: the report, the answer to "what was used?".
+Usage: the reports.
 
 A report is a pure function of its query and of the events that were acknowledged before it.
 

@@ -1,4 +1,4 @@
-"""Session tokens of our own login: the provider's dashboard asks for one when somebody signed in there."""
+"""Session tokens of our own login: the provider's dashboard requests one when a user has signed in there."""
 
 from __future__ import annotations
 
