@@ -254,9 +254,8 @@ class Gate:
 
     def credit_of(self, compiled_key: CompiledKey, now_us: int) -> tuple[CreditBook, int] | None:
         """
-        Return the committed book that a key draws on, and what is settled or held beyond it.
-
-        Both as of one moment, so that a commit in between moves nothing out of sight. None without a balance.
+        Return the committed book that a key draws on, and the amount settled or held beyond it, as of one moment.
+        None without a balance.
         """
         pool = compiled_key.pool
         if pool is None:
@@ -287,7 +286,7 @@ class Gate:
         """
         End *admission* with what was really used; return the record and what it charges.
 
-        The caller has claimed the admission (see `claim`) and hands both to the committer.
+        The caller has claimed the admission (`claim`) and hands both to the committer.
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
@@ -401,8 +400,8 @@ class Gate:
 
     def evict_idle(self) -> None:
         """
-        Look at the next keys and counters, a bounded number, and evict those that are idle. Called every half
-        second or so. It changes no decision: what is evicted is read again, as it was, when it is needed.
+        Evict the idle ones of the next keys and counters, a bounded number. Called about every half second.
+        No decision changes: an evicted key or counter is read again when it is needed.
         """
         next(self._eviction)
 
