@@ -44,7 +44,7 @@ class Metering:
     What the app may tell about its request: `scope["state"]["tollkeeper"]`.
 
     Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
-    count at all. A dialect that tells in its headers what a request used tells what is set when the response
+    count at all. A dialect with headers for usage sends the values that are set when the response
     starts.
     """
 
@@ -61,7 +61,7 @@ class Metering:
 
 
 class HasInstallation(Protocol):
-    """What the middleware is given, such as `embedded.Tollkeeper`."""
+    """The installation that the middleware uses, such as `embedded.Tollkeeper`."""
 
     @property
     def installation(self) -> Installation:
@@ -106,7 +106,9 @@ class Middleware:
             installation.profile_settings, installation.gate, installation.directory, installation.clock
         ).of(name)
         if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
+            raise BadParameter(
+                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile"
+            )
 
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
@@ -210,8 +212,8 @@ class Middleware:
         """
         Run an admitted handshake to the end of its connection.
 
-        It is settled when the app closes it, before the client hears of that, else when the app returns: an app
-        whose client went away may still state what it used. Its bytes are those of the messages sent.
+        It is settled when the app closes it, before the client gets the close frame; otherwise when the app returns:
+        an app whose client went away may still state its usage. Its bytes are those of the messages sent.
         """
         status = 0
         bytes_out = 0
@@ -292,7 +294,7 @@ class Middleware:
 
 
 class _ForkedMiddleware(Middleware):
-    """What the middleware is in a forked child: it admits nothing."""
+    """The middleware in a forked child: it admits nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

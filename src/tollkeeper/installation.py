@@ -1,6 +1,6 @@
 """
-One installation of Tollkeeper: its stores, services and threads, put together once. The only place where ports meet
-adapters, and where services meet each other; it decides nothing.
+One installation of Tollkeeper: its stores, rooms and threads, wired once. The only place where ports meet
+adapters, and where the rooms meet each other; it decides nothing.
 
 Library, server and command line all drive an `Installation`; `tollkeeper.Tollkeeper` is its interface inside
 another process.

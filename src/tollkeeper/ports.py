@@ -1,6 +1,6 @@
 """
-What the services need of the world: one small Protocol per need, written so that an adapter can be made
-from it alone. `tollkeeper.testing` holds a contract suite for each.
+The ports: one small Protocol per need of the rooms, written so that an adapter can be made
+from it alone. `tests/contract` has a suite for each, run over every adapter.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ReportRows(NamedTuple):
 
 
 class CostSum(NamedTuple):
-    """What one scope was charged in one span, as the events say."""
+    """The charges of one scope in one span, as summed from events."""
 
     events: int
     requests: int
@@ -50,7 +50,7 @@ class CostSum(NamedTuple):
 
 class Losses(NamedTuple):
     """
-    What a usage store lacks, as far as a cheap look tells; a line each.
+    What a usage store lacks, as far as a cheap check can find out; a line each.
 
     Attributes:
         records: Answers have too little, and no rebuild brings it back.
@@ -208,7 +208,7 @@ class PlanVersion(NamedTuple):
 
 class Catalog(Protocol):
     """
-    Reads and writes of catalog entries. Called by the manage service and, to look things up, by the gate.
+    Reads and writes of catalog entries. Called by `catalog.manage` and, for look-ups, by the gate.
 
     *account* is an account's id: with it, an entry of another account does not exist (an entry of a kind
     that has no account, or a price for all, exists for everybody). Entries of projects, subscriptions,
@@ -354,7 +354,7 @@ class Outbox(OutboxReader, Protocol):
         *records_max* records (at least one row), none beyond row *seq_max*.
 
         Raises:
-            LedgerInUse: The database forgot a batch that was begun or delivered here: it was put back.
+            LedgerInUse: The database lacks a batch that was begun or delivered here: it was restored from a copy.
         """
 
     def delivered(self, mark: BatchMark) -> None:
@@ -362,7 +362,7 @@ class Outbox(OutboxReader, Protocol):
         Delete the rows of a batch, and count their records. A repeat changes nothing.
 
         Raises:
-            LedgerInUse: The database forgot that the batch was begun: it was put back.
+            LedgerInUse: The database has no trace that the batch was begun: it was restored from a copy.
         """
 
     def past(self) -> LedgerPast:
@@ -426,7 +426,7 @@ class Ledger(LedgerReader, Protocol):
     """
 
     installation_id: str
-    """Names this installation for ever; part of every deduplication token."""
+    """The permanent id of this installation; part of every deduplication token."""
 
     @property
     def outbox(self) -> Outbox:
@@ -470,7 +470,7 @@ class Ledger(LedgerReader, Protocol):
 
 class WebhookStore(Protocol):
     """
-    Webhooks, and what each was told or is to be told. Called by the webhooks service.
+    Webhooks, and the messages that were sent or are due. Called by `alerts.webhooks`.
 
     Every method raises `Unavailable` when the engine fails; then nothing of the call was written.
     """
@@ -505,7 +505,7 @@ class WebhookStore(Protocol):
         """Note that the keys of a message are inactive."""
 
     def purge(self, before_us: int) -> None:
-        """Remove what was sent of periods that ended before *before_us*, and all of webhooks that are gone."""
+        """Remove the sent messages of periods that ended before *before_us*, and all messages of deleted webhooks."""
 
 
 class WebhookSender(Protocol):

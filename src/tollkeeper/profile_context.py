@@ -35,7 +35,7 @@ from tollkeeper.usage.report import Reports
 
 class LocalProfileContext:
     """
-    The context of one profile over the services of this process.
+    The context of one profile over the installation of this process.
 
     All methods block; any thread may call them. Keys are read from the directory in memory; balances, plans and
     subscriptions from their stores. A write is durable when its method returns.

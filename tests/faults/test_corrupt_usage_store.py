@@ -1,4 +1,4 @@
-"""Files of the usage store are damaged between two starts: it is told, and what is derived is made anew."""
+"""Files of the usage store are damaged between two starts: that is reported, and derived data is rebuilt."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_records_that_were_removed_are_missed(damaged: Any) -> None:
     assert verdict[1] == ["counter budget:b against its events"]
     missing = f"events: {COUNT} of {COUNT} records are missing"
     assert verdict[2][0] == missing
-    # Made anew from what is left, the rollups would forget them too.
+    # Rebuilt from the remaining events, the rollups would forget them too.
     assert "nothing was rebuilt" in refused
     assert missing in refused
     assert any(line.startswith("usage_rollups: ") for line in verdict[2])

@@ -197,7 +197,7 @@ def test_what_may_have_been_begun_before_is_told_to_be(
 def test_a_batch_whose_end_the_ledger_did_not_tell_is_ended_once_and_not_inserted_again(
     engine: sa.Engine, usage_store: ClickHouseUsageStore
 ) -> None:
-    """The ledger may have let go of the rows and its answer be lost: nobody must wait for them for ever."""
+    """The ledger may have removed the rows and its answer be lost: no caller must wait for them for ever."""
     empty_tables(engine)
     account, ledger, store, pending = unique("acct"), SqlLedger(engine), Recorded(usage_store), Pending()
     rows = [record(account)]
@@ -440,7 +440,7 @@ def test_a_row_that_cannot_be_read_is_recognised(damaged: OutboxEntry) -> None:
 def test_a_row_that_cannot_be_read_holds_up_no_other(
     install: Install, account: str, restart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is set aside and told to everybody who asks; neither relay nor start stumble over it for ever."""
+    """It is set aside and reported; neither relay nor start fail at it for ever."""
     site = install()
     set_up(site, Account(id=account, name="A"))
     rows = [

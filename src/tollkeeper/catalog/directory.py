@@ -46,7 +46,7 @@ V = TypeVar("V")
 
 
 class Scopes(NamedTuple):
-    """What an event of one account, project and key is charged to."""
+    """The counters that an event of one account, project and key is charged to."""
 
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
@@ -54,7 +54,7 @@ class Scopes(NamedTuple):
 
 class Directory:
     """
-    Answers from memory; reads the stores for what it has not seen. Any thread may call.
+    Answers from memory; reads the stores on a miss. Any thread may call.
 
     Args:
         must_wait: Whether keys of an account must not be admitted without a budget that is not in force yet.
@@ -73,7 +73,7 @@ class Directory:
         self._clock = clock
         self._lock = threading.Lock()
         self._forgotten = 0
-        """How often `forget` was called: what was read before it must not be remembered after it."""
+        """Number of calls of `forget`: a value that was read before a call must not be cached after it."""
         self._accounts: dict[str, Account | None] = {}
         self._keys: dict[str, StoredKey | None] = {}
         self._projects: dict[tuple[str, str], bool] = {}
@@ -85,7 +85,7 @@ class Directory:
 
     @property
     def version(self) -> int:
-        """A number that changes with every `forget`: what was read under another one may be out of date."""
+        """A number that changes with every `forget`: a value that was read under another one may be out of date."""
         return self._forgotten
 
     # -- for the gate (`gate.Sources`) ----------------------------------------------------------------

@@ -1,5 +1,5 @@
 """
-Writes entries of every kind within one transaction, and gathers what it did, to be announced after the commit.
+Writes entries of every kind within one transaction, and gathers its changes, to be announced after the commit.
 
 Keys are the business of `key_writer`.
 """
@@ -22,7 +22,7 @@ from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Price, Project
 from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
 
 STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "status"}
-"""What is set by hand in the course of things: a declaration that does not name it leaves it alone."""
+"""Fields that are often changed outside of a declaration: one that does not name them keeps them."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
 
@@ -39,7 +39,7 @@ class EntryWriter:
 
     @property
     def changes(self) -> list[Change]:
-        """What was done so far, in order."""
+        """The changes so far, in order."""
         return self.keys.changes
 
     @property

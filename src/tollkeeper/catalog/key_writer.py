@@ -75,7 +75,7 @@ class KeyWriter:
         startable = ("active", "inactive") if key.sha256 is None else ("active", "inactive", "revoked")
         if key.state not in startable:
             raise BadParameter(
-                f"{at_path(path, 'state')}: a new key is {' or '.join(startable)}, not {key.state}",
+                f"{at_path(path, 'state')}: a new key must be {' or '.join(startable)}, not {key.state}",
                 field=at_path(path, "state"),
             )
         origin = set_by_operator(key)
@@ -85,7 +85,7 @@ class KeyWriter:
         if key.sha256 is None:
             if not self._issue:
                 raise BadParameter(
-                    f"{at_path(path, 'sha256')}: a new key brings its sha256: issue it to get a secret",
+                    f"{at_path(path, 'sha256')}: a new key must have its sha256; to get a secret, issue it",
                     field=at_path(path, "sha256"),
                 )
             secret = new_secret(prefix_of(key), self._choice)

@@ -64,7 +64,7 @@ class LineError(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class FileResult:
-    """What became of a file's events. `rejected` counts all, `errors` lists the first."""
+    """The result of a file's events. `rejected` counts all, `errors` lists the first."""
 
     accepted: int = 0
     duplicates: int = 0
@@ -324,7 +324,7 @@ def _unzipped(raw: io.BufferedReader) -> BinaryIO:
 
 
 def _size(raw: io.BufferedReader) -> int | None:
-    # Nobody knows how much will come through a pipe.
+    # The length of a pipe is unknown.
     return os.fstat(raw.fileno()).st_size if raw.seekable() else None
 
 

@@ -27,7 +27,7 @@ COST_NANOS_MAX: Final = 10**15
 BYTES_MAX: Final = 2**50
 TAGS_MAX: Final = 16
 FUTURE_S_MAX: Final = 300
-"""How far ahead of our clock an event's time may lie."""
+"""Most seconds that an event's time may be ahead of our clock."""
 TIME_MIN_US: Final = 946_684_800_000_000
 """2000-01-01: an earlier time is taken for a unit error."""
 
@@ -77,9 +77,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cache: Literal["hit", "miss", "none"] | None = None
     credits: Credits | None = None
     cost_nanos: Nanos | None = None
-    """What it actually cost; priced by us from tokens and route when absent."""
+    """The actual cost; computed from tokens and route when absent."""
     estimated_cost_nanos: Nanos | None = None
-    """What a job is expected to cost; counts until its actual cost comes with a correction."""
+    """The expected cost of a job; it counts until a correction brings the actual cost."""
     tags: Tags | None = None
 
 
@@ -150,7 +150,7 @@ def parse_time_us(text: str) -> int:
     """
     match = _RFC3339.match(text)
     if match is None:
-        raise ValueError("time is an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
+        raise ValueError("time must be an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
     year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
     zone = UTC
     if sign is not None:

@@ -1,8 +1,8 @@
 """
 The meter: what a request costs, and the record that says so. Each rule of it stands here once.
 
-A request reaches us by one of four doors: the gate in this process, authorize and settle over HTTP, ingest, and a
-correction. All four ask `cost_of`, so that the same request costs the same at each. Ingest does it for a batch at
+A request reaches us in one of four ways: the gate in this process, authorize and settle over HTTP, ingest, and a
+correction. All four call `cost_of`, so that the same request costs the same in each. Ingest does it for a batch at
 a time, in `meter.columns`, the declared twin of this module: a property test holds the two together.
 
 The rules, the first that applies:
@@ -37,9 +37,9 @@ Cost: TypeAlias = tuple[int, CostState, int, str]
 """`(cost_nanos, cost_state, credits, price_version)`. A plain tuple: every request makes one."""
 
 NOT_OF_BODY: Final = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
-"""What we say of an event, and not its sender."""
+"""Fields that we set, never the sender."""
 PRICE_OF_BODY: Final = frozenset({"cost_nanos", "cost_state", "credits"})
-"""What we say unless the sender does."""
+"""Fields that we set unless the sender does."""
 
 _DIGEST_BYTES: Final = 16
 

@@ -59,7 +59,7 @@ HOLD_S_MAX: Final = 7 * 86_400
 
 
 class GateSettings(NamedTuple):
-    """What the gate does where the catalog is silent."""
+    """The decision of the gate where the catalog has none."""
 
     unknown_route: Literal["deny", "allow"] = "deny"
     unknown_price: Literal["deny", "allow"] = "deny"
@@ -74,7 +74,7 @@ class Gate:
 
     def __init__(self, sources: Sources, clock: Clock, settings: GateSettings = GateSettings()) -> None:
         self.abandoned: deque[tuple[CompiledKey, list[Taken]]] = deque()
-        """What admissions had taken that were dropped without an ending."""
+        """The amounts of admissions that were garbage-collected without an ending; they are given back."""
         self.refusing: str | None = None
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self.admitted_count = 0
@@ -255,9 +255,8 @@ class Gate:
 
     def credit_of(self, compiled_key: CompiledKey, now_us: int) -> tuple[CreditBook, int] | None:
         """
-        Return the committed book that a key draws on, and what is settled or held beyond it.
-
-        Both as of one moment, so that a commit in between moves nothing out of sight. None without a balance.
+        Return the committed book that a key draws on, and the amount settled or held beyond it, as of one moment.
+        None without a balance.
         """
         pool = compiled_key.pool
         if pool is None:
@@ -288,7 +287,7 @@ class Gate:
         """
         End *admission* with what was really used; return the record and what it charges.
 
-        The caller has claimed the admission (see `claim`) and hands both to the committer.
+        The caller has claimed the admission (`claim`) and hands both to the committer.
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
@@ -299,7 +298,7 @@ class Gate:
     def finish(
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
-        """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
+        """Do `claim` and `settle` in one step; None when another caller ended *admission*, or is ending it."""
         record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
         with self._lock:
@@ -341,7 +340,7 @@ class Gate:
             _give_back(admission.compiled_key, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
-        """Make the caller the one that ends *admission*; False when somebody else did or does."""
+        """Make the caller the one that ends *admission*; False when another caller did or does."""
         with self._lock:
             if admission.state != "open":
                 return False
@@ -402,8 +401,8 @@ class Gate:
 
     def evict_idle(self) -> None:
         """
-        Look at the next keys and counters, a bounded number, and evict those that are idle. Called every half
-        second or so. It changes no decision: what is evicted is read again, as it was, when it is needed.
+        Evict the idle ones of the next keys and counters, a bounded number. Called about every half second.
+        No decision changes: an evicted key or counter is read again when it is needed.
         """
         next(self._eviction)
 

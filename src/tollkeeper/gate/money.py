@@ -1,5 +1,5 @@
 """
-Money: what is left of a budget per period, and of an account's credit balance.
+Money: the remainder of a budget per period, and of an account's credit balance.
 
 Both are a `Counter` (`gate/counter.py`). Used is what the ledger has committed, what was settled here and is on
 its way to the ledger, and what open holds have set aside. The last two are counted whether or not the first is
@@ -58,7 +58,7 @@ class BudgetPeriod:
 
 class BudgetCounter:
     """
-    What is left of one budget, per period; a new period is a new row of the ledger, found from the clock.
+    The remainder of one budget, per period; a new period is a new row of the ledger, found from the clock.
 
     A request counts in the period of its own time. Around the turn of a period, requests of both come in any
     order, and holds of the old one still settle: a period is kept until nothing of it is under way.
@@ -228,7 +228,7 @@ class BudgetCounter:
 
 
 class CreditPool:
-    """What is left of one account's credit balance: the committed book, less what is settled or held here."""
+    """The remainder of one account's credit balance: the committed book, less the amounts settled or held here."""
 
     __slots__ = (
         "__weakref__",

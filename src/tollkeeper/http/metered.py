@@ -69,7 +69,7 @@ class Dialect:
         Return *worded*, the headers of an admitted request, with what it is known to have used.
 
         Args:
-            outcome: As stated when the answer begins. Of one that has still to come, nothing is told.
+            outcome: As stated when the answer begins. An outcome that is not known yet has no headers.
         """
         if self._more is None:
             return worded

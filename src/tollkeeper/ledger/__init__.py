@@ -15,11 +15,11 @@ Files:
   committer.py        the commit thread: groups, retries, failures; `book` queues one record's `Settle`
   commit_tasks.py     what a group is made of; each task adds its part or fails alone
   commit_future.py    how a caller waits for a commit, on a thread or an event loop
-  listeners.py        who hears of commits and deliveries
+  listeners.py        who is notified of commits and deliveries
   storable.py         which values of a record the usage store has columns for
   holds.py            authorize, settle and void one request
   open_holds.py       the open holds in memory, and their expiry
-  ended_holds.py      late settles and voids, and repeats of those that ended
+  ended_holds.py      late settles and voids, and retries for ended holds
   stored_holds.py     holds after a restart
   balances.py         the credit of an account: the ledger's book and what open holds set aside
   grant_posting.py    puts grants of the catalog on balances, once each

@@ -188,7 +188,7 @@ class Committer:
             try:
                 self._commit(tasks)
             except Exception as exc:
-                # A defect of ours. Callers must not wait for ever, and the next group may succeed.
+                # A bug. Callers must get an answer, and the next group may succeed.
                 log.exception("tollkeeper.committer.failed")
                 self._fail(tasks, Unavailable("The commit failed: its outcome is unknown."), exc)
             self._under_way = 0

@@ -31,7 +31,7 @@ from tollkeeper.ports import Ledger, UsageStore
 
 
 class Settled(NamedTuple):
-    """What a settle booked."""
+    """The booking of a settle."""
 
     record: Record
     held_nanos: int
@@ -39,7 +39,7 @@ class Settled(NamedTuple):
 
     @property
     def beyond_hold_nanos(self) -> int:
-        """What was settled beyond the hold: booked all the same, and shown as overdraft."""
+        """The amount settled beyond the hold: booked, and shown as overdraft."""
         return max(0, self.record.cost_nanos - self.held_nanos)
 
 

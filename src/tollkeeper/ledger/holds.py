@@ -161,7 +161,7 @@ class Holds:
         """
         ttl_s = self._hold_s if ttl_s is None else ttl_s
         if not 1 <= ttl_s <= HOLD_S_MAX:
-            raise BadParameter(f"ttl_s is from 1 to {HOLD_S_MAX} seconds", field="ttl_s")
+            raise BadParameter(f"ttl_s must be from 1 to {HOLD_S_MAX} seconds, not {ttl_s}", field="ttl_s")
         if hold_id is None:
             return self._authorize(secret, method, path, expected, future, None, "", ttl_s, tags)
         compiled_key = self._gate.compiled_key(secret)

@@ -8,7 +8,7 @@ queries about usage.
 Invariants:
 
 * An id names one event of its account for good: the same event again is a duplicate, another one is a conflict.
-* A bad event never sinks the others; it is rejected by its place in the batch.
+* A bad event does not affect the others; it is rejected by its place in the batch.
 * A call costs in proportion to its bytes, and what it costs is bounded before anything is parsed.
 * A record never changes: a correction appends its reversal and its successor.
 

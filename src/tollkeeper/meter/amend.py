@@ -41,7 +41,7 @@ _STATED: Final = frozenset({"given", "estimated"})
 
 
 class Correction(NamedTuple):
-    """What a correction left: the record in force (`sign` -1 when voided), and whether it was a repeat."""
+    """The result of a correction: the record in force (`sign` -1 when voided), and whether it was a repeat."""
 
     record: Record
     repeated: bool

@@ -2,7 +2,7 @@
 Ingest: batches of meter events, from columns to the ledger, without an object per event.
 
 A batch is resolved and priced (`meter.resolve`), compared with the ids that are known (`meter.dedupe`), summed per
-counter (`meter.charges`) and handed to the committer as one piece. A bad event never sinks the others: it is
+counter (`meter.charges`) and handed to the committer as one piece. A bad event does not affect the others: it is
 rejected by its place in the batch.
 """
 
@@ -31,9 +31,9 @@ STALE_TRIES: Final = 20
 
 class IngestResult(NamedTuple):
     """
-    What became of a batch. `accepted + duplicates + rejected` is the number of its events.
+    The result of a batch. `accepted + duplicates + rejected` is the number of its events.
 
-    `rejections` are the first `REJECTIONS_SHOWN` of those that were not taken, in order.
+    `rejections` are the first `REJECTIONS_SHOWN` of its rejected events, in order.
 
     A duplicate is an event whose id is known with the same body: it counted the first time, and only then.
     """
@@ -67,7 +67,7 @@ class Ingest:
 
     def take(self, decoded: Decoded, *, account_id: str | None = None) -> IngestResult:
         """
-        Book a batch; when this returns, what was accepted is durable.
+        Book a batch; when this returns, accepted events are durable.
 
         Args:
             account_id: Only events of this account are taken (a management key's); None takes all.

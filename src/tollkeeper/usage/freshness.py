@@ -1,5 +1,7 @@
 """
-Freshness of reports: the acknowledged events that the usage store may not have yet, and how a report gets them.
+The pending events of a report: those that were acknowledged and may not be in the usage store yet.
+
+`report.py` decides which of them a report needs, and how it gets them; its table has the cases.
 
 An event is acknowledged at its commit and delivered by the relay later. In between it is *pending*: its record lies
 in a row of the outbox. The relay's mark stays the same for as long as the usage store has exactly what was delivered;

@@ -1,4 +1,4 @@
-"""Small request bodies as structs, and how their faults are told."""
+"""Small request bodies as structs, and the errors for a body that does not fit."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tollkeeper.domain.events import (
     Tags,
     Tokens,
 )
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -30,23 +31,23 @@ _NAMED: Final = re.compile(r"Object (?:contains unknown|missing required) field 
 
 
 class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long the old key goes on working beside the new one."""
+    """Seconds for which the old key stays valid beside the new one."""
 
     overlap_s: Annotated[int, msgspec.Meta(ge=0, le=OVERLAP_S_MAX)] = 0
 
 
 class StateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state that a key shall have."""
+    """The state that the key must have from now on."""
 
     state: Literal["active", "inactive", "revoked", "deleted"]
 
 
 class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What an event shall say instead; what is left out stays. The cost is found anew.
+    The fields of an event to change; a field that is left out stays. The cost is computed again.
 
-    What names an event (account, project, key, method, route, kind, time) cannot be amended: void it, and
-    send another event.
+    The fields that identify an event (account, project, key, method, route, kind, time) cannot be amended: void the
+    event and send another one.
     """
 
     correction_id: Id | None = None
@@ -94,4 +95,4 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
         what = "unknown field"
     elif named:
         what = "missing: this field is required"
-    raise BadParameter(f"{field or 'body'}: {what.replace('`', '')}{hint}", field=field)
+    raise BadParameter(f"{field or 'body'}: {requirement(what)}{hint}", field=field)

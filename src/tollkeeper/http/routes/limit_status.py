@@ -1,4 +1,4 @@
-"""The status of an account and a key now: the credit balance, and what each limit and budget has left."""
+"""The state of an account and of a key: the credit balance, and the remainder of each limit and budget."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tollkeeper.ledger.balances import Balances, CreditState
 
 
 class GrantStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of one grant, in the order in which grants are drawn on."""
+    """The remainder of one grant. Grants are listed in the order in which they are spent."""
 
     id: str
     amount_nanos: str
@@ -49,14 +49,14 @@ class GrantStatus(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     expires_at: str | None
     expired: bool
-    """What remains of an expired grant can no longer be spent."""
+    """The remainder of an expired grant cannot be spent."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
     """
     An account's credit. `available_nanos` is `balance_nanos` less `held_nanos`.
 
-    What was settled beyond the grants is `overdraft_nanos`; the balance is then negative.
+    The amount settled beyond the grants is `overdraft_nanos`; the balance is then negative.
     """
 
     account: str
@@ -82,11 +82,11 @@ class LimitStatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Used and held."""
     remaining: int | str | None
     resets_at: str | None
-    """When the window or period ends; null without one."""
+    """End of the window or period; null without one."""
 
 
 class KeyStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key may still do. A key that is not active, or of management, has no counters here."""
+    """The remaining limits of a key. An inactive key and a management key have no counters here."""
 
     key_id: str
     account: str
