@@ -148,11 +148,12 @@ def test_a_request_of_this_process(place):
     admission = place.site.holds.admit(place.secret, "GET", "/files/a")
     record = place.site.holds.settle(admission, Outcome(error_type="new", usage=Usage(5, model="m9")))
     commit_all(place.site)
-    assert (record.method, record.route, record.kind) == (OTHER, OTHER, OTHER)
-    assert (record.error_type, record.model, record.denied_reason) == (OTHER, OTHER, "")
-    assert record.cost_nanos == 3 + 109
+    assert (record.error_type, record.model, record.cost_nanos) == ("new", "m9", 3 + 109)
+    booked = place.booked(record.id)
+    assert (booked.method, booked.route, booked.kind) == (OTHER, OTHER, OTHER)
+    assert (booked.error_type, booked.model, booked.denied_reason) == (OTHER, OTHER, "")
+    assert booked == record._replace(**{name: getattr(booked, name) for name in LABELS})
     assert place.cost() == (112, 112)
-    assert place.booked(record.id) == record
 
 
 def test_a_hold_over_http_and_the_repeat_of_its_settle(place):

@@ -11,13 +11,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Limit, Route
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import Entitlement
-from tollkeeper.domain.events import Record
+from tollkeeper.domain.events import RECORD_FIELDS, Record
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.meter import (
@@ -67,6 +68,20 @@ class GateSettings(NamedTuple):
 
 
 _Actual: TypeAlias = tuple[int, int, int, int]
+
+_used_of: Final[Callable[[Record], tuple[int, int, int, int, int, int]]] = itemgetter(
+    *map(
+        RECORD_FIELDS.index,
+        (
+            "prompt_tokens",
+            "cached_prompt_tokens",
+            "completion_tokens",
+            "reasoning_tokens",
+            "cost_nanos",
+            "credits",
+        ),
+    )
+)
 
 
 class Gate:
@@ -476,7 +491,9 @@ def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
 
 def _used(record: Record) -> _Actual:
     """Return what a record takes per unit, in the order of `UNITS`."""
-    return (1, record.tokens, record.cost_nanos, record.credits)
+    # As `record.tokens` and so on, at a third of the time: every request asks.
+    prompt, cached_prompt, completion, reasoning, cost_nanos, credits = _used_of(record)
+    return 1, prompt + cached_prompt + completion + reasoning, cost_nanos, credits
 
 
 def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
@@ -487,5 +504,7 @@ def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
         if amount != held or counter.counts_open:
             counter.settle(mark, held, amount)
             if counter.charged:
-                charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
+                # As `Charge(…)`, which takes 0.3 µs.
+                charge = (counter.account_id, counter.counter_id, mark, amount)
+                charges.append(tuple.__new__(Charge, charge))
     return charges

@@ -37,6 +37,7 @@ class Draft:
 
     Args:
         charges_of: Returns the charges of a record by the budgets of *scopes_version*.
+        stored_of: Returns a record with the labels that are stored of it.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Draft:
         pending: Pending,
         scopes_version: int,
         charges_of: Callable[[Record], list[Charge]],
+        stored_of: Callable[[Record], Record] = lambda record: record,
     ) -> None:
         self.group = Group(now_us=now_us)
         self.pending = pending
         self.scopes_version = scopes_version
         self.charges_of = charges_of
+        self.stored_of = stored_of
         self.rows: list[Record] = []
         self.row_keys: list[str] = []
         self.counted: dict[CounterAt, int] = {}
@@ -132,7 +135,8 @@ class Settle(CommitTask):
     One record with its charges, and the end of its hold if that is durable.
 
     Args:
-        record: Queued by `Committer.book`, which puts the labels that are stored in place of those that were sent.
+        record: With the labels as they were sent: price and charges go by them. What is stored of them is decided when
+            the group is written, which keeps it out of the way of whoever settles.
         scopes_version: Read from the committer before the charges were made. When it is no longer current, they are
             made again from the scopes in force.
         counted: The gate's counters have the charges already.
@@ -186,7 +190,7 @@ class Settle(CommitTask):
                 self._take_id(draft, key)
             for account_id, counter_id, period_start_us, amount in charges:
                 draft.charge((account_id, counter_id, period_start_us), amount, counted=self.counted)
-        draft.rows.append(self.record)
+        draft.rows.append(draft.stored_of(self.record))
         draft.row_keys.append(key)
         if self.ended is not None:
             draft.group.ended.append(self.ended)

@@ -146,10 +146,8 @@ class Committer:
         Raises:
             Unavailable: As `submit`.
         """
-        # Last, since price and charges go by the labels as sent.
-        stored = task.record = self._stored_of(task.record)
         self.submit(task)
-        return stored
+        return self._stored_of(task.record)
 
     @property
     def queued(self) -> int:
@@ -250,7 +248,9 @@ class Committer:
         self._write(run)
 
     def _write(self, tasks: list[CommitTask]) -> None:
-        draft = Draft(self._clock.now_us(), self._pending, self.scopes_version, self._charges_of)
+        draft = Draft(
+            self._clock.now_us(), self._pending, self.scopes_version, self._charges_of, self._stored_of
+        )
         added: list[CommitTask] = []
         for task in tasks:
             try:

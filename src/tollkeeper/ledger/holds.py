@@ -93,6 +93,8 @@ class Holds:
         """
         End an admission of this process with what it used. With a *future*, wait on it for durability.
 
+        The record has the labels as they were sent; those beyond the account's bound are stored as `other`.
+
         Raises:
             HoldEnded: It was ended before.
             Unavailable: Nothing more is booked; the admission is open again.
@@ -106,10 +108,11 @@ class Holds:
         try:
             if not admission.compiled_key.current:
                 version = _CHARGE_AT_COMMIT
-            return self._committer.book(Settle(record, charges, version, future=future))
+            self._committer.submit(Settle(record, charges, version, future=future))
         except Unavailable:
             self._gate.unsettle(admission, record)
             raise
+        return record
 
     def void(self, admission: Admission) -> None:
         """End an admission of this process as if it never was. A repeat changes nothing."""

@@ -39,9 +39,12 @@ _CODES_MAX: Final = 2**62
 _DENSE: Final = 4
 """Codes of at most this many times the rows are made distinct by counting, which is faster than sorting them."""
 
-_texts_of: Final[Callable[[Record], Texts]] = itemgetter(*map(RECORD_FIELDS.index, LABELS))
-_place_of: Final[Callable[[Record], tuple[str, int, int]]] = itemgetter(
-    *map(RECORD_FIELDS.index, ("account_id", "occurred_at_us", "received_at_us"))
+_KNOWN_MAX: Final = 20_000
+"""Accounts with labels that are remembered whole, some 4 MB; full, they are found by their hashes again."""
+
+_named_of: Final[Callable[[Record], Texts]] = itemgetter(*map(RECORD_FIELDS.index, ("account_id", *LABELS)))
+_instants_of: Final[Callable[[Record], tuple[int, int]]] = itemgetter(
+    *map(RECORD_FIELDS.index, ("occurred_at_us", "received_at_us"))
 )
 
 Int64s = npt.NDArray[np.int64]
@@ -63,6 +66,8 @@ class Labels:
         """By account and `label_day`, the one that had a new label last at the end."""
         self._hash_count = 0
         self._today = 0
+        self._known: tuple[int, int, set[Texts]] = (0, 0, set())
+        """A day as `[start, end)`, and the accounts with labels that are stored as they are on that day."""
         self._reported: set[tuple[str, int]] = set()
 
     @property
@@ -74,15 +79,23 @@ class Labels:
         """Return *record* with the labels that are stored of it."""
         if not self._values_max:
             return record
-        texts = _texts_of(record)
-        account_id, occurred_at_us, received_at_us = _place_of(record)
+        named = _named_of(record)
+        occurred_at_us, received_at_us = _instants_of(record)
+        from_us, to_us, known_today = self._known
+        # Without the lock, and first: this is every request, and a label that is missed here is found below.
+        if named in known_today and from_us <= occurred_at_us < to_us and from_us <= received_at_us < to_us:
+            return record
+        account_id, *labels = named
+        texts = tuple(labels)
         day = label_day(occurred_at_us, received_at_us)
         known = self._days.get((account_id, day))
-        # Without the lock: this is every request, and a label that is missed here is found below.
+        today = received_at_us // _US_PER_DAY
         if known is not None and known.knows(texts):
+            self._remember(named, day, today)
             return record
-        kept = self._admit(account_id, day, texts, received_at_us // _US_PER_DAY)
+        kept = self._admit(account_id, day, texts, today)
         if kept == texts:
+            self._remember(named, day, today)
             return record
         method, route, kind, error_type, denied_reason, model = kept
         return record._replace(
@@ -129,6 +142,16 @@ class Labels:
             table = table.set_column(place, table.schema.field(place), _encoded(codes, values))
         return table
 
+    def _remember(self, named: Texts, day: int, today: int) -> None:
+        if day != today:
+            return
+        with self._lock:
+            from_us, _, known = self._known
+            if from_us != day * _US_PER_DAY or len(known) >= _KNOWN_MAX:
+                known = set()
+                self._known = (day * _US_PER_DAY, (day + 1) * _US_PER_DAY, known)
+            known.add(named)
+
     def _admit(self, account_id: str, day: int, texts: Texts, today: int) -> Texts:
         at = (account_id, day)
         with self._lock:
@@ -165,6 +188,8 @@ class Labels:
     def _forget(self, at: tuple[str, int]) -> None:
         self._hash_count -= len(self._days.pop(at)) + DAY_COST
         self._reported.discard(at)
+        # Its labels count from zero again.
+        self._known = (0, 0, set())
 
 
 def _distinct(columns: Sequence[Int64s], sizes: Sequence[int]) -> tuple[Int64s, Int64s]:
