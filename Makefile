@@ -38,11 +38,11 @@ demo: $(READY)
 	$(BIN)/tollkeeper demo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The same tests; the costly ones take many more cases.
 test-long: check
-	TOLLKEEPER_LONG_TESTS=1 TOLLKEEPER_FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 2 --dist loadfile
+	TOLLKEEPER_LONG_TESTS=1 TOLLKEEPER_FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint types
 

@@ -40,6 +40,7 @@ from tollkeeper.installation import Installation
 from tollkeeper.ledger.budget_scopes import SUM_S_MAX
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.meter.decode import decode_events
+from tollkeeper.meter.dedupe import dedupe
 from tollkeeper.testing import Faulty, commit_all, set_up, verify
 
 PRICE = 10
@@ -708,6 +709,29 @@ def test_an_event_of_a_key_between_its_making_and_its_budgets_is_charged(install
     api.key("k2", sha256=hash_secret(account))
     assert api.counter(f"plan:{api.plan}/key:key:{account}-k2") == 7
     assert api.counter(f"plan:{api.plan}/account:account:{account}") == 7
+    assert verify(site).ok
+
+
+@pytest.mark.parametrize("whose", ["another's", "its own"])
+def test_a_batch_is_prepared_again_for_budgets_of_its_accounts_alone(install, account, monkeypatch, whose):
+    """One customer who makes keys with budgets in a loop must not hold up the batches of all others."""
+    site = install()
+    api, other = Api(site, account), Api(site, f"{account}-other")
+    changed = other if whose == "another's" else api
+    prepared = []
+
+    def meanwhile(*args: Any) -> Any:
+        prepared.append(len(prepared))
+        if len(prepared) <= 3:
+            changed.put(Budget(id=f"b{len(prepared)}", account=changed.account, amount=100, period="day"))
+        return dedupe(*args)
+
+    monkeypatch.setattr("tollkeeper.meter.ingest.dedupe", meanwhile)
+    api.key("k1")
+    api.ingest("e1", site.clock.now(), 7)
+    assert len(prepared) == (1 if whose == "another's" else 4)
+    for name in ("b1", "b2", "b3") if whose == "its own" else ():
+        assert api.counter(f"budget:{name}") == 7
     assert verify(site).ok
 
 

@@ -6,7 +6,8 @@ A task knows what it writes and which ids it takes. Queueing, writing and failur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,6 +39,7 @@ class Draft:
     Args:
         charges_of: Returns the charges of a record by the budgets of *scopes_version*.
         stored_of: Returns a record with the labels that are stored of it.
+        scopes_changed_at: Account → the version from which on its scopes are as they are; of all that ever changed.
     """
 
     def __init__(
@@ -47,17 +49,30 @@ class Draft:
         scopes_version: int,
         charges_of: Callable[[Record], list[Charge]],
         stored_of: Callable[[Record], Record] = lambda record: record,
+        scopes_changed_at: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.group = Group(now_us=now_us)
         self.pending = pending
         self.scopes_version = scopes_version
         self.charges_of = charges_of
         self.stored_of = stored_of
+        self._scopes_changed_at = scopes_changed_at
         self.rows: list[Record] = []
         self.row_keys: list[str] = []
         self.counted: dict[CounterAt, int] = {}
         self.batches: list[Batch] = []
         self.held_keys: list[str] = []
+
+    def has_scopes_of(self, version: int, accounts: Iterable[str]) -> bool:
+        """
+        Return whether the scopes of *accounts* are still those of *version*.
+
+        Asked per account: one that makes budgets in a loop must not have the batches of all others prepared again.
+        """
+        changed_at = self._scopes_changed_at
+        return version == self.scopes_version or all(
+            changed_at.get(account_id, 0) <= version for account_id in accounts
+        )
 
     def charge(self, at: CounterAt, amount: int, *, counted: bool) -> None:
         """Charge a counter; *counted*: the gate's counter has the amount already."""
@@ -137,8 +152,8 @@ class Settle(CommitTask):
     Args:
         record: With the labels as they were sent: price and charges go by them. What is stored of them is decided when
             the group is written, which keeps it out of the way of whoever settles.
-        scopes_version: Read from the committer before the charges were made. When it is no longer current, they are
-            made again from the scopes in force.
+        scopes_version: Read from the committer before the charges were made. When the account's scopes have changed
+            since, they are made again from the scopes in force.
         counted: The gate's counters have the charges already.
         ended: The hold that the record ends. Its id is checked again here: of several that name an event by this
             id at the same time, only the first one is committed.
@@ -176,7 +191,7 @@ class Settle(CommitTask):
         check_storable(self.record)
         charges = self.charges
         key = key_of(self.record.account_id, self.record.id)
-        if self.scopes_version != draft.scopes_version:
+        if not draft.has_scopes_of(self.scopes_version, (self.record.account_id,)):
             counted = {charge[:3]: charge.amount for charge in charges} if self.counted else {}
             charges_now = draft.charges_of(self.record)
             if self.ended is not None:
@@ -256,7 +271,9 @@ class Batch(CommitTask):
         self.done = None
 
     def add(self, draft: Draft) -> None:
-        if self.scopes_version != draft.scopes_version or not draft.pending.disjoint(self.keys):
+        if not draft.has_scopes_of(self.scopes_version, self.accounts) or not draft.pending.disjoint(
+            self.keys
+        ):
             raise Stale
         draft.pending.add(self.keys, None if self.corrections else self.table)
         for at, amount in self.charges.items():

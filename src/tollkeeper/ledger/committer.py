@@ -99,6 +99,7 @@ class Committer:
         self._failures = 0
         self.scopes_version = 0
         """Changes on the commit thread only, between two groups."""
+        self._scopes_changed_at: dict[str, int] = {}
         self.outbox_seq = 0
         self.committed_tasks = 0
         self.committed_groups = 0
@@ -249,7 +250,12 @@ class Committer:
 
     def _write(self, tasks: list[CommitTask]) -> None:
         draft = Draft(
-            self._clock.now_us(), self._pending, self.scopes_version, self._charges_of, self._stored_of
+            self._clock.now_us(),
+            self._pending,
+            self.scopes_version,
+            self._charges_of,
+            self._stored_of,
+            self._scopes_changed_at,
         )
         added: list[CommitTask] = []
         for task in tasks:
@@ -326,6 +332,7 @@ class Committer:
             if isinstance(task, ChangeScopes):
                 self._listener.scopes_changed(task)
                 self.scopes_version += 1
+                self._scopes_changed_at.update(dict.fromkeys(task.accounts, self.scopes_version))
             if task.done is not None:
                 task.done(None)
             if task.future is not None:
