@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar, Final
 
 _CAUSE_CHARS_MAX: Final = 1_000
@@ -55,9 +56,8 @@ class TollkeeperError(Exception):
 
 def cause_of(error: TollkeeperError) -> str:
     """Return what the engine said of *error*, for the log: shortened, and without passwords of URLs."""
-    detail = error.fields.get("detail") or error.fields.get("cause") or ""
-    if not detail and isinstance(error.__cause__, TollkeeperError):
-        return cause_of(error.__cause__)
+    said = (found.fields for found in _chain(error) if isinstance(found, TollkeeperError))
+    detail = next(filter(None, (fields.get("detail") or fields.get("cause") for fields in said)), "")
     return _PASSWORD.sub(":***@", " ".join(str(detail).split()))[:_CAUSE_CHARS_MAX]
 
 
@@ -229,9 +229,21 @@ class InvariantBroken(TollkeeperError):
 
 def without_handles(exc: BaseException) -> Unavailable | None:
     """Return what to say of *exc* if the process, or the machine, had no file handle left; else None."""
-    found: BaseException | None = exc
-    while found is not None:
+    for found in _chain(exc):
         if isinstance(found, OSError) and found.errno in (errno.EMFILE, errno.ENFILE):
             return Unavailable("The server has too many connections and files open: try again shortly.")
-        found = found.__cause__ or found.__context__
     return None
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    """
+    Yield *exc* and the errors that led to it, each once.
+
+    A chain may lead back to itself: an error that several callers get is raised by each, also while it is handled.
+    """
+    seen: set[int] = set()
+    found: BaseException | None = exc
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = found.__cause__ or found.__context__

@@ -49,6 +49,19 @@ def test_every_error_is_documented(kind: type[errors.TollkeeperError]) -> None:
     assert re.search(rf"{kind.__name__} +{kind.code}\b", errors.__doc__ or "")
 
 
+@pytest.mark.parametrize("link", ["__context__", "__cause__"])
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_errors_that_lead_back_to_each_other_are_told(link: str, length: int) -> None:
+    """One error that several callers get may be raised while it is handled. Walked for ever, it stopped the server."""
+    chain = [errors.Unavailable(f"said {number}") for number in range(length)]
+    for before, after in zip(chain, [*chain[1:], chain[0]], strict=True):
+        setattr(before, link, after)
+    assert to_problem(chain[0], instance="/p", request_id="req_1").body["detail"] == "said 0"
+    assert errors.cause_of(chain[0]) == ""
+    chain[-1].fields["detail"] = "the disk is full"
+    assert errors.cause_of(chain[0]) == "the disk is full"
+
+
 def test_what_is_not_ours_is_told_without_details(
     api: Api, installation: Installation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
