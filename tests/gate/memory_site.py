@@ -101,7 +101,7 @@ class Site:
         books = {}
         for at, amount in charges.items():
             if at[1] == "credit":
-                book = self.book(at[0])[0].charged(amount, from_us(self.clock.now_us()))
+                book = self.book(at[0])[0].charged(amount, from_us(at[2]))
                 books[at[0]] = self.books[at[0]] = book
             else:
                 self.used[at] += amount

@@ -332,7 +332,8 @@ class Directory:
             if start_us >= self.active_from_us(record.account_id, scope.counter_id):
                 charges.append(Charge(record.account_id, scope.counter_id, start_us, by_unit[scope.unit]))
         if scopes.draws_on_credit:
-            charges.append(Charge(record.account_id, CREDIT_COUNTER, 0, by_unit["nanos"]))
+            at_us = record.occurred_at_us
+            charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))
         return charges
 
     def charges_of_all(self, records: Iterable[Record]) -> dict[CounterAt, int]:

@@ -18,7 +18,8 @@ from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.counter import Counter, Taken
-from tollkeeper.gate.money import BudgetCounter, CreditPool
+from tollkeeper.gate.credit import CreditPool
+from tollkeeper.gate.money import BudgetCounter
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.gate.sources import Sources

@@ -262,9 +262,8 @@ class Gate:
         if pool.book is None:
             self._counters.read(pool, now_us)
         with self._lock:
-            used = pool.allowed_used(now_us)[1]
             assert pool.book is not None
-            return pool.book, used
+            return pool.book, pool.out_nanos
 
     def _amounts(self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int) -> Amounts | None:
         """Return what a request takes that may use *usage*; None when its model must have a price and has none."""

@@ -7,7 +7,7 @@ does not answer holds nobody else; what happens meanwhile is either found or not
 
 * A window that somebody else made meanwhile is used instead, and none that is being read is evicted: what was
   read of it is still what the ledger has.
-* A budget or balance is in the registry before it is read, so that commits reach it (`gate/money.py`).
+* A budget or balance is in the registry before it is read, so that commits reach it (`money.py`, `credit.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.counter import Counter
-from tollkeeper.gate.money import BudgetCounter, CreditPool
+from tollkeeper.gate.credit import CreditPool
+from tollkeeper.gate.money import BudgetCounter
 from tollkeeper.gate.sources import Sources
 from tollkeeper.gate.windows import WINDOWS, Window
 
@@ -161,13 +162,17 @@ class CounterRegistry:
                 counter = self._counters.get(at[:2])
                 if isinstance(counter, BudgetCounter):
                     counter.booked(at[2], charges.get(at, 0), counted=counted.get(at, 0), commit=commit)
+            settled: dict[str, list[tuple[int, int]]] = {}
+            for at, amount in counted.items():
+                if at[1] == CREDIT_COUNTER:
+                    settled.setdefault(at[0], []).append((at[2], amount))
             # A group whose charges to a balance cancel out changes no book.
-            for account_id in books.keys() | {at[0] for at in counted if at[1] == CREDIT_COUNTER}:
+            for account_id in books.keys() | settled.keys():
                 pool = self._counters.get((account_id, CREDIT_COUNTER))
                 if isinstance(pool, CreditPool):
                     pool.booked(
                         books.get(account_id),
-                        counted=counted.get((account_id, CREDIT_COUNTER, 0), 0),
+                        counted=settled.get(account_id, ()),
                         commit=commit,
                         now_us=now_us,
                     )

@@ -6,15 +6,17 @@ A task knows what it writes and which ids it takes. Queueing, writing and failur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tollkeeper.domain.bookings import Committed, CounterAt, EndedHold, Group, StoredHold
+from tollkeeper.domain.bookings import Committed, CounterAt, EndedHold, Group, RevokedGrant, StoredHold
 from tollkeeper.domain.catalog import Grant
-from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.draws import DrawRun, Draws
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import HoldEnded
 from tollkeeper.gate.gate import Charge, StartedBudget
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -58,9 +60,27 @@ class Draft:
 
     def charge(self, at: CounterAt, amount: int, *, counted: bool) -> None:
         """Charge a counter; *counted*: the gate's counter has the amount already."""
-        self.group.charges[at] = self.group.charges.get(at, 0) + amount
         if counted:
             self.counted[at] = self.counted.get(at, 0) + amount
+        if at[1] == CREDIT_COUNTER:
+            account_id, _, at_us = at
+            self._draws_of(account_id).add(at_us, amount)
+            at = (account_id, CREDIT_COUNTER, 0)
+        self.group.charges[at] = self.group.charges.get(at, 0) + amount
+
+    def draw(self, account_id: str, run: DrawRun) -> None:
+        """Charge the credit of an account with the draws of a batch."""
+        draws = self._draws_of(account_id)
+        before = draws.total_nanos
+        draws.add_run(run)
+        at = (account_id, CREDIT_COUNTER, 0)
+        self.group.charges[at] = self.group.charges.get(at, 0) + draws.total_nanos - before
+
+    def _draws_of(self, account_id: str) -> Draws:
+        draws = self.group.draws.get(account_id)
+        if draws is None:
+            draws = self.group.draws[account_id] = Draws()
+        return draws
 
 
 class CommitTask:
@@ -212,6 +232,7 @@ class Batch(CommitTask):
             they are of corrections.
         accounts: The accounts of the rows.
         payload: The table as an Arrow IPC stream.
+        draws: Account → what its events draw on its credit, where it is not among the *charges*.
         corrections: The rows are corrections; *keys* are the corrections' ids.
     """
 
@@ -219,6 +240,7 @@ class Batch(CommitTask):
         "accounts",
         "charges",
         "corrections",
+        "draws",
         "encoded_keys",
         "keys",
         "payload",
@@ -236,9 +258,11 @@ class Batch(CommitTask):
         scopes_version: int,
         future: CommitFuture,
         *,
+        draws: Mapping[str, DrawRun] = {},
         corrections: bool = False,
     ) -> None:
         self.corrections = corrections
+        self.draws = draws
         self.table = table
         self.payload = payload
         self.keys = keys
@@ -256,6 +280,8 @@ class Batch(CommitTask):
         draft.pending.add(self.keys, None if self.corrections else self.table)
         for at, amount in self.charges.items():
             draft.charge(at, amount, counted=False)
+        for account_id, run in self.draws.items():
+            draft.draw(account_id, run)
         draft.batches.append(self)
 
 
@@ -271,6 +297,27 @@ class PostGrants(CommitTask):
 
     def add(self, draft: Draft) -> None:
         draft.group.grants.extend(self.grants)
+
+
+class RevokeGrant(CommitTask):
+    """
+    The revocation of a grant that is on its account's balance; a repeat changes nothing.
+
+    Its result is the account's credit book after it.
+    """
+
+    __slots__ = ("grant",)
+
+    def __init__(self, grant: RevokedGrant, future: CommitFuture) -> None:
+        self.grant = grant
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        draft.group.revoked.append(self.grant)
+
+    def result(self, committed: Committed) -> CreditBook:
+        return committed.books[self.grant.account_id]
 
 
 class ChangeScopes(CommitTask):

@@ -102,15 +102,17 @@ class Ingest:
                 # Last, so that repeats are compared and prices found by what was sent.
                 fresh = self._labels.of_table(fresh)
                 future = CommitFuture()
+                charges = charge_columns(fresh, self._directory)
                 self._committer.submit(
                     Batch(
                         fresh,
                         to_ipc(fresh),
                         keys_of(fresh),
                         set(fresh.column("account_id").unique().to_pylist()),
-                        charge_columns(fresh, self._directory),
+                        charges.budgets,
                         version,
                         future,
+                        draws=charges.draws,
                     )
                 )
                 try:

@@ -148,8 +148,9 @@ grants: Final = _table(
     _integer("priority"),
     _integer("expires_at_us", nullable=True),
     _text("note", 256),
-    # The ledger's own: NULL until the grant is posted to the account's balance.
+    # The ledger's own two: NULL until the grant is posted to the account's balance, and until it is revoked.
     _integer("remaining_nanos", nullable=True),
+    _integer("revoked_at_us", nullable=True),
 )
 
 routes: Final = _table(

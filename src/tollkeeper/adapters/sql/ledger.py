@@ -71,7 +71,7 @@ class SqlLedger:
         charges = {at: amount for at, amount in group.charges.items() if amount}
         if charges:
             self._charge(tx, charges, now_us)
-        books = self._books.write(tx, group.grants, charges, now_us)
+        books = self._books.write(tx, group)
         if group.windows:
             self._windows.write(tx, group.windows)
         for account_id, counter_id in group.ended_scopes:
