@@ -19,6 +19,8 @@ from tollkeeper.domain.catalog import Price
 from tollkeeper.domain.events import ID_CHARS_MAX, Record
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.commit_tasks import Batch, Draft
 from tollkeeper.meter import amend
 from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import decode_events
@@ -501,11 +503,25 @@ def test_a_batch_charges_what_its_records_charge(toll: Tollkeeper, drawn: list[t
         for index, (at_us, key, project, sign, denied, cost, tokens, credits) in enumerate(drawn)
     ]
     installation = toll.installation
-    together = {
-        at: used for at, used in charge_columns(table_of(records), installation.directory).items() if used
-    }
-    singly = installation.directory.charges_of_all(records)
-    assert together == {at: used for at, used in singly.items() if used}
+    batch = charge_columns(table_of(records), installation.directory)
+    together = Draft(0, installation.pending, 0, installation.directory.charges_of)
+    Batch(table_of(records), b"", [], set(), batch.budgets, 0, CommitFuture(), draws=batch.draws).add(
+        together
+    )
+    singly = Draft(0, installation.pending, 0, installation.directory.charges_of)
+    for at, used in installation.directory.charges_of_all(records).items():
+        singly.charge(at, used, counted=False)
+    one, other = together.group, singly.group
+    assert _without_zeros(one.charges) == _without_zeros(other.charges)
+    # A span per draw: whatever grants there are, both draw on the same ones.
+    times = sorted({record.occurred_at_us for record in records})
+    assert one.draws.keys() == other.draws.keys()
+    for account_id, draws in one.draws.items():
+        assert draws.between(times) == other.draws[account_id].between(times)
+
+
+def _without_zeros(charges: dict[Any, int]) -> dict[Any, int]:
+    return {at: used for at, used in charges.items() if used}
 
 
 _tenants: list[Tenant] = []

@@ -142,8 +142,15 @@ class GateModel(RuleBasedStateMachine):
         spent = sum(t.amounts[2] for t in unbooked if t.period_us == period_us) + self.sources.rows[period_us]
         found.append(("b", "nanos", self.sources.budget.amount, spent))
         if key == "credit":
-            balance = self.sources.book_.balance_nanos(from_us(now_us))
-            out = sum(t.amounts[2] for t in unbooked if t.key == "credit")
+            book, out = self.sources.book_, 0
+            over = [at for at in book.expiries if at <= from_us(now_us)]
+            for taking in sorted((t for t in unbooked if t.key == "credit"), key=lambda t: t.at_us):
+                # What was requested before an expiry draws on the grants of its own time.
+                if any(from_us(taking.at_us) < at for at in over):
+                    book = book.charged(taking.amounts[2], from_us(taking.at_us))
+                else:
+                    out += taking.amounts[2]
+            balance = book.balance_nanos(from_us(now_us))
             found.append(("credit", "nanos", max(0, balance), out + min(0, balance) * -1))
         return found
 
@@ -283,7 +290,7 @@ class GateModel(RuleBasedStateMachine):
         self.used_in_windows.append(actual)
         charged = {("acme", "budget:b", self.period_us(taking.at_us)): nanos}
         if taking.key == "credit":
-            charged["acme", "credit", 0] = nanos
+            charged["acme", "credit", taking.at_us] = nanos
         self.book(charged, {})
 
     def forget(self, admission):
@@ -319,7 +326,7 @@ class GateModel(RuleBasedStateMachine):
         for taking, charges in self.settled:
             charged["acme", "budget:b", self.period_us(taking.at_us)] += taking.amounts[2]
             if taking.key == "credit":
-                charged["acme", "credit", 0] += taking.amounts[2]
+                charged["acme", "credit", taking.at_us] += taking.amounts[2]
             assert {charge.counter_id for charge in charges} == {"budget:b"} | (
                 {"credit"} if taking.key == "credit" else set()
             )
@@ -337,9 +344,9 @@ class GateModel(RuleBasedStateMachine):
         for (_, counter_id, period_us), amount in charged.items():
             if counter_id == "budget:b":
                 self.sources.rows[period_us] += amount
-        drawn = charged.get(("acme", "credit", 0), 0)
-        if drawn:
-            self.sources.book_ = self.sources.book_.charged(drawn, from_us(self.now_us))
+        drawn = {at[2]: amount for at, amount in charged.items() if at[1] == "credit"}
+        for at_us, amount in sorted(drawn.items()):
+            self.sources.book_ = self.sources.book_.charged(amount, from_us(at_us))
         books = {"acme": self.sources.book_} if drawn else {}
         self.gate.booked(dict(charged), dict(counted), books, self.sources.commit)
 
@@ -351,6 +358,22 @@ class GateModel(RuleBasedStateMachine):
         self.sources.commit += 1
         self.sources.book_ = self.sources.book_.posted(balance)
         self.gate.booked({}, {}, {"acme": self.sources.book_}, self.sources.commit)
+
+    @rule(amount=st.integers(-150, 150), after=st.integers(0, 200))
+    def adjust(self, amount, after):
+        """Money up or down, now or late, is no request: it moves the budget of its time, and the balance."""
+        at_us = self.now_us - after * MINUTE_US
+        charged = {("acme", "budget:b", self.period_us(at_us)): -amount, ("acme", "credit", at_us): -amount}
+        self.book(charged, {})
+
+    @rule(number=st.integers(0, 9))
+    def revoke(self, number):
+        grants = self.sources.book_.grants
+        if grants:
+            grant_id = grants[number % len(grants)].grant_id
+            self.sources.book_ = self.sources.book_.revoked(grant_id, from_us(self.now_us))
+            self.sources.commit += 1
+            self.gate.booked({}, {}, {"acme": self.sources.book_}, self.sources.commit)
 
     @rule(amount=st.integers(0, 600))
     def change_amount(self, amount):
