@@ -24,6 +24,7 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
     if not any(scope.budgets or scope.draws_on_credit for scope in scopes):
         return charges
     units = units_columns(table)
+    nothing = np.zeros(table.num_rows, np.int64)
     occurred = ints(table, "occurred_at_us")
     order = np.argsort(combos.codes, kind="stable")
     ends = np.cumsum(np.bincount(combos.codes, minlength=len(scopes)))
@@ -34,7 +35,7 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
             at = (account_id, CREDIT_COUNTER, 0)
             charges[at] = charges.get(at, 0) + int(units["nanos"][rows].sum())
         for budget in scope.budgets:
-            amounts = units[budget.unit]
+            amounts = units.get(budget.unit, nothing)
             active_from_us = directory.active_from_us(account_id, budget.counter_id)
             left = rows
             while len(left):
