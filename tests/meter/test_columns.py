@@ -9,7 +9,7 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.domain.test_events import records
+from tests.domain.test_events import quantities, records
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price, Route
 from tollkeeper.domain.events import COST_NANOS_MAX, TOKENS_MAX, Record
@@ -49,6 +49,9 @@ events = st.fixed_dictionaries(
         "cost_nanos": st.sampled_from([None, None]) | amounts,
         "estimated_cost_nanos": st.sampled_from([None, None]) | amounts,
         "credits": amounts,
+        "provider_cost_nanos": st.sampled_from([None, None]) | amounts,
+        "quantities": st.none() | quantities(),
+        "variant": st.sampled_from([None, None, "batch"]),
     }
     | {name: st.none() | st.just(0) | counts for name in TOKEN_COLUMNS}
 )
@@ -78,13 +81,15 @@ def priced_by(book: PriceBook) -> Any:
     return lambda model, account_id, at_us: book.price_of(model, account_id=account_id, at_us=at_us)
 
 
-def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, str, int, str]:
+def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, int, str, int, str]:
     """What `cost_of` says of one event: a cost that is given stands, even beside an estimate."""
     usage = Usage(
         *(event[name] or 0 for name in TOKEN_COLUMNS),
         event["model"] or "",
         event["cost_nanos"],
         event["credits"],
+        event["quantities"] or {},
+        event["variant"] or "",
     )
     return cost_of(
         priced_by(book),
@@ -97,10 +102,11 @@ def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, str, int, str]:
         event["cache"] or "",
         bool(event["denied_reason"]),
         event["estimated_cost_nanos"] if event["cost_nanos"] is None else None,
+        event["provider_cost_nanos"],
     )
 
 
-def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, str, int, str]]:
+def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, int, str, int, str]]:
     columns = {
         name: [event[name] for event in batch] for name in batch[0] if name not in ("account", "route")
     }
@@ -116,6 +122,7 @@ def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, st
     return list(
         zip(
             found.cost_nanos.tolist(),
+            found.provider_cost_nanos.tolist(),
             found.cost_state.to_pylist(),
             found.credits.tolist(),
             found.price_version.to_pylist(),
@@ -133,6 +140,9 @@ NOTHING = dict.fromkeys(
         "cost_nanos",
         "estimated_cost_nanos",
         "credits",
+        "provider_cost_nanos",
+        "quantities",
+        "variant",
         *TOKEN_COLUMNS,
     )
 )
@@ -159,14 +169,16 @@ def test_a_correction_that_states_no_cost_finds_the_same_again(
     batch: list[dict[str, Any]], book: PriceBook
 ) -> None:
     """Ingest prices a batch, a correction one record: what did not change must not change its cost."""
-    for event, (nanos, state, credits, version) in zip(batch, together(batch, book), strict=True):
-        if state in ("given", "estimated"):
+    for event, (nanos, provider, state, credits, version) in zip(batch, together(batch, book), strict=True):
+        if state in ("given", "estimated") or (
+            event["provider_cost_nanos"] is not None and state != "unpriced"
+        ):
             continue
         record = Record(
             event["account"], "", "", event["occurred_at_us"], 0, "e", 0, 1, "", "request", "", "",
             event["status"] or 0, "", event["denied_reason"] or "", None, 0, event["model"] or "",
             *(event[name] or 0 for name in TOKEN_COLUMNS), event["cache"] or "", credits, nanos, 0, state,
-            version, {},
+            version, {}, event["quantities"] or {}, provider, event["variant"] or "",
         )  # fmt: skip
         assert recharged(priced_by(book), record, ROUTES[event["route"]]) == record
 
@@ -177,4 +189,8 @@ def test_columns_count_what_their_records_count(batch: list[Record]) -> None:
     """`units_columns` and `units_of` are twins; a reversal has the sign -1, a denied request counts for none."""
     found = units_columns(table_of(batch))
     for index, record in enumerate(batch):
-        assert {unit: int(column[index]) for unit, column in found.items()} == units_of(record)
+        units = units_of(record)
+        assert {unit: int(column[index]) for unit, column in found.items()} == {
+            unit: units.get(unit, 0) for unit in found
+        }
+        assert units.keys() <= found.keys()

@@ -330,7 +330,9 @@ class Directory:
         for scope in scopes.budgets:
             start_us = scope.span_us(record.occurred_at_us)[0]
             if start_us >= self.active_from_us(record.account_id, scope.counter_id):
-                charges.append(Charge(record.account_id, scope.counter_id, start_us, by_unit[scope.unit]))
+                charges.append(
+                    Charge(record.account_id, scope.counter_id, start_us, by_unit.get(scope.unit, 0))
+                )
         if scopes.draws_on_credit:
             at_us = record.occurred_at_us
             charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))

@@ -42,6 +42,9 @@ class HoldBody(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
     project: str | None = None
     """That of the key when the request was admitted, `""` for none; None in holds from before this was kept."""
+    quantities: dict[str, int] = {}
+    """Expected, in micro-units."""
+    variant: str = ""
 
 
 class StoredHold(NamedTuple):

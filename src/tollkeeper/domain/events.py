@@ -10,17 +10,19 @@ a sum of `sign * value` and totals follow.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from tollkeeper.domain.instants import from_us, to_text, to_us
+from tollkeeper.domain.quantities import TOKENS_MAX as TOKENS_MAX
+from tollkeeper.domain.quantities import VARIANT_CHARS_MAX, quantities_json, tokens_of
 
 ID_CHARS_MAX: Final = 128
 TEXT_CHARS_MAX: Final = 256
 ROUTE_CHARS_MAX: Final = 512
-TOKENS_MAX: Final = 1_000_000_000
 LATENCY_MS_MAX: Final = 7 * 86_400_000
 COST_NANOS_MAX: Final = 10**15
 """A million units for one event; more is taken for a unit error."""
@@ -71,6 +73,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What it actually cost; priced by us from tokens and route when absent."""
     estimated_cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
     """What a job is expected to cost; counts until its actual cost comes with a correction."""
+    provider_cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
+    """What it costs the provider; found by us when absent (see `meter`)."""
+    variant: Annotated[str, msgspec.Meta(max_length=VARIANT_CHARS_MAX)] | None = None
+    """Of the model: `batch`, `flex`, …"""
+    quantities: dict[str, str | int | float | None] | None = None
+    """Name → units, as decimal text or number; see `quantities.parse_quantities`."""
     tags: (
         Annotated[
             dict[
@@ -95,6 +103,11 @@ class Record(NamedTuple):
     One booked row; the order and names of the columns of every record batch and of the events table.
 
     Absent text is `""`, absent counts are 0; only `latency_us` tells absent (None) from 0.
+
+    Attributes:
+        quantities: Name → micro-units, in the order of the names; none is 0.
+        provider_cost_nanos: What the request costs the provider: the list price, before any mark-up.
+        adjustment_nanos: Money given (above 0) or taken (below); a record with one is an adjustment and no request.
     """
 
     account_id: str
@@ -126,11 +139,18 @@ class Record(NamedTuple):
     cost_state: str
     price_version: str
     tags: dict[str, str]
+    quantities: Mapping[str, int] = {}
+    provider_cost_nanos: int = 0
+    variant: str = ""
+    adjustment_nanos: int = 0
 
     @property
     def tokens(self) -> int:
-        """Model tokens of all four classes."""
-        return self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+        """Model tokens of all classes, those among the quantities included."""
+        tokens = (
+            self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+        )
+        return tokens + tokens_of(self.quantities) if self.quantities else tokens
 
 
 RECORD_FIELDS: Final = Record._fields
@@ -210,5 +230,9 @@ def record_to_event(record: Record) -> dict[str, Any]:
         "price_version": record.price_version,
         "revision": record.revision,
         "tags": record.tags,
+        "quantities": quantities_json(record.quantities),
+        "provider_cost_nanos": str(record.provider_cost_nanos) if record.provider_cost_nanos else None,
+        "variant": record.variant,
+        "adjustment_nanos": str(record.adjustment_nanos) if record.adjustment_nanos else None,
     }
     return {name: value for name, value in body.items() if value not in ("", None, {})}

@@ -269,7 +269,7 @@ class Gate:
         """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
         if route.free:
             return Amounts(1, usage.tokens, 0, 0)
-        nanos, state, credits, _ = cost_of(
+        nanos, _, state, credits, _ = cost_of(
             self._sources.price, compiled_key.account_id, now_us, route, usage, usage.model, 200, ""
         )
         if state == "unpriced" and self._settings.unknown_price == "deny":

@@ -334,7 +334,7 @@ class _Since:
                     start_us = scope.span_us(record.occurred_at_us)[0]
                     if start_us >= from_us:
                         at = (scope.account_id, scope.counter_id, start_us)
-                        self.sums[at] = self.sums.get(at, 0) + units_of(record)[scope.unit]
+                        self.sums[at] = self.sums.get(at, 0) + units_of(record).get(scope.unit, 0)
 
     def _records(self, entry: OutboxEntry) -> list[Record]:
         if entry.format == "rows":

@@ -73,7 +73,12 @@ class StoredHolds:
                 body.at_us,
             )
         *tokens, model = body.expected
-        admission.expected = Usage(*tokens, model)  # type: ignore[arg-type, call-arg]
+        admission.expected = Usage(  # type: ignore[misc]
+            *tokens,  # type: ignore[arg-type]
+            model,
+            quantities=body.quantities,
+            variant=body.variant,
+        )
         admission.method = body.method
         admission.path = body.path
         admission.tags = body.tags
@@ -132,4 +137,6 @@ def _body_of(admission: Admission) -> HoldBody:
         fingerprint=admission.fingerprint,
         tags=dict(admission.tags),
         project=admission.compiled_key.project_id,
+        quantities=dict(expected.quantities),
+        variant=expected.variant,
     )

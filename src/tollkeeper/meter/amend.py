@@ -8,7 +8,7 @@ A correction appends the current record with `sign = -1` and, for an amendment, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.events import Event, Record, latency_us
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged, same_fields
+from tollkeeper.domain.quantities import BadQuantity, parse_quantities
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import Batch, Stale
@@ -225,7 +226,10 @@ class Amend:
             cache=_or(changes.cache, current.cache),
             credits=_or(changes.credits, current.credits),
             tags=current.tags if changes.tags is None else changes.tags,
+            variant=_or(changes.variant, current.variant),
         )
+        if changes.quantities is not None:
+            new = new._replace(quantities=_quantities_of(changes.quantities))
         if tokens is not None:
             new = new._replace(
                 prompt_tokens=_or(tokens.prompt, current.prompt_tokens),
@@ -234,12 +238,27 @@ class Amend:
                 reasoning_tokens=_or(tokens.reasoning, current.reasoning_tokens),
             )
         if changes.cost_nanos is not None:
-            return new._replace(cost_nanos=changes.cost_nanos, cost_state="given", price_version="")
+            return new._replace(
+                cost_nanos=changes.cost_nanos,
+                provider_cost_nanos=_or(changes.provider_cost_nanos, changes.cost_nanos),
+                cost_state="given",
+                price_version="",
+            )
         if changes.estimated_cost_nanos is not None:
             estimate = changes.estimated_cost_nanos
             return new._replace(
-                cost_nanos=estimate, estimated_cost_nanos=estimate, cost_state="estimated", price_version=""
+                cost_nanos=estimate,
+                provider_cost_nanos=_or(changes.provider_cost_nanos, estimate),
+                estimated_cost_nanos=estimate,
+                cost_state="estimated",
+                price_version="",
             )
+        new = self._repriced_if_changed(current, new)
+        if changes.provider_cost_nanos is not None:
+            new = new._replace(provider_cost_nanos=changes.provider_cost_nanos)
+        return new
+
+    def _repriced_if_changed(self, current: Record, new: Record) -> Record:
         if current.cost_state in _STATED:
             return new
         if _decides_cost(new) == _decides_cost(current):
@@ -288,7 +307,7 @@ class Amend:
         ours = NOT_OF_BODY
         if not _STATED & {asked.cost_state, corrected.cost_state}:
             # Today's prices are ours, not the caller's, as in `same_body`.
-            ours |= {"cost_nanos", "cost_state"}
+            ours |= {"cost_nanos", "provider_cost_nanos", "cost_state"}
         return same_fields(corrected, asked, ours)
 
     def _is_known(self, account_id: str, id_: str) -> bool:
@@ -321,6 +340,13 @@ def _pricing_id(record: Record) -> str:
     return f"price:{record.revision + 1}:{digest}"
 
 
+def _quantities_of(stated: Mapping[str, object]) -> dict[str, int]:
+    try:
+        return parse_quantities(stated)
+    except BadQuantity as exc:
+        raise BadParameter(str(exc), field=exc.field) from None
+
+
 def _or(value: T | None, other: T) -> T:
     return other if value is None else value
 
@@ -336,4 +362,6 @@ def _decides_cost(record: Record) -> tuple[object, ...]:
         record.cached_prompt_tokens,
         record.completion_tokens,
         record.reasoning_tokens,
+        record.quantities,
+        record.variant,
     )

@@ -34,6 +34,7 @@ def charge_columns(table: pa.Table, directory: Directory) -> BatchCharges:
         return BatchCharges(charges, {})
     drawing: dict[str, list[Int64s]] = {}
     units = units_columns(table)
+    nothing = np.zeros(table.num_rows, np.int64)
     occurred = ints(table, "occurred_at_us")
     order = np.argsort(combos.codes, kind="stable")
     ends = np.cumsum(np.bincount(combos.codes, minlength=len(scopes)))
@@ -43,7 +44,7 @@ def charge_columns(table: pa.Table, directory: Directory) -> BatchCharges:
         if scope.draws_on_credit:
             drawing.setdefault(account_id, []).append(rows)
         for budget in scope.budgets:
-            amounts = units[budget.unit]
+            amounts = units.get(budget.unit, nothing)
             active_from_us = directory.active_from_us(account_id, budget.counter_id)
             left = rows
             while len(left):

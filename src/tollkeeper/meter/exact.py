@@ -12,6 +12,7 @@ import numpy as np
 
 from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, parse_time_us
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.quantities import BadQuantity, parse_quantities
 from tollkeeper.meter.arrays import Int64s
 from tollkeeper.meter.fields import Part, plain_table_of
 from tollkeeper.meter.lines import Lines
@@ -104,7 +105,7 @@ def _without_null_tags(plain: Any, error: msgspec.ValidationError) -> Event:
 
 
 def _time_us(event: Event, now_us: int) -> int:
-    """Return when *event* occurred; raises `Refused` if it has no acceptable time, or nobody who pays."""
+    """Return when *event* occurred; raises `Refused` if it cannot be taken for its time, payer or quantities."""
     if not event.account and not event.key_id:
         raise Refused("account", "missing_field", "account or key_id is required, to know who pays")
     try:
@@ -120,4 +121,9 @@ def _time_us(event: Event, now_us: int) -> int:
     if at_us > now_us + FUTURE_S_MAX * US_PER_S:
         reason = f"time is more than {FUTURE_S_MAX} s in the future; check the sender's clock and offset"
         raise Refused("time", "time_in_future", reason)
+    if event.quantities:
+        try:
+            parse_quantities(event.quantities)
+        except BadQuantity as exc:
+            raise Refused(exc.field, exc.code, str(exc)) from None
     return at_us

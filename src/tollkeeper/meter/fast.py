@@ -25,6 +25,7 @@ from tollkeeper.meter.fields import (
     INT_BOUNDS,
     PLAIN_INTS,
     PLAIN_SCHEMA,
+    QUANTITIES,
     TAG_VALUE_CHARS_MAX,
     TAGS,
     TEXT_COLUMNS,
@@ -179,6 +180,7 @@ def _checked(table: pa.Table, times: pa.Array, now_us: int) -> tuple[pa.Table, M
         **{name: _column(table, name, pa.int64()) for name in PLAIN_INTS},
         **{f"{name}_tokens": pa.nulls(rows, pa.int64()) for name in TOKEN_CLASSES},
         "tags": pa.nulls(rows, TAGS),
+        "quantities": pa.nulls(rows, QUANTITIES),
     }
     if "tokens" in table.column_names:
         tokens = table.column("tokens").combine_chunks()

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tollkeeper.domain.events import Event, Tokens, latency_us
+from tollkeeper.domain.quantities import parse_quantities
 from tollkeeper.meter.arrays import Int64s
 
 TEXT_COLUMNS: Final = (
@@ -27,10 +28,20 @@ TEXT_COLUMNS: Final = (
     "denied_reason",
     "model",
     "cache",
+    "variant",
 )
-PLAIN_INTS: Final = ("status", "bytes_out", "credits", "cost_nanos", "estimated_cost_nanos")
+PLAIN_INTS: Final = (
+    "status",
+    "bytes_out",
+    "credits",
+    "cost_nanos",
+    "estimated_cost_nanos",
+    "provider_cost_nanos",
+)
 TOKEN_CLASSES: Final = Tokens.__struct_fields__
 TAGS: Final = pa.map_(pa.string(), pa.string())
+QUANTITIES: Final = pa.map_(pa.string(), pa.int64())
+"""In micro-units; null means none."""
 
 EVENT_SCHEMA: Final = pa.schema(
     [pa.field("id", pa.string(), nullable=False), pa.field("occurred_at_us", pa.int64(), nullable=False)]
@@ -38,7 +49,11 @@ EVENT_SCHEMA: Final = pa.schema(
     + [pa.field(name, pa.int64()) for name in ("status", "latency_us", "bytes_out")]
     + [pa.field(f"{name}_tokens", pa.int64()) for name in TOKEN_CLASSES]
     + [pa.field(name, pa.int64()) for name in ("credits", "cost_nanos", "estimated_cost_nanos")]
-    + [pa.field("tags", TAGS)]
+    + [
+        pa.field("provider_cost_nanos", pa.int64()),
+        pa.field("tags", TAGS),
+        pa.field("quantities", QUANTITIES),
+    ]
 )
 """An event's columns; null means absent. `*_us` are microseconds, `occurred_at_us` since the Unix epoch."""
 
@@ -92,7 +107,7 @@ def table_from(columns: Mapping[str, Sequence[Any]], row_count: int) -> pa.Table
     """
     Return *columns* as a table of `EVENT_SCHEMA`; those not given are null.
 
-    Tags are mappings of name to value, or None. The caller vouches for the bounds.
+    Tags are mappings of name to value, or None; quantities of name to micro-units. The caller vouches for the bounds.
     """
     return encoded(plain_table(columns, row_count))
 
@@ -117,6 +132,9 @@ def plain_table_of(events: Sequence[Event], times: Sequence[int]) -> pa.Table:
         name: [getattr(event, name) for event in events]
         for name in ("id", "tags", *TEXT_COLUMNS, *PLAIN_INTS)
     }
+    columns["quantities"] = [
+        parse_quantities(event.quantities) if event.quantities else None for event in events
+    ]
     columns["occurred_at_us"] = times
     columns["latency_us"] = [None if e.latency_ms is None else latency_us(e.latency_ms) for e in events]
     for name in TOKEN_CLASSES:
@@ -131,7 +149,7 @@ def plain_table(columns: Mapping[str, Sequence[Any]], row_count: int) -> pa.Tabl
         if values is None:
             arrays.append(pa.nulls(row_count, field.type))
             continue
-        if field.name == "tags":
-            values = [sorted(tags.items()) if tags else None for tags in values]
+        if field.name in ("tags", "quantities"):
+            values = [sorted(named.items()) if named else None for named in values]
         arrays.append(pa.array(values, field.type))
     return pa.Table.from_arrays(arrays, schema=PLAIN_SCHEMA)

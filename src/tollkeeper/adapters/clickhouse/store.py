@@ -239,9 +239,9 @@ class ClickHouseUsageStore:
             parameters["key_ids"] = list(key_ids)
             scope.append("key_id IN {key_ids:Array(String)}")
         sql = f"""
-            SELECT sum(sign), sumIf(sign, denied_reason = ''),
+            SELECT sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
                 sum(sign * (prompt_tokens + cached_prompt_tokens + completion_tokens + reasoning_tokens)),
-                sum(sign * cost_nanos), sum(sign * credits)
+                sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits)
             FROM events WHERE {" AND ".join(scope)}"""
         with engine_errors(), self._charges_lock:
             self._engine.check_open()
