@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tollkeeper.catalog.changes import Applied, IssuedKey
+from tollkeeper.catalog.changes import Applied, Change, IssuedKey
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
@@ -32,6 +33,7 @@ from tollkeeper.settings import load
 if TYPE_CHECKING:
     from tollkeeper.asgi import Middleware
     from tollkeeper.http.asgi_types import ASGIApp
+    from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
 
 
@@ -103,6 +105,54 @@ class Tollkeeper:
 
         now_us = self.installation.clock.now_us()
         return self.installation.ingest.take(decode_events(events, now_us=now_us))
+
+    def adjust(
+        self,
+        account: str,
+        amount: str | int,
+        *,
+        id: str,
+        reason: str,
+        event: str = "",
+        key_id: str = "",
+        project: str = "",
+        time: datetime | None = None,
+    ) -> Adjusted:
+        """
+        Move an account's money without a request, once per *id*; durable and in force when it returns.
+
+        Args:
+            amount: Decimal text (`"25.00"` gives, `"-25.00"` takes), or whole nanos.
+            event: The event that it corrects.
+            key_id: Moves what this key's requests are charged to, in place of the account's budgets and credit.
+            time: When it counts; now unless given.
+
+        Raises:
+            BadParameter: A field breaks a rule, or names what the account does not have.
+            NotFound: There is no such account.
+            EventConflict: The id names something else, or the same with another body.
+            Unavailable: A store failed; the same call again is safe.
+        """
+        from tollkeeper.api.adjustments import adjustment_of
+        from tollkeeper.domain.instants import to_text
+
+        fields = {"id": id, "account": account, "amount": amount, "reason": reason}
+        fields |= {"event": event, "key_id": key_id, "project": project}
+        if time is not None:
+            fields["time"] = to_text(time)
+        return self.installation.adjustments.post(adjustment_of(fields))
+
+    def revoke_grant(self, account: str, grant_id: str) -> Change:
+        """
+        Take a grant back, as if it had never been given; a repeat changes nothing.
+
+        What is left of it goes; what was spent of it is drawn on the rest of the balance, then overdraft.
+
+        Raises:
+            NotFound: The account has no such grant.
+            Unavailable: The ledger cannot be written; the same call again is safe.
+        """
+        return self.manage.revoke_grant(account, grant_id)
 
     def usage(self, query: UsageQuery) -> UsageReport:
         """Answer a usage query; the answer contains everything that was durable before the call."""

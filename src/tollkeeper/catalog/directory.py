@@ -333,7 +333,7 @@ class Directory:
                 charges.append(
                     Charge(record.account_id, scope.counter_id, start_us, by_unit.get(scope.unit, 0))
                 )
-        if scopes.draws_on_credit:
+        if scopes.draws_on_credit or (record.adjustment_nanos and not record.key_id):
             at_us = record.occurred_at_us
             charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))
         return charges

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.money import format_nanos
+from tollkeeper.domain.money_fields import MONEY_UNIT
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
 
@@ -55,7 +57,15 @@ def _message(counter: Counter, amount: int, allowed: int | None, used: int) -> s
     if counter.reason == "credit_exhausted":
         return "The account's credit balance is used up. Top up to continue."
     if counter.reason == "budget_exhausted":
-        return f"Budget {counter.name} is used up: {used} of {allowed} {counter.unit}, {amount} asked."
+        return f"Budget {counter.name} is used up: {_use(counter, amount, allowed, used)}."
     if counter.reason == "too_many_concurrent":
         return f"Limit {counter.name}: {used} of {allowed} requests are under way."
-    return f"Rate limit {counter.name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."
+    return f"Rate limit {counter.name} exceeded: {_use(counter, amount, allowed, used)}."
+
+
+def _use(counter: Counter, amount: int, allowed: int | None, used: int) -> str:
+    """Return how much is used and was asked, for people: money, not nanos."""
+    if counter.unit == MONEY_UNIT:
+        most = "no bound" if allowed is None else format_nanos(allowed)
+        return f"{format_nanos(used)} of {most} used, {format_nanos(amount)} asked"
+    return f"{used} of {allowed} {counter.unit} used, {amount} asked"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.money_fields import BadMoney, with_nanos
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
 from tollkeeper.gate.gate import Admission
@@ -26,6 +27,7 @@ from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.fair_queue import OPERATOR, FairQueue
 from tollkeeper.http.metered import Dialects, encoded
+from tollkeeper.http.routes.fields import money_names
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
@@ -54,9 +56,9 @@ T = TypeVar("T")
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
 _encode: Final = msgspec.json.Encoder().encode
-_decode_authorize: Final = msgspec.json.Decoder(AuthorizeRequest).decode
-_decode_settle: Final = msgspec.json.Decoder(SettleRequest).decode
-_decode_void: Final = msgspec.json.Decoder(VoidRequest).decode
+_AUTHORIZE: Final = msgspec.json.Decoder(AuthorizeRequest)
+_SETTLE: Final = msgspec.json.Decoder(SettleRequest)
+_VOID: Final = msgspec.json.Decoder(VoidRequest)
 _NO_TOKENS: Final = TokenCounts()
 
 
@@ -90,7 +92,7 @@ class HotEndpoints:
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> HotAnswer:
         _operator_only(principal)
-        request = _decoded(_decode_authorize, body)
+        request = _decoded(_AUTHORIZE, body)
         expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
@@ -150,7 +152,7 @@ class HotEndpoints:
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> HotAnswer:
         _operator_only(principal)
-        request = _decoded(_decode_settle, body)
+        request = _decoded(_SETTLE, body)
         estimated = request.cost_nanos is None and request.estimated_cost_nanos is not None
         cost_nanos = request.estimated_cost_nanos if estimated else request.cost_nanos
         outcome = Outcome(
@@ -178,7 +180,7 @@ class HotEndpoints:
 
     async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> HotAnswer:
         _operator_only(principal)
-        request = _decoded(_decode_void, body)
+        request = _decoded(_VOID, body)
         future = CommitFuture(asyncio.get_running_loop())
         account_id, commit = await self._threads.run(
             self._holds.void_hold, request.hold_id, future, account_id=request.account
@@ -227,9 +229,14 @@ def _operator_only(principal: Principal) -> None:
         raise Forbidden("Only the operator's key may decide requests.")
 
 
-def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
-        return decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError:
+            return _decoded_with_money(decoder.type, body)
+    except BadMoney as exc:
+        raise BadParameter(f"{exc.field}: {exc}", field=exc.field) from None
     except msgspec.ValidationError as exc:
         message = str(exc)
         what, _, where = message.rpartition(" - at `$")
@@ -237,6 +244,12 @@ def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
         raise BadParameter((what or message) + (f" (field {field})" if field else ""), field=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed(f"the body is not JSON: {exc}") from None
+
+
+def _decoded_with_money(of: Any, body: bytes) -> Any:
+    """Return a body that is not of the plain form: its money may be text. Raises as a decoder, and `BadMoney`."""
+    plain = msgspec.json.decode(body)
+    return msgspec.convert(with_nanos(plain, money_names(of)) if isinstance(plain, dict) else plain, of)
 
 
 def _usage(model: str, tokens: TokenCounts, cost_nanos: int | None, credits: int | None) -> Usage:

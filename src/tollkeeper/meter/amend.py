@@ -138,6 +138,11 @@ class Amend:
             raise EventConflict(f"{correction_id[:128]!r} is the id of a record that counts: use a new id.")
         if current.sign < 0:
             raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
+        if changes is not None and current.adjustment_nanos:
+            raise BadParameter(
+                f"{event_id[:128]!r} is an adjustment, which cannot be amended: void it and post another",
+                field="event",
+            )
         received_at_us = self._clock.now_us()
         reversal = current._replace(
             sign=-1,

@@ -14,6 +14,7 @@ from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, parse_tim
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.quantities import BadQuantity, parse_quantities
 from tollkeeper.meter.arrays import Int64s
+from tollkeeper.meter.event_forms import plain_event
 from tollkeeper.meter.fields import Part, plain_table_of
 from tollkeeper.meter.lines import Lines
 from tollkeeper.meter.rejections import ECHO_CHARS_MAX, Refused, Rejected, path_of
@@ -69,9 +70,7 @@ def from_json(line: bytes) -> Event:
     try:
         return _EVENT.decode(line)
     except msgspec.ValidationError as exc:
-        if not _concerns_tags(exc):
-            raise
-        return _without_null_tags(ANY.decode(line), exc)
+        return _in_other_form(ANY.decode(line), exc)
 
 
 def from_object(given: Event | Mapping[str, Any]) -> Event:
@@ -81,13 +80,24 @@ def from_object(given: Event | Mapping[str, Any]) -> Event:
         try:
             event = msgspec.convert(plain, Event)
         except msgspec.ValidationError as exc:
-            if not _concerns_tags(exc):
-                raise
-            event = _without_null_tags(plain, exc)
+            event = _in_other_form(plain, exc)
         msgspec.json.encode(event)  # Fails on text that is not Unicode, which no column can hold.
     except (TypeError, OverflowError) as exc:
         raise Refused("", "wrong_type", "the event must be an Event or a dict of JSON values") from exc
     return event
+
+
+def _in_other_form(sent: Any, error: msgspec.ValidationError) -> Event:
+    """Return *sent*, which is no plain event, if it is one in another form (`event_forms`); raise *error* if not."""
+    plain = plain_event(sent)
+    if plain is not None:
+        try:
+            return msgspec.convert(plain, Event)
+        except msgspec.ValidationError as exc:
+            sent, error = plain, exc
+    if not _concerns_tags(error):
+        raise error
+    return _without_null_tags(sent, error)
 
 
 def _concerns_tags(error: msgspec.ValidationError) -> bool:

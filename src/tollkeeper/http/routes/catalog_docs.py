@@ -73,7 +73,7 @@ _POST_KEY: Final = (
 )
 _DELETIONS: Final = {
     "keys": "A key leaves a tombstone: its id and secret stay taken, its usage stays.",
-    "grants": "Balances never forget: a grant cannot be deleted.",
+    "grants": "A grant is posted for good: revoke it to take it back.",
 }
 
 

@@ -45,18 +45,22 @@ class GrantStanding(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     amount_nanos: str
+    """What it adds to the balance: 0 once it is revoked."""
     remaining_nanos: str
     priority: int
     expires_at: str | None
     expired: bool
-    """What remains of an expired grant can no longer be spent."""
+    """What remains of an expired grant can no longer be spent, but by requests of before that are booked late."""
+    revoked_at: str | None
+    """When it was taken back; null while it was not."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
     """
     An account's credit. `available_nanos` is `balance_nanos` less `held_nanos`.
 
-    What was settled beyond the grants is `overdraft_nanos`; the balance is then negative.
+    What was settled beyond the grants is `overdraft_nanos`; the balance is then negative. What was given back beyond
+    what was spent is `surplus_nanos`: it is spent first, and never expires. One of the two is 0.
     """
 
     account: str
@@ -65,6 +69,7 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     available_nanos: str
     spent_nanos: str
     overdraft_nanos: str
+    surplus_nanos: str
     grants: list[GrantStanding]
 
 
@@ -109,6 +114,7 @@ _BALANCE_EXAMPLE: Final = {
     "available_nanos": "4000000000",
     "spent_nanos": "1000000000",
     "overdraft_nanos": "0",
+    "surplus_nanos": "0",
     "grants": [
         {
             "id": "welcome",
@@ -117,6 +123,7 @@ _BALANCE_EXAMPLE: Final = {
             "priority": 100,
             "expires_at": None,
             "expired": False,
+            "revoked_at": None,
         }
     ],
 }
@@ -189,6 +196,7 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
         available_nanos=str(nanos - held_nanos),
         spent_nanos=str(book.spent_nanos),
         overdraft_nanos=str(book.overdraft_nanos),
+        surplus_nanos=str(book.surplus_nanos),
         grants=[
             GrantStanding(
                 id=grant.grant_id,
@@ -197,6 +205,7 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
                 priority=grant.priority,
                 expires_at=None if grant.expires_at >= FAR_FUTURE else to_text(grant.expires_at),
                 expired=grant.expires_at <= now,
+                revoked_at=None if grant.revoked_at is None else to_text(grant.revoked_at),
             )
             for grant in book.grants
         ],
