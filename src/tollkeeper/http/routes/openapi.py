@@ -45,7 +45,7 @@ from tollkeeper.http.routes.calls import (
 _REF: Final = "#/components/schemas/{name}"
 _PROBLEM_REF: Final = {"$ref": "#/components/schemas/Problem"}
 _TEXT_OR_INTEGER: Final = "Whole nanos: text in answers; requests may state text or an integer."
-_AMOUNT: Final = 'Money (unit `nanos`): text with a decimal point, e.g. "25.00", or whole nanos, which answers have as text.'
+_AMOUNT: Final = 'Money (unit `nanos`): text with a decimal point, e.g. "25.00", or whole nanos, text in answers.'
 _WHOLE: Final = {"type": "string", "pattern": "^[0-9]{1,19}$"}
 _DECIMAL: Final = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"}
 _POINTED: Final = {"type": "string", "pattern": r"^[0-9]{1,9}\.[0-9]{1,9}$"}
