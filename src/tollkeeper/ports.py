@@ -45,7 +45,10 @@ class CostSum(NamedTuple):
     requests: int
     tokens: int
     cost_nanos: int
+    """Less what adjustments gave."""
     credits: int
+    quantities: Mapping[str, int] = {}
+    """Name → micro-units."""
 
 
 class Losses(NamedTuple):

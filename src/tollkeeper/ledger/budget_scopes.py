@@ -26,6 +26,7 @@ from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
 from tollkeeper.domain.events import FUTURE_S_MAX, Record
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.meter import units_of
+from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -267,6 +268,8 @@ class ScopeKeeper:
 
 def charged_in(spent: CostSum, unit: str) -> int:
     """Return *spent* in the unit of a budget."""
+    if (quantity := quantity_of_unit(unit)) is not None:
+        return spent.quantities.get(quantity, 0)
     return {
         "requests": spent.requests,
         "tokens": spent.tokens,

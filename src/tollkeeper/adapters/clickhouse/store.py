@@ -28,6 +28,7 @@ from tollkeeper.adapters.clickhouse.marks import TableMarks
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, report_of
 from tollkeeper.adapters.clickhouse.rebuild import rebuild
 from tollkeeper.adapters.clickhouse.record_form import RECORD_COLUMNS, booked_form, stored_form
+from tollkeeper.adapters.clickhouse.values import VALUES
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
@@ -240,13 +241,14 @@ class ClickHouseUsageStore:
             scope.append("key_id IN {key_ids:Array(String)}")
         sql = f"""
             SELECT sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
-                sum(sign * (prompt_tokens + cached_prompt_tokens + completion_tokens + reasoning_tokens)),
-                sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits)
-            FROM events WHERE {" AND ".join(scope)}"""
+                sum({VALUES["tokens"].event}), sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits),
+                sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities))
+            FROM events AS e WHERE {" AND ".join(scope)}"""
         with engine_errors(), self._charges_lock:
             self._engine.check_open()
             (row,) = self._charges.query(sql, parameters=parameters).result_rows
-        return CostSum(*row)
+        *sums, quantities = row
+        return CostSum(*sums, {name: micros for name, micros in quantities.items() if micros})
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         """See `ports.UsageStore.unpriced`."""
