@@ -95,13 +95,15 @@ def _bad_field(
 ) -> BadParameter:
     text, _, where = str(exc).partition(" - at `")
     inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
-    if inner.endswith("[...]"):  # One value of a mapping, unnamed: of `metadata`, or of `rates`.
+    if inner.endswith(
+        "[...]"
+    ):  # One value of a mapping, unnamed: `metadata`, `rates`, or the `tags` of a match.
         inner = inner.removesuffix("[...]")
         sound = (str, int) if inner == "rates" else (str,)
         inner = next(
             (
                 f"{inner}.{key}"
-                for key, value in raw[inner].items()
+                for key, value in _value_at(raw, inner).items()
                 if isinstance(value, bool) or not isinstance(value, sound)
             ),
             inner,
@@ -120,6 +122,13 @@ def _bad_field(
         text = text.replace("`", "")
     field = at_path(path, inner) or entry_type.__name__.lower()
     return BadParameter(f"{field}: {text}", field=field)
+
+
+def _value_at(raw: Any, path: str) -> Any:
+    """Return the value at *path* (`limits[1].match.tags`) within *raw*."""
+    for name in re.findall(r"[^.\[\]]+", path):
+        raw = raw[int(name)] if isinstance(raw, list) else raw[name]
+    return raw
 
 
 def _type_at(holder: Any, path: str) -> Any:
