@@ -17,7 +17,7 @@ from tollkeeper.catalog.lookups import names_routes
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
-from tollkeeper.domain.catalog import Account, Budget, Key, Plan, Price, Route, Subscription
+from tollkeeper.domain.catalog import Account, Budget, Key, Markup, Plan, Price, Route, Subscription
 from tollkeeper.domain.entitlements import (
     CREDIT_COUNTER,
     BudgetScope,
@@ -49,10 +49,16 @@ V = TypeVar("V")
 
 
 class Scopes(NamedTuple):
-    """What an event of one account, project and key is charged to."""
+    """
+    What an event of one account, project and key is charged to, and the plan whose mark-ups it pays.
+
+    The plan is that of the key's entitlement now, as the catalog keeps no history of who was on which plan; without a
+    key that of the account; `""` for none.
+    """
 
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
+    plan_slug: str = ""
 
 
 class Directory:
@@ -86,7 +92,7 @@ class Directory:
         self._route_table: RouteTable | None = None
         self._calls: RouteCalls | None = None
         self._must_wait = must_wait
-        self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
+        self.price_book = PriceBook(*self._price_entries())
 
     @property
     def version(self) -> int:
@@ -102,8 +108,8 @@ class Directory:
     def routes(self) -> list[Route]:
         return cast("list[Route]", list(self._catalog.entries("routes")))
 
-    def price(self, model: str, account_id: str, at_us: int) -> ModelPrice | None:
-        return self.price_book.price_of(model, account_id=account_id, at_us=at_us)
+    def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> ModelPrice | None:
+        return self.price_book.price_of(model, account_id=account_id, at_us=at_us, variant=variant, plan=plan)
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         return self._ledger.counter(account_id, counter_id, period_start_us)
@@ -334,6 +340,7 @@ class Directory:
         return Scopes(
             tuple(budget for budget in budgets if budget.counter_id in active),
             stored is not None and stored.entry.draws_on_credit,
+            (account.plan or "") if stored is None else ("" if plan is None else plan.slug),
         )
 
     def active_from_us(self, account_id: str, counter_id: str) -> int:
@@ -424,7 +431,13 @@ class Directory:
 
     def reload_prices(self) -> None:
         """Take over changed prices."""
-        self.price_book = self.price_book.replace(cast("list[Price]", list(self._catalog.entries("prices"))))
+        self.price_book = self.price_book.replace(*self._price_entries())
+
+    def _price_entries(self) -> tuple[list[Price], list[Markup]]:
+        return (
+            cast("list[Price]", list(self._catalog.entries("prices"))),
+            cast("list[Markup]", list(self._catalog.entries("markups"))),
+        )
 
     def _remember(self, memory: dict[K, V], at: K, value: V, forgotten: int) -> None:
         with self._lock:
