@@ -23,8 +23,9 @@ from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
+from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.maintenance.reconcile import Verdict
@@ -57,14 +58,23 @@ class Tollkeeper:
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def admit(self, api_key: str, method: str, path: str, expected: Usage = NO_USAGE) -> Admission | Denial:
+    def admit(
+        self,
+        api_key: str,
+        method: str,
+        path: str,
+        expected: Usage = NO_USAGE,
+        *,
+        tags: Mapping[str, str] = NO_TAGS,
+    ) -> Admission | Denial:
         """
         Decide one request, in microseconds. Settle or void the admission; dropped, it is voided.
 
         Args:
-            expected: The most that the request may use, so that no budget is passed.
+            expected: The most that the request may use, so that no budget is passed, and its model.
+            tags: Those of its event, by which limits and budgets may count it; `Outcome.tags` replace them.
         """
-        return self.installation.holds.admit(api_key, method, path, expected)
+        return self.installation.holds.admit(api_key, method, path, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = False) -> Record:
         """
@@ -155,8 +165,12 @@ class Tollkeeper:
         return self.manage.revoke_grant(account, grant_id)
 
     def usage(self, query: UsageQuery) -> UsageReport:
-        """Answer a usage query; the answer contains everything that was durable before the call."""
-        return self.installation.reports.usage(query)
+        """
+        Answer a usage query; the answer contains everything that was durable before the call.
+
+        Measures `quantity.NAME` are decimal text of units; money is whole nanos.
+        """
+        return quantities_as_text(query, self.installation.reports.usage(query))
 
     # -- set-up and upkeep ----------------------------------------------------------------------------
 

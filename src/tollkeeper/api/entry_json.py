@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from tollkeeper.catalog.entry_parsing import money_told, plain_money
+from tollkeeper.catalog.quantity_amounts import AMOUNTS, in_micros, shown
 from tollkeeper.domain.catalog import KINDS, Entry, Grant, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.money_fields import floats_in
 from tollkeeper.domain.pools import GrantBalance
+from tollkeeper.domain.quantities import quantity_of_unit
+from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 
 if TYPE_CHECKING:
@@ -140,10 +143,10 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         plain = {name: value for name, value in raw.items() if name not in READ_ONLY.get(kind, ())}
-        plain = plain_money(plain, KINDS[kind])
+        plain = plain_money(in_micros(plain), KINDS[kind])
         where = next(floats_in(plain, ""), None)
         if where is not None:
-            raise BadParameter(f"{where}: write a whole number", field=where)
+            raise BadParameter(f"{where}: {fraction_objection(where)}", field=where)
     except RecursionError:
         raise Malformed("The body is nested too deeply: an entry has no more than three levels.") from None
     return plain
@@ -166,8 +169,13 @@ def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], A
     for name, value in holder.items():
         if name == "metadata":
             done[name] = value
+        elif name == "rates" and isinstance(value, dict):
+            # Nanos per million units, or money per units, which is text here and there.
+            done[name] = {unit: convert(rate) for unit, rate in value.items()}
         elif name.endswith(_MONEY_ENDINGS) or (name in ("amount", "burst") and unit == "nanos"):
             done[name] = convert(value)
+        elif name in AMOUNTS and isinstance(unit, str) and quantity_of_unit(unit) is not None:
+            done[name] = shown(value) if convert is _shown else value
         elif isinstance(value, list):
             done[name] = [
                 _converted(part, name, convert) if isinstance(part, dict) else part for part in value

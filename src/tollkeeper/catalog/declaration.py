@@ -18,6 +18,7 @@ from tollkeeper.catalog.changes import Applied, Change
 from tollkeeper.catalog.entry_parsing import at_path, entry_from
 from tollkeeper.catalog.entry_writer import STATE_FIELDS
 from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.quantity_amounts import in_micros
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed
@@ -70,6 +71,10 @@ def parse_declaration(text: str) -> Declaration:
     for kind in KINDS:
         for index, raw in enumerate(tables.get(kind, ())):
             path = f"{kind}[{index}]"
+            try:
+                raw = in_micros(raw, path)
+            except RecursionError:
+                raise _too_deep() from None
             entry = entry_from(kind, raw, path)
             field = at_path(path, entry.id_field)
             earlier = seen.setdefault(_identity(entry), path)

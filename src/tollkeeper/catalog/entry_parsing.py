@@ -26,6 +26,7 @@ from tollkeeper.domain.money_fields import (
     stated_nanos,
     twin_of,
 )
+from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.profiles import names
 from tollkeeper.profiles.base import NATIVE
@@ -61,7 +62,7 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
         raise Malformed("it is nested too deeply: an entry has no more than three levels") from None
     if where is not None:
         raise BadParameter(
-            f"{where}: a number with a fraction or exponent: write a whole number", field=where
+            f"{where}: a number with a fraction or exponent: {fraction_objection(where)}", field=where
         )
     try:
         entry = msgspec.convert(raw, entry_type)
@@ -166,7 +167,7 @@ def checked(entry: E, path: str = "") -> E:
 
 
 def check_kind(kind: str) -> None:
-    """Raise `BadParameter` unless *kind* is one of the ten."""
+    """Raise `BadParameter` unless *kind* is one of `KINDS`."""
     if kind not in KINDS:
         raise BadParameter(f"kind is one of {', '.join(KINDS)}", field="kind")
 
@@ -196,10 +197,18 @@ def _bad_field(
 ) -> BadParameter:
     text, _, where = str(exc).partition(" - at `")
     inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
-    if inner.endswith("[...]"):  # One value of a mapping, unnamed: only `metadata` is one.
+    if inner.endswith(
+        "[...]"
+    ):  # One value of a mapping, unnamed: `metadata`, `rates`, or the `tags` of a match.
         inner = inner.removesuffix("[...]")
+        sound = (str, int) if inner == "rates" else (str,)
         inner = next(
-            (f"{inner}.{key}" for key, value in raw[inner].items() if not isinstance(value, str)), inner
+            (
+                f"{inner}.{key}"
+                for key, value in _value_at(raw, inner).items()
+                if isinstance(value, bool) or not isinstance(value, sound)
+            ),
+            inner,
         )
     holder = _type_at(entry_type, inner)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", text):
@@ -215,6 +224,13 @@ def _bad_field(
         text = text.replace("`", "")
     field = at_path(path, inner) or entry_type.__name__.lower()
     return BadParameter(f"{field}: {text}", field=field)
+
+
+def _value_at(raw: Any, path: str) -> Any:
+    """Return the value at *path* (`limits[1].match.tags`) within *raw*."""
+    for name in re.findall(r"[^.\[\]]+", path):
+        raw = raw[int(name)] if isinstance(raw, list) else raw[name]
+    return raw
 
 
 def _type_at(holder: Any, path: str) -> Any:

@@ -48,6 +48,7 @@ Quantities: TypeAlias = Mapping[str, int]
 _NAME: Final = re.compile(NAME_PATTERN + r"\Z", re.ASCII)
 _DECIMAL: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?\Z", re.ASCII)
 _ECHO_CHARS_MAX: Final = 64
+_DIGITS_MAX: Final = 18
 
 
 class BadQuantity(ValueError):
@@ -75,13 +76,13 @@ def parse_quantities(stated: Mapping[str, object]) -> dict[str, int]:
     Raises:
         BadQuantity: A name or value is out of bounds, or there are more than `QUANTITIES_MAX`.
     """
-    if len(stated) > QUANTITIES_MAX:
+    parsed = {name: parse_quantity(name, value) for name, value in stated.items() if value is not None}
+    if len(parsed) > QUANTITIES_MAX:
         raise BadQuantity(
             "quantities",
             "out_of_range",
-            f"quantities has {len(stated)} names; it must have at most {QUANTITIES_MAX}",
+            f"quantities has {len(parsed)} names; it must have at most {QUANTITIES_MAX}",
         )
-    parsed = {name: parse_quantity(name, value) for name, value in stated.items() if value is not None}
     return {name: parsed[name] for name in sorted(parsed) if parsed[name]}
 
 
@@ -95,7 +96,7 @@ def parse_quantity(name: str, value: object) -> int:
             f"underscores, begin with a letter and have at most {NAME_CHARS_MAX} characters, e.g. seconds",
         )
     field = f"quantities.{name}"
-    micros = _micros(field, value)
+    micros = micros_of(field, value)
     if micros > QUANTITY_MICROS_MAX:
         raise BadQuantity(field, "out_of_range", f"{field} must be at most {QUANTITY_UNITS_MAX}")
     if name in TOKEN_CLASSES:
@@ -106,13 +107,16 @@ def parse_quantity(name: str, value: object) -> int:
     return micros
 
 
-def _micros(field: str, value: object) -> int:
+def micros_of(field: str, value: object) -> int:
+    """Return a decimal of units in micro-units; a text of too many digits is some number beyond all bounds."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise BadQuantity(
             field,
             "wrong_type",
             f'{field} must be a number, or decimal text such as "61.5", not {_kind(value)}',
         )
+    if not value and not isinstance(value, str):
+        return 0  # -0.0 too.
     if isinstance(value, int):
         if value < 0:
             raise BadQuantity(field, "out_of_range", f"{field} must be 0 or more")
@@ -131,8 +135,8 @@ def _micros(field: str, value: object) -> int:
     if len(part) > DECIMALS_MAX:
         raise BadQuantity(field, "bad_value", f"{field} must have at most {DECIMALS_MAX} decimal places")
     # The length is checked first: int() of a long text is slow, and refused beyond 4300 digits.
-    if len(whole) > len(str(QUANTITY_UNITS_MAX)):
-        return (QUANTITY_UNITS_MAX + 1) * MICROS
+    if len(whole) > _DIGITS_MAX:
+        return 10**_DIGITS_MAX * MICROS
     return int(whole + part.ljust(DECIMALS_MAX, "0"))
 
 
@@ -163,6 +167,22 @@ def quantity_text(micros: int) -> str:
     whole, part = divmod(abs(micros), MICROS)
     digits = f"{part:06d}".rstrip("0")
     return f"{sign}{whole}.{digits}" if digits else f"{sign}{whole}"
+
+
+def amount_text(amount: int, unit: str) -> str:
+    """Return an amount of a limit or budget with its unit, for people: `"61.5 seconds"`, `"3 requests"`."""
+    quantity = quantity_of_unit(unit)
+    return f"{amount} {unit}" if quantity is None else f"{quantity_text(amount)} {quantity}"
+
+
+def amount_json(amount: int | None, unit: str) -> int | str | None:
+    """Return an amount of a limit or budget as the API shows it: money and quantities are text."""
+    if amount is None:
+        return None
+    if unit == "nanos":
+        # JavaScript loses integers above 2**53.
+        return str(amount)
+    return amount if quantity_of_unit(unit) is None else quantity_text(amount)
 
 
 def quantities_json(quantities: Quantities) -> dict[str, str]:

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import ClassVar, Final
 
-from tollkeeper.domain.decisions import UNITS
+from tollkeeper.domain.decisions import unit_index
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.pools import CreditBook
@@ -45,6 +45,7 @@ class CreditPool:
         "book",
         "counter_id",
         "falls_at_us",
+        "match",
         "name",
         "reason",
         "rises_before_us",
@@ -57,8 +58,9 @@ class CreditPool:
     def __init__(self, account_id: str) -> None:
         self.account_id = account_id
         self.counter_id = self.name = CREDIT_COUNTER
+        self.match = ""
         self.unit = "nanos"
-        self.unit_index = UNITS.index("nanos")
+        self.unit_index = unit_index("nanos")
         self.reason = "credit_exhausted"
         # Held, or settled and on its way to the ledger, by requests made since the last expiry.
         self._out = 0
@@ -186,4 +188,8 @@ class CreditPool:
         return None
 
     def is_idle(self, now_us: int) -> bool:
+        return self.is_saved
+
+    @property
+    def is_saved(self) -> bool:
         return not self._out and not self._earlier

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.decisions import Denial, UnitAmounts, amount_at
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.money import format_nanos
 from tollkeeper.domain.money_fields import MONEY_UNIT
+from tollkeeper.domain.quantities import amount_text, quantity_of_unit, quantity_text
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
 
 
-def denial_of(counter: Counter, counters: Iterable[Counter], amounts: Amounts, now_us: int) -> Denial:
+def denial_of(counter: Counter, counters: Iterable[Counter], amounts: UnitAmounts, now_us: int) -> Denial:
     """
     Return why *amounts* do not fit *counter*. The caller has the gate's lock. Raises NotRead.
 
     Args:
         counters: All that the request must fit: the largest amount that does is the least of what they have left.
     """
-    amount = amounts[counter.unit_index]
+    amount = amount_at(amounts, counter.unit_index)
     allowed, used = counter.allowed_used(now_us)
     lifts_at_us = counter.lifts_at_us(amount, now_us)
     rooms = []
@@ -41,6 +42,7 @@ def denial_of(counter: Counter, counters: Iterable[Counter], amounts: Amounts, n
         largest_fit=0 if counter.reason == "too_many_concurrent" else max(0, min(rooms, default=0)),
         retry_after_s=retry_after_s,
         resets_at_us=counter.resets_at_us(now_us),
+        match=counter.match,
     )
 
 
@@ -56,16 +58,23 @@ def expired(compiled_key: CompiledKey, now_us: int) -> Denial:
 def _message(counter: Counter, amount: int, allowed: int | None, used: int) -> str:
     if counter.reason == "credit_exhausted":
         return "The account's credit balance is used up. Top up to continue."
+    name = f"{counter.name} ({counter.match})" if counter.match else counter.name
     if counter.reason == "budget_exhausted":
-        return f"Budget {counter.name} is used up: {_use(counter, amount, allowed, used)}."
+        return f"Budget {name} is used up: {_of(used, allowed, counter.unit)}, {_bare(amount, counter.unit)} asked."
     if counter.reason == "too_many_concurrent":
-        return f"Limit {counter.name}: {used} of {allowed} requests are under way."
-    return f"Rate limit {counter.name} exceeded: {_use(counter, amount, allowed, used)}."
+        return f"Limit {name}: {used} of {allowed} requests are under way."
+    return f"Rate limit {name} exceeded: {_of(used, allowed, counter.unit)} used, {_bare(amount, counter.unit)} asked."
 
 
-def _use(counter: Counter, amount: int, allowed: int | None, used: int) -> str:
-    """Return how much is used and was asked, for people: money, not nanos."""
-    if counter.unit == MONEY_UNIT:
-        most = "no bound" if allowed is None else format_nanos(allowed)
-        return f"{format_nanos(used)} of {most} used, {format_nanos(amount)} asked"
-    return f"{used} of {allowed} {counter.unit} used, {amount} asked"
+def _of(used: int, allowed: int | None, unit: str) -> str:
+    """Return how much is used of how much, e.g. `61.5 of 100 seconds`, `0.63 of 25.00`: money, not nanos."""
+    if unit == MONEY_UNIT:
+        return f"{_bare(used, unit)} of {'unlimited' if allowed is None else _bare(allowed, unit)}"
+    most = "unlimited" if allowed is None else amount_text(allowed, unit)
+    return f"{_bare(used, unit)} of {most}"
+
+
+def _bare(amount: int, unit: str) -> str:
+    if unit == MONEY_UNIT:
+        return format_nanos(amount)
+    return str(amount) if quantity_of_unit(unit) is None else quantity_text(amount)

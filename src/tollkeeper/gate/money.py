@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from tollkeeper.domain.decisions import UNITS
+from tollkeeper.domain.decisions import unit_index
 from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.matching import described
 from tollkeeper.gate.counter import NotRead
 
 _UNBOUNDED: Final = 2**127
@@ -70,12 +71,14 @@ class BudgetCounter:
         "account_id",
         "counter_id",
         "end_us",
+        "match",
         "name",
         "reason",
         "scope",
         "start_us",
         "unit",
         "unit_index",
+        "value_of",
     )
     charged: ClassVar[bool] = True
     counts_open: ClassVar[bool] = True
@@ -84,6 +87,8 @@ class BudgetCounter:
         self.account_id = scope.account_id
         self.counter_id = scope.counter_id
         self.reason = "budget_exhausted"
+        self.value_of: BudgetScope | None = None
+        """The scope of which it counts one value, or that has a match; None: it was made for its own scope."""
         self._periods: dict[int, BudgetPeriod] = {}
         # The one of [start_us, end_us), which is read; at first that span is empty.
         self._period = BudgetPeriod(0)
@@ -93,8 +98,9 @@ class BudgetCounter:
         """Take over a changed budget of the same id; what is under way goes on where it began."""
         self.scope = scope
         self.name = scope.name
+        self.match = described(scope.match)
         self.unit: str = scope.unit
-        self.unit_index = UNITS.index(scope.unit)
+        self.unit_index = unit_index(scope.unit)
         self._most = _UNBOUNDED if scope.amount is None else scope.amount
         # What a call will cost in money or tokens may not be known beforehand: something must be left for it.
         self._at_least = 0 if scope.unit == "credits" else 1
@@ -221,4 +227,8 @@ class BudgetCounter:
         return self.end_us
 
     def is_idle(self, now_us: int) -> bool:
+        return self.is_saved
+
+    @property
+    def is_saved(self) -> bool:
         return not any(period.is_needed for period in self._periods.values())

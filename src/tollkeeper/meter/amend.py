@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import Event, Record, latency_us
+from tollkeeper.domain.events import QUANTITY_CLASSES, Event, Record, latency_us, stated_quantities
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged, same_fields
-from tollkeeper.domain.quantities import BadQuantity, parse_quantities
+from tollkeeper.domain.quantities import QUANTITIES_MAX, BadQuantity
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import Batch, Stale
@@ -213,7 +213,12 @@ class Amend:
         key = self._directory.key(record.key_id) if record.key_id else None
         profile = "native" if key is None else key.entry.profile
         route = self._directory.route_table().match(record.method, record.route, profile)
-        charged = recharged(self._directory.price, record, route or UNKNOWN_ROUTE)
+        charged = recharged(
+            self._directory.price,
+            record,
+            route or UNKNOWN_ROUTE,
+            self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug,
+        )
         if OTHER in (record.method, record.route) and record.cost_state == "unpriced":
             # What it cost before its model has a price was its route's, which can be found no more.
             return charged._replace(cost_nanos=charged.cost_nanos + record.cost_nanos)
@@ -233,8 +238,8 @@ class Amend:
             tags=current.tags if changes.tags is None else changes.tags,
             variant=_or(changes.variant, current.variant),
         )
-        if changes.quantities is not None:
-            new = new._replace(quantities=_quantities_of(changes.quantities))
+        if changes.quantities is not None or tokens is not None:
+            new = new._replace(quantities=_amended_quantities(current.quantities, changes))
         if tokens is not None:
             new = new._replace(
                 prompt_tokens=_or(tokens.prompt, current.prompt_tokens),
@@ -278,7 +283,10 @@ class Amend:
                 f"The route of this event was stored as `{OTHER}`, so it cannot be priced again: state cost_nanos.",
                 field="cost_nanos",
             )
-        known = self._directory.price(record.model, record.account_id, record.occurred_at_us)
+        plan = self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug
+        known = self._directory.price(
+            record.model, record.variant, record.account_id, plan, record.occurred_at_us
+        )
         if record.model == OTHER and known is None:
             raise BadParameter(
                 f"The model of this event was stored as `{OTHER}`: state the model, or cost_nanos.",
@@ -345,11 +353,19 @@ def _pricing_id(record: Record) -> str:
     return f"price:{record.revision + 1}:{digest}"
 
 
-def _quantities_of(stated: Mapping[str, object]) -> dict[str, int]:
+def _amended_quantities(current: Mapping[str, int], changes: Event) -> dict[str, int]:
+    """Return quantities with those that *changes* state in their place, and without those that it states as 0."""
     try:
-        return parse_quantities(stated)
+        stated = stated_quantities(changes.quantities, changes.tokens)
     except BadQuantity as exc:
         raise BadParameter(str(exc), field=exc.field) from None
+    named = {name for name, value in (changes.quantities or {}).items() if value is not None}
+    if changes.tokens is not None:
+        named |= {f"{name}_tokens" for name in QUANTITY_CLASSES if getattr(changes.tokens, name) is not None}
+    merged = {name: micros for name, micros in current.items() if name not in named} | stated
+    if len(merged) > QUANTITIES_MAX:
+        raise BadParameter(f"an event has at most {QUANTITIES_MAX} quantities", field="quantities")
+    return {name: merged[name] for name in sorted(merged)}
 
 
 def _or(value: T | None, other: T) -> T:

@@ -45,7 +45,10 @@ from tollkeeper.http.routes.calls import (
 _REF: Final = "#/components/schemas/{name}"
 _PROBLEM_REF: Final = {"$ref": "#/components/schemas/Problem"}
 _TEXT_OR_INTEGER: Final = "Whole nanos: text in answers; requests may state text or an integer."
-_AMOUNT: Final = 'Money (unit `nanos`): text with a decimal point, e.g. "25.00", or whole nanos, text in answers.'
+_AMOUNT: Final = (
+    'Money (unit `nanos`): text with a decimal point, e.g. "25.00", or whole nanos, text in answers.'
+)
+_OF_QUANTITY: Final = "Of a quantity (unit `quantity.NAME`): units, as decimal text."
 _WHOLE: Final = {"type": "string", "pattern": "^[0-9]{1,19}$"}
 _DECIMAL: Final = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"}
 _POINTED: Final = {"type": "string", "pattern": r"^[0-9]{1,9}\.[0-9]{1,9}$"}
@@ -483,7 +486,7 @@ def _allow_text(schema: dict[str, Any]) -> None:
         kept = {key: found[key] for key in ("description", "default") if key in found}
         bare = {key: value for key, value in found.items() if key not in kept}
         options = bare.get("anyOf", [bare])
-        note = _AMOUNT if is_amount else _TEXT_OR_INTEGER
+        note = f"{_AMOUNT} {_OF_QUANTITY}" if is_amount else _TEXT_OR_INTEGER
         kept["description"] = f"{kept['description']} {note}" if "description" in kept else note
         texts = [_WHOLE, _POINTED] if is_amount else [_WHOLE]
         properties[name] = {"anyOf": [*options, *texts], **kept}
