@@ -50,6 +50,8 @@ class CostSum(NamedTuple):
     credits: int
     quantities: Mapping[str, int] = {}
     """Name → micro-units."""
+    adjustments_nanos: int = 0
+    """What adjustments gave; `cost_nanos` is less by it."""
 
 
 class Losses(NamedTuple):

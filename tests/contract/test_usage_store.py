@@ -24,7 +24,7 @@ from tollkeeper.domain.rollups import latency_bin, percentile_us
 from tollkeeper.domain.usage import DIMENSIONS, UsageQuery, UsageReport
 from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 from tollkeeper.errors import BadParameter, Unavailable
-from tollkeeper.ports import ReportRows
+from tollkeeper.ports import CostSum, ReportRows
 from tollkeeper.record_columns import SCHEMA, records_of, table_of
 
 FROM_US = to_us(datetime(2026, 3, 20, tzinfo=UTC))
@@ -849,12 +849,8 @@ def test_an_account_sees_nothing_of_another(
             for granularity in (None, "minute", "day"):
                 query = ask(other, filters=filters, group_by=("account", "key"), granularity=granularity)
                 assert store.report(query).rows == []
-        assert store.charged(other, from_us=0, to_us=ALL_US[1], project_id=None, key_ids=None) == (
-            0,
-            0,
-            0,
-            0,
-            0,
+        assert store.charged(other, from_us=0, to_us=ALL_US[1], project_id=None, key_ids=None) == CostSum(
+            0, 0, 0, 0, 0
         )
         assert list(store.export(other, *ALL_US)) == []
         assert store.records([(other, secret.id)]) == {}

@@ -66,7 +66,7 @@ class Manage:
         choice: Callable[[str], str] = secrets.choice,
         on_change: Callable[[Sequence[Change]], None],
         post_grant: Callable[[Grant], bool],
-        revoke_grant: Callable[[Grant], tuple[datetime, bool]],
+        revoke_grant: Callable[[Grant], tuple[datetime, bool]] | None = None,
         has_usage: Callable[[str], bool] | None = None,
         on_begin: Callable[[], None] = lambda: None,
         on_doubt: Callable[[], None] = lambda: None,
@@ -227,6 +227,8 @@ class Manage:
         """
         grant = found_entry(self._store, "grants", grant_id, account)
         assert isinstance(grant, Grant)
+        if self._revoke_grant is None:
+            raise Unavailable("No ledger is here that could revoke a grant.")
         revoked_at, revoked_now = self._revoke_grant(grant)
         if not revoked_now:
             return change_of(grant, "unchanged")

@@ -5,7 +5,7 @@ Verify: counter = ledger = sum of events, recomputed from the stores. Rebuild: d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tollkeeper.catalog.directory import Directory
@@ -21,7 +21,7 @@ from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.relay import Relay
-from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.ports import CostSum, Ledger, UsageStore
 
 CHANGE_TRIES: Final = 5
 CHANGE_WAIT_S: Final = 0.05
@@ -205,14 +205,34 @@ class Reconcile:
             differences.append(
                 Difference(account_id, "credit counter against the grants drawn on", book.spent_nanos, used)
             )
-        key_ids = self._directory.credit_keys(account_id)
-        if key_ids:
-            spent = self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
-            if spent.cost_nanos != used:
+        spent_nanos = self._spent_of_credit(account_id)
+        if spent_nanos != used:
+            differences.append(
+                Difference(account_id, "credit counter against the events", spent_nanos, used)
+            )
+        for grant in book.grants:
+            if not 0 <= grant.remaining_nanos <= grant.amount_nanos:
+                what = f"what is left of grant {grant.grant_id}, from 0 to its amount (expected)"
                 differences.append(
-                    Difference(account_id, "credit counter against the events", spent.cost_nanos, used)
+                    Difference(account_id, what, grant.amount_nanos, grant.remaining_nanos)
                 )
+        if book.overdraft_nanos and book.surplus_nanos:
+            what = "surplus of an account that has an overdraft"
+            differences.append(Difference(account_id, what, 0, book.surplus_nanos))
         return differences
+
+    def _spent_of_credit(self, account_id: str) -> int:
+        """Return what the events of an account drew on its credit, less what adjustments gave, as its records say."""
+
+        def charged(key_ids: Sequence[str]) -> CostSum:
+            return self._store.charged(
+                account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids
+            )
+
+        key_ids = self._directory.credit_keys(account_id)
+        of_keys = charged(key_ids).cost_nanos if key_ids else 0
+        # Adjustments that name no key are the account's; other records without a key draw on no credit.
+        return of_keys - charged([""]).adjustments_nanos
 
 
 def _name(at: tuple[str, int]) -> str:

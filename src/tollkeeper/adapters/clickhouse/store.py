@@ -270,7 +270,7 @@ class ClickHouseUsageStore:
         sql = f"""
             SELECT {columns}sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
                 sum({VALUES["tokens"].event}), sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits),
-                sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities))
+                sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities)), sum(sign * adjustment_nanos)
             FROM events AS e WHERE {" AND ".join(scope)}{grouped}"""
         with engine_errors(), self._charges_lock:
             self._engine.check_open()
@@ -366,5 +366,5 @@ class ClickHouseUsageStore:
 
 
 def _cost_sum(row: Sequence[Any]) -> CostSum:
-    *sums, quantities = row
-    return CostSum(*sums, {name: micros for name, micros in quantities.items() if micros})
+    *sums, quantities, adjustments_nanos = row
+    return CostSum(*sums, {name: micros for name, micros in quantities.items() if micros}, adjustments_nanos)
