@@ -16,6 +16,7 @@ COMMANDS: Final = (
     "apply",
     "ingest",
     "usage",
+    "adjust",
     "verify",
     "rebuild",
     "prove",
@@ -24,6 +25,7 @@ COMMANDS: Final = (
     "keys issue",
     "keys rotate",
     "grants",
+    "grants revoke",
     "plans",
 )
 
