@@ -19,6 +19,7 @@ from tollkeeper.domain.catalog import Price
 from tollkeeper.domain.events import ID_CHARS_MAX, Record
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.quantities import quantities_json
 from tollkeeper.meter import amend
 from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import decode_events
