@@ -11,13 +11,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.conftest import Install
 from tollkeeper import Tollkeeper, Usage
+from tollkeeper.domain.bookings import HoldBody, OutboxEntry
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Price, Route
 from tollkeeper.domain.decisions import Amounts, Denial
-from tollkeeper.domain.events import Event, Tokens
+from tollkeeper.domain.events import Event, Record, Tokens
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.quantities import MICROS, QUANTITY_UNITS_MAX
 from tollkeeper.domain.requests import Outcome
@@ -27,7 +29,11 @@ from tollkeeper.errors import BadParameter
 from tollkeeper.gate.admission import Admission
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.commit_tasks import encode_rows
+from tollkeeper.ledger.holds import _fingerprint
+from tollkeeper.ledger.relay import Unreadable, decode_rows, table_of_entry
 from tollkeeper.meter.decode import decode_events
+from tollkeeper.record_columns import records_of, table_of, to_ipc
 from tollkeeper.testing import commit_all, set_up, verify
 
 SECONDS = "quantity.seconds"
@@ -251,3 +257,49 @@ class TestLibrary:
         report = toll.usage(query)
         assert report.rows == [{"key": f"{shop.account}-plain", SECONDS: "1.5", "requests": 1}]
         assert toll.usage(query).totals == report.totals == {SECONDS: "1.5", "requests": 1}
+
+
+class TestBefore:
+    """What was written before there were quantities is read: it had none, and its provider cost is its cost."""
+
+    OLD = Record(
+        "acme", "", "k", 5, 6, "id", 0, 1, "", "request", "POST", "/v1", 200, "", "", None, 7, "m", 1, 2, 3, 4,
+        "", 8, 9, 10, "priced", "v", {"a": "b"},
+    )  # fmt: skip
+    READ = OLD._replace(provider_cost_nanos=9)
+
+    @pytest.mark.parametrize("count", [1, 15, 16, 70_000])
+    def test_rows_of_the_outbox(self, count: int) -> None:
+        payload = msgspec.msgpack.encode([tuple(self.OLD)[:29]] * count)
+        records = decode_rows(payload)
+        assert len(records) == count
+        assert set(map(repr, records)) == {repr(self.READ)}
+        entry = OutboxEntry("rows", payload, count)
+        assert table_of_entry(entry).num_rows == count
+        new = self.OLD._replace(quantities={"seconds": 1}, provider_cost_nanos=2, variant="batch")
+        assert decode_rows(encode_rows([new])) == [new]
+
+    def test_columns_of_the_outbox(self) -> None:
+        table = table_of([self.OLD, self.OLD._replace(cost_nanos=0)])
+        old = table.select(table.column_names[:29])
+        entry = OutboxEntry("arrow", to_ipc(old), 2)
+        assert records_of(table_of_entry(entry)) == [self.READ, self.OLD._replace(cost_nanos=0)]
+        # Not of a table that lacks anything else.
+        other = old.rename_columns([*old.column_names[:28], "labels"])
+        with pytest.raises(Unreadable):
+            table_of_entry(OutboxEntry("arrow", to_ipc(other), 2))
+
+    def test_holds(self) -> None:
+        body = {
+            "key_id": "k", "method": "POST", "path": "/", "amounts": [1, 2, 3, 4], "expected": [2, 0, 0, 0, "m"],
+            "at_us": 5, "expires_at_us": 6, "fingerprint": "f", "tags": {}, "project": "",
+        }  # fmt: skip
+        read = msgspec.json.decode(msgspec.json.encode(body), type=HoldBody)
+        assert (read.quantities, read.variant) == ({}, "")
+
+    def test_a_retry_of_a_hold_from_before_is_the_same_request(self) -> None:
+        before = '["k","POST","/p",1,0,2,0,"m",null,null]'
+        assert _fingerprint("k", "POST", "/p", Parsed(1, 0, 2, 0, "m"), {}) == before
+        stated = Parsed(1, 0, 2, 0, "m", quantities={"seconds": 1})
+        assert _fingerprint("k", "POST", "/p", stated, {}) != before
+        assert _fingerprint("k", "POST", "/p", Parsed(1, 0, 2, 0, "m", variant="x"), {"a": "b"}) != before

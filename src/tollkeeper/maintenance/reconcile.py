@@ -207,15 +207,11 @@ class Reconcile:
             )
         spent_nanos = self._spent_of_credit(account_id)
         if spent_nanos != used:
-            differences.append(
-                Difference(account_id, "credit counter against the events", spent_nanos, used)
-            )
+            differences.append(Difference(account_id, "credit counter against the events", spent_nanos, used))
         for grant in book.grants:
             if not 0 <= grant.remaining_nanos <= grant.amount_nanos:
                 what = f"what is left of grant {grant.grant_id}, from 0 to its amount (expected)"
-                differences.append(
-                    Difference(account_id, what, grant.amount_nanos, grant.remaining_nanos)
-                )
+                differences.append(Difference(account_id, what, grant.amount_nanos, grant.remaining_nanos))
         if book.overdraft_nanos and book.surplus_nanos:
             what = "surplus of an account that has an overdraft"
             differences.append(Difference(account_id, what, 0, book.surplus_nanos))
@@ -225,9 +221,7 @@ class Reconcile:
         """Return what the events of an account drew on its credit, less what adjustments gave, as its records say."""
 
         def charged(key_ids: Sequence[str]) -> CostSum:
-            return self._store.charged(
-                account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids
-            )
+            return self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
 
         key_ids = self._directory.credit_keys(account_id)
         of_keys = charged(key_ids).cost_nanos if key_ids else 0
