@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tollkeeper.domain.adjustments import Adjustment
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.domain.adjustments import Adjustment, adjustment_record
 from tollkeeper.domain.catalog import Account, Budget, Grant, Key, Project, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event
@@ -26,6 +27,8 @@ from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.meter.adjustments import Adjusted
 from tollkeeper.meter.decode import decode_events
+from tollkeeper.ports import Losses
+from tollkeeper.record_columns import table_of
 from tollkeeper.testing import commit_all, faulty_ledger, lost_commits, set_up, verify
 
 UNIT = 10**9
@@ -508,6 +511,17 @@ def test_of_many_at_once_one_is_booked(bank: Bank) -> None:
         thread.join()
     assert sorted(revoked) == ["changed"] + ["unchanged"] * 5
     assert bank.balance == 25 - 50 - 1
+
+
+def test_an_adjustment_is_the_first_append_of_a_process(
+    usage_store: ClickHouseUsageStore, account: str
+) -> None:
+    """That append is compared with what is there, by count: an adjustment is a record and no request."""
+    record = adjustment_record(Adjustment("first", account, UNIT, "r"), 1_700_000_000_000_000)
+    for _ in range(2):
+        usage_store.append(table_of([record]), f"adjustment-of-{account}", begun_after=0)
+        assert usage_store.losses() == Losses([], [])
+        assert usage_store.differences() == []
 
 
 # -- verify ---------------------------------------------------------------------------------------------
