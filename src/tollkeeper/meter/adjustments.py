@@ -81,6 +81,10 @@ class Adjustments:
             raise Unavailable(TOO_MANY)
         key = key_of(asked.account_id, asked.id)
         found = self._record(asked.account_id, asked.id)
+        is_known = found is None and self._is_recorded(asked.account_id, asked.id)
+        if is_known:
+            # It may have been booked between the two look-ups; a correction is no record of its id.
+            found = self._record(asked.account_id, asked.id)
         if found is not None:
             if not same_adjustment(found, asked):
                 raise EventConflict(
@@ -89,7 +93,9 @@ class Adjustments:
             return Adjusted(found, True)
         if self._pending.is_held(key) or self._pending.is_own(key):
             raise EventConflict(f"{asked.id[:128]!r} is the id of an open hold: use a new id.")
-        if self._pending.is_recorded(key) or self._is_stored(asked.account_id, asked.id):
+        if is_known:
+            if not self._is_recorded(asked.account_id, asked.id):
+                raise Stale  # Its commit has failed meanwhile.
             raise EventConflict(f"{asked.id[:128]!r} is the id of a correction or a record: use a new id.")
         version = self._committer.scopes_version
         record = adjustment_record(asked, self._clock.now_us())
@@ -140,7 +146,9 @@ class Adjustments:
         found = self._pending.records([key]).get(key)
         return found or self._store.records([(account_id, id_)]).get((account_id, id_))
 
-    def _is_stored(self, account_id: str, id_: str) -> bool:
+    def _is_recorded(self, account_id: str, id_: str) -> bool:
+        if self._pending.is_recorded(key_of(account_id, id_)):
+            return True
         pair = pa.table({"account_id": [account_id], "id": [id_]})
         known: int = self._store.known_ids(pair).num_rows
         return known > 0
