@@ -81,6 +81,8 @@ class Gate:
         """Requests admitted since start."""
         self._ids = Ids()
         self._own_ids = Ids()
+        self.own_ids_ending: Final = self._own_ids.ending
+        """How the ids of requests end that are under way in this process and in no store yet."""
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
@@ -492,11 +494,6 @@ class Gate:
     def new_id(self, now_us: int) -> str:
         """Return a fresh id: see `Ids`."""
         return self._ids.new_id(now_us)
-
-    @property
-    def own_ids_ending(self) -> str:
-        """How the ids of requests end that are under way in this process and in no store yet."""
-        return self._own_ids.ending
 
     def _collect_abandoned(self) -> None:
         while self.abandoned:
