@@ -119,7 +119,7 @@ class LimitScope(NamedTuple):
         if self.match is None and not self.by:
             return ""
         text = f"{'' if self.match is None else self.match.text}|{'|'.join(self.by)}"
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 class Maker(NamedTuple):
