@@ -473,6 +473,7 @@ def test_counters_of_values_are_found_again_after_a_restart(install: Any, accoun
 def test_counters_of_values_are_bounded_in_memory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound they go, and come back from the ledger as they were."""
     monkeypatch.setattr("tollkeeper.gate.registry.VALUES_MAX", 20)
+    monkeypatch.setattr("tollkeeper.gate.request_plans.PLANS_MAX", 3)
     api = make(
         limits=[Limit(name="calls", amount=3, window="1d", per="tag.user")],
         budgets=[PlanBudget(name="money", amount=30, period="day", per="tag.user")],
@@ -495,6 +496,7 @@ def test_counters_of_values_are_bounded_in_memory(make: Make, monkeypatch: pytes
 def test_a_hold_keeps_the_counters_of_its_values(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many others come meanwhile: it settles where it was held."""
     monkeypatch.setattr("tollkeeper.gate.registry.VALUES_MAX", 5)
+    monkeypatch.setattr("tollkeeper.gate.request_plans.PLANS_MAX", 3)
     api = make(
         limits=[Limit(name="calls", amount=3, window="1d", per="tag.user")],
         budgets=[PlanBudget(name="money", amount=30, period="day", per="tag.user")],

@@ -20,7 +20,7 @@ from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.matching import Facts, Match
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.requests import Outcome, Usage
-from tollkeeper.gate import registry
+from tollkeeper.gate import registry, request_plans
 from tollkeeper.gate.gate import Admission, Gate
 from tollkeeper.testing import ManualClock
 
@@ -121,7 +121,8 @@ class MatchesModel(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.values_max, registry.VALUES_MAX = registry.VALUES_MAX, 2  # type: ignore[misc]
+        self.bounds = registry.VALUES_MAX, request_plans.PLANS_MAX
+        registry.VALUES_MAX, request_plans.PLANS_MAX = 2, 2  # type: ignore[misc]
         self.clock = ManualClock()
         self.sources = MemorySources()
         self.gate = Gate(self.sources, self.clock)
@@ -130,7 +131,7 @@ class MatchesModel(RuleBasedStateMachine):
         self.uncommitted: list[Any] = []
 
     def teardown(self) -> None:
-        registry.VALUES_MAX = self.values_max  # type: ignore[misc]
+        registry.VALUES_MAX, request_plans.PLANS_MAX = self.bounds  # type: ignore[misc]
 
     @property
     def day(self) -> int:

@@ -40,6 +40,7 @@ from tollkeeper.gate.keyless_limits import KeylessLimits
 from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses
 from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.gate.registry import CounterRegistry
+from tollkeeper.gate.request_plans import RequestPlans
 from tollkeeper.gate.settling import moves_of, settle, take_late, unsettle, used_by
 from tollkeeper.gate.sources import Sources
 
@@ -91,7 +92,8 @@ class Gate:
         self.keyless = KeylessLimits(self._counters, version, self._lock, clock.now_us)
         """Rate limits that belong to no key."""
         self._keys = CompiledKeys(sources, self._counters, version, self._lock, clock.now_us)
-        self._eviction = eviction(self._keys, self._counters, clock.now_us)
+        self._plans = RequestPlans()
+        self._eviction = eviction(self._keys, self._counters, self._plans, clock.now_us)
 
     # -- deciding -------------------------------------------------------------------------------------
 
@@ -157,10 +159,10 @@ class Gate:
                     f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
                 )
             amounts = stated
+        held_by = (expected.model, tags, route.event_kind, method, counted)
         if matched is not None:
             # Last, since what is not in memory is read.
-            facts = Facts(expected.model, tags, route.event_kind, method, counted)
-            route_plan = route_plan.for_request(facts, now_us)
+            route_plan = self._plans.of(route_plan, held_by, now_us)
         if self.abandoned:
             self._collect_abandoned()
         taken: list[Taken] = []
@@ -177,8 +179,7 @@ class Gate:
                     for counter in route_plan.taken:
                         amount = amounts[counter.unit_index]
                         taken.append((counter, amount, counter.take(amount, now_us)))
-                    facts_held = (expected.model, tags, route.event_kind, method, counted)
-                    compiled_key.open[id(taken)] = (taken, amounts, now_us, facts_held)
+                    compiled_key.open[id(taken)] = (taken, amounts, now_us, held_by)
                     keys.last_used[compiled_key] = now_us
                     self.admitted_count += 1
         except NotRead as exc:

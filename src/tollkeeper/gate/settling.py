@@ -37,11 +37,10 @@ def moves_of(admission: Admission, record: Record, now_us: int) -> Moves | None:
     Without the gate's lock: a window that is not in memory is read. Nothing is changed yet.
     """
     matched = admission.matched
-    if matched is None:
+    # All else of what they are matched by is of the request, and stays.
+    if matched is None or (record.model == admission.expected.model and record.tags == admission.tags):
         return None
     held, facts = admission.facts, facts_of(record)
-    if facts == held:
-        return None
     before = {counter.counter_id for group in matched.counters(held, now_us) for counter in group}
     after = {counter.counter_id: counter for group in matched.counters(facts, now_us) for counter in group}
     if before == after.keys():
