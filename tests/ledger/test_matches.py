@@ -7,6 +7,7 @@ two models only.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -641,5 +642,11 @@ def test_a_threshold_is_crossed_by_each_value_for_itself(make: Make, account: st
         "budget:b#u2": [50],
         "budget:b#u3": [],
     }
+    told = [
+        json.loads(message.body)["data"]
+        for message in webhooks._store.due(now_us, limit=100)
+        if message.counter_id == "budget:b#u2"
+    ]
+    assert [(data["per"], data["value"], data["actions"]) for data in told] == [("tag.user", "u2", [])]
     webhooks.compare()
     assert isinstance(api.use(user="u2", nanos=1), Admission)
