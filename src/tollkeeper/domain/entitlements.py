@@ -343,7 +343,7 @@ def budget_scopes(
 def fingerprint_of(scope: BudgetScope) -> str:
     """Return what decides which events a scope counts: when it changes, the counter starts again."""
     anchor = "" if scope.anchor_at is None else str(to_us(scope.anchor_at))
-    parts = (
+    parts: tuple[str, ...] = (
         scope.unit,
         scope.period,
         scope.time_zone,

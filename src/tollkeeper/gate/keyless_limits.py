@@ -61,6 +61,6 @@ class KeylessLimits:
         with self._lock:
             return status_of_limit(limit, counter, now_us)
 
-    def _spent_window(self, account_id: str, name: str, limit: Limit, now_us: int, algorithm: str) -> Window:
+    def _window(self, account_id: str, name: str, limit: Limit, now_us: int, algorithm: str) -> Window:
         counter_id = f"limit:{name}:{algorithm}:{limit.window}"
         return self._counters.window(account_id, counter_id, limit, now_us, self._version.current, algorithm)

@@ -130,7 +130,8 @@ class Matched(NamedTuple):
     def on(self, route: Route) -> Matched:
         """Return what may count requests to *route*. A free route uses no model that is to be allowed."""
         limits = tuple(m for m in self.limits if m.limit.bucket is None or m.limit.bucket == route.bucket)
-        scopes = [matched.scope for matched in (*limits, *self.budgets)]
+        scopes: list[LimitScope | BudgetScope] = [matched.scope for matched in limits]
+        scopes += [matched.scope for matched in self.budgets]
         names = {name for scope in scopes if scope.match is not None for name, _ in scope.match.tags}
         names |= {part.removeprefix(TAG) for scope in scopes for part in scope.by if part != MODEL}
         return Matched(() if route.free else self.models, limits, self.budgets, tuple(sorted(names)))
