@@ -15,7 +15,8 @@ Files, by what they are about:
 
 * a request: `requests` (what its caller states), `decisions` (what the gate answers), `meter` (what it costs, and the
   record that says so), `events` (the wire format and the record), `pricing` (what tokens cost).
-* what is set up: `catalog`, `keys`, `entitlements` (what a key permits now), `bounds` (what a customer may make).
+* what is set up: `catalog`, `keys`, `entitlements` (what a key permits now), `matching` (which
+  requests a limit or budget counts), `bounds` (what a customer may make).
 * money and time: `money`, `pools` (the credit balance), `periods`, `zones`, `instants`, `limit_status`.
 * what was used: `usage` (the query), `rollups`, `increments` (a report brought up to date), `alerts`, `webhooks`.
 * the stores: `bookings` (what one commit writes), `pairing` (which ledger belongs to which usage store), `addresses`.
