@@ -50,9 +50,6 @@ PLAIN_CLASSES: Final = {
 }
 """Whose rate a class has that is not stated: the first of these that is, else that of the last. In this order."""
 
-STANDARD_VARIANTS: Final = frozenset({"", "default", "standard", "auto", "on_demand", "on-demand"})
-"""Names that providers have for a model's standard service, in lower case: the price without a variant."""
-
 
 class Tier(NamedTuple):
     """
