@@ -15,8 +15,9 @@ import msgspec
 from tollkeeper.api.events_answer import EventsAnswer, events_answer
 from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.events import latency_us
+from tollkeeper.domain.events import latency_us, stated_quantities
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.quantities import BadQuantity, quantities_json
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
 from tollkeeper.gate.gate import Admission
@@ -91,7 +92,7 @@ class HotEndpoints:
     ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_authorize, body)
-        expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
+        expected = _usage(request, request.cost_nanos)
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.
@@ -155,7 +156,7 @@ class HotEndpoints:
         cost_nanos = request.estimated_cost_nanos if estimated else request.cost_nanos
         outcome = Outcome(
             status=request.status,
-            usage=_usage(request.model, request.tokens, cost_nanos, request.credits),
+            usage=_usage(request, cost_nanos),
             error_type=request.error_type,
             latency_us=None if request.latency_ms is None else latency_us(request.latency_ms),
             bytes_out=request.bytes_out,
@@ -239,11 +240,26 @@ def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
         raise Malformed(f"the body is not JSON: {exc}") from None
 
 
-def _usage(model: str, tokens: TokenCounts, cost_nanos: int | None, credits: int | None) -> Usage:
-    if tokens is _NO_TOKENS and not model and cost_nanos is None and credits is None:
+def _usage(request: AuthorizeRequest | SettleRequest, cost_nanos: int | None) -> Usage:
+    tokens, model, credits, variant = request.tokens, request.model, request.credits, request.variant
+    quantities: dict[str, int] = {}
+    if tokens is not _NO_TOKENS or request.quantities:
+        try:
+            quantities = stated_quantities(request.quantities, tokens)
+        except BadQuantity as exc:
+            raise BadParameter(str(exc), field=exc.field) from None
+    elif not model and cost_nanos is None and credits is None and not variant:
         return NO_USAGE
     return Usage(
-        tokens.prompt, tokens.cached_prompt, tokens.completion, tokens.reasoning, model, cost_nanos, credits
+        tokens.prompt,
+        tokens.cached_prompt,
+        tokens.completion,
+        tokens.reasoning,
+        model,
+        cost_nanos,
+        credits,
+        quantities,
+        variant,
     )
 
 
@@ -273,6 +289,7 @@ def _settle_answer(settled: Settled, headers: dict[str, str]) -> SettleAnswer:
         cost_nanos=str(record.cost_nanos),
         cost_state=record.cost_state,
         credits=record.credits,
+        quantities=quantities_json(record.quantities),
         beyond_hold_nanos=str(settled.beyond_hold_nanos),
         replayed=settled.replayed,
         headers=headers,
