@@ -129,9 +129,7 @@ def used(fact: Fact) -> dict[str, Any]:
 
 
 def gate(caller: Caller, fact: Fact) -> Record:
-    usage = Usage(
-        *fact.tokens, model=fact.model, quantities=parse_quantities(fact.quantities), variant=fact.variant
-    )
+    usage = Usage(*fact.tokens, model=fact.model, quantities=fact.quantities, variant=fact.variant)
     found = caller.installation.holds.admit(caller.secret, "POST", "/v1/x", usage)
     assert isinstance(found, Admission)
     # Model and variant are those of the hold where the outcome leaves them out.

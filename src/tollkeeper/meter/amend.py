@@ -278,7 +278,10 @@ class Amend:
                 f"The route of this event was stored as `{OTHER}`, so it cannot be priced again: state cost_nanos.",
                 field="cost_nanos",
             )
-        known = self._directory.price(record.model, record.account_id, record.occurred_at_us)
+        # Whether there is a price is no matter of the plan, which only marks it up.
+        known = self._directory.price(
+            record.model, record.variant, record.account_id, "", record.occurred_at_us
+        )
         if record.model == OTHER and known is None:
             raise BadParameter(
                 f"The model of this event was stored as `{OTHER}`: state the model, or cost_nanos.",
