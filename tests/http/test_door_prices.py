@@ -269,6 +269,30 @@ def test_a_mark_up_is_paid_by_whom_it_is_for(
     assert record.cost_nanos == (listed * factor + 50) // 100
 
 
+@pytest.mark.parametrize("by", ["key", "subscription", "account", "no key"])
+def test_the_plan_is_that_of_the_key_else_of_its_subscription_else_of_the_account(
+    installation: Installation, api: Api, account: str, by: str
+) -> None:
+    fact = Fact("claude-sonnet-4-5", (1000, 0, 0))
+    caller = Caller(installation, api, account, "p" if by == "key" else "")
+    key = f"/tk/v1/keys/{caller.key_id}"
+    if by == "subscription":
+        body = {"id": "s", "account": account, "plan": "p", "started_at": "2026-01-01T00:00:00Z"}
+        assert api("POST", "/tk/v1/subscriptions", body).status_code == 201
+        assert api("PUT", key, {**api("GET", key).json(), "subscription": "s"}).status_code == 200
+    elif by != "key":
+        plan = {**api("GET", f"/tk/v1/accounts/{account}").json(), "plan": "p"}
+        assert api("PUT", f"/tk/v1/accounts/{account}", plan).status_code == 200
+    if by == "no key":
+        event = caller.event(fact) | {"account": account}
+        del event["key_id"]
+        assert api("POST", "/tk/v1/events", event).json()["accepted"] == 1
+        found = [caller.stored(event["id"])]
+    else:
+        found = [gate(caller, fact), ingest(caller, fact), amend(caller, fact)]
+    assert {(record.cost_nanos, record.provider_cost_nanos) for record in found} == {(4_050_000, 3_000_000)}
+
+
 def test_old_usage_keeps_its_price_and_a_mark_up_can_be_changed(
     installation: Installation, api: Api, account: str
 ) -> None:
