@@ -367,20 +367,7 @@ class Directory:
     def charges_of(self, record: Record) -> list[Charge]:
         """Return what one record charges, by the scopes in force now."""
         scopes = self.scopes(record.account_id, record.project_id, record.key_id)
-        by_unit = units_of(record)
-        facts = facts_of(record)
-        charges = []
-        for scope in scopes.budgets:
-            counter_id = scope.counter_of(facts)
-            if counter_id is None:
-                continue
-            start_us = scope.span_us(record.occurred_at_us)[0]
-            if start_us >= self.active_from_us(record.account_id, scope.counter_id):
-                charges.append(Charge(record.account_id, counter_id, start_us, by_unit.get(scope.unit, 0)))
-        if scopes.draws_on_credit or (record.adjustment_nanos and not record.key_id):
-            at_us = record.occurred_at_us
-            charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))
-        return charges
+        return _charged(record, scopes, self.active_from_us)
 
     def decides_by(self, account_id: str, field: str, text: str, owner: tuple[str, str] | None) -> bool:
         """
@@ -468,6 +455,25 @@ class Directory:
             if len(memory) >= _REMEMBERED_MAX:
                 memory.clear()
             memory[at] = value
+
+
+def _charged(record: Record, scopes: Scopes, active_from_us: Callable[[str, str], int]) -> list[Charge]:
+    """Return what a record charges to *scopes*: a budget counts from the period on in which it came into force."""
+    by_unit = units_of(record)
+    facts = facts_of(record)
+    charges = []
+    for scope in scopes.budgets:
+        counter_id = scope.counter_of(facts)
+        if counter_id is None:
+            continue
+        start_us = scope.span_us(record.occurred_at_us)[0]
+        if start_us >= active_from_us(record.account_id, scope.counter_id):
+            charges.append(Charge(record.account_id, counter_id, start_us, by_unit.get(scope.unit, 0)))
+    # An adjustment that names no key is of the account's balance.
+    if scopes.draws_on_credit or (record.adjustment_nanos and not record.key_id):
+        at_us = record.occurred_at_us
+        charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))
+    return charges
 
 
 def _ended_with(key: Key, makers: Iterable[StoredKey]) -> Key:
