@@ -309,7 +309,7 @@ class TestForm:
             ("grants", "priority", -1),
             ("budgets", "amount", -1),
             ("budgets", "amount", 1.5),
-            ("budgets", "unit", "euros"),
+            ("budgets", "unit", "x" * 65),
             ("routes", "price_nanos", REQUEST_NANOS_MAX + 1),
             ("routes", "credits", REQUEST_NANOS_MAX + 1),
             ("routes", "event_kind", ""),
@@ -340,6 +340,9 @@ BUDGET = {"name": "monthly", "amount": 1}
 RULES: list[tuple[str, dict[str, Any], str]] = [
     *[(kind, {KINDS[kind].id_field: "-bad"}, KINDS[kind].id_field) for kind in KINDS],
     *[("projects", {"id": bad}, "id") for bad in ("", "a b", "a/b", "é", "x" * 129, "a\n")],
+    *[("budgets", {"unit": unit}, "unit") for unit in ("euros", "", "quantity.", "quantity.S", "seconds")],
+    ("plans", {"limits": [{"name": "rpm", "amount": 1, "unit": "euros"}]}, "limits[0].unit"),
+    ("plans", {"budgets": [{"name": "b", "amount": 1, "unit": "euros"}]}, "budgets[0].unit"),
     ("accounts", {"time_zone": "Mars/Olympus"}, "time_zone"),
     ("accounts", {"time_zone": "../../etc/passwd"}, "time_zone"),
     ("accounts", {"time_zone": "Europe"}, "time_zone"),

@@ -14,6 +14,7 @@ from tests.gate.memory_site import SPENT, Site
 from tollkeeper.domain.catalog import Budget, Limit, Route
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import scope_of_budget
+from tollkeeper.domain.matching import Facts
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Admission
 from tollkeeper.testing import ManualClock
@@ -84,7 +85,8 @@ def hold_again(site: FrozenSite) -> Admission:
     key = site.gate.compiled_key("a.k")
     assert not isinstance(key, Denial)
     yesterday_us = site.clock.now_us() - DAY_S * 10**6
-    return site.gate.hold_again(key, CHAT, "h", Amounts(1, 1, 5, 0), yesterday_us)
+    facts = Facts("", {}, CHAT.event_kind, CHAT.method, CHAT.path)
+    return site.gate.hold_again(key, CHAT, "h", Amounts(1, 1, 5, 0), yesterday_us, facts)
 
 
 CALLS: dict[str, tuple[str, Callable[[FrozenSite], Any]]] = {
