@@ -146,7 +146,7 @@ class Tollkeeper:
         from tollkeeper.api.adjustments import adjustment_of
         from tollkeeper.domain.instants import to_text
 
-        fields = {"id": id, "account": account, "amount": amount, "reason": reason}
+        fields: dict[str, Any] = {"id": id, "account": account, "amount": amount, "reason": reason}
         fields |= {"event": event, "key_id": key_id, "project": project}
         if time is not None:
             fields["time"] = to_text(time)

@@ -247,7 +247,7 @@ def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise Malformed(f"the body is not JSON: {exc}") from None
 
 
-def _decoded_with_money(of: Any, body: bytes) -> Any:
+def _decoded_with_money(of: type[T], body: bytes) -> T:
     """Return a body that is not of the plain form: its money may be text. Raises as a decoder, and `BadMoney`."""
     plain = msgspec.json.decode(body)
     return msgspec.convert(with_nanos(plain, money_names(of)) if isinstance(plain, dict) else plain, of)
