@@ -419,8 +419,10 @@ class Ledger(Protocol):
         Write *group* in one transaction, durably.
 
         Called by the committer only, one group at a time. Charging 0 writes nothing; a grant that is
-        posted already is left alone. When the database's answer to the commit itself is lost, this finds out
-        what came of it before it returns or raises.
+        posted already is left alone, and so is one to be revoked that is not on the balance. Draws on credit are
+        charged to the grants of their own time (`domain.draws`), after grants are posted and before they are revoked.
+        When the database's answer to the commit itself is lost, this finds out what came of it before it returns or
+        raises.
 
         Raises:
             InvariantBroken: A credit book would not balance.

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.domain.test_catalog import ENTRIES, SMALLEST
 from tollkeeper.api.entry_json import entry_json, plain_entry
 from tollkeeper.catalog.declaration import parse_declaration
-from tollkeeper.catalog.entry_parsing import entry_from, money_told
+from tollkeeper.catalog.entry_parsing import entry_from
+from tollkeeper.catalog.money_amounts import money_told
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.money import format_nanos
 from tollkeeper.domain.money_fields import is_money_name, twin_of

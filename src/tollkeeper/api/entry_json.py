@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tollkeeper.catalog.entry_parsing import money_told, plain_money
+from tollkeeper.catalog.money_amounts import money_told, plain_money
 from tollkeeper.catalog.quantity_amounts import AMOUNTS, in_micros, shown
 from tollkeeper.domain.catalog import KINDS, Entry, Grant, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text

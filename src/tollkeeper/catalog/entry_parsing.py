@@ -9,32 +9,19 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from functools import cache
 from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
+from tollkeeper.catalog.money_amounts import plain_money, struct_in
 from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key
-from tollkeeper.domain.money import format_nanos
-from tollkeeper.domain.money_fields import (
-    MONEY_UNIT,
-    BadMoney,
-    cent_warning,
-    floats_in,
-    is_money_name,
-    nanos_of_amount,
-    stated_nanos,
-    twin_of,
-)
+from tollkeeper.domain.money_fields import floats_in
 from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.profiles import names
 from tollkeeper.profiles.base import NATIVE
 
 E = TypeVar("E", bound=Entry)
-
-AMOUNTS: Final = ("amount", "burst")
-"""Fields of limits and budgets that hold money where the unit is nanos."""
 
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 """PostgreSQL's text holds no NUL; no UTF-8 holds half a surrogate pair."""
@@ -82,82 +69,6 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
         field = at_path(path, "profile")
         raise BadParameter(f"{field}: profile is one of {', '.join((NATIVE, *names()))}", field=field)
     return _in_utc(entry, path)
-
-
-def plain_money(raw: Any, holder: Any, path: str = "") -> Any:
-    """
-    Return *raw*, plain values of the struct type *holder*, with its money as nanos: see `domain.money_fields`.
-
-    Args:
-        path: Where *raw* stands: begins the field of every error.
-
-    Raises:
-        BadParameter: A field holds no money that can be taken, or a number that is not whole: no entry has one.
-    """
-    struct = _struct_in(holder)
-    if struct is None or not isinstance(raw, Mapping):
-        return raw
-    fields = _fields_of(struct)
-    found = dict(raw)
-    unit = found.get("unit", fields["unit"].default if "unit" in fields else None)
-    begin = f"{path}." if path else ""
-    try:
-        for name, field in fields.items():
-            value = found.get(name)
-            if is_money_name(name):
-                twin = twin_of(name)
-                nanos = stated_nanos(found, name, begin)
-                if found.pop(twin, None) is not None or nanos is not None:
-                    found[name] = nanos
-            elif value is None:
-                continue
-            elif name in AMOUNTS and unit == MONEY_UNIT:
-                found[name] = nanos_of_amount(begin + name, value)
-            elif isinstance(value, list):
-                found[name] = [
-                    plain_money(part, field.type, f"{begin}{name}[{index}]")
-                    for index, part in enumerate(value)
-                ]
-            elif isinstance(value, Mapping):
-                found[name] = plain_money(value, field.type, begin + name)
-    except BadMoney as exc:
-        raise BadParameter(f"{exc.field}: {exc}", field=exc.field) from None
-    return found
-
-
-@cache
-def _fields_of(struct: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
-    return {field.name: field for field in msgspec.structs.fields(struct)}
-
-
-def money_told(entry: Entry) -> tuple[dict[str, str], list[str]]:
-    """
-    Return the amounts of an entry as they were understood, and warnings of those that look like a slip.
-
-    Amounts are by their path, e.g. `budgets[0].amount` → `"25.00"`. Prices are often less than a cent: no warning.
-    """
-    told: dict[str, str] = {}
-    warnings: list[str] = []
-    _tell(entry, "", told, warnings)
-    return told, warnings
-
-
-def _tell(holder: msgspec.Struct, path: str, told: dict[str, str], warnings: list[str]) -> None:
-    for name in holder.__struct_fields__:
-        value, where = getattr(holder, name), at_path(path, name)
-        if isinstance(value, list):
-            for index, part in enumerate(value):
-                if isinstance(part, msgspec.Struct):
-                    _tell(part, f"{where}[{index}]", told, warnings)
-        elif isinstance(value, msgspec.Struct):
-            _tell(value, where, told, warnings)
-        elif value is not None and (
-            is_money_name(name) or (name in AMOUNTS and getattr(holder, "unit", None) == MONEY_UNIT)
-        ):
-            told[where] = format_nanos(value)
-            # What a request or a token costs is often less than a cent; what is granted or bounded is not.
-            if name in (*AMOUNTS, "amount_nanos") and (warning := cent_warning(where, value)):
-                warnings.append(warning)
 
 
 def checked(entry: E, path: str = "") -> E:
@@ -212,7 +123,7 @@ def _bad_field(
         )
     holder = _type_at(entry_type, inner)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        known = [field.name for field in msgspec.structs.fields(_struct_in(holder) or entry_type)]
+        known = [field.name for field in msgspec.structs.fields(struct_in(holder) or entry_type)]
         near = get_close_matches(match[1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known fields are {', '.join(known)}"
         inner, text = at_path(inner, match[1][:64]), f"unknown field: {hint}"
@@ -236,18 +147,12 @@ def _value_at(raw: Any, path: str) -> Any:
 def _type_at(holder: Any, path: str) -> Any:
     """Return the type of the field at *path* (`limits[1].unit`) within the struct *holder*."""
     for name in re.sub(r"\[\d+\]", "", path).split(".") if path else ():
-        struct = _struct_in(holder)
+        struct = struct_in(holder)
         found = (
             [field.type for field in msgspec.structs.fields(struct) if field.name == name] if struct else []
         )
         holder = found[0] if found else None
     return holder
-
-
-def _struct_in(holder: Any) -> type[msgspec.Struct] | None:
-    if isinstance(holder, type) and issubclass(holder, msgspec.Struct):
-        return holder
-    return next((found for arg in get_args(holder) if (found := _struct_in(arg))), None)
 
 
 def _literals_in(holder: Any) -> list[str]:

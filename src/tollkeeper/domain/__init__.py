@@ -19,7 +19,8 @@ Files, by what they are about:
 * what is set up: `catalog` (the kinds; `entry`: what they share), `price_entries` (`rates`, `model_patterns`: what
   these are written in), `keys`, `entitlements` (what a key permits now), `matching` (which requests a limit or budget
   counts), `bounds` (what a customer may make).
-* money and time: `money`, `pools` (the credit balance), `periods`, `zones`, `instants`, `limit_status`.
+* money and time: `money` (`money_fields`: as people write it), `pools` (the credit balance; `draws` on it),
+  `adjustments` (money that moves without a request), `periods`, `zones`, `instants`, `limit_status`.
 * what was used: `usage` (the query), `rollups`, `increments` (a report brought up to date), `alerts`, `webhooks`.
 * the stores: `bookings` (what one commit writes), `pairing` (which ledger belongs to which usage store), `addresses`.
 

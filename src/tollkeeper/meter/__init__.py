@@ -19,6 +19,7 @@ Files:
   already?) and `charges` (what it charges to the counters), which asks `matched_rows`, the twin of `domain.matching`.
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.
+* `adjustments`: money that moves without a request. `event_forms`: events with money as text, and as answers show them.
 
 It may import the domain, the ports, the gate, the catalog and the ledger; no room that comes after the ledger.
 """

@@ -21,7 +21,7 @@ from litestar.routes import HTTPRoute
 
 from tollkeeper.api.events_answer import EventsAnswer
 from tollkeeper.api.paths import PREFIX
-from tollkeeper.catalog.entry_parsing import AMOUNTS
+from tollkeeper.catalog.quantity_amounts import AMOUNTS
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.events import Event
 from tollkeeper.domain.money_fields import is_money_name, twin_of
