@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
@@ -14,7 +14,7 @@ from tollkeeper.console.failures import misused
 from tollkeeper.console.output import plain, print_json, warn
 from tollkeeper.domain.money import format_nanos, parse_nanos
 
-ALLOWS_NEGATIVE_AMOUNT = {"ignore_unknown_options": True}
+ALLOWS_NEGATIVE_AMOUNT: Final = {"ignore_unknown_options": True}
 """Context settings of the command, so that `-25.00` is an amount and no option."""
 
 

@@ -37,8 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # It prints local variables, among them secrets.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, demo, apply, ingest, usage, adjust, verify, rebuild, prove):
-    app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT if _command is adjust else None)(_command)
+for _command in (serve, demo, apply, ingest, usage):
+    app.command()(_command)
+app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT)(adjust)
+for _command in (verify, rebuild, prove):
+    app.command()(_command)
 for _group in ENTRY_GROUPS:
     app.add_typer(_group, rich_help_panel=_MANAGE)
 
