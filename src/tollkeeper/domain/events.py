@@ -118,13 +118,26 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class TokenClasses(Protocol):
     """Tokens per class as a caller states them, of the classes that are quantities; None for those left out."""
 
-    cache_write: int | None
-    cache_write_1h: int | None
-    audio_prompt: int | None
-    audio_cached_prompt: int | None
-    image_prompt: int | None
-    audio_completion: int | None
-    image_completion: int | None
+    @property
+    def cache_write(self) -> int | None: ...
+
+    @property
+    def cache_write_1h(self) -> int | None: ...
+
+    @property
+    def audio_prompt(self) -> int | None: ...
+
+    @property
+    def audio_cached_prompt(self) -> int | None: ...
+
+    @property
+    def image_prompt(self) -> int | None: ...
+
+    @property
+    def audio_completion(self) -> int | None: ...
+
+    @property
+    def image_completion(self) -> int | None: ...
 
 
 def stated_quantities(quantities: Mapping[str, object] | None, tokens: TokenClasses | None) -> dict[str, int]:

@@ -77,9 +77,12 @@ class StoredHolds:
                 [],
                 body.at_us,
             )
-        *tokens, model = body.expected
-        admission.expected = Usage(  # type: ignore[misc]
-            *tokens,  # type: ignore[arg-type]
+        prompt, cached_prompt, completion, reasoning, model = body.expected
+        admission.expected = Usage(
+            prompt,
+            cached_prompt,
+            completion,
+            reasoning,
             model,
             quantities=body.quantities,
             variant=body.variant,
