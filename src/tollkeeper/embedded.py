@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tollkeeper.catalog.changes import Applied, IssuedKey
+from tollkeeper.catalog.changes import Applied, Change, IssuedKey
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
+from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.maintenance.reconcile import Verdict
@@ -32,6 +34,7 @@ from tollkeeper.settings import load
 if TYPE_CHECKING:
     from tollkeeper.asgi import Middleware
     from tollkeeper.http.asgi_types import ASGIApp
+    from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
 
 
@@ -55,14 +58,23 @@ class Tollkeeper:
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def admit(self, api_key: str, method: str, path: str, expected: Usage = NO_USAGE) -> Admission | Denial:
+    def admit(
+        self,
+        api_key: str,
+        method: str,
+        path: str,
+        expected: Usage = NO_USAGE,
+        *,
+        tags: Mapping[str, str] = NO_TAGS,
+    ) -> Admission | Denial:
         """
         Decide one request, in microseconds. Settle or void the admission; dropped, it is voided.
 
         Args:
-            expected: The most that the request may use, so that no budget is passed.
+            expected: The most that the request may use, so that no budget is passed, and its model.
+            tags: Those of its event, by which limits and budgets may count it; `Outcome.tags` replace them.
         """
-        return self.installation.holds.admit(api_key, method, path, expected)
+        return self.installation.holds.admit(api_key, method, path, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = False) -> Record:
         """
@@ -104,9 +116,61 @@ class Tollkeeper:
         now_us = self.installation.clock.now_us()
         return self.installation.ingest.take(decode_events(events, now_us=now_us))
 
+    def adjust(
+        self,
+        account: str,
+        amount: str | int,
+        *,
+        id: str,
+        reason: str,
+        event: str = "",
+        key_id: str = "",
+        project: str = "",
+        time: datetime | None = None,
+    ) -> Adjusted:
+        """
+        Move an account's money without a request, once per *id*; durable and in force when it returns.
+
+        Args:
+            amount: Decimal text (`"25.00"` gives, `"-25.00"` takes), or whole nanos.
+            event: The event that it corrects.
+            key_id: Moves what this key's requests are charged to, in place of the account's budgets and credit.
+            time: When it counts; now unless given.
+
+        Raises:
+            BadParameter: A field breaks a rule, or names what the account does not have.
+            NotFound: There is no such account.
+            EventConflict: The id names something else, or the same with another body.
+            Unavailable: A store failed; the same call again is safe.
+        """
+        from tollkeeper.api.adjustments import adjustment_of
+        from tollkeeper.domain.instants import to_text
+
+        fields: dict[str, Any] = {"id": id, "account": account, "amount": amount, "reason": reason}
+        fields |= {"event": event, "key_id": key_id, "project": project}
+        if time is not None:
+            fields["time"] = to_text(time)
+        return self.installation.adjustments.post(adjustment_of(fields))
+
+    def revoke_grant(self, account: str, grant_id: str) -> Change:
+        """
+        Take a grant back, as if it had never been given; a repeat changes nothing.
+
+        What is left of it goes; what was spent of it is drawn on the rest of the balance, then overdraft.
+
+        Raises:
+            NotFound: The account has no such grant.
+            Unavailable: The ledger cannot be written; the same call again is safe.
+        """
+        return self.manage.revoke_grant(account, grant_id)
+
     def usage(self, query: UsageQuery) -> UsageReport:
-        """Answer a usage query; the answer contains everything that was durable before the call."""
-        return self.installation.reports.usage(query)
+        """
+        Answer a usage query; the answer contains everything that was durable before the call.
+
+        Measures `quantity.NAME` are decimal text of units; money is whole nanos.
+        """
+        return quantities_as_text(query, self.installation.reports.usage(query))
 
     # -- set-up and maintenance -----------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ from tollkeeper.maintenance.budget_enforcement import BudgetEnforcement
 from tollkeeper.maintenance.catalog_changes import CatalogChanges
 from tollkeeper.maintenance.reconcile import Reconcile
 from tollkeeper.maintenance.rounds import Job, MaintenanceThread
+from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
 from tollkeeper.meter.ingest import Ingest
 from tollkeeper.ports import UsageStore
@@ -135,7 +136,7 @@ class Installation:
         )
         self.pending = Pending(read_back(self.ledger.outbox), self.clock.now_us, self.gate.own_ids_ending)
         reactions = Reactions(self)
-        self.labels = Labels(settings.distinct_values_per_day_max)
+        self.labels = Labels(settings.distinct_values_per_day_max, decides=self.directory.decides_by)
         self.committer = Committer(
             self.ledger,
             self.gate,
@@ -165,6 +166,7 @@ class Installation:
         self.amend = Amend(
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )
+        self.adjustments = Adjustments(self.directory, self.store, self.pending, self.committer, self.clock)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
         )
@@ -198,6 +200,7 @@ class Installation:
             on_begin=self._catalog_changes.begins,
             on_doubt=self._catalog_changes.doubted,
             post_grant=self._grants.post,
+            revoke_grant=self._grants.revoke,
             has_usage=self._has_usage,
             plain_http=settings.webhook_allow_private,
             quotas={

@@ -45,7 +45,14 @@ _TYPES: Final[dict[str, pa.DataType]] = {
     "cost_state": _FEW,
     "price_version": _FEW,
     "tags": pa.map_(pa.string(), pa.string()),
+    "quantities": pa.map_(pa.string(), pa.int64()),
+    "provider_cost_nanos": pa.int64(),
+    "variant": _FEW,
+    "adjustment_nanos": pa.int64(),
 }
+_FIELDS_BEFORE_QUANTITIES: Final = 29
+"""Columns of a table from before records had quantities: without the last four."""
+_MAPS: Final = ("tags", "quantities")
 
 SCHEMA: Final = pa.schema([pa.field(name, _TYPES[name]) for name in RECORD_FIELDS])
 """The columns of a record batch. `*_us` are microseconds since the Unix epoch; only `latency_us` has nulls."""
@@ -58,8 +65,8 @@ def table_of(records: Sequence[Record]) -> pa.Table:
     columns = zip(*records, strict=True)
     arrays = []
     for field, values in zip(SCHEMA, columns, strict=True):
-        if field.name == "tags":
-            arrays.append(pa.array([list(tags.items()) for tags in values], field.type))
+        if field.name in _MAPS:
+            arrays.append(pa.array([list(named.items()) for named in values], field.type))
         elif pa.types.is_dictionary(field.type):
             arrays.append(pa.array(values, pa.string()).dictionary_encode())
         else:
@@ -72,7 +79,7 @@ def records_of(table: pa.Table) -> list[Record]:
     columns = []
     for name in RECORD_FIELDS:
         values = table.column(name).to_pylist()
-        columns.append([dict(tags or ()) for tags in values] if name == "tags" else values)
+        columns.append([dict(named or ()) for named in values] if name in _MAPS else values)
     return [Record(*row) for row in zip(*columns, strict=True)]
 
 
@@ -85,9 +92,35 @@ def to_ipc(table: pa.Table) -> bytes:
 
 
 def from_ipc(payload: bytes) -> pa.Table:
-    """Return the table of an Arrow IPC stream that `to_ipc` made."""
+    """
+    Return the table of an Arrow IPC stream that `to_ipc` made.
+
+    One from before records had quantities gets the columns that it lacks: none, and what the requests cost as the cost
+    of their provider.
+    """
     with pa.ipc.open_stream(payload) as reader:
-        return reader.read_all()
+        table = reader.read_all()
+    if table.num_columns == _FIELDS_BEFORE_QUANTITIES and table.schema.equals(
+        pa.schema(list(SCHEMA)[:_FIELDS_BEFORE_QUANTITIES])
+    ):
+        rows = table.num_rows
+        added = {
+            "quantities": no_quantities(rows),
+            "provider_cost_nanos": table.column("cost_nanos"),
+            "variant": pa.array([""] * rows, pa.string()).dictionary_encode(),
+            "adjustment_nanos": pa.repeat(pa.scalar(0, pa.int64()), rows),
+        }
+        table = pa.Table.from_arrays([*table.columns, *added.values()], schema=SCHEMA)
+    return table
+
+
+def no_quantities(row_count: int) -> pa.MapArray:
+    """Return a column `quantities` without any."""
+    return pa.MapArray.from_arrays(
+        pa.repeat(pa.scalar(0, pa.int32()), row_count + 1),
+        pa.array([], pa.string()),
+        pa.array([], pa.int64()),
+    )
 
 
 def concat(tables: Iterable[pa.Table]) -> pa.Table:

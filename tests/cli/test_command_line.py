@@ -16,7 +16,7 @@ from tollkeeper.domain.catalog import KINDS
 from tollkeeper.errors import Unavailable
 from tollkeeper.settings import Settings
 
-COMMANDS = ["serve", "demo", "apply", "ingest", "usage", "verify", "rebuild", *KINDS]
+COMMANDS = ["serve", "demo", "apply", "ingest", "usage", "adjust", "verify", "rebuild", *KINDS]
 GROUP_COMMANDS = ["list", "show", "put", "delete"]
 
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from tests.engines import SHARED_ENGINES, empty_tables, fresh_engine
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.ledger import SqlLedger
+from tollkeeper.adapters.sql.ledger_tables import pools
 from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.domain.bookings import (
     EndedHold,
@@ -20,11 +21,13 @@ from tollkeeper.domain.bookings import (
     HoldBody,
     OutboxEntry,
     PendingRow,
+    RevokedGrant,
     SetAside,
     StoredHold,
     WindowState,
 )
 from tollkeeper.domain.catalog import Account, Grant
+from tollkeeper.domain.draws import Draws
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, fingerprint_of
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.pairing import BatchMark
@@ -149,7 +152,10 @@ def broken_hold(ledger: SqlLedger, engine: sa.Engine) -> Group:
     return Group(now_us=NOW_US, opened=[hold()])
 
 
-def broken_refund(ledger: SqlLedger, engine: sa.Engine) -> Group:
+def broken_balance(ledger: SqlLedger, engine: sa.Engine) -> Group:
+    with engine.begin() as tx:
+        # An account has an overdraft or a surplus, not both: someone wrote into the table.
+        tx.execute(sa.insert(pools).values(account_id="acme", overdraft_nanos=5, surplus_nanos=9))
     return Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): -1})
 
 
@@ -165,7 +171,7 @@ def broken_number(ledger: SqlLedger, engine: sa.Engine) -> Group:
     ("make", "error"),
     [
         (broken_hold, Conflict),
-        (broken_refund, InvariantBroken),
+        (broken_balance, InvariantBroken),
         (broken_outbox, Conflict),
         (broken_number, (BadInput, OverflowError)),
     ],
@@ -328,11 +334,12 @@ def test_spending_draws_by_priority_and_refunds_in_reverse(ledger: SqlLedger, en
     ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): -12}))
     assert left() == {"soon": 0, "late": 0, "paid": 7}
     assert ledger.book("acme")[0].overdraft_nanos == 0
-    with pytest.raises(InvariantBroken):
-        ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): -24}))
-    assert left() == {"soon": 0, "late": 0, "paid": 7}
-    ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): -23}))
+    ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): -24}))
     assert left() == {"soon": 10, "late": 10, "paid": 10}
+    book, _ = ledger.book("acme")
+    assert (book.surplus_nanos, book.spent_nanos, book.balance_nanos(NOW)) == (1, -1, 31)
+    ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): 3}))
+    assert (ledger.book("acme")[0].surplus_nanos, left()["soon"]) == (0, 8)
 
 
 def test_a_grant_pays_back_what_was_overdrawn(ledger: SqlLedger, engine: sa.Engine) -> None:
@@ -351,6 +358,66 @@ def test_an_expired_grant_is_not_drawn_on(ledger: SqlLedger, engine: sa.Engine) 
     ledger.commit(Group(now_us=NOW_US + 1_000_000, charges={("acme", CREDIT_COUNTER, 0): 4}))
     book, _ = ledger.book("acme")
     assert (book.overdraft_nanos, book.grants[0].remaining_nanos) == (4, 10)
+
+
+def test_a_draw_is_paid_by_the_grants_of_its_time(ledger: SqlLedger, engine: sa.Engine) -> None:
+    """A request of before the expiry is settled after it: the grant pays. One of the expiry itself is too late."""
+    soon = grant(engine, "soon", 10, expires_at=NOW + timedelta(seconds=1))
+    ledger.commit(Group(now_us=NOW_US, grants=[soon, grant(engine, "paid", 10, priority=200)]))
+    draws = Draws()
+    for at_us, amount in ((NOW_US + 1_000_000, 4), (NOW_US + 999_999, 3), (NOW_US, 2)):
+        draws.add(at_us, amount)
+    charges = {("acme", CREDIT_COUNTER, 0): 9}
+    committed = ledger.commit(Group(now_us=NOW_US + 5_000_000, charges=charges, draws={"acme": draws}))
+    book, _ = ledger.book("acme")
+    assert {g.grant_id: g.remaining_nanos for g in book.grants} == {"soon": 5, "paid": 6}
+    assert committed.books == {"acme": book}
+
+
+def test_draws_that_cancel_out_are_drawn_all_the_same(ledger: SqlLedger, engine: sa.Engine) -> None:
+    """What one grant paid is given back to it, and another one pays: the counter is as it was, the book is not."""
+    soon = grant(engine, "soon", 10, expires_at=NOW + timedelta(seconds=1))
+    ledger.commit(Group(now_us=NOW_US, grants=[soon, grant(engine, "paid", 10, priority=200)]))
+    ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): 6}))
+    draws = Draws()
+    draws.add(NOW_US, -6)
+    draws.add(NOW_US + 2_000_000, 6)
+    ledger.commit(
+        Group(now_us=NOW_US + 5_000_000, charges={("acme", CREDIT_COUNTER, 0): 0}, draws={"acme": draws})
+    )
+    book, _ = ledger.book("acme")
+    assert {g.grant_id: g.remaining_nanos for g in book.grants} == {"soon": 10, "paid": 4}
+    assert book.spent_nanos == ledger.counter("acme", CREDIT_COUNTER, 0)[0] == 6
+
+
+def test_a_revoked_grant_is_gone_and_its_spending_is_overdraft(ledger: SqlLedger, engine: sa.Engine) -> None:
+    """A chargeback takes back what was left and what was spent, once; nothing is spent by it."""
+    ledger.commit(Group(now_us=NOW_US, grants=[grant(engine, "top-up", 1_000)]))
+    ledger.commit(Group(now_us=NOW_US, charges={("acme", CREDIT_COUNTER, 0): 50}))
+    for _ in range(2):
+        ledger.commit(Group(now_us=NOW_US, revoked=[RevokedGrant("acme", "top-up")]))
+        book, _ = ledger.book("acme")
+        assert (book.balance_nanos(NOW), book.overdraft_nanos, book.spent_nanos) == (-50, 50, 50)
+        assert book.grants[0][3:] == (0, 0, NOW)
+    assert ledger.counter("acme", CREDIT_COUNTER, 0)[0] == 50
+    ledger.commit(Group(now_us=NOW_US, grants=[grant(engine, "top-up", 1_000)]))
+    assert ledger.book("acme")[0].balance_nanos(NOW) == -50, "a repeat of the top-up gave the money again"
+
+
+def test_a_group_posts_draws_and_revokes_in_this_order(ledger: SqlLedger, engine: sa.Engine) -> None:
+    """All in one group is as if in three."""
+    top_up, other = grant(engine, "a", 100), grant(engine, "b", 30)
+    ledger.commit(
+        Group(
+            now_us=NOW_US,
+            grants=[top_up, other],
+            charges={("acme", CREDIT_COUNTER, 0): 50},
+            revoked=[RevokedGrant("acme", "a"), RevokedGrant("acme", "unknown")],
+        )
+    )
+    book, _ = ledger.book("acme")
+    assert [g.remaining_nanos for g in book.grants] == [0, 0]
+    assert (book.overdraft_nanos, book.spent_nanos) == (20, 50)
 
 
 # -- holds, windows, scopes -----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from tollkeeper.domain.events import (
     record_to_event,
 )
 from tollkeeper.domain.instants import from_us, to_text, to_us
+from tollkeeper.domain.quantities import MICROS, QUANTITY_MICROS_MAX, TOKEN_CLASSES, TOKENS_MAX
 
 offsets = st.integers(-23 * 60 - 59, 23 * 60 + 59).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 instants = st.datetimes(timezones=offsets | st.just(UTC))
@@ -84,6 +85,20 @@ class TestTime:
 names = st.text(max_size=8)
 tokens = st.integers(0, events.TOKENS_MAX)
 charges = st.integers(0, events.COST_NANOS_MAX)
+
+
+def quantities() -> st.SearchStrategy[dict[str, int]]:
+    """Quantities as records have them: micro-units, token classes whole, in the order of the names."""
+    micros = {
+        **{name: st.integers(1, TOKENS_MAX).map(lambda tokens: tokens * MICROS) for name in TOKEN_CLASSES},
+        **dict.fromkeys(("seconds", "images", "own_unit"), st.integers(1, QUANTITY_MICROS_MAX)),
+    }
+    some = st.sets(st.sampled_from(sorted(micros)), max_size=4)
+    return st.just({}) | some.flatmap(
+        lambda names: st.fixed_dictionaries({name: micros[name] for name in sorted(names)})
+    )
+
+
 times_us = st.integers(events.TIME_MIN_US, 2_000_000_000_000_000)
 
 VALUES: dict[str, st.SearchStrategy] = {
@@ -116,6 +131,10 @@ VALUES: dict[str, st.SearchStrategy] = {
     "cost_state": st.sampled_from(["given", "priced", "estimated", "unpriced", "free"]),
     "price_version": names,
     "tags": st.dictionaries(st.text(min_size=1, max_size=4), names, max_size=3),
+    "quantities": quantities(),
+    "provider_cost_nanos": charges,
+    "variant": names,
+    "adjustment_nanos": st.just(0) | st.integers(-events.COST_NANOS_MAX, events.COST_NANOS_MAX),
 }
 records = st.builds(Record, **VALUES)
 

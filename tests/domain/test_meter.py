@@ -33,7 +33,7 @@ FREE = Route(id="status", method="GET", path="/v1/status", free=True)
 M = ModelPrice("prices:m", 5, (Tier(0, 1_000_000, 0, 0, 0),))
 
 
-def price_of(model: str, account_id: str, at_us: int) -> ModelPrice | None:
+def price_of(model: str, variant: str, account_id: str, plan: str, at_us: int) -> ModelPrice | None:
     assert model
     return M if model == "m" else None
 
@@ -54,21 +54,22 @@ class TestCost:
         ],
     )
     def test_a_request_uses_its_model_unless_it_failed_before_any_token(self, model, tokens, failed, used):
-        _, state, _, version = cost(usage=Usage(tokens, model=model), status=500 if failed else 200)
+        _, _, state, _, version = cost(usage=Usage(tokens, model=model), status=500 if failed else 200)
         assert (state, version) == ("priced", "prices:m" if used else "route:chat")
 
     @pytest.mark.parametrize("status", [0, 200, 404, 500])
     @pytest.mark.parametrize("cache", ["", "hit", "miss"])
     def test_a_path_that_no_route_knows_is_free_without_a_model(self, status, cache):
-        assert cost(UNKNOWN_ROUTE, status=status, cache=cache) == (0, "free", 0, "")
+        assert cost(UNKNOWN_ROUTE, status=status, cache=cache) == (0, 0, "free", 0, "")
 
     def test_a_path_that_no_route_knows_is_charged_its_model(self):
-        assert cost(UNKNOWN_ROUTE, Usage(7, model="m")) == (12, "priced", 0, "prices:m")
-        assert cost(UNKNOWN_ROUTE, Usage(7, model="x")) == (0, "unpriced", 0, "")
+        assert cost(UNKNOWN_ROUTE, Usage(7, model="m")) == (12, 12, "priced", 0, "prices:m")
+        assert cost(UNKNOWN_ROUTE, Usage(7, model="x")) == (0, 0, "unpriced", 0, "")
 
     def test_a_route_of_the_catalog_named_unknown_is_a_route(self):
         assert cost(Route(id="unknown", method="*", path="/*", price_nanos=2)) == (
             2,
+            0,
             "priced",
             0,
             "route:unknown",
@@ -79,20 +80,22 @@ class TestCost:
         st.sampled_from([0, 200, 402, 429, 500]),
     )  # fmt: skip
     def test_a_refused_request_is_free_whatever_it_asked_for(self, route, model, tokens, status):
-        assert cost(route, Usage(tokens, model=model), status, refused=True) == (0, "free", 0, "")
+        assert cost(route, Usage(tokens, model=model), status, refused=True) == (0, 0, "free", 0, "")
 
     @given(st.sampled_from([CHAT, FREE, UNKNOWN_ROUTE]), st.sampled_from([200, 500]), st.booleans(), charges)
     def test_a_stated_cost_stands_and_an_estimate_counts_until_then(self, route, status, refused, nanos):
         usage = Usage(3, model="x", cost_nanos=nanos, credits=4)
-        assert cost(route, usage, status, "hit", refused=refused) == (nanos, "given", 4, "")
+        assert cost(route, usage, status, "hit", refused=refused) == (nanos, nanos, "given", 4, "")
         estimated = cost(route, usage, status, "hit", refused=refused, estimate_nanos=nanos + 1)
-        assert estimated == (nanos + 1, "estimated", 4, "")
+        assert estimated == (nanos + 1, nanos + 1, "estimated", 4, "")
 
 
 class TestRecords:
     def test_the_record_of_an_admitted_request_has_each_value_in_its_place(self):
         """It is built by position."""
-        usage = Usage(1, 2, 3, 4, "", None, None)
+        usage = Usage(
+            1, 2, 3, 4, "", None, None, {"audio_prompt_tokens": 5_000_000, "seconds": 500_000}, "batch"
+        )
         outcome = Outcome(201, usage, "oops", 5, 6, "miss", {"a": "b"})
         record = admitted_record(
             price_of, "acme", "p", "k", 10, 20, "id", CHAT, "POST", "/v1/chat", 99, "m", {}, outcome
@@ -103,10 +106,11 @@ class TestRecords:
             error_type="oops", denied_reason="", latency_us=5, bytes_out=6, model="m", prompt_tokens=1,
             cached_prompt_tokens=2, completion_tokens=3, reasoning_tokens=4, cache="miss", credits=3,
             cost_nanos=17, estimated_cost_nanos=99, cost_state="priced", price_version="prices:m",
-            tags={"a": "b"},
+            tags={"a": "b"}, quantities={"audio_prompt_tokens": 5_000_000, "seconds": 500_000},
+            provider_cost_nanos=6, variant="batch",
         )  # fmt: skip
         assert type(record) is Record
-        assert record.tokens == usage.tokens == 10
+        assert record.tokens == usage.tokens == 15
         assert same_outcome(record, outcome)
 
     @pytest.mark.parametrize(("stated", "cost"), [(None, 99), (7, 7)])
@@ -166,7 +170,7 @@ class TestPath:
 
 
 OURS = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
-PRICED_BY_US = frozenset({"cost_nanos", "cost_state", "credits"})
+PRICED_BY_US = frozenset({"cost_nanos", "provider_cost_nanos", "cost_state", "credits"})
 CALLERS = [name for name in RECORD_FIELDS if name not in OURS | PRICED_BY_US]
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance, book_of
-from tollkeeper.errors import InvariantBroken
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 amounts = st.integers(0, 1_000)
@@ -33,35 +31,54 @@ def grants(draw: st.DrawFn, count_max: int = 6) -> list[GrantBalance]:
     return draw(st.permutations(made))
 
 
-steps = st.lists(st.tuples(st.sampled_from(("post", "charge", "refund")), amounts, days), max_size=25)
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(("post", "charge", "late charge", "refund", "late refund", "revoke")), amounts, days
+    ),
+    max_size=25,
+)
 
 
 def check(book: CreditBook) -> None:
     assert book.overdraft_nanos >= 0
+    assert book.surplus_nanos >= 0
+    assert not (book.overdraft_nanos and book.surplus_nanos)
     assert all(0 <= grant.remaining_nanos <= grant.amount_nanos for grant in book.grants)
+    assert all(grant.revoked_at is None or grant.amount_nanos == 0 for grant in book.grants)
     assert list(book.grants) == sorted(book.grants)
 
 
 @given(grants(), steps)
 def test_any_history_spends_exactly_what_was_charged(pool, history):
-    """The oracle is two integers: what was granted, and what was spent."""
+    """The oracle is two integers: what was granted, and what was spent; late or not, taken back or not."""
     book, granted, spent, now = CreditBook(), 0, 0, START
     left = list(pool)
     for step, amount, days_on in history:
-        now = max(now, day(days_on))
+        if not step.startswith("late"):
+            now = max(now, day(days_on))
+        at = day(days_on) if step.startswith("late") else now
+        before = book.balance_nanos(at)
         if step == "post":
             if not left:
                 continue
             grant = left.pop()
             book = book.posted(grant)
             granted += grant.amount_nanos
-        elif step == "charge":
-            book = book.charged(amount, now)
+        elif step == "revoke":
+            if not book.grants:
+                continue
+            grant = book.grants[amount % len(book.grants)]
+            granted -= grant.amount_nanos
+            book = book.revoked(grant.grant_id, now)
+            assert book.revoked(grant.grant_id, now + timedelta(days=1)) == book
+        elif step.endswith("charge"):
+            book = book.charged(amount, at)
             spent += amount
+            assert book.balance_nanos(at) == before - amount
         else:
-            refund = min(amount, spent)
-            book = book.charged(-refund, now)
-            spent -= refund
+            book = book.charged(-amount, at)
+            spent -= amount
+            assert book.balance_nanos(at) == before + amount
         check(book)
         assert book.spent_nanos == spent
         # Before anything expires, what is left is what was granted less what was spent.
@@ -101,10 +118,37 @@ def test_a_charge_split_anywhere_leaves_the_same_book(pool, parts, at):
 
 
 @given(grants(), amounts, st.integers(1, 1_000), days)
-def test_more_than_was_spent_is_never_given_back(pool, spent, beyond, at):
-    book = book_of(pool, 0).charged(spent, day(at))
-    with pytest.raises(InvariantBroken):
-        book.charged(-spent - beyond, day(at))
+def test_more_than_was_spent_is_a_surplus_that_is_drawn_first(pool, spent, beyond, at):
+    """A goodwill of 10 to an account that spent nothing is 10 more, which no expiry takes away."""
+    book = book_of(pool, 0).charged(spent, day(at)).charged(-spent - beyond, day(at))
+    check(book)
+    assert book == book_of(pool, 0, beyond)
+    assert (book.spent_nanos, book.balance_nanos(FAR_FUTURE)) == (-beyond, beyond)
+    assert book.charged(beyond, day(at)) == book_of(pool, 0)
+
+
+@given(grants(), amounts, amounts, days, days)
+def test_a_grant_pays_for_what_was_requested_before_it_expired(pool, soon, late, first, second):
+    """However late a request is booked: grants that had expired at its time are neither drawn on nor refilled."""
+    book = book_of(pool, 0).charged(soon, day(first))
+    for amount in (late, -late):
+        after = book.charged(amount, day(second))
+        for old, new in zip(book.grants, after.grants, strict=True):
+            assert old.expires_at > day(second) or old == new
+        book = after
+
+
+@given(grants(), amounts, days)
+def test_a_revoked_grant_is_as_if_never_given(pool, spent, at):
+    """What it paid is drawn on the others, in their order, and is overdraft beyond them."""
+    book = book_of(pool, 0).charged(spent, START)
+    for grant in pool:
+        gone = book.revoked(grant.grant_id, START)
+        others = [other for other in pool if other.grant_id != grant.grant_id]
+        never = book_of(others, 0).charged(spent, START)
+        assert gone.overdraft_nanos == never.overdraft_nanos
+        assert tuple(g for g in gone.grants if g.grant_id != grant.grant_id) == never.grants
+        assert gone.balance_nanos(day(at)) == never.balance_nanos(day(at))
 
 
 @given(grants(), amounts, amounts, days)

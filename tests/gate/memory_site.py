@@ -58,7 +58,7 @@ class Site:
     def routes(self) -> list[Route]:
         return [Route(id="chat", method="POST", path="/chat")]
 
-    def price(self, model: str, account_id: str, at_us: int) -> None:
+    def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> None:
         return None
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
@@ -101,7 +101,7 @@ class Site:
         books = {}
         for at, amount in charges.items():
             if at[1] == "credit":
-                book = self.book(at[0])[0].charged(amount, from_us(self.clock.now_us()))
+                book = self.book(at[0])[0].charged(amount, from_us(at[2]))
                 books[at[0]] = self.books[at[0]] = book
             else:
                 self.used[at] += amount

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from tollkeeper.domain.catalog import Budget, Limit
 from tollkeeper.domain.entitlements import scope_of_budget
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
-from tollkeeper.domain.periods import FAR_FUTURE, period_of
-from tollkeeper.domain.pools import CreditBook, GrantBalance
+from tollkeeper.domain.periods import period_of
 from tollkeeper.gate.counter import NotRead
-from tollkeeper.gate.money import BudgetCounter, CreditPool
+from tollkeeper.gate.money import BudgetCounter
 from tollkeeper.gate.windows import SLIDING_SLOTS, WINDOWS
 
 T0 = to_us(datetime(2026, 3, 18, 12, tzinfo=UTC))
@@ -624,59 +623,3 @@ def test_a_changed_period_keeps_what_is_under_way():
     assert counter.allowed_used(first_us + 48 * HOUR_US) == (100, 30)
     counter.settle(mark, 30, 20)
     assert counter.allowed_used(first_us) == (100, 20)
-
-
-# -- credit ------------------------------------------------------------------------------------------
-
-
-@given(st.data())
-def test_a_balance_agrees_with_the_book_less_what_is_under_way(data):
-    books = {"book": CreditBook(), "commit": 0}
-    pool = CreditPool("acme")
-    pool.take_book(books["book"], books["commit"], T0)
-    held: list[int] = []
-    settled: list[int] = []
-    now_us, names = T0, iter(range(1000))
-    steps = ("take", "take", "settle", "give back", "undo", "commit", "grant", "later", "earlier")
-    for step in data.draw(st.lists(st.sampled_from(steps), max_size=40)):
-        book = books["book"]
-        out = sum(held) + sum(settled)
-        balance = book.balance_nanos(from_us(now_us))
-        assert pool.allowed_used(now_us) == (max(0, balance), out)
-        if step == "take":
-            amount = data.draw(st.integers(0, 60))
-            assert pool.fits(amount, now_us) == (balance - out >= max(1, amount))
-            if pool.fits(amount, now_us):
-                pool.take(amount, now_us)
-                held.append(amount)
-        elif step in ("settle", "give back", "undo") and held:
-            amount = held.pop()
-            if step == "give back":
-                pool.give_back(0, amount)
-                continue
-            actual = data.draw(st.integers(0, 80))
-            pool.settle(0, amount, actual)
-            if step == "undo":
-                pool.unsettle(0, amount, actual)
-                held.append(amount)
-            else:
-                settled.append(actual)
-        elif step == "later":
-            now_us += data.draw(st.integers(0, 48 * HOUR_US))
-        elif step == "earlier":
-            # A clock that is set back before an expiry: the grant counts again, as in the book.
-            now_us -= data.draw(st.integers(0, 48 * HOUR_US))
-        elif step in ("commit", "grant"):
-            if step == "grant":
-                amount = data.draw(st.integers(1, 100))
-                expires_at = from_us(now_us) + timedelta(hours=data.draw(st.integers(1, 48)))
-                expires_at = data.draw(st.sampled_from((expires_at, FAR_FUTURE)))
-                book = book.posted(GrantBalance(1, expires_at, f"g{next(names)}", amount, amount))
-            counted = sum(settled)
-            settled.clear()
-            books["book"] = book.charged(counted, from_us(now_us))
-            books["commit"] += 1
-            changed = step == "grant" or counted
-            pool.booked(
-                books["book"] if changed else None, counted=counted, commit=books["commit"], now_us=now_us
-            )

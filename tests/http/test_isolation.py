@@ -48,6 +48,17 @@ def cases(world: World) -> list[Case]:
         Case("POST", f"{keys}/state", f"{of_key}/state", {"state": "active"}, 200, 200, 404, 403),
         Case("GET", f"{keys}/state", f"{of_key}/state", None, 200, 200, 404, 200),
         Case("GET", balance, f"/tk/v1/accounts/{a.account}/balance", None, 200, 200, 404, 403),
+        Case(
+            "POST",
+            "/tk/v1/grants/{entry_id}/revoke",
+            f"/tk/v1/grants/none/revoke{whose}",
+            None,
+            404,
+            403,
+            403,
+            403,
+        ),
+        Case("POST", "/tk/v1/adjustments", "/tk/v1/adjustments", {}, 400, 403, 403, 403),
         Case("GET", "/tk/v1/usage", usage, None, 200, 200, 404, 200),
         Case("GET", events, event + whose, None, 200, 200, 404, 403),
         Case(

@@ -19,7 +19,9 @@ def record(id_: str, account_id: str = "acme") -> Record:
         if name.endswith(("_us", "_tokens", "_nanos"))
         or name in ("revision", "status", "bytes_out", "credits")
     }
-    return Record(**{**texts, **numbers, "account_id": account_id, "id": id_, "sign": 1, "tags": {}})
+    return Record(
+        **{**texts, **numbers, "account_id": account_id, "id": id_, "sign": 1, "tags": {}, "quantities": {}}
+    )
 
 
 def keys(*ids: str) -> list[str]:

@@ -9,12 +9,13 @@ import pyarrow as pa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.domain.test_events import records
+from tests.domain.test_events import quantities, records
 from tollkeeper.catalog.price_book import PriceBook
-from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price, Route
+from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Markup, Price, Route
 from tollkeeper.domain.events import COST_NANOS_MAX, TOKENS_MAX, Record
 from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, cost_of, recharged, units_of
+from tollkeeper.domain.price_entries import PriceTier
 from tollkeeper.domain.requests import Usage
 from tollkeeper.meter.columns import TOKEN_COLUMNS, cost_columns, units_columns
 from tollkeeper.meter.fields import table_from
@@ -41,6 +42,7 @@ events = st.fixed_dictionaries(
     {
         "occurred_at_us": moments,
         "account": st.sampled_from(ACCOUNTS),
+        "plan": st.sampled_from(["", "pro"]),
         "route": st.integers(0, len(ROUTES) - 1),
         "model": st.none() | st.sampled_from(MODELS),
         "status": st.none() | st.sampled_from([0, 200, 204, 399, 400, 402, 429, 500, 999]),
@@ -49,6 +51,9 @@ events = st.fixed_dictionaries(
         "cost_nanos": st.sampled_from([None, None]) | amounts,
         "estimated_cost_nanos": st.sampled_from([None, None]) | amounts,
         "credits": amounts,
+        "provider_cost_nanos": st.sampled_from([None, None]) | amounts,
+        "quantities": st.none() | quantities(),
+        "variant": st.sampled_from([None, None, "batch"]),
     }
     | {name: st.none() | st.just(0) | counts for name in TOKEN_COLUMNS}
 )
@@ -68,23 +73,45 @@ def price_books(draw: st.DrawFn) -> PriceBook:
             completion_nanos_per_million=draw(rates),
             reasoning_nanos_per_million=draw(st.none() | rates),
             request_nanos=draw(st.sampled_from([0, 40_000_000, REQUEST_NANOS_MAX])),
+            variant=draw(st.sampled_from(["", "", "batch"])),
+            audio_prompt_nanos_per_million=draw(st.none() | rates),
+            rates=draw(st.sampled_from([{}, {"seconds": "0.0043/60"}, {"images": 5}])),
+            tiers=draw(st.sampled_from([[], [PriceTier(over=2, prompt_nanos_per_million=10**6)]])),
         )
         for index in range(draw(st.integers(0, 5)))
     ]
-    return PriceBook(prices, built_in=False)
+    # Priced by a unit alone, and a variant by a factor.
+    prices.append(Price(id="s", model="image", variant="batch", rates={"seconds": 7 * 10**6}))
+    prices.append(Price(id="f", model="o*", variant="batch", factor="0.5"))
+    markups = [
+        Markup(
+            id=f"m{index}",
+            **draw(st.sampled_from([{}, {"account": "acme"}, {"plan": "pro"}])),
+            model=draw(st.sampled_from(["*", "m", "o*"])),
+            factor=draw(st.sampled_from(["1.2", "0.333333333", "1000"])),
+            request_nanos=draw(st.sampled_from([0, 5])),
+            effective_at=from_us(draw(moments)),
+        )
+        for index in range(draw(st.integers(0, 2)))
+    ]
+    return PriceBook(prices, markups, built_in=False)
 
 
 def priced_by(book: PriceBook) -> Any:
-    return lambda model, account_id, at_us: book.price_of(model, account_id=account_id, at_us=at_us)
+    return lambda model, variant, account_id, plan, at_us: book.price_of(
+        model, account_id=account_id, at_us=at_us, variant=variant, plan=plan
+    )
 
 
-def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, str, int, str]:
+def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, int, str, int, str]:
     """What `cost_of` says of one event: a cost that is given stands, even beside an estimate."""
     usage = Usage(
         *(event[name] or 0 for name in TOKEN_COLUMNS),
         event["model"] or "",
         event["cost_nanos"],
         event["credits"],
+        event["quantities"] or {},
+        event["variant"] or "",
     )
     return cost_of(
         priced_by(book),
@@ -97,12 +124,16 @@ def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, str, int, str]:
         event["cache"] or "",
         bool(event["denied_reason"]),
         event["estimated_cost_nanos"] if event["cost_nanos"] is None else None,
+        event["provider_cost_nanos"],
+        event["plan"],
     )
 
 
-def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, str, int, str]]:
+def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, int, str, int, str]]:
     columns = {
-        name: [event[name] for event in batch] for name in batch[0] if name not in ("account", "route")
+        name: [event[name] for event in batch]
+        for name in batch[0]
+        if name not in ("account", "route", "plan")
     }
     columns["id"] = [str(index) for index in range(len(batch))]
     columns["account"] = accounts = [event["account"] for event in batch]
@@ -112,10 +143,12 @@ def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, st
         ROUTES,
         np.array([event["route"] for event in batch], np.int64),
         book,
+        pa.array([event["plan"] for event in batch]).dictionary_encode(),
     )
     return list(
         zip(
             found.cost_nanos.tolist(),
+            found.provider_cost_nanos.tolist(),
             found.cost_state.to_pylist(),
             found.credits.tolist(),
             found.price_version.to_pylist(),
@@ -133,10 +166,13 @@ NOTHING = dict.fromkeys(
         "cost_nanos",
         "estimated_cost_nanos",
         "credits",
+        "provider_cost_nanos",
+        "quantities",
+        "variant",
         *TOKEN_COLUMNS,
     )
 )
-PLAIN = {"occurred_at_us": START_US, "account": "acme", **NOTHING}
+PLAIN = {"occurred_at_us": START_US, "account": "acme", "plan": "", **NOTHING}
 IMAGES = PriceBook(
     [Price(id="p", model="image", request_nanos=40_000_000, effective_at=from_us(0))], built_in=False
 )
@@ -159,16 +195,18 @@ def test_a_correction_that_states_no_cost_finds_the_same_again(
     batch: list[dict[str, Any]], book: PriceBook
 ) -> None:
     """Ingest prices a batch, a correction one record: what did not change must not change its cost."""
-    for event, (nanos, state, credits, version) in zip(batch, together(batch, book), strict=True):
-        if state in ("given", "estimated"):
+    for event, (nanos, provider, state, credits, version) in zip(batch, together(batch, book), strict=True):
+        if state in ("given", "estimated") or (
+            event["provider_cost_nanos"] is not None and state != "unpriced"
+        ):
             continue
         record = Record(
             event["account"], "", "", event["occurred_at_us"], 0, "e", 0, 1, "", "request", "", "",
             event["status"] or 0, "", event["denied_reason"] or "", None, 0, event["model"] or "",
             *(event[name] or 0 for name in TOKEN_COLUMNS), event["cache"] or "", credits, nanos, 0, state,
-            version, {},
+            version, {}, event["quantities"] or {}, provider, event["variant"] or "",
         )  # fmt: skip
-        assert recharged(priced_by(book), record, ROUTES[event["route"]]) == record
+        assert recharged(priced_by(book), record, ROUTES[event["route"]], event["plan"]) == record
 
 
 @settings(deadline=None)
@@ -177,4 +215,8 @@ def test_columns_count_what_their_records_count(batch: list[Record]) -> None:
     """`units_columns` and `units_of` are twins; a reversal has the sign -1, a denied request counts for none."""
     found = units_columns(table_of(batch))
     for index, record in enumerate(batch):
-        assert {unit: int(column[index]) for unit, column in found.items()} == units_of(record)
+        units = units_of(record)
+        assert {unit: int(column[index]) for unit, column in found.items()} == {
+            unit: units.get(unit, 0) for unit in found
+        }
+        assert units.keys() <= found.keys()

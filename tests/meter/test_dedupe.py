@@ -25,6 +25,7 @@ PLAIN = Record(
         "sign": 1,
         "cost_state": "priced",
         "tags": {},
+        "quantities": {},
     }
 )
 

@@ -2,21 +2,26 @@
 Catalog entries as JSON: the fields of `domain.catalog`, with money as text and instants in UTC.
 
 Amounts of money are text in answers, since JavaScript loses integers above 2**53; requests may state them
-as text or as integers, so what was read can be sent back.
+as text or as integers, so what was read can be sent back (`domain.money_fields` has the rule).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tollkeeper.domain.catalog import Entry, Key, Webhook
+from tollkeeper.catalog.money_amounts import money_told, plain_money
+from tollkeeper.catalog.quantity_amounts import AMOUNTS, in_micros, shown
+from tollkeeper.domain.catalog import KINDS, Entry, Grant, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.money_fields import floats_in
+from tollkeeper.domain.pools import GrantBalance
+from tollkeeper.domain.quantities import quantity_of_unit
+from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 
 if TYPE_CHECKING:
@@ -37,10 +42,13 @@ KEY_READ_ONLY: Final = (
 )
 """What an answer says of a key beside its entry; ignored in requests, so that an answer can be sent back."""
 
+GRANT_READ_ONLY: Final = ("remaining_nanos", "revoked_at")
+READ_ONLY: Final = {"keys": KEY_READ_ONLY, "grants": GRANT_READ_ONLY}
+"""For each kind: what an answer says beside the entry."""
+
 _MONEY_ENDINGS: Final = ("_nanos", "_nanos_per_million")
 _UNIT_BY_PLACE: Final = {"budgets": "nanos", "limits": "requests"}
 """What `amount` counts where `unit` is left out: the defaults of `Budget`, `PlanBudget` and `Limit`."""
-_WHOLE: Final = re.compile(r"-?[0-9]{1,19}\Z")
 
 
 def entry_json(entry: Entry) -> dict[str, Any]:
@@ -62,8 +70,22 @@ def key_json(stored: StoredKey, now_us: int) -> dict[str, Any]:
     return shown
 
 
+def grant_json(entry: Grant, balance: GrantBalance | None) -> dict[str, Any]:
+    """Return a grant with what is left of it; *balance* is None until it is on its account's balance."""
+    shown = entry_json(entry)
+    shown["remaining_nanos"] = None if balance is None else str(balance.remaining_nanos)
+    revoked_at = None if balance is None else balance.revoked_at
+    shown["revoked_at"] = None if revoked_at is None else to_text(revoked_at)
+    return shown
+
+
 def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
-    """Return what a call did; *entry* tells the unit of a changed `amount`."""
+    """
+    Return what a call did.
+
+    Args:
+        entry: The entry after it: tells the unit of a changed `amount`, and its money as it was understood.
+    """
     unit = getattr(entry, "unit", None)
     fields = {}
     for name, values in change.fields.items():
@@ -71,12 +93,15 @@ def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
             _converted({name: value, "unit": unit}, change.kind, _shown)[name]
             for value in msgspec.to_builtins(values, builtin_types=(datetime,))
         ]
+    told, warnings = ({}, []) if entry is None else money_told(entry)
     return {
         "kind": change.kind,
         "id": change.id,
         "account": change.account_id,
         "action": change.action,
         "fields": fields,
+        **({"money": told} if told else {}),
+        **({"warnings": warnings} if warnings else {}),
         **({"note": change.note} if change.note else {}),
     }
 
@@ -113,14 +138,15 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     Return the values of a request's entry, money as integers, as `catalog.entry_parsing` takes them.
 
     Raises:
-        BadParameter: A number has a fraction or exponent: no entry has one, and money least of all.
+        BadParameter: A field holds no money that can be taken, or a number that is not whole: no entry has one.
         Malformed: It is nested more deeply than can be read.
     """
     try:
-        plain = _converted(raw, kind, _taken)
-        if kind == "keys":
-            plain = {name: value for name, value in plain.items() if name not in KEY_READ_ONLY}
-        _check_whole(plain, "")
+        plain = {name: value for name, value in raw.items() if name not in READ_ONLY.get(kind, ())}
+        plain = plain_money(in_micros(plain), KINDS[kind])
+        where = next(floats_in(plain, ""), None)
+        if where is not None:
+            raise BadParameter(f"{where}: {fraction_objection(where)}", field=where)
     except RecursionError:
         raise Malformed("The body is nested too deeply: an entry has no more than three levels.") from None
     return plain
@@ -143,8 +169,13 @@ def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], A
     for name, value in holder.items():
         if name == "metadata":
             done[name] = value
+        elif name == "rates" and isinstance(value, dict):
+            # Nanos per million units, or money per units, which is text here and there.
+            done[name] = {unit: convert(rate) for unit, rate in value.items()}
         elif name.endswith(_MONEY_ENDINGS) or (name in ("amount", "burst") and unit == "nanos"):
             done[name] = convert(value)
+        elif name in AMOUNTS and isinstance(unit, str) and quantity_of_unit(unit) is not None:
+            done[name] = shown(value) if convert is _shown else value
         elif isinstance(value, list):
             done[name] = [
                 _converted(part, name, convert) if isinstance(part, dict) else part for part in value
@@ -158,18 +189,3 @@ def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], A
 
 def _shown(amount: Any) -> Any:
     return None if amount is None else str(amount)
-
-
-def _taken(amount: Any) -> Any:
-    return int(amount) if isinstance(amount, str) and _WHOLE.match(amount) else amount
-
-
-def _check_whole(value: Any, path: str) -> None:
-    if isinstance(value, float):
-        raise BadParameter(f"{path}: write a whole number", field=path)
-    if isinstance(value, dict):
-        for name, part in value.items():
-            _check_whole(part, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            _check_whole(part, f"{path}[{index}]")

@@ -1,6 +1,8 @@
 """
 The declarative file: the whole catalog, or a part of it, as TOML, applied all or nothing.
 
+Money is decimal text (`amount = "25.00"`) or whole nanos: see `domain.money_fields`.
+
 The file has an array of tables per kind, `[[accounts]]` to `[[webhooks]]`, in any order; each entry has the
 fields of its struct in `domain.catalog`. Applying a file again changes nothing. Entries that are not in it stay.
 """
@@ -8,7 +10,7 @@ fields of its struct in `domain.catalog`. Applying a file again changes nothing.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ from tollkeeper.catalog.changes import Applied, Change
 from tollkeeper.catalog.entry_parsing import at_path, entry_from
 from tollkeeper.catalog.entry_writer import STATE_FIELDS
 from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.quantity_amounts import in_micros
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed
@@ -69,13 +72,9 @@ def parse_declaration(text: str) -> Declaration:
         for index, raw in enumerate(tables.get(kind, ())):
             path = f"{kind}[{index}]"
             try:
-                where = next(_floats(raw, path), None)
+                raw = in_micros(raw, path)
             except RecursionError:
                 raise _too_deep() from None
-            if where is not None:
-                raise BadParameter(
-                    f"{where}: a number with a fraction or exponent: write a whole number", field=where
-                )
             entry = entry_from(kind, raw, path)
             field = at_path(path, entry.id_field)
             earlier = seen.setdefault(_identity(entry), path)
@@ -131,15 +130,3 @@ def _identity(entry: Entry) -> tuple[str, ...]:
     if entry.kind in ("projects", "subscriptions", "budgets", "grants", "webhooks"):
         return (entry.kind, str(getattr(entry, "account")), entry.entry_id)  # noqa: B009
     return (entry.kind, entry.entry_id)
-
-
-def _floats(value: Any, path: str) -> Iterator[str]:
-    """Yield the path of each number that is not whole: no entry has one, and money least of all."""
-    if isinstance(value, float):
-        yield path
-    elif isinstance(value, dict):
-        for name, part in value.items():
-            yield from _floats(part, at_path(path, name))
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            yield from _floats(part, f"{path}[{index}]")

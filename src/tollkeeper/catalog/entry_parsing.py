@@ -13,9 +13,12 @@ from typing import Any, Final, TypeVar, cast, get_args
 
 import msgspec
 
+from tollkeeper.catalog.money_amounts import plain_money, struct_in
 from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key
+from tollkeeper.domain.money_fields import floats_in
+from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.domain.requirements import requirement
-from tollkeeper.errors import BadParameter
+from tollkeeper.errors import BadParameter, Malformed
 from tollkeeper.profiles import names
 from tollkeeper.profiles.base import NATIVE
 
@@ -36,9 +39,19 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
 
     Raises:
         BadParameter: A field is unknown, missing, or has a bad value: its path and what to do.
+        Malformed: It is nested more deeply than any entry.
     """
     check_kind(kind)
     entry_type = KINDS[kind]
+    try:
+        raw = plain_money(raw, entry_type, path)
+        where = next(floats_in(raw, path), None)
+    except RecursionError:
+        raise Malformed("it is nested too deeply: an entry has no more than three levels") from None
+    if where is not None:
+        raise BadParameter(
+            f"{where}: a number with a fraction or exponent: {fraction_objection(where)}", field=where
+        )
     try:
         entry = msgspec.convert(raw, entry_type)
     except msgspec.ValidationError as exc:
@@ -66,7 +79,7 @@ def checked(entry: E, path: str = "") -> E:
 
 
 def check_kind(kind: str) -> None:
-    """Raise `BadParameter` unless *kind* is one of the ten."""
+    """Raise `BadParameter` unless *kind* is one of `KINDS`."""
     if kind not in KINDS:
         raise BadParameter(f"kind must be one of {', '.join(KINDS)}", field="kind")
 
@@ -98,14 +111,22 @@ def _bad_field(
 ) -> BadParameter:
     text, _, where = str(exc).partition(" - at `")
     inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
-    if inner.endswith("[...]"):  # One value of a mapping, unnamed: only `metadata` is one.
+    if inner.endswith(
+        "[...]"
+    ):  # One value of a mapping, unnamed: `metadata`, `rates`, or the `tags` of a match.
         inner = inner.removesuffix("[...]")
+        sound = (str, int) if inner == "rates" else (str,)
         inner = next(
-            (f"{inner}.{key}" for key, value in raw[inner].items() if not isinstance(value, str)), inner
+            (
+                f"{inner}.{key}"
+                for key, value in _value_at(raw, inner).items()
+                if isinstance(value, bool) or not isinstance(value, sound)
+            ),
+            inner,
         )
     holder = _type_at(entry_type, inner)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", text):
-        known = [field.name for field in msgspec.structs.fields(_struct_in(holder) or entry_type)]
+        known = [field.name for field in msgspec.structs.fields(struct_in(holder) or entry_type)]
         near = get_close_matches(match[1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known fields are {', '.join(known)}"
         inner, text = at_path(inner, match[1][:64]), f"unknown field: {hint}"
@@ -119,21 +140,22 @@ def _bad_field(
     return BadParameter(f"{field}: {text}", field=field)
 
 
+def _value_at(raw: Any, path: str) -> Any:
+    """Return the value at *path* (`limits[1].match.tags`) within *raw*."""
+    for name in re.findall(r"[^.\[\]]+", path):
+        raw = raw[int(name)] if isinstance(raw, list) else raw[name]
+    return raw
+
+
 def _type_at(holder: Any, path: str) -> Any:
     """Return the type of the field at *path* (`limits[1].unit`) within the struct *holder*."""
     for name in re.sub(r"\[\d+\]", "", path).split(".") if path else ():
-        struct = _struct_in(holder)
+        struct = struct_in(holder)
         found = (
             [field.type for field in msgspec.structs.fields(struct) if field.name == name] if struct else []
         )
         holder = found[0] if found else None
     return holder
-
-
-def _struct_in(holder: Any) -> type[msgspec.Struct] | None:
-    if isinstance(holder, type) and issubclass(holder, msgspec.Struct):
-        return holder
-    return next((found for arg in get_args(holder) if (found := _struct_in(arg))), None)
 
 
 def _literals_in(holder: Any) -> list[str]:

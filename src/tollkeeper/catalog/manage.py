@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final
 
 from tollkeeper.catalog.changes import Applied, Change, IssuedKey, change_of
@@ -48,6 +49,7 @@ class Manage:
             what it had compiled, so they are in force when the call returns.
         post_grant: Posts a grant to its account's balance, once; returns whether this call did. Called after
             the commit, again at every repeat of the same grant, so that a crash in between loses none.
+        revoke_grant: Takes a grant off its account's balance; returns when, and whether this call did.
         has_usage: Whether an account has meter events; such an account cannot be deleted.
         on_begin: Called before a transaction begins, by the thread that calls `on_change` after it.
         on_doubt: Called when a call failed for want of the store: it may have taken place all the same, and its
@@ -65,6 +67,7 @@ class Manage:
         choice: Callable[[str], str] = secrets.choice,
         on_change: Callable[[Sequence[Change]], None],
         post_grant: Callable[[Grant], bool],
+        revoke_grant: Callable[[Grant], tuple[datetime, bool]] | None = None,
         has_usage: Callable[[str], bool] | None = None,
         on_begin: Callable[[], None] = lambda: None,
         on_doubt: Callable[[], None] = lambda: None,
@@ -77,6 +80,7 @@ class Manage:
         self._choice = choice
         self._on_change = on_change
         self._post_grant = post_grant
+        self._revoke_grant = revoke_grant
         self._has_usage = has_usage
         self._on_begin = on_begin
         self._on_doubt = on_doubt
@@ -209,6 +213,28 @@ class Manage:
         self._announce([change])
         return change
 
+    def revoke_grant(self, account: str | None, grant_id: str) -> Change:
+        """
+        Take a grant back, as if it had never been given; a repeat changes nothing.
+
+        What is left of it goes, and what was spent of it is owed: drawn on the rest of the balance, then overdraft.
+        In force when this returns.
+
+        Raises:
+            BadParameter: *account* is missing.
+            NotFound: The account has no such grant.
+        """
+        grant = found_entry(self._store, "grants", grant_id, account)
+        assert isinstance(grant, Grant)
+        if self._revoke_grant is None:
+            raise Unavailable("No ledger is here that could revoke a grant.")
+        revoked_at, revoked_now = self._revoke_grant(grant)
+        if not revoked_now:
+            return change_of(grant, "unchanged")
+        change = change_of(grant, "changed", {"revoked_at": (None, revoked_at)})
+        self._announce([change])
+        return change
+
     def get(self, kind: str, entry_id: str, account: str | None = None) -> Entry:
         """
         Return one entry; a key with the state in force.
@@ -267,7 +293,7 @@ class Manage:
             entry = found_entry(catalog, kind, entry_id, account)
             if kind == "grants":
                 raise Conflict(
-                    f"grant {entry_id} is posted and cannot be deleted: balances keep their grants"
+                    f"grant {entry_id} is posted and cannot be deleted: to take it back, revoke it"
                 )
             owner = getattr(entry, "account", None)
             if account is not None and account != (entry_id if kind == "accounts" else owner):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from tollkeeper.cli.adjust import ALLOWS_NEGATIVE_AMOUNT, adjust
 from tollkeeper.cli.apply import apply
 from tollkeeper.cli.check import rebuild, verify
 from tollkeeper.cli.demo import demo
@@ -36,7 +37,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # It prints local variables, among them secrets.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, demo, apply, ingest, usage, verify, rebuild, prove):
+for _command in (serve, demo, apply, ingest, usage):
+    app.command()(_command)
+app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT)(adjust)
+for _command in (verify, rebuild, prove):
     app.command()(_command)
 for _group in ENTRY_GROUPS:
     app.add_typer(_group, rich_help_panel=_MANAGE)

@@ -12,7 +12,7 @@ import typer
 from tollkeeper.api.entry_json import applied_json
 from tollkeeper.console import options
 from tollkeeper.console.failures import Failure
-from tollkeeper.console.output import plain, print_json
+from tollkeeper.console.output import money_heading, plain, print_json, warn
 from tollkeeper.console.target import open_data, server_of
 
 DeclarationFile = Annotated[
@@ -93,6 +93,13 @@ def _apply_here(text: str, data: str | None, *, dry_run: bool) -> dict[str, Any]
         )
 
 
+def _money_of(change: Mapping[str, Any]) -> str:
+    """Return the money of a new entry as it was understood, e.g. ` (amount 25.00)`."""
+    if change["action"] != "created" or not change.get("money"):
+        return ""
+    return f" ({', '.join(f'{money_heading(path)} {amount}' for path, amount in change['money'].items())})"
+
+
 def _print(answer: dict[str, Any]) -> None:
     from tollkeeper.catalog.declaration import change_line
 
@@ -102,7 +109,9 @@ def _print(answer: dict[str, Any]) -> None:
         note = change.get("note", "")
         if change["action"] != "unchanged" or note:
             line = change_line(change["action"], change["kind"], change["id"], change["fields"], note)
-            print(plain(line))
+            print(plain(line + _money_of(change)))
+            for warning in change.get("warnings", ()):
+                warn(f"{change['kind']} {change['id']}: {warning}")
     summary = ", ".join(f"{count} {action}" for action, count in counts.items())
     print(f"{summary}{' (dry run: nothing was changed)' if answer['dry_run'] else ''}")
     if answer["issued"]:

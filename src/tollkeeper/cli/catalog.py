@@ -18,12 +18,13 @@ from tollkeeper.api.entry_json import (
     ACCOUNT_SCOPED,
     change_json,
     entry_json,
+    grant_json,
     issued_key_json,
     key_json,
     plain_entry,
 )
 from tollkeeper.console.target import open_data, server_of
-from tollkeeper.domain.catalog import KINDS, Entry, Key, Webhook
+from tollkeeper.domain.catalog import KINDS, Entry, Grant, Key, Webhook
 
 if TYPE_CHECKING:
     from tollkeeper.catalog.changes import IssuedKey
@@ -63,6 +64,12 @@ class CatalogTarget(Protocol):
 
     def set_state(self, key_id: str, account: str | None, state: str) -> Json:
         """Set a key's state; return the change."""
+
+    def revoke_grant(self, grant_id: str, account: str | None) -> Json:
+        """Take a grant back; return the change."""
+
+    def adjust(self, fields: Mapping[str, Any]) -> Json:
+        """Move an account's money; return `{"adjustment": …, "repeated": …, "warnings": […]}`."""
 
 
 @contextmanager
@@ -126,7 +133,19 @@ class DataCatalog:
     def set_state(self, key_id: str, account: str | None, state: Any) -> Json:
         return change_json(self._manage.set_key_state(account, key_id, state))
 
+    def revoke_grant(self, grant_id: str, account: str | None) -> Json:
+        return change_json(self._manage.revoke_grant(account, grant_id))
+
+    def adjust(self, fields: Mapping[str, Any]) -> Json:
+        from tollkeeper.api.adjustments import adjustment_answer, adjustment_of
+
+        adjusted = self._toll.installation.adjustments.post(adjustment_of(fields))
+        answer: Json = msgspec.to_builtins(adjustment_answer(adjusted))
+        return answer
+
     def _shown(self, entry: Entry) -> Json:
+        if isinstance(entry, Grant):
+            return grant_json(entry, self._toll.installation.ledger.book(entry.account)[0].grant(entry.id))
         if not isinstance(entry, Key):
             return entry_json(entry)
         return key_json(self._manage.stored_key(entry.account, entry.id), self._now_us())
@@ -171,6 +190,14 @@ class ServerCatalog:
     def set_state(self, key_id: str, account: str | None, state: str) -> Json:
         change: Json = self._call("POST", "keys", key_id, account, "/state", {"state": state})["change"]
         return change
+
+    def revoke_grant(self, grant_id: str, account: str | None) -> Json:
+        change: Json = self._call("POST", "grants", grant_id, account, "/revoke")["change"]
+        return change
+
+    def adjust(self, fields: Mapping[str, Any]) -> Json:
+        answer: Json = self._server.call("POST", "/adjustments", body=msgspec.json.encode(fields))
+        return answer
 
     def _call(
         self,

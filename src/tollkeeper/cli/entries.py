@@ -19,15 +19,18 @@ from tollkeeper.console.output import (
     Column,
     Lines,
     money,
+    money_heading,
     plain,
     print_csv,
     print_json,
     print_table,
     shown,
     stdout,
+    warn,
 )
 from tollkeeper.domain import periods
 from tollkeeper.domain.catalog import KINDS
+from tollkeeper.domain.matching import OWNERS, Match, conditions_of, described
 from tollkeeper.domain.money import parse_nanos
 from tollkeeper.errors import BadParameter
 
@@ -41,6 +44,7 @@ _SUMMARIES: Final = {
     "grants": "Credit given to accounts, or bought by them.",
     "routes": "How requests to a method and path are metered.",
     "prices": "What models cost, from when on.",
+    "markups": "What accounts pay beyond the price of models.",
     "webhooks": "Where to tell that a budget crossed a threshold.",
 }
 _ORDER: Final = tuple(_SUMMARIES)
@@ -252,12 +256,27 @@ def _add_grant_commands(group: typer.Typer) -> None:
         if amount is not None:
             if "amount_nanos" in raw:
                 raise misused("--amount and amount_nanos both state the amount: drop one.")
+            if "amount" in raw:
+                raise misused("--amount and amount both state the amount: drop one.")
             try:
                 raw["amount_nanos"] = parse_nanos(amount)
             except ValueError as exc:
                 raise misused(f"--amount: {exc}") from None
         with catalog_of(data, url, key) as catalog:
             _print_change(catalog.put("grants", entry_id, raw), as_json=as_json)
+
+    @group.command("revoke")
+    def revoke(
+        entry_id: EntryId,
+        account: AccountOption = None,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        """Take a grant back: what is left of it goes, and what was spent of it is owed."""
+        with catalog_of(data, url, key) as catalog:
+            _print_change({"change": catalog.revoke_grant(entry_id, account)}, as_json=as_json)
 
 
 def _add_plan_commands(group: typer.Typer) -> None:
@@ -305,12 +324,17 @@ def _fields(kind: str, values: Sequence[str] | None, account: str | None) -> dic
 
 
 def _value(text: str, field_type: Any) -> Any:
-    """Return what *text* means: JSON where it is some, else itself; a text field takes 42 as text too."""
+    """
+    Return what *text* means: JSON where it is some, else itself.
+
+    A number with a decimal point stays the text that it is, as money is exact; a text field takes 42 as text too.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=str)
     except ValueError:
         return text
-    return text if isinstance(value, (int, float)) and _is_text(field_type) else value
+    is_number = isinstance(value, int) or (isinstance(value, str) and not text.lstrip().startswith('"'))
+    return text if is_number and _is_text(field_type) else value
 
 
 def _is_text(field_type: Any) -> bool:
@@ -338,7 +362,7 @@ def print_entries(kind: str, entries: Sequence[Json]) -> None:
             and any(not _is_default(entry.get(name), defaults.get(name)) for entry in entries)
         )
     ]
-    columns = [Column(_heading(name), numeric=_is_money(name) or name == "amount") for name in shown]
+    columns = [Column(money_heading(name), numeric=_is_money(name) or name == "amount") for name in shown]
     print_table(columns, [[_cell(entry, name) for name in shown] for entry in entries])
 
 
@@ -347,7 +371,9 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 def _print_entry(entry: Json) -> None:
-    print_table([Column("field"), Column("value")], [[_heading(name), _cell(entry, name)] for name in entry])
+    print_table(
+        [Column("field"), Column("value")], [[money_heading(name), _cell(entry, name)] for name in entry]
+    )
 
 
 def _print_issued(issued: Json, *, as_json: bool) -> None:
@@ -365,18 +391,20 @@ def _print_change(answer: Mapping[str, Any], *, as_json: bool) -> None:
         return
     change = answer["change"]
     print(plain(f"{change['kind']} {change['id']}: {change['action']}"))
+    for warning in change.get("warnings", ()):
+        warn(warning)
+    if change["action"] == "created":
+        for path, amount in change.get("money", {}).items():
+            print(plain(f"  {money_heading(path)}: {amount}"))
     if "secret" in answer:
         print_secrets([answer])
     for name, (old, new) in change["fields"].items():
-        stdout().print(f"  {name}: {_changed(name, old)} → {_changed(name, new)}")
+        unit = answer.get("entry", {}).get("unit")
+        stdout().print(f"  {money_heading(name)}: {_changed(name, old, unit)} → {_changed(name, new, unit)}")
 
 
-def _changed(name: str, value: Any) -> str:
-    return shown(_amount(name, value)) or "none"
-
-
-def _heading(name: str) -> str:
-    return name.replace("_nanos_per_million", " per million").removesuffix("_nanos").replace("_", " ")
+def _changed(name: str, value: Any, unit: str | None) -> str:
+    return shown(_cell({name: value, "unit": unit}, name)) or "none"
 
 
 def _is_money(name: str) -> bool:
@@ -404,12 +432,22 @@ def _bound(part: Mapping[str, Any]) -> str:
     amount = "no bound" if part["amount"] is None else shown(_cell(part, "amount"))
     if unit != "nanos":
         amount = f"{amount} {unit}"
+    counted = _counted(part)
     if "period" in part:
-        return f"{part['name']}: {amount} per {part['period']}"
+        return f"{part['name']}: {amount} per {part['period']}{counted}"
     if part["algorithm"] == "concurrency":
-        return f"{part['name']}: {amount} at once"
+        return f"{part['name']}: {amount} at once{counted}"
     kind = "" if part["algorithm"] == "fixed" else f", {part['algorithm']}"
-    return f"{part['name']}: {amount} per {part['window']}{kind}"
+    return f"{part['name']}: {amount} per {part['window']}{kind}{counted}"
+
+
+def _counted(part: Mapping[str, Any]) -> str:
+    """Return which requests a limit or budget counts, and for what each: `, each key and tag.user: model gpt-4o*`."""
+    per = part["per"] if isinstance(part["per"], list) else [part["per"]]
+    each = f", each {' and '.join(per)}" if len(per) > 1 or per[0] not in OWNERS else ""
+    match = part.get("match")
+    words = described(conditions_of(msgspec.convert(match, Match))) if match else ""
+    return f"{each}: {words}" if words else each
 
 
 def _groups() -> list[typer.Typer]:
@@ -421,4 +459,4 @@ def _groups() -> list[typer.Typer]:
 
 
 ENTRY_GROUPS: Final = _groups()
-"""The ten groups, in the order of the help."""
+"""The groups, in the order of the help."""

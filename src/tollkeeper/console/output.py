@@ -84,6 +84,11 @@ def _console(file: Any) -> Console:
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
+def warn(message: str) -> None:
+    """Print what looks like a slip on stderr; the command has done its work all the same."""
+    print(f"warning: {plain(message)}", file=sys.stderr)
+
+
 def print_table(
     columns: Sequence[Column],
     rows: Sequence[Sequence[Any]],
@@ -152,6 +157,11 @@ def money(nanos: int | str | None) -> str:
         return ""
     whole, _, part = format_nanos(abs(int(nanos))).partition(".")
     return f"{'-' if int(nanos) < 0 else ''}{int(whole):,}.{part}"
+
+
+def money_heading(name: str) -> str:
+    """Return the name of a field of money for people: `price_nanos` holds a price."""
+    return name.replace("_nanos_per_million", " per million").removesuffix("_nanos").replace("_", " ")
 
 
 def print_json(value: Any) -> None:

@@ -9,12 +9,17 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from tollkeeper.domain.catalog import Grant
+from tollkeeper.domain.draws import Draws
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
 
 CounterAt = tuple[str, str, int]
-"""`(account_id, counter_id, period_start_us)`: names one row of the counters."""
+"""
+`(account_id, counter_id, period_start_us)`: names one row of the counters.
+
+A credit balance has one row, with 0. In a charge to it the third is the time of the request that drew on it.
+"""
 
 OutboxFormat = Literal["rows", "arrow"]
 """`rows`: MessagePack of a list of records; `arrow`: one Arrow IPC stream."""
@@ -37,6 +42,9 @@ class HoldBody(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
     project: str | None = None
     """That of the key when the request was admitted, `""` for none; None in holds from before this was kept."""
+    quantities: dict[str, int] = {}
+    """Expected, in micro-units."""
+    variant: str = ""
 
 
 class StoredHold(NamedTuple):
@@ -101,6 +109,13 @@ class WindowState(NamedTuple):
     expires_at_us: int
 
 
+class RevokedGrant(NamedTuple):
+    """A grant that is taken back."""
+
+    account_id: str
+    grant_id: str
+
+
 class Group(msgspec.Struct):
     """Everything that one transaction writes."""
 
@@ -108,9 +123,14 @@ class Group(msgspec.Struct):
     opened: list[StoredHold] = []
     ended: list[EndedHold] = []
     charges: dict[CounterAt, int] = {}
+    draws: dict[str, Draws] = {}
+    """Account → the times of what its credit is charged; the part that is not in here is drawn at *now_us*."""
     windows: list[WindowState] = []
     outbox: list[OutboxEntry] = []
     grants: list[Grant] = []
+    """Posted before anything is drawn."""
+    revoked: list[RevokedGrant] = []
+    """Revoked after everything is drawn."""
     scopes: list[tuple[BudgetScope, int]] = []
     """Budget counters that come into force, each with the start of the period it counts from."""
     ended_scopes: list[tuple[str, str]] = []

@@ -1,5 +1,5 @@
 """
-The catalog: everything that a provider sets up, as ten kinds of entry with the same names in the
+The catalog: everything that a provider sets up, as kinds of entry with the same names in the
 declarative file, over HTTP and on the command line.
 
 Each entry is a frozen struct that refuses unknown fields; `check()` states what a single entry must
@@ -11,59 +11,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Final, Literal
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tollkeeper.domain import periods
+from tollkeeper.domain.decisions import UNITS
+from tollkeeper.domain.entry import ID_PATTERN as ID_PATTERN
+from tollkeeper.domain.entry import REQUEST_NANOS_MAX as REQUEST_NANOS_MAX
+from tollkeeper.domain.entry import ChargeNanos, Count, Entry, Text
+from tollkeeper.domain.entry import Invalid as Invalid
+from tollkeeper.domain.entry import check_aware as _check_aware
+from tollkeeper.domain.entry import check_id as _check_id
+from tollkeeper.domain.matching import Match, Patterns, check_routes, parse_per
 from tollkeeper.domain.money import NANOS_MAX
+from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
+from tollkeeper.domain.price_entries import Markup as Markup
+from tollkeeper.domain.price_entries import Price as Price
+from tollkeeper.domain.quantities import NAME_PATTERN, quantity_of_unit
 from tollkeeper.domain.zones import zone_of
 
-Unit = Literal["requests", "tokens", "nanos", "credits"]
-"""What a limit or budget counts. `nanos` is money, `credits` the provider's own unit."""
+Unit = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=64,
+        extra_json_schema={"pattern": rf"^({'|'.join(UNITS)}|quantity\.{NAME_PATTERN})$"},
+    ),
+]
+"""
+What a limit or budget counts. `nanos` is money, `credits` the provider's own unit; `quantity.NAME` is a quantity: its
+amounts are micro-units here, and decimal units for callers (`catalog.quantity_amounts`).
+"""
+
+ChargeCredits = ChargeNanos
 
 KeyState = Literal["active", "inactive", "expired", "revoked", "deleted"]
 KeyType = Literal["subscription", "credit"]
 Role = Literal["consumption", "management"]
 
-ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "*"})
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
 _URL: Final = re.compile(r"https?://[!-~]+\Z")
 """Visible ASCII only: a line break in it would end a header of the request that is sent there."""
-
-Text = Annotated[str, msgspec.Meta(max_length=256)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=NANOS_MAX)]
-REQUEST_NANOS_MAX: Final = 10**15
-"""A million units for one request, as `events.COST_NANOS_MAX`: a record's arithmetic stays inside 64 bits."""
-ChargeNanos = Annotated[int, msgspec.Meta(ge=0, le=REQUEST_NANOS_MAX)]
-ChargeCredits = ChargeNanos
-
-
-class Invalid(ValueError):
-    """One field of an entry breaks a rule: *field* is its path, the message says what to do."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the ten kinds."""
-
-    kind: ClassVar[str]
-    """The kind's name: its table in the file, its path segment over HTTP, its command."""
-    id_field: ClassVar[str] = "id"
-
-    @property
-    def entry_id(self) -> str:
-        return str(getattr(self, self.id_field))
-
-    def check(self) -> None:
-        """Raise `Invalid` when the entry breaks a rule that it can know by itself."""
-        _check_id(self.entry_id, self.id_field)
 
 
 class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,16 +98,26 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: str
     amount: Count
     window: str = "1m"
-    unit: Literal["requests", "tokens", "nanos", "credits"] = "requests"
+    unit: Unit = "requests"
     algorithm: Literal["fixed", "sliding", "concurrency", "permits"] = "fixed"
     burst: Count | None = None
     """Capacity of a `permits` limit; *amount* when absent."""
     bucket: str | None = None
     """Counts only routes of this rate bucket; all routes when absent."""
-    per: Literal["key", "project", "account"] = "key"
+    match: Match | None = None
+    """Counts only these requests; all when absent."""
+    per: str | list[str] = "key"
+    """What has a counter of its own: `key`, `project` or `account`, and each value of `model` or `tag.NAME`."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it counts all requests of its key, project or account in one counter (or those of its bucket)."""
+        return self.match is None and not parse_per(self.per).values
 
     def check(self, path: str) -> None:
         _check_id(self.name, f"{path}.name")
+        _check_counted(self.match, self.per, ("key", "project", "account"), f"{path}.")
+        _check_unit(self.unit, f"{path}.unit")
         if self.algorithm == "concurrency":
             if self.unit != "requests":
                 raise Invalid(f"{path}.unit", "a concurrency limit must count requests: leave unit out")
@@ -137,20 +138,26 @@ class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
     The most to spend per period, for each thing of *per* that is on the plan.
 
-    `per = "subscription"` makes one pool that all keys of the subscription share.
+    `per = "subscription"` makes one pool that all keys of the subscription share; `per = "tag.user"` one for each end
+    user of the account.
     """
 
     name: str
     amount: Count | None
     """Absent (null): unlimited, but counted."""
-    unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
+    unit: Unit = "nanos"
     period: str = "month"
-    per: Literal["subscription", "key", "project", "account"] = "subscription"
+    match: Match | None = None
+    """Counts only these requests; all when absent."""
+    per: str | list[str] = "subscription"
+    """As of a limit, or `subscription`. With values alone (`tag.user`), the account's."""
     time_zone: str = "UTC"
     week_start: str = "monday"
 
     def check(self, path: str) -> None:
         _check_id(self.name, f"{path}.name")
+        _check_counted(self.match, self.per, ("subscription", "key", "project", "account"), f"{path}.")
+        _check_unit(self.unit, f"{path}.unit")
         _check_span(self.period, self.time_zone, self.week_start, path + ".")
 
 
@@ -166,6 +173,8 @@ class Plan(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     budgets: list[PlanBudget] = []
     layers: list[str] | None = None
     """Access layers that its keys may call; all when absent."""
+    models: Patterns | None = None
+    """Patterns of the models that its keys may use, e.g. `gpt-4o*`; all when absent."""
     price_nanos: Count = 0
     """What a subscription costs per billing period; shown, never charged by us."""
     sellable: bool = True
@@ -225,6 +234,8 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Overrides the plan of the subscription and of the account."""
     limits: list[Limit] | None = None
     """Overrides the plan's limits."""
+    models: Patterns | None = None
+    """Patterns of the models that it may use, of those that its plan allows; all of these when absent."""
     state: Literal["active", "inactive", "expired", "revoked", "deleted"] = "active"
     expires_at: datetime | None = None
     sha256: str | None = None
@@ -252,7 +263,7 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         for index, limit in enumerate(self.limits or []):
             limit.check(f"limits[{index}]")
-            if limit.per != "key":
+            if parse_per(limit.per).owner not in ("key", None):
                 # Shared by name, the amount of whichever key came last would hold for all.
                 raise Invalid(
                     f"limits[{index}].per",
@@ -275,14 +286,21 @@ class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     project: str | None = None
     key: str | None = None
     amount: Count
-    unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
+    unit: Unit = "nanos"
     period: str = "month"
     time_zone: str = "UTC"
     week_start: str = "monday"
     anchor_at: datetime | None = None
+    match: Match | None = None
+    """Counts only these requests; all when absent."""
+    per: str | list[str] | None = None
+    """Each key or project of the account, or each value of `model` or `tag.NAME`, has a budget of its own."""
 
     def check(self) -> None:
         super().check()
+        owners = ("account", "project", "key") if self.project is None and self.key is None else ()
+        _check_counted(self.match, self.per or [], owners, "")
+        _check_unit(self.unit, "unit")
         _check_span(self.period, self.time_zone, self.week_start, "")
         _check_aware(self.anchor_at, "anchor_at")
         if self.project is not None and self.key is not None:
@@ -346,37 +364,6 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("free", "a free route must have neither credits nor price_nanos")
 
 
-PRICE_NANOS_MAX: Final = 2_000_000_000_000
-"""2000 units per million tokens; `meter.price_columns` stays inside 64 bits up to this."""
-PriceNanos = Annotated[int, msgspec.Meta(ge=0, le=PRICE_NANOS_MAX)]
-"""Nanos per million tokens."""
-
-
-class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """
-    What a model costs from an instant on. The entry of the account wins over the one for all, either over
-    the built-in price list; among several, the latest `effective_at` that is not after the event's time.
-    """
-
-    kind = "prices"
-
-    id: str
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    account: str | None = None
-    effective_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
-    prompt_nanos_per_million: PriceNanos = 0
-    cached_prompt_nanos_per_million: PriceNanos | None = None
-    """As a prompt token when absent."""
-    completion_nanos_per_million: PriceNanos = 0
-    reasoning_nanos_per_million: PriceNanos | None = None
-    """As a completion token when absent."""
-    request_nanos: ChargeNanos = 0
-
-    def check(self) -> None:
-        super().check()
-        _check_aware(self.effective_at, "effective_at")
-
-
 class Actions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The thresholds of a webhook's actions; an absent action never happens."""
 
@@ -420,7 +407,7 @@ class Webhook(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 KINDS: Final[dict[str, type[Entry]]] = {
     entry.kind: entry
-    for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price, Webhook)
+    for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price, Markup, Webhook)
 }
 """The kinds in the order in which references between them can be set up."""
 
@@ -437,6 +424,7 @@ REFERENCES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "budgets": (("account", "accounts"), ("project", "projects"), ("key", "keys")),
     "grants": (("account", "accounts"),),
     "prices": (("account", "accounts"),),
+    "markups": (("account", "accounts"), ("plan", "plans")),
     "webhooks": (("account", "accounts"), ("project", "projects")),
     "plans": (),
     "routes": (),
@@ -452,32 +440,40 @@ def references(entry: Entry) -> Iterator[tuple[str, str, str]]:
             yield field, kind, value
 
 
-def _check_id(value: str, field: str) -> None:
-    if not ID_PATTERN.match(value):
-        raise Invalid(
-            field,
-            f"{value[:64]!r} is not an id: an id must have 1 to 128 letters, digits or . _ : @ + - "
-            "and must begin with a letter or digit",
-        )
-
-
-def _check_aware(value: datetime | None, field: str) -> None:
-    if value is None:
-        return
-    if value.tzinfo is None:
-        raise Invalid(field, f"{field} must have an offset, e.g. 2026-01-31T00:00:00Z")
-    try:
-        value.astimezone(UTC)
-    except OverflowError:
-        raise Invalid(field, f"{field} must be within the years 1 to 9999 in UTC") from None
-
-
 def check_zone(name: str, path: str = "") -> None:
     """Raise `Invalid` unless *name* is a time zone; *path* begins the field's."""
     try:
         zone_of(name)
     except ValueError as exc:
         raise Invalid(f"{path}time_zone", str(exc)) from None
+
+
+def _check_counted(match: Match | None, per: str | list[str], owners: tuple[str, ...], path: str) -> None:
+    """Raise `Invalid` unless *match* and *per* are well-formed, and the owner one of *owners*."""
+    try:
+        owner = parse_per(per).owner
+    except ValueError as exc:
+        raise Invalid(f"{path}per", str(exc)) from None
+    if owner is not None and owner not in owners:
+        what = f"one of {', '.join(owners)}, and" if owners else "the budget has an owner: per is one of"
+        raise Invalid(f"{path}per", f"{owner} is not possible here: {what} model or tag.NAME")
+    if per == [] and path:
+        raise Invalid(f"{path}per", "per is empty: leave it out, or name what has a counter of its own")
+    if match is None:
+        return
+    if not match:
+        raise Invalid(f"{path}match", "match is empty: leave it out, or give models, tags, kinds or routes")
+    try:
+        check_routes(match.routes)
+    except ValueError as exc:
+        raise Invalid(f"{path}match.routes", str(exc)) from None
+
+
+def _check_unit(unit: str, path: str) -> None:
+    if unit not in UNITS and quantity_of_unit(unit) is None:
+        raise Invalid(
+            path, f"{unit[:64]!r} must be one of {', '.join(UNITS)}, or quantity.NAME, e.g. quantity.seconds"
+        )
 
 
 def _check_url(url: str) -> None:

@@ -6,7 +6,10 @@ Refusals are ordered: 401 (who are you), 403 (not for you), 429 (too fast), 402 
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from tollkeeper.domain.quantities import QUANTITY_PREFIX
 
 Reason = Literal[
     "key_missing",
@@ -18,6 +21,8 @@ Reason = Literal[
     "account_inactive",
     "route_unknown",
     "layer_not_allowed",
+    "model_not_allowed",
+    "model_required",
     "price_unknown",
     "rate_limited",
     "too_many_concurrent",
@@ -36,6 +41,8 @@ STATUS_BY_REASON: Final[dict[str, int]] = {
     "account_inactive": 403,
     "route_unknown": 403,
     "layer_not_allowed": 403,
+    "model_not_allowed": 403,
+    "model_required": 403,
     "price_unknown": 403,
     "rate_limited": 429,
     "too_many_concurrent": 429,
@@ -48,12 +55,64 @@ UNITS: Final = ("requests", "tokens", "nanos", "credits")
 
 
 class Amounts(NamedTuple):
-    """The amounts that one request takes, per unit, in the order of `UNITS`."""
+    """The amounts that one request takes, per unit, in the order of `UNITS`: at the `unit_index` of each."""
 
     requests: int = 1
     tokens: int = 0
     nanos: int = 0
     credits: int = 0
+
+
+class AmountsByUnit(dict[int | str, int]):
+    """
+    What one request takes, its quantities too: at the `unit_index` of each unit; 0 where nothing is.
+
+    Made only for a request that states quantities and for a key whose limits or budgets count some: a tuple is faster.
+    """
+
+    __slots__ = ()
+
+    def __missing__(self, unit_index: int | str) -> int:
+        return 0
+
+    @property
+    def requests(self) -> int:
+        return self[0]
+
+    @property
+    def tokens(self) -> int:
+        return self[1]
+
+    @property
+    def nanos(self) -> int:
+        return self[2]
+
+    @property
+    def credits(self) -> int:
+        return self[3]
+
+
+UnitAmounts: TypeAlias = Amounts | AmountsByUnit
+
+
+def unit_index(unit: str) -> Any:
+    """Return where amounts have *unit*: its place in `UNITS`, or its name `quantity.NAME`."""
+    return UNITS.index(unit) if unit in UNITS else unit
+
+
+def amounts_by_unit(amounts: Sequence[int], quantities: Mapping[str, int]) -> AmountsByUnit:
+    """Return *amounts* (in the order of `UNITS`) with *quantities* (name → micro-units)."""
+    by_unit = AmountsByUnit(enumerate(amounts))
+    for name, micros in quantities.items():
+        by_unit[QUANTITY_PREFIX + name] = micros
+    return by_unit
+
+
+def amount_at(amounts: UnitAmounts, unit_index: Any) -> int:
+    """Return the amount of a unit that a request may have been admitted without."""
+    if isinstance(unit_index, str) and not isinstance(amounts, AmountsByUnit):
+        return 0
+    return amounts[unit_index]
 
 
 class Denial(NamedTuple):
@@ -64,12 +123,13 @@ class Denial(NamedTuple):
         reason: Why, machine-readable; `STATUS_BY_REASON` has the HTTP status.
         message: Why, for people; safe to show.
         limit: Name of the limit, budget or balance at fault, or "".
-        unit: What it counts: one of `UNITS`, or "".
+        unit: What it counts: one of `UNITS`, `quantity.NAME` (amounts are micro-units), or "".
         allowed: Its most per window or period; None when there is no such number.
         used: What is used or held of it.
         largest_fit: The largest amount, in its unit, that would have been admitted.
         retry_after_s: Seconds until it lifts by itself, at least 1; None when waiting does not help.
         resets_at_us: When its window or period ends; None if it has none.
+        match: Which requests it counts, for people, e.g. `model gpt-4o*`; "" for all.
     """
 
     reason: Reason
@@ -81,6 +141,7 @@ class Denial(NamedTuple):
     largest_fit: int | None = None
     retry_after_s: int | None = None
     resets_at_us: int | None = None
+    match: str = ""
 
     @property
     def status(self) -> int:

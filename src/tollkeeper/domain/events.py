@@ -10,17 +10,26 @@ a sum of `sign * value` and totals follow.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
 from tollkeeper.domain.instants import from_us, to_text, to_us
+from tollkeeper.domain.quantities import (
+    TOKEN_CLASSES,
+    VARIANT_CHARS_MAX,
+    BadQuantity,
+    parse_quantities,
+    quantities_json,
+    tokens_of,
+)
+from tollkeeper.domain.quantities import TOKENS_MAX as TOKENS_MAX
 
 ID_CHARS_MAX: Final = 128
 TEXT_CHARS_MAX: Final = 256
 ROUTE_CHARS_MAX: Final = 512
-TOKENS_MAX: Final = 1_000_000_000
 LATENCY_MS_MAX: Final = 7 * 86_400_000
 COST_NANOS_MAX: Final = 10**15
 """A million units for one event; more is taken for a unit error."""
@@ -40,18 +49,38 @@ LatencyMs = Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MS_MAX)]
 BytesOut = Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)]
 Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
 Credits = Nanos
+Variant = Annotated[str, msgspec.Meta(max_length=VARIANT_CHARS_MAX)]
+StatedQuantities = dict[str, str | int | float | None]
+"""Name → units, as decimal text or number: at most 6 decimal places, and 32 names."""
 Tags = Annotated[
     dict[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], Name], msgspec.Meta(max_length=TAGS_MAX)
 ]
 
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too."""
+    """
+    Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too.
+
+    Those after the first four are another spelling of the quantities `<class>_tokens`.
+    """
 
     prompt: TokenCount | None = None
     cached_prompt: TokenCount | None = None
     completion: TokenCount | None = None
     reasoning: TokenCount | None = None
+    cache_write: TokenCount | None = None
+    cache_write_1h: TokenCount | None = None
+    audio_prompt: TokenCount | None = None
+    audio_cached_prompt: TokenCount | None = None
+    image_prompt: TokenCount | None = None
+    audio_completion: TokenCount | None = None
+    image_completion: TokenCount | None = None
+
+
+COLUMN_CLASSES: Final = ("prompt", "cached_prompt", "completion", "reasoning")
+"""The classes of `Tokens` that have columns."""
+QUANTITY_CLASSES: Final = tuple(name.removesuffix("_tokens") for name in TOKEN_CLASSES)
+"""The classes of `Tokens` that are quantities."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +109,61 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The actual cost; computed from tokens and route when absent."""
     estimated_cost_nanos: Nanos | None = None
     """The expected cost of a job; it counts until a correction brings the actual cost."""
+    provider_cost_nanos: Nanos | None = None
+    """The provider's own cost; computed when absent (see `meter`)."""
+    variant: Variant | None = None
+    """Of the model: `batch`, `flex`, …"""
+    quantities: StatedQuantities | None = None
+    """Name → units; see `quantities.parse_quantities`."""
     tags: Tags | None = None
+
+
+class TokenClasses(Protocol):
+    """Tokens per class as a caller states them, of the classes that are quantities; None for those left out."""
+
+    @property
+    def cache_write(self) -> int | None: ...
+
+    @property
+    def cache_write_1h(self) -> int | None: ...
+
+    @property
+    def audio_prompt(self) -> int | None: ...
+
+    @property
+    def audio_cached_prompt(self) -> int | None: ...
+
+    @property
+    def image_prompt(self) -> int | None: ...
+
+    @property
+    def audio_completion(self) -> int | None: ...
+
+    @property
+    def image_completion(self) -> int | None: ...
+
+
+def stated_quantities(quantities: Mapping[str, object] | None, tokens: TokenClasses | None) -> dict[str, int]:
+    """
+    Return the quantities that a caller states, in micro-units, those that it spells as `tokens` among them.
+
+    A name that is stated as 0 is left out. Raises `quantities.BadQuantity`.
+    """
+    if tokens is None:
+        return parse_quantities(quantities) if quantities else {}
+    stated = dict(quantities) if quantities else {}
+    for name in QUANTITY_CLASSES:
+        count = getattr(tokens, name)
+        if count is None:
+            continue
+        if stated.get(f"{name}_tokens") is not None:
+            raise BadQuantity(
+                f"tokens.{name}",
+                "bad_value",
+                f"tokens.{name} and quantities.{name}_tokens are the same: state one",
+            )
+        stated[f"{name}_tokens"] = count
+    return parse_quantities(stated) if stated else {}
 
 
 CostState = Literal["given", "priced", "estimated", "unpriced", "free"]
@@ -95,6 +178,11 @@ class Record(NamedTuple):
     One booked row; the order and names of the columns of every record batch and of the events table.
 
     Absent text is `""`, absent counts are 0; only `latency_us` tells absent (None) from 0.
+
+    Attributes:
+        quantities: Name → micro-units, in the order of the names; none is 0.
+        provider_cost_nanos: What the request costs the provider: the list price, before any mark-up.
+        adjustment_nanos: Money given (above 0) or taken (below); a record with one is an adjustment and no request.
     """
 
     account_id: str
@@ -126,11 +214,18 @@ class Record(NamedTuple):
     cost_state: str
     price_version: str
     tags: dict[str, str]
+    quantities: Mapping[str, int] = {}
+    provider_cost_nanos: int = 0
+    variant: str = ""
+    adjustment_nanos: int = 0
 
     @property
     def tokens(self) -> int:
-        """Model tokens of all four classes."""
-        return self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+        """Model tokens of all classes, those among the quantities included."""
+        tokens = (
+            self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+        )
+        return tokens + tokens_of(self.quantities) if self.quantities else tokens
 
 
 RECORD_FIELDS: Final = Record._fields
@@ -210,5 +305,9 @@ def record_to_event(record: Record) -> dict[str, Any]:
         "price_version": record.price_version,
         "revision": record.revision,
         "tags": record.tags,
+        "quantities": quantities_json(record.quantities),
+        "provider_cost_nanos": str(record.provider_cost_nanos) if record.provider_cost_nanos else None,
+        "variant": record.variant,
+        "adjustment_nanos": str(record.adjustment_nanos) if record.adjustment_nanos else None,
     }
     return {name: value for name, value in body.items() if value not in ("", None, {})}

@@ -13,7 +13,7 @@ class LimitStatus(NamedTuple):
     Attributes:
         kind: `limit`, `concurrency`, `budget` or `credit`.
         name: As in the plan or the budget.
-        unit: `requests`, `tokens`, `nanos` or `credits`.
+        unit: `requests`, `tokens`, `nanos`, `credits` or `quantity.NAME` (amounts are micro-units).
         allowed: Its most, None without a bound; the capacity of a token bucket of permits.
         used: Used or held of it, in this window or period.
         window_s: Length of a rate limit's window in seconds; None for others.
@@ -21,6 +21,8 @@ class LimitStatus(NamedTuple):
         bucket: Rate bucket of routes that it counts; None for all.
         starts_at: Start of the fixed window or the budget's period; None without one.
         resets_at: End of the window or period; None without one.
+        match: Which requests it counts, for people, e.g. `model gpt-4o*, tag.user = u1`; "" for all.
+        per: What it counts apart, when no value was asked for: then *used* is 0 and says nothing.
     """
 
     kind: str
@@ -33,6 +35,8 @@ class LimitStatus(NamedTuple):
     bucket: str | None = None
     starts_at: datetime | None = None
     resets_at: datetime | None = None
+    match: str = ""
+    per: tuple[str, ...] = ()
 
     @property
     def remaining(self) -> int | None:

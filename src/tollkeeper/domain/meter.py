@@ -10,8 +10,12 @@ The rules, the first that applies:
 1. An estimate of a job under way counts until its actual cost comes.
 2. A cost that the caller states stands.
 3. A free route, a cache hit and a refused request cost nothing.
-4. The route's price, unless the request failed, plus the price of its model, if it used one.
+4. The route's price, unless the request failed, plus the price of its model, if it used one. Unpriced without a price
+   for that model and variant, or with one for units (seconds, pages) of which the request states none.
 5. Without a model, on a path that no route knows, there is nothing to charge: free.
+
+Beside it stands the provider cost, what the request costs its provider: what the caller states; else the cost that
+the caller states; else the price of the model before any mark-up. A route's own price costs the provider nothing.
 """
 
 from __future__ import annotations
@@ -24,21 +28,23 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import RECORD_FIELDS, ROUTE_CHARS_MAX, CostState, Record
 from tollkeeper.domain.labels import LABELS, same_label
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.pricing import ModelPrice, cost_nanos
+from tollkeeper.domain.quantities import QUANTITY_PREFIX
 from tollkeeper.domain.requests import Outcome, Usage
 
 UNKNOWN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 """Stands for the policy of a path that no route knows. Compared by identity: a catalog may have a route of this id."""
 
-PriceOf: TypeAlias = Callable[[str, str, int], "ModelPrice | None"]
-"""`(model, account_id, at_us)` → its price, or None. Only asked for a model that is charged."""
+PriceOf: TypeAlias = Callable[[str, str, str, str, int], "ModelPrice | None"]
+"""`(model, variant, account_id, plan, at_us)` → its price, or None. Only asked for a model that is charged."""
 
-Cost: TypeAlias = tuple[int, CostState, int, str]
-"""`(cost_nanos, cost_state, credits, price_version)`. A plain tuple: every request makes one."""
+Cost: TypeAlias = tuple[int, int, CostState, int, str]
+"""`(cost_nanos, provider_cost_nanos, cost_state, credits, price_version)`. A plain tuple: every request makes one."""
 
 NOT_OF_BODY: Final = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
 """Fields that we set, never the sender."""
-PRICE_OF_BODY: Final = frozenset({"cost_nanos", "cost_state", "credits"})
+PRICE_OF_BODY: Final = frozenset({"cost_nanos", "provider_cost_nanos", "cost_state", "credits"})
 """Fields that we set unless the sender does."""
 
 _DIGEST_BYTES: Final = 16
@@ -58,6 +64,8 @@ def cost_of(
     cache: str,
     refused: bool = False,
     estimate_nanos: int | None = None,
+    provider_nanos: int | None = None,
+    plan: str = "",
 ) -> Cost:
     """
     Return what a request costs, by the rules at the top of this module.
@@ -76,40 +84,60 @@ def cost_of(
         cache: As `Record.cache`.
         refused: Whether a limit or budget refused it. It used nothing then, whatever it asked for.
         estimate_nanos: The expected cost of a job under way; None when the job is done.
+        provider_nanos: The provider cost that the caller states, if any.
+        plan: Slug of the plan in force, `""` for none: mark-ups may be for one.
     """
     failed = refused or status >= 400
     credits = usage.credits
     if credits is None:
         credits = 0 if failed or route.free else route.credits
     if estimate_nanos is not None:
-        return estimate_nanos, "estimated", credits, ""
+        return estimate_nanos, _or(provider_nanos, estimate_nanos), "estimated", credits, ""
     if usage.cost_nanos is not None:
-        return usage.cost_nanos, "given", credits, ""
+        return usage.cost_nanos, _or(provider_nanos, usage.cost_nanos), "given", credits, ""
     if route.free or refused or cache == "hit":
-        return 0, "free", credits, ""
+        return 0, provider_nanos or 0, "free", credits, ""
     nanos = 0 if failed else route.price_nanos
     # A request that names a model used it, with tokens or without (an image, a transcription: `request_nanos`).
-    # Only one that failed before it used any token did not.
-    if not model or (failed and not usage.tokens):
+    # Only one that failed before it used anything did not.
+    if not model or (failed and not usage.tokens and not usage.quantities):
         if route is UNKNOWN_ROUTE:
-            return 0, "free", credits, ""
-        return nanos, "priced", credits, "route:" + route.id
-    price = price_of(model, account_id, at_us)
-    if price is None:
-        return nanos, "unpriced", credits, ""
-    return nanos + cost_nanos(price, usage[0], usage[1], usage[2], usage[3]), "priced", credits, price.version
+            return 0, provider_nanos or 0, "free", credits, ""
+        return nanos, provider_nanos or 0, "priced", credits, "route:" + route.id
+    price = price_of(model, usage.variant, account_id, plan, at_us)
+    if price is None or (price.only_units and not price.covers(usage)):
+        return nanos, provider_nanos or 0, "unpriced", credits, ""
+    of_model, listed_nanos = cost_nanos(price, usage)
+    return nanos + of_model, _or(provider_nanos, listed_nanos), "priced", credits, price.version
+
+
+def _or(stated: int | None, found: int) -> int:
+    return found if stated is None else stated
 
 
 def units_of(record: Record) -> dict[str, int]:
-    """Return what a record counts in each of `UNITS`, with its sign. `meter.columns.units_columns` is its twin."""
+    """
+    Return what a record counts in each of `UNITS` and of its quantities (`quantity.NAME`), with its sign.
+
+    Units that are not there are 0. `meter.columns.units_columns` is its twin.
+    """
     sign = record.sign
-    return {
-        # A denied request used nothing, whatever it asked for.
-        "requests": 0 if record.denied_reason else sign,
+    units = {
+        # A denied request used nothing, whatever it asked for; an adjustment is no request.
+        "requests": 0 if record.denied_reason or record.adjustment_nanos else sign,
         "tokens": sign * record.tokens,
-        "nanos": sign * record.cost_nanos,
+        # Money that is given back is money to spend again.
+        "nanos": sign * (record.cost_nanos - record.adjustment_nanos),
         "credits": sign * record.credits,
     }
+    for name, micros in record.quantities.items():
+        units[QUANTITY_PREFIX + name] = sign * micros
+    return units
+
+
+def facts_of(record: Record) -> Facts:
+    """Return what a record is matched by: `matching.Facts`."""
+    return Facts(record.model, record.tags, record.kind, record.method, record.route)
 
 
 # --- The builders of a record ------------------------------------------------------------------
@@ -130,6 +158,8 @@ def admitted_record(
     expected_model: str,
     tags: Mapping[str, str],
     outcome: Outcome,
+    plan: str = "",
+    expected_variant: str = "",
 ) -> Record:
     """
     Return the record of a request that the gate admitted.
@@ -138,16 +168,21 @@ def admitted_record(
         path: Under which it is counted: see `counted_path`.
         held_nanos: What was set aside for it; its cost while its outcome is an estimate without a number.
         expected_model: The model of the hold, which *outcome* may leave out, as it may the *tags*.
+        plan: Slug of the plan that was in force when the request was admitted.
+        expected_variant: The variant of the hold, which *outcome* may leave out too.
     """
     status, usage, error_type, latency_us, bytes_out, cache, stated_tags, estimated = outcome
-    prompt, cached_prompt, completion, reasoning, model, stated_nanos, _ = usage
+    prompt, cached_prompt, completion, reasoning, model, stated_nanos, _, quantities, variant = usage
     if not model:
         model = expected_model
+    if expected_variant and not variant:
+        variant = expected_variant
+        usage = usage._replace(variant=variant)
     estimate_nanos = None
     if estimated:
         estimate_nanos = held_nanos if stated_nanos is None else stated_nanos
-    cost, state, credits, version = cost_of(
-        price_of, account_id, at_us, route, usage, model, status, cache, False, estimate_nanos
+    cost, provider_cost, state, credits, version = cost_of(
+        price_of, account_id, at_us, route, usage, model, status, cache, False, estimate_nanos, None, plan
     )
     if stated_tags:
         tags = stated_tags
@@ -184,6 +219,10 @@ def admitted_record(
             state,
             version,
             dict(tags) if tags else {},
+            quantities,
+            provider_cost,
+            variant,
+            0,
         ),
     )
 
@@ -239,12 +278,24 @@ def bounded_path(path: str) -> str:
     return path[: ROUTE_CHARS_MAX - len(digest)] + digest
 
 
-def recharged(price_of: PriceOf, record: Record, route: Route) -> Record:
-    """Return *record* with the cost that it has by today's routes and prices, as if no cost had been stated."""
+def recharged(price_of: PriceOf, record: Record, route: Route, plan: str = "") -> Record:
+    """
+    Return *record* with the cost that it has by today's routes and prices, as if no cost had been stated.
+
+    Args:
+        plan: Slug of the plan in force now.
+    """
     usage = Usage(
-        record.prompt_tokens, record.cached_prompt_tokens, record.completion_tokens, record.reasoning_tokens
+        record.prompt_tokens,
+        record.cached_prompt_tokens,
+        record.completion_tokens,
+        record.reasoning_tokens,
+        quantities=record.quantities,
+        variant=record.variant,
     )
-    cost, state, _, version = cost_of(
+    # What an unpriced event costs its provider is known only if its sender stated it.
+    stated = record.provider_cost_nanos if record.cost_state == "unpriced" else 0
+    cost, provider_cost, state, _, version = cost_of(
         price_of,
         record.account_id,
         record.occurred_at_us,
@@ -254,8 +305,12 @@ def recharged(price_of: PriceOf, record: Record, route: Route) -> Record:
         record.status,
         record.cache,
         bool(record.denied_reason),
+        provider_nanos=stated or None,
+        plan=plan,
     )
-    return record._replace(cost_nanos=cost, cost_state=state, price_version=version)
+    return record._replace(
+        cost_nanos=cost, provider_cost_nanos=provider_cost, cost_state=state, price_version=version
+    )
 
 
 # --- Repeats -----------------------------------------------------------------------------------
@@ -307,6 +362,8 @@ def same_outcome(record: Record, outcome: Outcome) -> bool:
         and record.cached_prompt_tokens == usage.cached_prompt_tokens
         and record.completion_tokens == usage.completion_tokens
         and record.reasoning_tokens == usage.reasoning_tokens
+        and record.quantities == usage.quantities
+        and (not usage.variant or record.variant == usage.variant)
         and (record.cost_state if record.cost_state in ("given", "estimated") else None) == stated
         and (usage.cost_nanos is None or record.cost_nanos == usage.cost_nanos)
         and (usage.credits is None or record.credits == usage.credits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
+from tollkeeper.domain.quantities import tokens_of
+
 
 class Usage(NamedTuple):
     """The expected usage of a request (at `admit`), or the actual one (at `settle`)."""
@@ -18,10 +20,18 @@ class Usage(NamedTuple):
     """Overrides the price book."""
     credits: int | None = None
     """Overrides the route's credits."""
+    quantities: Mapping[str, int] = {}
+    """Name → micro-units, as `quantities.parse_quantities` makes them."""
+    variant: str = ""
+    """Of the model: `batch`, `flex`, …; it may have a price of its own."""
 
     @property
     def tokens(self) -> int:
-        return self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+        """Model tokens of all classes, those among the quantities included."""
+        tokens = (
+            self.prompt_tokens + self.cached_prompt_tokens + self.completion_tokens + self.reasoning_tokens
+        )
+        return tokens + tokens_of(self.quantities) if self.quantities else tokens
 
 
 NO_USAGE: Final = Usage()

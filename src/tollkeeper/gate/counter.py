@@ -17,7 +17,7 @@ anything, and the caller reads it without the lock and tries again.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 
 class NotRead(Exception):
@@ -34,8 +34,11 @@ class Counter(Protocol):
     account_id: str
     counter_id: str
     name: str
+    match: str
+    """Which requests it counts, for people; "" for all of its key, project or account."""
     unit: str
-    unit_index: int
+    unit_index: Any
+    """Where amounts have its unit: see `decisions.unit_index`."""
     reason: str
     charged: ClassVar[bool]
     """Whether the ledger keeps it: a budget or a balance."""
@@ -71,6 +74,10 @@ class Counter(Protocol):
 
     def is_idle(self, now_us: int) -> bool:
         """Return whether one read again from the ledger would say the same, if no hold refers to this one."""
+
+    @property
+    def is_saved(self) -> bool:
+        """Return the same for a counter that may be needed again soon: the ledger has all of it."""
 
 
 Taken: TypeAlias = tuple[Counter, int, int]

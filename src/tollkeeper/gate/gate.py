@@ -11,23 +11,21 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from operator import itemgetter
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
-from tollkeeper.domain.catalog import Limit, Route
-from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
-from tollkeeper.domain.events import RECORD_FIELDS, Record
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import (
     UNKNOWN_ROUTE,
     bounded_path,
     cost_of,
-    counted_path,
-    free_record,
-    refused_record,
+    facts_of,
 )
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
@@ -35,13 +33,16 @@ from tollkeeper.gate.admission import Admission, Charge, CountedCall
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget
 from tollkeeper.gate.counter import NotRead, Taken
-from tollkeeper.gate.denials import denial_of, expired
+from tollkeeper.gate.denials import denial_of, denied_record, expired
 from tollkeeper.gate.eviction import eviction
 from tollkeeper.gate.ids import Ids
-from tollkeeper.gate.limit_statuses import limit_statuses, status_of_limit
+from tollkeeper.gate.keyless_limits import KeylessLimits
+from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses
+from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.gate.registry import CounterRegistry
+from tollkeeper.gate.request_plans import RequestPlans
+from tollkeeper.gate.settling import moves_of, settle, take_late, unsettle, used_by
 from tollkeeper.gate.sources import Sources
-from tollkeeper.gate.windows import Window
 
 __all__ = [
     "HOLD_S_DEFAULT",
@@ -67,23 +68,6 @@ class GateSettings(NamedTuple):
     hold_s: int = HOLD_S_DEFAULT
 
 
-_Actual: TypeAlias = tuple[int, int, int, int]
-
-_used_of: Final[Callable[[Record], tuple[int, int, int, int, int, int]]] = itemgetter(
-    *map(
-        RECORD_FIELDS.index,
-        (
-            "prompt_tokens",
-            "cached_prompt_tokens",
-            "completion_tokens",
-            "reasoning_tokens",
-            "cost_nanos",
-            "credits",
-        ),
-    )
-)
-
-
 class Gate:
     """All admission state of this node."""
 
@@ -105,8 +89,11 @@ class Gate:
         version = CatalogVersion()
         self._version = version
         self._counters = CounterRegistry(sources, version, self._lock)
+        self.keyless = KeylessLimits(self._counters, version, self._lock, clock.now_us)
+        """Rate limits that belong to no key."""
         self._keys = CompiledKeys(sources, self._counters, version, self._lock, clock.now_us)
-        self._eviction = eviction(self._keys, self._counters, clock.now_us)
+        self._plans = RequestPlans()
+        self._eviction = eviction(self._keys, self._counters, self._plans, clock.now_us)
 
     # -- deciding -------------------------------------------------------------------------------------
 
@@ -118,6 +105,7 @@ class Gate:
         expected: Usage = NO_USAGE,
         *,
         hold_id: str | None = None,
+        tags: Mapping[str, str] = NO_TAGS,
     ) -> Admission | Denial:
         """
         Decide one request.
@@ -127,6 +115,7 @@ class Gate:
             path: The path as called, or a route's template.
             expected: The most that the request may use; what it did use comes with `settle`.
             hold_id: Names the hold; when None, the request is named by an id that only this process may book.
+            tags: Those of its event. With the model of *expected*, limits and budgets are matched by them.
 
         Returns:
             An `Admission`, or a `Denial` after which nothing has changed.
@@ -155,15 +144,25 @@ class Gate:
             route_plan = compiled_key.route_plan(route)
         if route_plan.refusal is not None:
             return route_plan.refusal
+        counted = route.path if route is not UNKNOWN_ROUTE else bounded_path(path)
+        matched = route_plan.matched
+        if matched is not None:
+            objection = matched.objection(expected.model)
+            if objection is not None:
+                return objection
         amounts = route_plan.amounts
         if expected is not NO_USAGE:
             stated = self._amounts(compiled_key, route, expected, now_us)
             if stated is None:
                 return Denial(
                     "price_unknown",
-                    f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
+                    _unpriced(expected),
                 )
             amounts = stated
+        held_by = (expected.model, tags, route.event_kind, method, counted)
+        if matched is not None:
+            # Last, since what is not in memory is read.
+            route_plan = self._plans.of(route_plan, held_by, now_us)
         if self.abandoned:
             self._collect_abandoned()
         taken: list[Taken] = []
@@ -180,7 +179,7 @@ class Gate:
                     for counter in route_plan.taken:
                         amount = amounts[counter.unit_index]
                         taken.append((counter, amount, counter.take(amount, now_us)))
-                    compiled_key.open[id(taken)] = (taken, amounts, now_us)
+                    compiled_key.open[id(taken)] = (taken, amounts, now_us, held_by)
                     keys.last_used[compiled_key] = now_us
                     self.admitted_count += 1
         except NotRead as exc:
@@ -189,7 +188,7 @@ class Gate:
             current = False
         if not current:
             # Or the catalog changed since the key was looked up: a budget may be lower by now.
-            return self.admit(secret, method, path, expected, hold_id=hold_id)
+            return self.admit(secret, method, path, expected, hold_id=hold_id, tags=tags)
         admission = Admission(
             self.abandoned,
             hold_id or self._own_ids.new_id(now_us),
@@ -201,8 +200,12 @@ class Gate:
             taken,
             now_us,
         )
-        if route is UNKNOWN_ROUTE:
-            admission.path = bounded_path(path)
+        admission.path = counted
+        admission.tags = tags
+        if matched is not None:
+            admission.matched = matched
+            # As they are now: they say what the hold is given back to.
+            admission.tags = dict(tags)
         return admission
 
     def pass_limits(self, compiled_key: CompiledKey, route: Route) -> Denial | None:
@@ -213,7 +216,8 @@ class Gate:
         refused, or None.
         """
         now_us = self._now_us()
-        checked = compiled_key.route_plan(route).checked
+        facts = Facts("", NO_TAGS, route.event_kind, route.method, route.path)
+        checked = compiled_key.route_plan(route).for_request(facts, now_us).checked
         counters = [c for c in checked if c.reason == "rate_limited" and c.unit == "requests"]
         with self._lock:
             for counter in counters:
@@ -223,48 +227,23 @@ class Gate:
                 counter.take(1, now_us)
         return None
 
-    def spend(
-        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
-    ) -> Denial | CountedCall:
+    def limit_statuses(
+        self, compiled_key: CompiledKey, now_us: int, facts: Facts | None = None, *, every: bool = False
+    ) -> list[LimitStatus]:
         """
-        Count one against a rate limit that belongs to no key; return why it is refused, or what was counted.
+        Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit.
 
         Args:
-            name: Names the counter within the account.
-            from_first: A `fixed` window opens with its first request instead of at a multiple of its length.
+            facts: Of a request: those with a match or values are told too, if they count it.
+            every: All of them are told; the *facts* say of which values.
         """
-        now_us = self._now_us()
-        algorithm = "from_first" if from_first and limit.algorithm == "fixed" else limit.algorithm
-        counter = self._spent_window(account_id, name, limit, now_us, algorithm)
-        with self._lock:
-            if not counter.fits(1, now_us):
-                return denial_of(counter, [counter], Amounts(), now_us)
-            return CountedCall(counter, counter.take(1, now_us))
-
-    def give_back(self, counted: CountedCall) -> None:
-        """Take back what `spend` counted, once: the call failed through no fault of its caller."""
-        with self._lock:
-            counted.counter.give_back(counted.mark, 1)
-
-    def limit_status(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
-        """Return where a limit stands that `spend` counts (without *from_first*)."""
-        now_us = self._now_us()
-        counter = self._spent_window(account_id, name, limit, now_us, limit.algorithm)
-        with self._lock:
-            return status_of_limit(limit, counter, now_us)
-
-    def _spent_window(self, account_id: str, name: str, limit: Limit, now_us: int, algorithm: str) -> Window:
-        counter_id = f"limit:{name}:{algorithm}:{limit.window}"
-        return self._counters.window(account_id, counter_id, limit, now_us, self._version.current, algorithm)
-
-    def limit_statuses(self, compiled_key: CompiledKey, now_us: int) -> list[LimitStatus]:
-        """Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit."""
         if self.abandoned:
             self._collect_abandoned()
+        matched = (every_counter if every else counters_for)(compiled_key, facts, now_us)
         while True:
             try:
                 with self._lock:
-                    return limit_statuses(compiled_key, now_us)
+                    return limit_statuses(compiled_key, matched, now_us)
             except NotRead as exc:
                 self._counters.read(exc.counter, now_us)
 
@@ -279,20 +258,29 @@ class Gate:
         if pool.book is None:
             self._counters.read(pool, now_us)
         with self._lock:
-            used = pool.allowed_used(now_us)[1]
             assert pool.book is not None
-            return pool.book, used
+            return pool.book, pool.out_nanos
 
-    def _amounts(self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int) -> Amounts | None:
+    def _amounts(
+        self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int
+    ) -> UnitAmounts | None:
         """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
         if route.free:
-            return Amounts(1, usage.tokens, 0, 0)
-        nanos, state, credits, _ = cost_of(
-            self._sources.price, compiled_key.account_id, now_us, route, usage, usage.model, 200, ""
+            return _with_quantities(Amounts(1, usage.tokens, 0, 0), usage, compiled_key)
+        nanos, _, state, credits, _ = cost_of(
+            self._sources.price,
+            compiled_key.account_id,
+            now_us,
+            route,
+            usage,
+            usage.model,
+            200,
+            "",
+            plan=compiled_key.plan_slug,
         )
         if state == "unpriced" and self._settings.unknown_price == "deny":
             return None
-        return Amounts(1, usage.tokens, nanos, credits)
+        return _with_quantities(Amounts(1, usage.tokens, nanos, credits), usage, compiled_key)
 
     # -- ending ---------------------------------------------------------------------------------------
 
@@ -305,31 +293,33 @@ class Gate:
         The caller has claimed the admission (`claim`) and hands both to the committer.
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
-        actual = _used(record)
+        moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         with self._lock:
             admission.compiled_key.open.pop(id(admission.taken), None)
-            return record, _settle(admission.taken, actual)
+            actual = used_by(record, admission.compiled_key)
+            return record, settle(admission, actual, moves, received_at_us)
 
     def finish(
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
         """Do `claim` and `settle` in one step; None when another caller ended *admission*, or is ending it."""
         record = admission.record(self._sources.price, outcome, received_at_us)
-        actual = _used(record)
+        moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         with self._lock:
             if admission.state != "open":
                 return None
             admission.state = "ended"
             admission.compiled_key.open.pop(id(admission.taken), None)
-            return record, _settle(admission.taken, actual)
+            actual = used_by(record, admission.compiled_key)
+            return record, settle(admission, actual, moves, received_at_us)
 
     def unsettle(self, admission: Admission, record: Record) -> None:
         """Take a settlement back whose commit failed: the hold is open again."""
-        actual = _used(record)
         with self._lock:
-            for counter, held, mark in admission.taken:
-                counter.unsettle(mark, held, actual[counter.unit_index])
-            self._keys.keep_open(admission.compiled_key, admission.taken, admission.amounts, admission.at_us)
+            unsettle(admission, used_by(record, admission.compiled_key))
+            self._keys.keep_open(
+                admission.compiled_key, admission.taken, admission.amounts, admission.at_us, admission.facts
+            )
             admission.state = "open"
 
     def count_late(self, admission: Admission, record: Record, now_us: int) -> None:
@@ -339,15 +329,10 @@ class Gate:
         Budgets and balances learn of it from the commit; `void` takes it back when that fails. What is admitted
         after this finds the windows as if the hold had been settled in time.
         """
-        actual = _used(record)
-        taken: list[Taken] = []
+        route_plan = admission.compiled_key.route_plan(admission.route).for_request(facts_of(record), now_us)
         with self._lock:
-            for counter in admission.compiled_key.route_plan(admission.route).checked:
-                amount = actual[counter.unit_index]
-                mark = counter.take_late(amount, admission.at_us, now_us)
-                if mark is not None:
-                    taken.append((counter, amount, mark))
-            admission.taken = taken
+            actual = used_by(record, admission.compiled_key)
+            admission.taken = take_late(route_plan.checked, actual, admission.at_us, now_us)
 
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
@@ -372,18 +357,7 @@ class Gate:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._keys.routes or self._keys.load_routes()
         route = routes.match(method, path, compiled_key.profile) or UNKNOWN_ROUTE
-        record = free_record(
-            compiled_key.account_id,
-            compiled_key.project_id,
-            compiled_key.key_id,
-            now_us,
-            self.new_id(now_us),
-            route,
-            method,
-            counted_path(route, path),
-            denial.status,
-        )
-        return refused_record(record, denial, model)
+        return denied_record(compiled_key, self.new_id(now_us), route, method, path, denial, now_us, model)
 
     # -- keys -----------------------------------------------------------------------------------------
 
@@ -454,19 +428,29 @@ class Gate:
         return self._keys.take_last_used()
 
     def hold_again(
-        self, compiled_key: CompiledKey, route: Route, admission_id: str, amounts: Amounts, at_us: int
+        self,
+        compiled_key: CompiledKey,
+        route: Route,
+        admission_id: str,
+        amounts: UnitAmounts,
+        at_us: int,
+        facts: Facts,
     ) -> Admission:
         """Set aside the amounts of a stored hold after a restart, whether or not they still fit."""
         route_plan = compiled_key.route_plan(route)
+        matched = route_plan.matched
+        route_plan = route_plan.for_request(facts, at_us)
         taken: list[Taken] = []
         with self._lock:
             for counter in route_plan.taken:
-                amount = amounts[counter.unit_index]
+                amount = amount_at(amounts, counter.unit_index)
                 taken.append((counter, amount, counter.retake(amount, at_us)))
-            self._keys.keep_open(compiled_key, taken, amounts, at_us)
-        return Admission(
-            self.abandoned, admission_id, compiled_key, route, "", amounts, NO_USAGE, taken, at_us
+            self._keys.keep_open(compiled_key, taken, amounts, at_us, facts)
+        admission = Admission(
+            self.abandoned, admission_id, compiled_key, route, facts.method, amounts, NO_USAGE, taken, at_us
         )
+        admission.matched = matched
+        return admission
 
     def new_id(self, now_us: int) -> str:
         """Return a fresh id: see `Ids`."""
@@ -489,22 +473,17 @@ def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
         counter.give_back(mark, held)
 
 
-def _used(record: Record) -> _Actual:
-    """Return what a record takes per unit, in the order of `UNITS`."""
-    # As `record.tokens` and so on, at a third of the time: every request asks.
-    prompt, cached_prompt, completion, reasoning, cost_nanos, credits = _used_of(record)
-    return 1, prompt + cached_prompt + completion + reasoning, cost_nanos, credits
+def _with_quantities(amounts: Amounts, usage: Usage, compiled_key: CompiledKey) -> UnitAmounts:
+    """Return *amounts* by unit where something counts a quantity, or may do so before the request ends."""
+    if usage.quantities or compiled_key.counts_quantities:
+        return amounts_by_unit(amounts, usage.quantities)
+    return amounts
 
 
-def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
-    """End every hold of *taken* with what was really used; return what the ledger must be charged."""
-    charges = []
-    for counter, held, mark in taken:
-        amount = actual[counter.unit_index]
-        if amount != held or counter.counts_open:
-            counter.settle(mark, held, amount)
-            if counter.charged:
-                # As `Charge(…)`, which takes 0.3 µs.
-                charge = (counter.account_id, counter.counter_id, mark, amount)
-                charges.append(tuple.__new__(Charge, charge))
-    return charges
+def _unpriced(usage: Usage) -> str:
+    """Return why the price of *usage* is not known, and what to do."""
+    variant = f" as variant {usage.variant!r}" if usage.variant else ""
+    return (
+        f"There is no price for model {usage.model[:128]!r}{variant}: set one, or state cost_nanos. A model that is "
+        f"priced by the second, page or other unit needs that quantity in the estimate."
+    )

@@ -16,7 +16,7 @@ from collections import deque
 from typing import ClassVar, Final
 
 from tollkeeper.domain.catalog import Limit
-from tollkeeper.domain.decisions import UNITS
+from tollkeeper.domain.decisions import unit_index
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.periods import duration_s
 
@@ -38,6 +38,7 @@ class Window(ABC):
         "changed",
         "counter_id",
         "dirty",
+        "match",
         "name",
         "reason",
         "unit",
@@ -61,8 +62,9 @@ class Window(ABC):
         self.counter_id = counter_id
         self.name = limit.name
         self.unit: str = limit.unit
-        self.unit_index = UNITS.index(limit.unit)
+        self.unit_index = unit_index(limit.unit)
         self.allowed = limit.amount
+        self.match = ""
         self.reason = "rate_limited"
         self.width_us = 0 if limit.algorithm == "concurrency" else duration_s(limit.window) * US_PER_S
         self.dirty = False
@@ -122,6 +124,10 @@ class Window(ABC):
 
     def is_idle(self, now_us: int) -> bool:
         return not self.dirty and self.expires_at_us() <= now_us
+
+    @property
+    def is_saved(self) -> bool:
+        return not self.dirty
 
 
 class FixedWindow(Window):
@@ -419,6 +425,10 @@ class Concurrency(Window):
     def is_idle(self, now_us: int) -> bool:
         return not self.used
 
+    @property
+    def is_saved(self) -> bool:
+        return not self.used
+
 
 WINDOWS: Final[dict[str, type[Window]]] = {
     "fixed": FixedWindow,
@@ -443,6 +453,7 @@ class OwnAmount:
         "counter_id",
         "give_back",
         "is_idle",
+        "match",
         "name",
         "reason",
         "retake",
@@ -461,6 +472,7 @@ class OwnAmount:
         self._allowed = limit.amount
         self.account_id = window.account_id
         self.counter_id = window.counter_id
+        self.match = window.match
         self.name = window.name
         self.unit: str = window.unit
         self.unit_index = window.unit_index
@@ -472,6 +484,10 @@ class OwnAmount:
         self.unsettle = window.unsettle
         self.give_back = window.give_back
         self.is_idle = window.is_idle
+
+    @property
+    def is_saved(self) -> bool:
+        return self._window.is_saved
 
     def fits(self, amount: int, now_us: int) -> bool:
         return self._mine().fits(amount, now_us)

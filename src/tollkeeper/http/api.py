@@ -32,6 +32,7 @@ from tollkeeper.http.metrics import MetricsSource, metrics_source
 from tollkeeper.http.paths import segment_text
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, ProblemReply, to_problem
 from tollkeeper.http.routes import (
+    adjustments,
     catalog,
     events,
     health,
@@ -56,6 +57,7 @@ from tollkeeper.installation import Installation
 from tollkeeper.ledger.balances import Balances
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.maintenance.reconcile import Reconcile
+from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
 from tollkeeper.usage.event_lookup import EventLookup
 from tollkeeper.usage.report import Reports
@@ -86,7 +88,18 @@ def build_api(
         probes,
         installation.settings.metrics_open,
     )
-    topics = (catalog, keys, sessions, limit_status, usage, events, maintenance, health, openapi)
+    topics = (
+        catalog,
+        keys,
+        sessions,
+        limit_status,
+        adjustments,
+        usage,
+        events,
+        maintenance,
+        health,
+        openapi,
+    )
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
         route_handlers=[
@@ -106,6 +119,7 @@ def build_api(
 def _services_of(installation: Installation, metrics: MetricsSource) -> dict[type, Any]:
     """Return what handlers may ask for, by its type."""
     return {
+        Adjustments: installation.adjustments,
         Amend: installation.amend,
         Balances: installation.balances,
         Directory: installation.directory,

@@ -15,8 +15,10 @@ import msgspec
 from tollkeeper.api.events_answer import EventsAnswer, events_answer
 from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.events import latency_us
+from tollkeeper.domain.events import latency_us, stated_quantities
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.money_fields import BadMoney, with_nanos
+from tollkeeper.domain.quantities import BadQuantity, quantities_json
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
@@ -27,6 +29,7 @@ from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.fair_queue import OPERATOR, FairQueue
 from tollkeeper.http.metered import Dialects, encoded
+from tollkeeper.http.routes.fields import money_names
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
@@ -55,9 +58,9 @@ T = TypeVar("T")
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
 _encode: Final = msgspec.json.Encoder().encode
-_decode_authorize: Final = msgspec.json.Decoder(AuthorizeRequest).decode
-_decode_settle: Final = msgspec.json.Decoder(SettleRequest).decode
-_decode_void: Final = msgspec.json.Decoder(VoidRequest).decode
+_AUTHORIZE: Final = msgspec.json.Decoder(AuthorizeRequest)
+_SETTLE: Final = msgspec.json.Decoder(SettleRequest)
+_VOID: Final = msgspec.json.Decoder(VoidRequest)
 _NO_TOKENS: Final = TokenCounts()
 
 
@@ -91,8 +94,8 @@ class HotEndpoints:
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> HotAnswer:
         _operator_only(principal)
-        request = _decoded(_decode_authorize, body)
-        expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
+        request = _decoded(_AUTHORIZE, body)
+        expected = _usage(request, request.cost_nanos)
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.
@@ -151,12 +154,12 @@ class HotEndpoints:
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> HotAnswer:
         _operator_only(principal)
-        request = _decoded(_decode_settle, body)
+        request = _decoded(_SETTLE, body)
         estimated = request.cost_nanos is None and request.estimated_cost_nanos is not None
         cost_nanos = request.estimated_cost_nanos if estimated else request.cost_nanos
         outcome = Outcome(
             status=request.status,
-            usage=_usage(request.model, request.tokens, cost_nanos, request.credits),
+            usage=_usage(request, cost_nanos),
             error_type=request.error_type,
             latency_us=None if request.latency_ms is None else latency_us(request.latency_ms),
             bytes_out=request.bytes_out,
@@ -166,7 +169,7 @@ class HotEndpoints:
         )
         future = CommitFuture(asyncio.get_running_loop())
         holds = self._holds
-        if holds.is_open(request.hold_id, request.account):
+        if holds.is_settled_in_memory(request.hold_id, request.account, outcome):
             settled, commit = holds.settle_hold(request.hold_id, outcome, future, account_id=request.account)
         else:
             settled, commit = await self._threads.run(
@@ -179,7 +182,7 @@ class HotEndpoints:
 
     async def void(self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]) -> HotAnswer:
         _operator_only(principal)
-        request = _decoded(_decode_void, body)
+        request = _decoded(_VOID, body)
         future = CommitFuture(asyncio.get_running_loop())
         account_id, commit = await self._threads.run(
             self._holds.void_hold, request.hold_id, future, account_id=request.account
@@ -231,9 +234,14 @@ def _operator_only(principal: Principal) -> None:
         raise Forbidden("Only the operator's key may decide requests.")
 
 
-def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     try:
-        return decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError:
+            return _decoded_with_money(decoder.type, body)
+    except BadMoney as exc:
+        raise BadParameter(f"{exc.field}: {exc}", field=exc.field) from None
     except msgspec.ValidationError as exc:
         message = str(exc)
         what, _, where = message.rpartition(" - at `$")
@@ -243,11 +251,32 @@ def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
         raise Malformed(f"the body is not JSON: {exc}") from None
 
 
-def _usage(model: str, tokens: TokenCounts, cost_nanos: int | None, credits: int | None) -> Usage:
-    if tokens is _NO_TOKENS and not model and cost_nanos is None and credits is None:
+def _decoded_with_money(of: type[T], body: bytes) -> T:
+    """Return a body that is not of the plain form: its money may be text. Raises as a decoder, and `BadMoney`."""
+    plain = msgspec.json.decode(body)
+    return msgspec.convert(with_nanos(plain, money_names(of)) if isinstance(plain, dict) else plain, of)
+
+
+def _usage(request: AuthorizeRequest | SettleRequest, cost_nanos: int | None) -> Usage:
+    tokens, model, credits, variant = request.tokens, request.model, request.credits, request.variant
+    quantities: dict[str, int] = {}
+    if tokens is not _NO_TOKENS or request.quantities:
+        try:
+            quantities = stated_quantities(request.quantities, tokens)
+        except BadQuantity as exc:
+            raise BadParameter(str(exc), field=exc.field) from None
+    elif not model and cost_nanos is None and credits is None and not variant:
         return NO_USAGE
     return Usage(
-        tokens.prompt, tokens.cached_prompt, tokens.completion, tokens.reasoning, model, cost_nanos, credits
+        tokens.prompt,
+        tokens.cached_prompt,
+        tokens.completion,
+        tokens.reasoning,
+        model,
+        cost_nanos,
+        credits,
+        quantities,
+        variant,
     )
 
 
@@ -277,6 +306,7 @@ def _settle_answer(settled: Settled, headers: dict[str, str]) -> SettleAnswer:
         cost_nanos=str(record.cost_nanos),
         cost_state=record.cost_state,
         credits=record.credits,
+        quantities=quantities_json(record.quantities),
         beyond_hold_nanos=str(settled.beyond_hold_nanos),
         replayed=settled.replayed,
         headers=headers,

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from tollkeeper.domain.events import BytesOut, Credits, Id, LatencyMs, Name, Nanos, Status, Tags, TokenCount
+from tollkeeper.domain.events import (
+    BytesOut,
+    Credits,
+    Id,
+    LatencyMs,
+    Name,
+    Nanos,
+    StatedQuantities,
+    Status,
+    Tags,
+    TokenCount,
+    Variant,
+)
 
 
 class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -16,6 +28,14 @@ class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cached_prompt: TokenCount = 0
     completion: TokenCount = 0
     reasoning: TokenCount = 0
+    cache_write: TokenCount | None = None
+    """This and the others are another spelling of the quantities `<class>_tokens`."""
+    cache_write_1h: TokenCount | None = None
+    audio_prompt: TokenCount | None = None
+    audio_cached_prompt: TokenCount | None = None
+    image_prompt: TokenCount | None = None
+    audio_completion: TokenCount | None = None
+    image_completion: TokenCount | None = None
 
 
 class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +55,8 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     tokens: TokenCounts = TokenCounts()
     cost_nanos: Nanos | None = None
     credits: Credits | None = None
+    quantities: StatedQuantities = {}
+    variant: Variant = ""
     ttl_s: int | None = None
     """Seconds until an open hold expires; defaults to the setting `hold_s`."""
     tags: Tags = {}
@@ -80,6 +102,8 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cost_nanos: Nanos | None = None
     estimated_cost_nanos: Nanos | None = None
     credits: Credits | None = None
+    quantities: StatedQuantities = {}
+    variant: Variant = ""
     tags: Tags = {}
 
 
@@ -92,6 +116,8 @@ class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
     cost_nanos: str
     cost_state: str
     credits: int
+    quantities: dict[str, str]
+    """Name → units, as decimal text."""
     beyond_hold_nanos: str
     """The cost beyond the hold; it may have overdrawn a budget or balance."""
     replayed: bool

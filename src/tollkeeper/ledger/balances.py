@@ -28,6 +28,10 @@ class Balances:
         self._ledger = ledger
         self._clock = clock
 
+    def book(self, account_id: str) -> CreditBook:
+        """Return the committed book of an account."""
+        return self._ledger.book(account_id)[0]
+
     def of(self, account_id: str) -> CreditState:
         """Return the credit of an existing account."""
         now_us = self._clock.now_us()

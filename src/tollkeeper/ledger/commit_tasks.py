@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from tollkeeper.domain.bookings import Committed, CounterAt, EndedHold, Group, StoredHold
+from tollkeeper.domain.bookings import Committed, CounterAt, EndedHold, Group, RevokedGrant, StoredHold
 from tollkeeper.domain.catalog import Grant
-from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.draws import DrawRun, Draws
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import HoldEnded
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.errors import BadParameter, HoldEnded
 from tollkeeper.gate.gate import Charge, StartedBudget
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.pending import Pending, key_of
@@ -25,6 +27,7 @@ from tollkeeper.ledger.storable import check_storable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+COUNTER_MAX: Final = 2**63 - 1
 encode_rows = msgspec.msgpack.Encoder().encode
 
 
@@ -76,9 +79,27 @@ class Draft:
 
     def charge(self, at: CounterAt, amount: int, *, counted: bool) -> None:
         """Charge a counter; *counted*: the gate's counter has the amount already."""
-        self.group.charges[at] = self.group.charges.get(at, 0) + amount
         if counted:
             self.counted[at] = self.counted.get(at, 0) + amount
+        if at[1] == CREDIT_COUNTER:
+            account_id, _, at_us = at
+            self._draws_of(account_id).add(at_us, amount)
+            at = (account_id, CREDIT_COUNTER, 0)
+        self.group.charges[at] = self.group.charges.get(at, 0) + amount
+
+    def draw(self, account_id: str, run: DrawRun) -> None:
+        """Charge the credit of an account with the draws of a batch."""
+        draws = self._draws_of(account_id)
+        before = draws.total_nanos
+        draws.add_run(run)
+        at = (account_id, CREDIT_COUNTER, 0)
+        self.group.charges[at] = self.group.charges.get(at, 0) + draws.total_nanos - before
+
+    def _draws_of(self, account_id: str) -> Draws:
+        draws = self.group.draws.get(account_id)
+        if draws is None:
+            draws = self.group.draws[account_id] = Draws()
+        return draws
 
 
 class CommitTask:
@@ -232,6 +253,7 @@ class Batch(CommitTask):
             they are of corrections.
         accounts: The accounts of the rows.
         payload: The table as an Arrow IPC stream.
+        draws: Account → what its events draw on its credit, where it is not among the *charges*.
         corrections: The rows are corrections; *keys* are the corrections' ids.
     """
 
@@ -239,6 +261,7 @@ class Batch(CommitTask):
         "accounts",
         "charges",
         "corrections",
+        "draws",
         "encoded_keys",
         "keys",
         "payload",
@@ -256,9 +279,11 @@ class Batch(CommitTask):
         scopes_version: int,
         future: CommitFuture,
         *,
+        draws: Mapping[str, DrawRun] = {},
         corrections: bool = False,
     ) -> None:
         self.corrections = corrections
+        self.draws = draws
         self.table = table
         self.payload = payload
         self.keys = keys
@@ -275,9 +300,23 @@ class Batch(CommitTask):
             self.keys
         ):
             raise Stale
+        draws = {
+            (account_id, CREDIT_COUNTER, 0): run.sums_nanos[-1]
+            for account_id, run in self.draws.items()
+            if run.times_us
+        }
+        for at, amount in (*self.charges.items(), *draws.items()):
+            if abs(amount + draft.group.charges.get(at, 0)) > COUNTER_MAX:
+                # A counter has 64 bits: the whole group would fail.
+                raise BadParameter(
+                    f"The events charge {at[1]} more than a counter can hold: send fewer at once.",
+                    field="events",
+                )
         draft.pending.add(self.keys, None if self.corrections else self.table)
         for at, amount in self.charges.items():
             draft.charge(at, amount, counted=False)
+        for account_id, run in self.draws.items():
+            draft.draw(account_id, run)
         draft.batches.append(self)
 
 
@@ -293,6 +332,27 @@ class PostGrants(CommitTask):
 
     def add(self, draft: Draft) -> None:
         draft.group.grants.extend(self.grants)
+
+
+class RevokeGrant(CommitTask):
+    """
+    The revocation of a grant that is on its account's balance; a repeat changes nothing.
+
+    Its result is the account's credit book after it.
+    """
+
+    __slots__ = ("grant",)
+
+    def __init__(self, grant: RevokedGrant, future: CommitFuture) -> None:
+        self.grant = grant
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        draft.group.revoked.append(self.grant)
+
+    def result(self, committed: Committed) -> CreditBook:
+        return committed.books[self.grant.account_id]
 
 
 class ChangeScopes(CommitTask):

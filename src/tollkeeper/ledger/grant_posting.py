@@ -1,10 +1,19 @@
-"""Posts grants of the catalog to their accounts' balances, once each; those that a crash left behind at the start."""
+"""
+Posts grants of the catalog to their accounts' balances, once each, and revokes them.
+
+Those that a crash left behind are posted at the start.
+"""
 
 from __future__ import annotations
 
+import threading
+from datetime import datetime
+
+from tollkeeper.domain.bookings import RevokedGrant
 from tollkeeper.domain.catalog import Grant
+from tollkeeper.domain.pools import CreditBook
 from tollkeeper.ledger.commit_future import CommitFuture, finish
-from tollkeeper.ledger.commit_tasks import PostGrants
+from tollkeeper.ledger.commit_tasks import PostGrants, RevokeGrant
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ports import Ledger
 
@@ -16,16 +25,35 @@ class GrantPosting:
         self._ledger = ledger
         self._committer = committer
         self._recovered = CommitFuture()
+        self._revoking = threading.Lock()
 
     def post(self, grant: Grant) -> bool:
         """Post a grant, durably; return whether this call did. Raises `Unavailable`."""
-        book, _ = self._ledger.book(grant.account)
-        if any(balance.grant_id == grant.id for balance in book.grants):
+        if self._ledger.book(grant.account)[0].grant(grant.id) is not None:
             return False
         future = CommitFuture()
         self._committer.submit(PostGrants([grant], future))
         future.wait()
         return True
+
+    def revoke(self, grant: Grant) -> tuple[datetime, bool]:
+        """
+        Revoke a grant, durably; return when it was revoked, and whether this call did it. Raises `Unavailable`.
+
+        In force in the gate when this returns. One that a crash kept from its balance is posted first.
+        """
+        with self._revoking:
+            self.post(grant)
+            balance = self._ledger.book(grant.account)[0].grant(grant.id)
+            if balance is not None and balance.revoked_at is not None:
+                return balance.revoked_at, False
+            future = CommitFuture()
+            self._committer.submit(RevokeGrant(RevokedGrant(grant.account, grant.id), future))
+            book: CreditBook = future.wait()
+            revoked = book.grant(grant.id)
+            assert revoked is not None
+            assert revoked.revoked_at is not None
+            return revoked.revoked_at, True
 
     def recover(self) -> int:
         """Queue the grants that the catalog has and no balance; return how many. Called once, at start."""

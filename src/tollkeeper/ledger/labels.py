@@ -49,6 +49,15 @@ _instants_of: Final[Callable[[Record], tuple[int, int]]] = itemgetter(
 
 Int64s = npt.NDArray[np.int64]
 
+Decides = Callable[[str, str, str, "tuple[str, str] | None"], bool]
+"""`(account_id, field, text, owner)` → whether a budget of the account counts by *text*. *owner* is the project and key
+of the event, or None for any of the account."""
+
+
+def nothing_decides(account_id: str, field: str, text: str, owner: tuple[str, str] | None) -> bool:
+    """No budget counts by labels."""
+    return False
+
 
 class Labels:
     """
@@ -56,10 +65,18 @@ class Labels:
 
     Args:
         values_max: Distinct values of each label, per account and UTC day; 0: no bound.
+        decides: Whether a budget counts by a text in a field: such a text is stored as it is. See `nothing_decides`.
     """
 
-    def __init__(self, values_max: int, *, hashes_max: int = HASHES_MAX) -> None:
+    def __init__(
+        self,
+        values_max: int,
+        *,
+        hashes_max: int = HASHES_MAX,
+        decides: Decides = nothing_decides,
+    ) -> None:
         self._values_max = values_max
+        self._decides = decides
         self._hashes_max = hashes_max
         self._lock = threading.Lock()
         self._days: dict[tuple[str, int], DistinctLabels] = {}
@@ -93,7 +110,7 @@ class Labels:
         if known is not None and known.knows(texts):
             self._remember(named, day, today)
             return record
-        kept = self._admit(account_id, day, texts, today)
+        kept = self._admitted(account_id, day, texts, today, (record.project_id, record.key_id))
         if kept == texts:
             self._remember(named, day, today)
             return record
@@ -133,7 +150,7 @@ class Labels:
         # In the order of the rows, which is the order in which they are counted.
         for at in np.argsort(first, kind="stable").tolist():
             day = label_day(int(occurred[first[at]]), received_at_us)
-            kept[at] = self._admit(accounts[at], day, given[at], today)
+            kept[at] = self._admitted(accounts[at], day, given[at], today, None)
             replaced |= kept[at] != given[at]
         if not replaced:
             return table
@@ -151,6 +168,18 @@ class Labels:
                 known = set()
                 self._known = (day * _US_PER_DAY, (day + 1) * _US_PER_DAY, known)
             known.add(named)
+
+    def _admitted(
+        self, account_id: str, day: int, texts: Texts, today: int, owner: tuple[str, str] | None
+    ) -> Texts:
+        kept = self._admit(account_id, day, texts, today)
+        if kept == texts:
+            return texts
+        # What a budget was charged for must be in the record, or nothing could tell what it was charged for.
+        return tuple(
+            text if text != one and self._decides(account_id, name, text, owner) else one
+            for name, text, one in zip(LABELS, texts, kept, strict=True)
+        )
 
     def _admit(self, account_id: str, day: int, texts: Texts, today: int) -> Texts:
         at = (account_id, day)

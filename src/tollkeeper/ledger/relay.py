@@ -56,7 +56,22 @@ _UNREADABLE: Final = (
 """The errors of a damaged payload, in each library that may find it."""
 
 log = logging.getLogger("tollkeeper.relay")
-decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
+_decode_rows = msgspec.msgpack.Decoder(list[Record]).decode
+_OLD_ROW: Final = b"\xdc\x00\x1d"
+"""How a record from before quantities begins in MessagePack: an array of 29."""
+
+
+def decode_rows(payload: bytes) -> list[Record]:
+    """
+    Return the records of an outbox row of format `rows`.
+
+    For those from before a record had a provider cost it is what they cost, as in the usage store of that time.
+    """
+    records = _decode_rows(payload)
+    # After the header of the list, which has 1, 3 or 5 bytes.
+    if _OLD_ROW in (payload[1:4], payload[3:6], payload[5:8]):
+        records = [record._replace(provider_cost_nanos=record.cost_nanos) for record in records]
+    return records
 
 
 class _Inserted(NamedTuple):

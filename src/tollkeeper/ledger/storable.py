@@ -6,6 +6,7 @@ from operator import attrgetter
 from typing import Final
 
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.quantities import QUANTITIES_MAX, QUANTITY_MICROS_MAX, Quantities, is_quantity_name
 from tollkeeper.errors import BadParameter
 
 STATUS_MAX: Final = 999
@@ -20,8 +21,9 @@ _COUNT_FIELDS: Final = (
     "credits",
     "cost_nanos",
     "estimated_cost_nanos",
+    "provider_cost_nanos",
 )
-_TEXT_FIELDS: Final = ("id", "method", "route", "error_type", "denied_reason", "model", "cache")
+_TEXT_FIELDS: Final = ("id", "method", "route", "error_type", "denied_reason", "model", "cache", "variant")
 _counts_of = attrgetter(*_COUNT_FIELDS)
 _texts_of = attrgetter(*_TEXT_FIELDS)
 
@@ -50,3 +52,17 @@ def check_storable(record: Record) -> None:
     for name, value in record.tags.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise BadParameter("tags must be a map of text to text", field="tags")
+    if record.quantities:
+        _check_quantities(record.quantities)
+
+
+def _check_quantities(quantities: Quantities) -> None:
+    if type(quantities) is not dict or len(quantities) > QUANTITIES_MAX:
+        raise BadParameter(f"quantities must be a dict of at most {QUANTITIES_MAX} names", field="quantities")
+    for name, micros in quantities.items():
+        if not is_quantity_name(name) or type(micros) is not int or not 0 < micros <= QUANTITY_MICROS_MAX:
+            raise BadParameter(
+                f"quantity {name!r} is {micros!r} micro-units: state units as `tollkeeper.Usage` takes them, e.g. "
+                'Usage(quantities={"seconds": "61.5"})',
+                field=f"quantities.{name}",
+            )

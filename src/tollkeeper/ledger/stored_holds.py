@@ -13,8 +13,9 @@ import msgspec
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
-from tollkeeper.domain.decisions import Amounts
+from tollkeeper.domain.decisions import Amounts, UnitAmounts, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE
 from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.errors import HoldUnknown
@@ -57,9 +58,13 @@ class StoredHolds:
         route = (
             self._directory.route_table().match(body.method, body.path, compiled_key.profile) or UNKNOWN_ROUTE
         )
-        amounts = Amounts(*body.amounts)
+        amounts: UnitAmounts = Amounts(*body.amounts)
+        if body.quantities or compiled_key.counts_quantities:
+            amounts = amounts_by_unit(body.amounts, body.quantities)
         if hold:
-            admission = self._gate.hold_again(compiled_key, route, stored.hold_id, amounts, body.at_us)
+            *_, model = body.expected
+            facts = Facts(model, body.tags, route.event_kind, body.method, body.path)
+            admission = self._gate.hold_again(compiled_key, route, stored.hold_id, amounts, body.at_us, facts)
         else:
             admission = Admission(
                 self._gate.abandoned,
@@ -72,8 +77,16 @@ class StoredHolds:
                 [],
                 body.at_us,
             )
-        *tokens, model = body.expected
-        admission.expected = Usage(*tokens, model)  # type: ignore[arg-type, call-arg]
+        prompt, cached_prompt, completion, reasoning, model = body.expected
+        admission.expected = Usage(
+            prompt,
+            cached_prompt,
+            completion,
+            reasoning,
+            model,
+            quantities=body.quantities,
+            variant=body.variant,
+        )
         admission.method = body.method
         admission.path = body.path
         admission.tags = body.tags
@@ -132,4 +145,6 @@ def _body_of(admission: Admission) -> HoldBody:
         fingerprint=admission.fingerprint,
         tags=dict(admission.tags),
         project=admission.compiled_key.project_id,
+        quantities=dict(expected.quantities),
+        variant=expected.variant,
     )

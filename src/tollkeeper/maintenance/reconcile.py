@@ -5,22 +5,23 @@ Verify: counter = ledger = sum of events, recomputed from the stores. Rebuild: d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.matching import scope_counter_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.budget_scopes import ScopeKeeper, charged_in
+from tollkeeper.ledger.budget_scopes import ScopeKeeper, spent_in
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.relay import Relay
-from tollkeeper.ports import LedgerReader, UsageStore
+from tollkeeper.ports import CostSum, LedgerReader, UsageStore
 
 CHANGE_TRIES: Final = 5
 CHANGE_WAIT_S: Final = 0.05
@@ -174,28 +175,26 @@ class Reconcile:
         for counter_id in sorted(wanted.keys() ^ active.keys()):
             what = f"{_IN_FORCE} {counter_id} in the catalog (expected) and in force (found)"
             differences.append(Difference(account_id, what, counter_id in wanted, counter_id in active))
+        counters_of: dict[str, list[tuple[str, int]]] = {}
+        for name, start_us in counters:
+            counters_of.setdefault(scope_counter_of(name), []).append((name, start_us))
         for counter_id, (_, active_from_us) in active.items():
             if counter_id not in wanted:
                 continue
             scope, key_ids = wanted[counter_id]
             # A budget whose period was changed has rows of the old periods too, which count no more.
-            starts = {
-                start
-                for c, start in counters
-                if c == counter_id and start >= active_from_us and scope.span_us(start)[0] == start
-            }
-            for start_us in sorted(starts | {scope.span_us(self._clock.now_us())[0]}):
-                spent = self._store.charged(
-                    account_id,
-                    from_us=start_us,
-                    to_us=scope.span_us(start_us)[1],
-                    project_id=scope.project_id,
-                    key_ids=key_ids,
-                )
-                events, used = charged_in(spent, scope.unit), counters.get((counter_id, start_us), 0)
-                if events != used:
-                    what = f"counter {_name((counter_id, start_us))} against its events"
-                    differences.append(Difference(account_id, what, events, used))
+            used_by_start: dict[int, dict[str, int]] = {scope.span_us(self._clock.now_us())[0]: {}}
+            for name, start_us in counters_of.get(counter_id, ()):
+                is_of_scope = (name == counter_id) != bool(scope.by)
+                if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
+                    used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
+            for start_us, has in sorted(used_by_start.items()):
+                events = spent_in(self._store, scope, key_ids, start_us, scope.span_us(start_us)[1])
+                for name in sorted(events.keys() | has.keys()):
+                    if events.get(name, 0) != has.get(name, 0):
+                        what = f"counter {_name((name, start_us))} against its events"
+                        difference = Difference(account_id, what, events.get(name, 0), has.get(name, 0))
+                        differences.append(difference)
         return differences + self._compare_credit(account_id, books)
 
     def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:
@@ -206,14 +205,28 @@ class Reconcile:
             differences.append(
                 Difference(account_id, "credit counter against the grants drawn on", book.spent_nanos, used)
             )
-        key_ids = self._directory.credit_keys(account_id)
-        if key_ids:
-            spent = self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
-            if spent.cost_nanos != used:
-                differences.append(
-                    Difference(account_id, "credit counter against the events", spent.cost_nanos, used)
-                )
+        spent_nanos = self._spent_of_credit(account_id)
+        if spent_nanos != used:
+            differences.append(Difference(account_id, "credit counter against the events", spent_nanos, used))
+        for grant in book.grants:
+            if not 0 <= grant.remaining_nanos <= grant.amount_nanos:
+                what = f"what is left of grant {grant.grant_id}, from 0 to its amount (expected)"
+                differences.append(Difference(account_id, what, grant.amount_nanos, grant.remaining_nanos))
+        if book.overdraft_nanos and book.surplus_nanos:
+            what = "surplus of an account that has an overdraft"
+            differences.append(Difference(account_id, what, 0, book.surplus_nanos))
         return differences
+
+    def _spent_of_credit(self, account_id: str) -> int:
+        """Return what the events of an account drew on its credit, less what adjustments gave, as its records say."""
+
+        def charged(key_ids: Sequence[str]) -> CostSum:
+            return self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
+
+        key_ids = self._directory.credit_keys(account_id)
+        of_keys = charged(key_ids).cost_nanos if key_ids else 0
+        # Adjustments that name no key are the account's; other records without a key draw on no credit.
+        return of_keys - charged([""]).adjustments_nanos
 
 
 def _name(at: tuple[str, int]) -> str:

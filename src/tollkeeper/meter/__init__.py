@@ -16,10 +16,11 @@ Files:
 
 * `decode` (bytes to columns) over `lines`, `fields`, `rejections` and its two ways, `exact` and `fast`; `access_log`.
 * `ingest` (one batch, from columns to the commit) over `resolve` (whose, which route, what cost), `dedupe` (known
-  already?) and `charges` (what it charges to the counters).
+  already?) and `charges` (what it charges to the counters), which asks `matched_rows`, the twin of `domain.matching`.
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.
-* `booking`: hands a table of records to the committer, for `ingest` and `amend`.
+* `adjustments`: money that moves without a request. `event_forms`: events with money as text, and as answers show them.
+* `booking`: hands a table of records to the committer, for `ingest`, `amend` and `adjustments`.
 
 It may import the domain, the ports, the gate, the catalog and the ledger; no room that comes after the ledger.
 """

@@ -8,7 +8,7 @@ A correction appends the current record with `sign = -1` and, for an amendment, 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple, TypeVar
 
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import Event, Record, latency_us
+from tollkeeper.domain.events import QUANTITY_CLASSES, Event, Record, latency_us, stated_quantities
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged, same_fields
+from tollkeeper.domain.quantities import QUANTITIES_MAX, BadQuantity
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
@@ -125,6 +126,11 @@ class Amend:
             raise EventConflict(f"{correction_id[:128]!r} is the id of a record that counts: use a new id.")
         if current.sign < 0:
             raise NotFound(f"Event {event_id[:128]!r} was voided: send a new event.")
+        if changes is not None and current.adjustment_nanos:
+            raise BadParameter(
+                f"{event_id[:128]!r} is an adjustment, which cannot be amended: void it and post another",
+                field="event",
+            )
         received_at_us = self._clock.now_us()
         reversal = current._replace(
             sign=-1,
@@ -195,7 +201,12 @@ class Amend:
         key = self._directory.key(record.key_id) if record.key_id else None
         profile = "native" if key is None else key.entry.profile
         route = self._directory.route_table().match(record.method, record.route, profile)
-        charged = recharged(self._directory.price, record, route or UNKNOWN_ROUTE)
+        charged = recharged(
+            self._directory.price,
+            record,
+            route or UNKNOWN_ROUTE,
+            self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug,
+        )
         if OTHER in (record.method, record.route) and record.cost_state == "unpriced":
             # What it cost before its model has a price was its route's, which can be found no more.
             return charged._replace(cost_nanos=charged.cost_nanos + record.cost_nanos)
@@ -213,7 +224,10 @@ class Amend:
             cache=_or(changes.cache, current.cache),
             credits=_or(changes.credits, current.credits),
             tags=current.tags if changes.tags is None else changes.tags,
+            variant=_or(changes.variant, current.variant),
         )
+        if changes.quantities is not None or tokens is not None:
+            new = new._replace(quantities=_amended_quantities(current.quantities, changes))
         if tokens is not None:
             new = new._replace(
                 prompt_tokens=_or(tokens.prompt, current.prompt_tokens),
@@ -222,12 +236,27 @@ class Amend:
                 reasoning_tokens=_or(tokens.reasoning, current.reasoning_tokens),
             )
         if changes.cost_nanos is not None:
-            return new._replace(cost_nanos=changes.cost_nanos, cost_state="given", price_version="")
+            return new._replace(
+                cost_nanos=changes.cost_nanos,
+                provider_cost_nanos=_or(changes.provider_cost_nanos, changes.cost_nanos),
+                cost_state="given",
+                price_version="",
+            )
         if changes.estimated_cost_nanos is not None:
             estimate = changes.estimated_cost_nanos
             return new._replace(
-                cost_nanos=estimate, estimated_cost_nanos=estimate, cost_state="estimated", price_version=""
+                cost_nanos=estimate,
+                provider_cost_nanos=_or(changes.provider_cost_nanos, estimate),
+                estimated_cost_nanos=estimate,
+                cost_state="estimated",
+                price_version="",
             )
+        new = self._repriced_if_changed(current, new)
+        if changes.provider_cost_nanos is not None:
+            new = new._replace(provider_cost_nanos=changes.provider_cost_nanos)
+        return new
+
+    def _repriced_if_changed(self, current: Record, new: Record) -> Record:
         if current.cost_state in _STATED:
             return new
         if _decides_cost(new) == _decides_cost(current):
@@ -242,7 +271,10 @@ class Amend:
                 f"The route of this event was stored as `{OTHER}`, so it cannot be priced again: state cost_nanos.",
                 field="cost_nanos",
             )
-        known = self._directory.price(record.model, record.account_id, record.occurred_at_us)
+        plan = self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug
+        known = self._directory.price(
+            record.model, record.variant, record.account_id, plan, record.occurred_at_us
+        )
         if record.model == OTHER and known is None:
             raise BadParameter(
                 f"The model of this event was stored as `{OTHER}`: state the model, or cost_nanos.",
@@ -276,7 +308,7 @@ class Amend:
         ours = NOT_OF_BODY
         if not _STATED & {asked.cost_state, corrected.cost_state}:
             # Today's prices are ours, not the caller's, as in `same_body`.
-            ours |= {"cost_nanos", "cost_state"}
+            ours |= {"cost_nanos", "provider_cost_nanos", "cost_state"}
         return same_fields(corrected, asked, ours)
 
     def _is_known(self, account_id: str, id_: str) -> bool:
@@ -296,6 +328,21 @@ def _pricing_id(record: Record) -> str:
     return f"price:{record.revision + 1}:{digest}"
 
 
+def _amended_quantities(current: Mapping[str, int], changes: Event) -> dict[str, int]:
+    """Return quantities with those that *changes* state in their place, and without those that it states as 0."""
+    try:
+        stated = stated_quantities(changes.quantities, changes.tokens)
+    except BadQuantity as exc:
+        raise BadParameter(str(exc), field=exc.field) from None
+    named = {name for name, value in (changes.quantities or {}).items() if value is not None}
+    if changes.tokens is not None:
+        named |= {f"{name}_tokens" for name in QUANTITY_CLASSES if getattr(changes.tokens, name) is not None}
+    merged = {name: micros for name, micros in current.items() if name not in named} | stated
+    if len(merged) > QUANTITIES_MAX:
+        raise BadParameter(f"an event has at most {QUANTITIES_MAX} quantities", field="quantities")
+    return {name: merged[name] for name in sorted(merged)}
+
+
 def _or(value: T | None, other: T) -> T:
     return other if value is None else value
 
@@ -311,4 +358,6 @@ def _decides_cost(record: Record) -> tuple[object, ...]:
         record.cached_prompt_tokens,
         record.completion_tokens,
         record.reasoning_tokens,
+        record.quantities,
+        record.variant,
     )

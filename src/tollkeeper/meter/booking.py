@@ -1,10 +1,13 @@
-"""Books a table of records as one piece: what ingest and corrections do once they know what counts."""
+"""Books a table of records as one piece: what ingest, corrections and adjustments do once they know what counts."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pyarrow as pa
 
 from tollkeeper.domain.bookings import CounterAt
+from tollkeeper.domain.draws import DrawRun
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import Batch
 from tollkeeper.ledger.committer import Committer
@@ -18,6 +21,7 @@ def book(
     charges: dict[CounterAt, int],
     scopes_version: int,
     *,
+    draws: Mapping[str, DrawRun] = {},
     corrections: bool = False,
 ) -> None:
     """
@@ -41,6 +45,7 @@ def book(
             charges,
             scopes_version,
             future,
+            draws=draws,
             corrections=corrections,
         )
     )

@@ -19,6 +19,7 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.events import RECORD_FIELDS
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.meter import NOT_OF_BODY, PRICE_OF_BODY, UNKNOWN_ROUTE
+from tollkeeper.domain.quantities import MICROS, QUANTITY_PREFIX, TOKEN_CLASSES
 from tollkeeper.meter.arrays import Int64s, Mask, dictionary, equals, ints, plain, present, single, text, true
 from tollkeeper.meter.price_columns import price_columns
 
@@ -32,6 +33,7 @@ class CostColumns(NamedTuple):
     """What each request of a batch costs: the columns of a record that `domain.meter.Cost` has."""
 
     cost_nanos: Int64s
+    provider_cost_nanos: Int64s
     cost_state: pa.DictionaryArray
     credits: Int64s
     price_version: pa.DictionaryArray
@@ -43,6 +45,7 @@ def cost_columns(
     routes: Sequence[Route],
     route_codes: Int64s,
     book: PriceBook,
+    plans: pa.DictionaryArray | None = None,
 ) -> CostColumns:
     """
     Return what each event costs: row by row the same as `domain.meter.cost_of`.
@@ -52,6 +55,7 @@ def cost_columns(
         account_id: Who pays, per row.
         routes: Policies, `UNKNOWN_ROUTE` among them.
         route_codes: Per row, the place of its policy in *routes*.
+        plans: Slug of the plan in force, per row; needed only if the book has mark-ups of plans.
     """
 
     def of_routes(values: list[int]) -> Int64s:
@@ -68,16 +72,36 @@ def cost_columns(
     given = present(events, "cost_nanos")
     estimated = present(events, "estimated_cost_nanos") & ~given
     free = free_route | refused | equals(text(events, "cache"), "hit")
-    by_model = ((tokens[0] + tokens[1] + tokens[2] + tokens[3] > 0) | ~failed) & ~equals(model, "")
+    used = tokens[0] + tokens[1] + tokens[2] + tokens[3] > 0
+    quantities = {}
+    if events.column("quantities").null_count < events.num_rows:
+        used |= _counts(single(events.column("quantities"))) > 0
+        quantities = quantity_columns(events)
+    has_variants = events.column("variant").null_count < events.num_rows
+    by_model = (used | ~failed) & ~equals(model, "")
     # Without a model, a path that no route knows has nothing to charge.
     free |= ~by_model & flags([route is UNKNOWN_ROUTE for route in routes])
-    prices = price_columns(model, account_id, ints(events, "occurred_at_us"), tokens, book)
+    prices = price_columns(
+        model,
+        account_id,
+        ints(events, "occurred_at_us"),
+        tokens,
+        book,
+        quantities=quantities,
+        variants=text(events, "variant") if has_variants else None,
+        plans=plans,
+    )
     route_nanos = np.where(failed, 0, of_routes([route.price_nanos for route in routes]))
     nanos = np.select(
         [given, estimated, free],
         [ints(events, "cost_nanos"), ints(events, "estimated_cost_nanos"), np.int64(0)],
         route_nanos + np.where(by_model, prices.cost_nanos, 0),
     )
+    by_price = ~(given | estimated | free)
+    provider_nanos = np.where(by_price, np.where(by_model, prices.provider_cost_nanos, 0), nanos)
+    stated = present(events, "provider_cost_nanos")
+    if stated.any():
+        provider_nanos = np.where(stated, ints(events, "provider_cost_nanos"), provider_nanos)
     state = np.select(
         [given, estimated, free, by_model & ~prices.known], [_GIVEN, _ESTIMATED, _FREE, _UNPRICED], _PRICED
     )
@@ -95,20 +119,67 @@ def cost_columns(
         np.where(failed | free_route, 0, of_routes([route.credits for route in routes])),
     )
     return CostColumns(
-        nanos, dictionary(state.astype(np.int64), _STATES), credits, version.dictionary_encode()
+        nanos,
+        provider_nanos,
+        dictionary(state.astype(np.int64), _STATES),
+        credits,
+        version.dictionary_encode(),
     )
 
 
 def units_columns(records: pa.Table) -> dict[str, Int64s]:
-    """Return what each record counts per unit, with its sign: row by row the same as `domain.meter.units_of`."""
+    """
+    Return what each record counts per unit, with its sign: row by row the same as `domain.meter.units_of`.
+
+    Of quantities those that a record has; none counts another.
+    """
     sign = ints(records, "sign")
-    tokens = sum(ints(records, name) for name in TOKEN_COLUMNS)
+    quantities = quantity_columns(records)
+    tokens: Int64s = np.zeros(records.num_rows, np.int64)
+    for name in TOKEN_COLUMNS:
+        tokens += ints(records, name)
+    for name in quantities.keys() & set(TOKEN_CLASSES):
+        tokens += quantities[name] // MICROS
+    adjustment_nanos = ints(records, "adjustment_nanos")
+    is_request = equals(text(records, "denied_reason"), "") & (adjustment_nanos == 0)
     return {
-        "requests": np.where(equals(text(records, "denied_reason"), ""), sign, 0),
+        "requests": np.where(is_request, sign, 0),
         "tokens": sign * tokens,
-        "nanos": sign * ints(records, "cost_nanos"),
+        "nanos": sign * (ints(records, "cost_nanos") - adjustment_nanos),
         "credits": sign * ints(records, "credits"),
-    }
+    } | {QUANTITY_PREFIX + name: sign * micros for name, micros in quantities.items()}
+
+
+def quantity_columns(table: pa.Table) -> dict[str, Int64s]:
+    """Return each quantity that a row of *table* has, in micro-units per row; 0 where it has none of the name."""
+    column = single(table.column("quantities"))
+    counts = _counts(column)
+    if not counts.any():
+        return {}
+    rows = np.repeat(np.arange(len(counts)), counts)
+    first, total = int(column.offsets[0].as_py()), int(counts.sum())
+    # Of a map that is null the offsets may still span entries.
+    if total != int(column.offsets[-1].as_py()) - first:
+        column = pa.array(column.to_pylist(), column.type)
+        first = 0
+    names = column.keys.slice(first, total).dictionary_encode()
+    micros = column.items.slice(first, total).to_numpy(zero_copy_only=False)
+    codes = names.indices.to_numpy(zero_copy_only=False)
+    found = {}
+    for code, name in enumerate(names.dictionary.to_pylist()):
+        values: Int64s = np.zeros(len(counts), np.int64)
+        at = codes == code
+        values[rows[at]] = micros[at]
+        found[name] = values
+    return found
+
+
+def _counts(maps: pa.MapArray) -> Int64s:
+    """Return how many entries each map of a column has."""
+    counts: Int64s = np.diff(maps.offsets.to_numpy(zero_copy_only=False)).astype(np.int64)
+    if maps.null_count:
+        counts[~maps.is_valid().to_numpy(zero_copy_only=False)] = 0
+    return counts
 
 
 def same_body_columns(given: pa.Table, stored: pa.Table) -> Mask:
@@ -122,8 +193,8 @@ def same_body_columns(given: pa.Table, stored: pa.Table) -> Mask:
     for name in RECORD_FIELDS:
         if name in NOT_OF_BODY:
             continue
-        if name == "tags":
-            same &= _same_tags(single(given.column(name)), single(stored.column(name)))
+        if name in ("tags", "quantities"):
+            same &= _same_maps(single(given.column(name)), single(stored.column(name)))
             continue
         one, other = (plain(table.column(name)) for table in (given, stored))
         equal = true(pc.equal(one, other)) | true(pc.and_(pc.is_null(one), pc.is_null(other)))
@@ -139,9 +210,9 @@ def same_body_columns(given: pa.Table, stored: pa.Table) -> Mask:
     return same & (priced | ours)
 
 
-def _same_tags(given: pa.MapArray, stored: pa.MapArray) -> Mask:
-    """Return where two columns have the same tags in the same order."""
-    counts, stored_counts = (np.diff(tags.offsets.to_numpy(zero_copy_only=False)) for tags in (given, stored))
+def _same_maps(given: pa.MapArray, stored: pa.MapArray) -> Mask:
+    """Return where two columns have the same entries in the same order."""
+    counts, stored_counts = (np.diff(maps.offsets.to_numpy(zero_copy_only=False)) for maps in (given, stored))
     same: Mask = counts == stored_counts
     if not same.all():
         same &= counts == 0

@@ -10,9 +10,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, parse_time_us
+from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, parse_time_us, stated_quantities
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.quantities import BadQuantity
 from tollkeeper.meter.arrays import Int64s
+from tollkeeper.meter.event_forms import plain_event
 from tollkeeper.meter.fields import Part, plain_table_of
 from tollkeeper.meter.lines import Lines
 from tollkeeper.meter.rejections import ECHO_CHARS_MAX, Refused, Rejected, path_of
@@ -68,9 +70,7 @@ def from_json(line: bytes) -> Event:
     try:
         return _EVENT.decode(line)
     except msgspec.ValidationError as exc:
-        if not _concerns_tags(exc):
-            raise
-        return _without_null_tags(ANY.decode(line), exc)
+        return _in_other_form(ANY.decode(line), exc)
 
 
 def from_object(given: Event | Mapping[str, Any]) -> Event:
@@ -80,13 +80,24 @@ def from_object(given: Event | Mapping[str, Any]) -> Event:
         try:
             event = msgspec.convert(plain, Event)
         except msgspec.ValidationError as exc:
-            if not _concerns_tags(exc):
-                raise
-            event = _without_null_tags(plain, exc)
+            event = _in_other_form(plain, exc)
         msgspec.json.encode(event)  # Fails on text that is not Unicode, which no column can hold.
     except (TypeError, OverflowError) as exc:
         raise Refused("", "wrong_type", "the event must be an Event or a dict of JSON values") from exc
     return event
+
+
+def _in_other_form(sent: Any, error: msgspec.ValidationError) -> Event:
+    """Return *sent*, which is no plain event, if it is one in another form (`event_forms`); raise *error* if not."""
+    plain = plain_event(sent)
+    if plain is not None:
+        try:
+            return msgspec.convert(plain, Event)
+        except msgspec.ValidationError as exc:
+            sent, error = plain, exc
+    if not _concerns_tags(error):
+        raise error
+    return _without_null_tags(sent, error)
 
 
 def _concerns_tags(error: msgspec.ValidationError) -> bool:
@@ -104,7 +115,11 @@ def _without_null_tags(plain: Any, error: msgspec.ValidationError) -> Event:
 
 
 def _time_us(event: Event, now_us: int) -> int:
-    """Return when *event* occurred; raises `Refused` if it has no acceptable time, or neither account nor key."""
+    """
+    Return when *event* occurred.
+
+    Raises `Refused` if it has no acceptable time, neither account nor key, or unacceptable quantities.
+    """
     if not event.account and not event.key_id:
         raise Refused("account", "missing_field", "account or key_id is required, to know who pays")
     try:
@@ -120,4 +135,9 @@ def _time_us(event: Event, now_us: int) -> int:
     if at_us > now_us + FUTURE_S_MAX * US_PER_S:
         reason = f"time is more than {FUTURE_S_MAX} s in the future; check the sender's clock and offset"
         raise Refused("time", "time_in_future", reason)
+    if event.quantities or event.tokens:
+        try:
+            stated_quantities(event.quantities, event.tokens)
+        except BadQuantity as exc:
+            raise Refused(exc.field, exc.code, str(exc)) from None
     return at_us

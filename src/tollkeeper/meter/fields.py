@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from tollkeeper.domain.events import Event, Tokens, latency_us
+from tollkeeper.domain.events import COLUMN_CLASSES, Event, Tokens, latency_us, stated_quantities
 from tollkeeper.meter.arrays import Int64s
 
 TEXT_COLUMNS: Final = (
@@ -27,10 +27,20 @@ TEXT_COLUMNS: Final = (
     "denied_reason",
     "model",
     "cache",
+    "variant",
 )
-PLAIN_INTS: Final = ("status", "bytes_out", "credits", "cost_nanos", "estimated_cost_nanos")
-TOKEN_CLASSES: Final = Tokens.__struct_fields__
+PLAIN_INTS: Final = (
+    "status",
+    "bytes_out",
+    "credits",
+    "cost_nanos",
+    "estimated_cost_nanos",
+    "provider_cost_nanos",
+)
+TOKEN_CLASSES: Final = COLUMN_CLASSES
 TAGS: Final = pa.map_(pa.string(), pa.string())
+QUANTITIES: Final = pa.map_(pa.string(), pa.int64())
+"""In micro-units; null means none."""
 
 EVENT_SCHEMA: Final = pa.schema(
     [pa.field("id", pa.string(), nullable=False), pa.field("occurred_at_us", pa.int64(), nullable=False)]
@@ -38,7 +48,11 @@ EVENT_SCHEMA: Final = pa.schema(
     + [pa.field(name, pa.int64()) for name in ("status", "latency_us", "bytes_out")]
     + [pa.field(f"{name}_tokens", pa.int64()) for name in TOKEN_CLASSES]
     + [pa.field(name, pa.int64()) for name in ("credits", "cost_nanos", "estimated_cost_nanos")]
-    + [pa.field("tags", TAGS)]
+    + [
+        pa.field("provider_cost_nanos", pa.int64()),
+        pa.field("tags", TAGS),
+        pa.field("quantities", QUANTITIES),
+    ]
 )
 """An event's columns; null means absent. `*_us` are microseconds, `occurred_at_us` since the Unix epoch."""
 
@@ -67,12 +81,12 @@ INT_BOUNDS: Final[dict[str, tuple[int, int]]] = {
     name: (kind.ge, kind.le)
     for name, kind in (
         *((name, TYPES[name]) for name in PLAIN_INTS),
-        *((f"{name}_tokens", kind) for name, kind in _field_types(Tokens).items()),
+        *((f"{name}_tokens", kind) for name, kind in _field_types(Tokens).items() if name in COLUMN_CLASSES),
     )
 }
 CHARS_MAX: Final[dict[str, int]] = {name: TYPES[name].max_length for name in TEXT_COLUMNS if name != "cache"}
 TAG_VALUE_CHARS_MAX: Final[int] = TYPES["tags"].value_type.max_length
-EVENT_FIELDS: Final = frozenset(TYPES) | {f"tokens.{name}" for name in TOKEN_CLASSES}
+EVENT_FIELDS: Final = frozenset(TYPES) | {f"tokens.{name}" for name in Tokens.__struct_fields__}
 CACHE_VALUES: Final[tuple[str, ...]] = tuple(TYPES["cache"].values)
 
 
@@ -92,7 +106,7 @@ def table_from(columns: Mapping[str, Sequence[Any]], row_count: int) -> pa.Table
     """
     Return *columns* as a table of `EVENT_SCHEMA`; those not given are null.
 
-    Tags are mappings of name to value, or None. The caller vouches for the bounds.
+    Tags are mappings of name to value, or None; quantities of name to micro-units. The caller vouches for the bounds.
     """
     return encoded(plain_table(columns, row_count))
 
@@ -117,6 +131,10 @@ def plain_table_of(events: Sequence[Event], times: Sequence[int]) -> pa.Table:
         name: [getattr(event, name) for event in events]
         for name in ("id", "tags", *TEXT_COLUMNS, *PLAIN_INTS)
     }
+    columns["quantities"] = [
+        stated_quantities(event.quantities, event.tokens) if event.quantities or event.tokens else None
+        for event in events
+    ]
     columns["occurred_at_us"] = times
     columns["latency_us"] = [None if e.latency_ms is None else latency_us(e.latency_ms) for e in events]
     for name in TOKEN_CLASSES:
@@ -131,7 +149,7 @@ def plain_table(columns: Mapping[str, Sequence[Any]], row_count: int) -> pa.Tabl
         if values is None:
             arrays.append(pa.nulls(row_count, field.type))
             continue
-        if field.name == "tags":
-            values = [sorted(tags.items()) if tags else None for tags in values]
+        if field.name in ("tags", "quantities"):
+            values = [sorted(named.items()) if named else None for named in values]
         arrays.append(pa.array(values, field.type))
     return pa.Table.from_arrays(arrays, schema=PLAIN_SCHEMA)

@@ -102,7 +102,14 @@ class Ingest:
                 fresh = self._labels.of_table(fresh)
                 charges = charge_columns(fresh, self._directory)
                 try:
-                    book(self._committer, fresh, keys_of(fresh), charges, version)
+                    book(
+                        self._committer,
+                        fresh,
+                        keys_of(fresh),
+                        charges.budgets,
+                        version,
+                        draws=charges.draws,
+                    )
                 except Stale:
                     continue  # An id of the batch was booked meanwhile, or a budget changed: look again.
             return IngestResult(fresh.num_rows, duplicates, rejections, rejected)

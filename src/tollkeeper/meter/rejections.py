@@ -131,6 +131,9 @@ def _invalid(index: int, message: str) -> Rejection:
     if what.startswith("Invalid enum value"):
         reason = f"{name} must be one of {', '.join(CACHE_VALUES)}"
         return Rejection(index, path, "bad_value", reason)
+    if path == "quantities":
+        reason = 'quantities must be an object of numbers, or of decimal texts such as {"seconds": "61.5"}'
+        return Rejection(index, path, "wrong_type", reason)
     if path == "tags":
         return Rejection(index, path, "wrong_type", "tags must be an object whose values are text")
     if _TYPE.fullmatch(what):

@@ -29,7 +29,7 @@ from tollkeeper.meter.arrays import (
 from tollkeeper.meter.columns import TOKEN_COLUMNS, cost_columns
 from tollkeeper.meter.decode import Decoded
 from tollkeeper.meter.rejections import REJECTIONS_SHOWN, Rejection
-from tollkeeper.record_columns import SCHEMA
+from tollkeeper.record_columns import SCHEMA, no_quantities
 
 
 class Resolved(NamedTuple):
@@ -145,7 +145,11 @@ def _records(
     )
     called = combinations(events.append_column("profile", profile), ("method", "route", "profile"))
     routes = _routes(called, directory)
-    cost = cost_columns(events, account_id, routes, called.codes, directory.price_book)
+    book = directory.price_book
+    plans = None
+    if book.own_plans:
+        plans = dictionary(owner_codes, [directory.scopes(*owner[:3]).plan_slug for owner in owners])
+    cost = cost_columns(events, account_id, routes, called.codes, book, plans)
     kind = text(events, "kind")
     kind_of_route = dictionary(called.codes, [route.event_kind for route in routes])
     columns: dict[str, Any] = {
@@ -171,8 +175,11 @@ def _records(
         "cost_state": cost.cost_state,
         "price_version": cost.price_version,
         "tags": _tags(events),
+        "quantities": _quantities(events),
+        "provider_cost_nanos": pa.array(cost.provider_cost_nanos),
+        "adjustment_nanos": pa.array(np.zeros(n, np.int64)),
     }
-    for name in ("method", "error_type", "denied_reason", "model", "cache"):
+    for name in ("method", "error_type", "denied_reason", "model", "cache", "variant"):
         columns[name] = text(events, name)
     for name in ("occurred_at_us", "bytes_out", "estimated_cost_nanos", *TOKEN_COLUMNS):
         columns[name] = pa.array(ints(events, name))
@@ -195,8 +202,18 @@ def _counted(route: Route, path: str) -> str:
     return path if route.path.endswith("*") else route.path
 
 
+def _quantities(events: pa.Table) -> pa.MapArray:
+    if events.column("quantities").null_count == events.num_rows:
+        return no_quantities(events.num_rows)
+    return _maps(events, "quantities")
+
+
 def _tags(events: pa.Table) -> pa.MapArray:
-    tags = single(events.column("tags"))
+    return _maps(events, "tags")
+
+
+def _maps(events: pa.Table, name: str) -> pa.MapArray:
+    tags = single(events.column(name))
     if tags.null_count == 0:
         return tags
     # Absent tags are an empty map. Rebuilt from offsets, since maps have no fill_null.

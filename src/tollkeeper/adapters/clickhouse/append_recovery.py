@@ -43,7 +43,8 @@ _UNEVEN_DAYS: Final = f"""
         SELECT account_id, toYYYYMMDD(occurred_at) AS day, -toInt64(count()) AS surplus, 0 AS listed
         FROM events WHERE (account_id, toDate(occurred_at)) IN ({_DAYS}) GROUP BY account_id, day
         UNION ALL
-        SELECT account_id, toYYYYMMDD(at) AS day, sum(requests + 2 * corrections) AS surplus, 0 AS listed
+        SELECT account_id, toYYYYMMDD(at) AS day, sum(requests + adjustments + 2 * corrections) AS surplus,
+            0 AS listed
         FROM usage_rollups WHERE tier = 'keys_day' AND (account_id, toDate(at)) IN ({_DAYS})
         GROUP BY account_id, day
         UNION ALL

@@ -36,12 +36,17 @@ _FIELDS: Final = {
     "cost_nanos": "Int64",
     "cost_state": "String",
     "tags": "Map(String, String)",
+    "quantities": "Map(String, Int64)",
+    "margin_nanos": "Int64",
+    "variant": "String",
+    "adjustment_nanos": "Int64",
 }
 """What a report reads of a pending record, by its name in `events`."""
 TABLE: Final = "format(JSONCompactEachRow, '{}', {{pending_text:String}})".format(
     ", ".join(f"{name} {type_}" for name, type_ in _FIELDS.items())
 )
-_values: Final = attrgetter(*list(_FIELDS)[1:])
+_values: Final = attrgetter(*[name for name in list(_FIELDS)[1:] if name != "margin_nanos"])
+_MARGIN_AT: Final = list(_FIELDS).index("margin_nanos") - 1
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -52,4 +57,6 @@ def as_text(records: Sequence[Record]) -> str:
 
 def _line(record: Record) -> str:
     whole, micros = divmod(record.occurred_at_us, 1_000_000)
-    return _encode((f"{whole}.{micros:06}", *_values(record))).decode()
+    values = list(_values(record))
+    values.insert(_MARGIN_AT, record.cost_nanos - record.provider_cost_nanos)
+    return _encode((f"{whole}.{micros:06}", *values)).decode()

@@ -10,10 +10,16 @@ import pyarrow.compute as pc
 from tollkeeper.domain.events import RECORD_FIELDS
 from tollkeeper.record_columns import SCHEMA
 
-RECORD_COLUMNS: Final = ", ".join(
-    f"toUnixTimestamp64Micro({name.removesuffix('_us')}) AS {name}" if name.endswith("_at_us") else name
-    for name in RECORD_FIELDS
-)
+
+def _selected(name: str) -> str:
+    if name.endswith("_at_us"):
+        return f"toUnixTimestamp64Micro({name.removesuffix('_us')}) AS {name}"
+    if name == "provider_cost_nanos":
+        return "cost_nanos - margin_nanos AS provider_cost_nanos"
+    return name
+
+
+RECORD_COLUMNS: Final = ", ".join(map(_selected, RECORD_FIELDS))
 """What a SELECT from `events` must name for `booked_form`, or for a `Record` of each row."""
 
 
@@ -23,6 +29,9 @@ def stored_form(records: pa.Table) -> pa.Table:
     for name, column in zip(records.column_names, records.combine_chunks().columns, strict=True):
         if name.endswith("_at_us"):
             name, column = name.removesuffix("_us"), column.cast(pa.timestamp("us", tz="UTC"))
+        elif name == "provider_cost_nanos":
+            # Kept as what is earned, which is 0 for most records and then takes no room.
+            name, column = "margin_nanos", pc.subtract(records.column("cost_nanos").combine_chunks(), column)
         names.append(name)
         columns.append(column)
     return pa.Table.from_arrays(columns, names=names).combine_chunks()

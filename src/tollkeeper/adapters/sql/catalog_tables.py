@@ -1,5 +1,5 @@
 """
-One table for each of the ten kinds of `domain.catalog`, plus the versions of plans.
+One table for each of the kinds of `domain.catalog`, plus the versions of plans.
 
 An entry's reference to another (`account`, `project`, …) is a column `<field>_id`, to a plan `plan_slug`;
 an instant is `<field>_us`, microseconds since the Unix epoch; nested parts are JSON text. `created_at_us`
@@ -70,6 +70,7 @@ plans: Final = _table(
     _text("limits"),
     _text("budgets"),
     _text("layers", nullable=True),
+    _text("models", nullable=True),
     _integer("price_nanos"),
     _boolean("sellable"),
     _text("metadata"),
@@ -109,6 +110,7 @@ keys: Final = _table(
     _id("subscription_id", nullable=True),
     _id("plan_slug", nullable=True),
     _text("limits", nullable=True),
+    _text("models", nullable=True),
     _text("state", 16),
     _integer("expires_at_us", nullable=True),
     _text("metadata"),
@@ -132,11 +134,13 @@ budgets: Final = _table(
     _id("project_id", nullable=True),
     _id("key_id", nullable=True),
     _integer("amount"),
-    _text("unit", 16),
+    _text("unit", 64),
     _text("period", 16),
     _text("time_zone", 64),
     _text("week_start", 16),
     _integer("anchor_at_us", nullable=True),
+    _text("match", nullable=True),
+    _text("per", nullable=True),
 )
 
 grants: Final = _table(
@@ -148,8 +152,9 @@ grants: Final = _table(
     _integer("priority"),
     _integer("expires_at_us", nullable=True),
     _text("note", 256),
-    # The ledger's own: NULL until the grant is posted to the account's balance.
+    # The ledger's own two: NULL until the grant is posted to the account's balance, and until it is revoked.
     _integer("remaining_nanos", nullable=True),
+    _integer("revoked_at_us", nullable=True),
 )
 
 routes: Final = _table(
@@ -178,6 +183,28 @@ prices: Final = _table(
     _integer("cached_prompt_nanos_per_million", nullable=True),
     _integer("completion_nanos_per_million"),
     _integer("reasoning_nanos_per_million", nullable=True),
+    _integer("request_nanos"),
+    sa.Column("variant", sa.String(64), nullable=False, server_default=""),
+    _text("factor", 16, nullable=True),
+    _integer("cache_write_nanos_per_million", nullable=True),
+    _integer("cache_write_1h_nanos_per_million", nullable=True),
+    _integer("audio_prompt_nanos_per_million", nullable=True),
+    _integer("audio_cached_prompt_nanos_per_million", nullable=True),
+    _integer("image_prompt_nanos_per_million", nullable=True),
+    _integer("audio_completion_nanos_per_million", nullable=True),
+    _integer("image_completion_nanos_per_million", nullable=True),
+    sa.Column("tiers", sa.Text(), nullable=False, server_default="[]"),
+    sa.Column("rates", sa.Text(), nullable=False, server_default="{}"),
+)
+
+markups: Final = _table(
+    "markups",
+    _id("id", primary_key=True),
+    _account_id(nullable=True, index=True),
+    _id("plan_slug", nullable=True, index=True),
+    _text("model", 256),
+    _integer("effective_at_us"),
+    _text("factor", 16),
     _integer("request_nanos"),
 )
 

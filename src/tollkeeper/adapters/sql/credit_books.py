@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import sqlalchemy as sa
 
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_database import LedgerDatabase
 from tollkeeper.adapters.sql.ledger_tables import pools, progress
 from tollkeeper.adapters.sql.upsert import insert_into, replacing
-from tollkeeper.domain.bookings import CounterAt
+from tollkeeper.domain.bookings import Group
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
-from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance, book_of
 
@@ -23,29 +21,26 @@ class SqlCreditBooks:
 
     def __init__(self, database: LedgerDatabase) -> None:
         self._database = database
-        self._store_pool = replacing(insert_into(database.engine, pools), pools, ("overdraft_nanos",))
+        self._store_pool = replacing(
+            insert_into(database.engine, pools), pools, ("overdraft_nanos", "surplus_nanos")
+        )
 
-    def write(
-        self,
-        tx: sa.Connection,
-        posted: Sequence[Grant],
-        charges: Mapping[CounterAt, int],
-        now_us: int,
-    ) -> dict[str, CreditBook]:
+    def write(self, tx: sa.Connection, group: Group) -> dict[str, CreditBook]:
         """
-        Post grants and charge credit in a transaction of the ledger; return the books that this touched.
+        Post grants, charge credit and revoke grants in a transaction of the ledger; return the books that this touched.
 
-        A grant that is on its balance already is left alone.
+        A grant that is on its balance already is left alone, and so is one that was revoked already.
         """
-        spent = {at[0]: amount for at, amount in charges.items() if at[1] == CREDIT_COUNTER}
-        touched = sorted({*spent, *(grant.account for grant in posted)})
+        spent = {at[0]: amount for at, amount in group.charges.items() if at[1] == CREDIT_COUNTER}
+        posted = {grant.account for grant in group.grants}
+        touched = sorted({*spent, *posted, *group.draws, *(grant.account_id for grant in group.revoked)})
+        now = from_us(group.now_us)
         books: dict[str, CreditBook] = {}
         for account_id in touched:
             before = self._read_book(tx, account_id, lock=True)
             book = before
-            known = {grant.grant_id for grant in before.grants}
-            for grant in posted:
-                if grant.account == account_id and grant.id not in known:
+            for grant in group.grants:
+                if grant.account == account_id and book.grant(grant.id) is None:
                     book = book.posted(
                         GrantBalance(
                             grant.priority,
@@ -55,21 +50,42 @@ class SqlCreditBooks:
                             grant.amount_nanos,
                         )
                     )
-            book = book.charged(spent.get(account_id, 0), from_us(now_us))
-            was = {grant.grant_id: grant.remaining_nanos for grant in before.grants}
-            for balance in book.grants:
-                if was.get(balance.grant_id) != balance.remaining_nanos:
-                    tx.execute(
-                        sa.update(grants)
-                        .where(grants.c.account_id == account_id, grants.c.id == balance.grant_id)
-                        .values(remaining_nanos=balance.remaining_nanos)
-                    )
-            if book.overdraft_nanos != before.overdraft_nanos:
-                tx.execute(
-                    self._store_pool, {"account_id": account_id, "overdraft_nanos": book.overdraft_nanos}
-                )
+            untimed = spent.get(account_id, 0)
+            draws = group.draws.get(account_id)
+            if draws is not None:
+                untimed -= draws.total_nanos
+                for at_us, amount in draws.between([to_us(at) for at in book.expiries]):
+                    book = book.charged(amount, from_us(at_us))
+            book = book.charged(untimed, now)
+            for revoked in group.revoked:
+                if revoked.account_id == account_id and book.grant(revoked.grant_id) is not None:
+                    book = book.revoked(revoked.grant_id, now)
+            self._store(tx, account_id, before, book)
             books[account_id] = book
         return books
+
+    def _store(self, tx: sa.Connection, account_id: str, before: CreditBook, book: CreditBook) -> None:
+        """Write what is different in *book*."""
+        was = {grant.grant_id: grant for grant in before.grants}
+        for balance in book.grants:
+            if was.get(balance.grant_id) != balance:
+                tx.execute(
+                    sa.update(grants)
+                    .where(grants.c.account_id == account_id, grants.c.id == balance.grant_id)
+                    .values(
+                        remaining_nanos=balance.remaining_nanos,
+                        revoked_at_us=None if balance.revoked_at is None else to_us(balance.revoked_at),
+                    )
+                )
+        if book[1:] != before[1:]:
+            tx.execute(
+                self._store_pool,
+                {
+                    "account_id": account_id,
+                    "overdraft_nanos": book.overdraft_nanos,
+                    "surplus_nanos": book.surplus_nanos,
+                },
+            )
 
     def book(self, account_id: str) -> tuple[CreditBook, int]:
         with self._database.reading() as tx:
@@ -86,25 +102,28 @@ class SqlCreditBooks:
             grants.c.id,
             grants.c.amount_nanos,
             grants.c.remaining_nanos,
+            grants.c.revoked_at_us,
         ).where(grants.c.account_id == account_id, grants.c.remaining_nanos.is_not(None))
         if lock:
             query = query.with_for_update()
         rows = tx.execute(query).all()
-        overdraft = tx.execute(
-            sa.select(pools.c.overdraft_nanos).where(pools.c.account_id == account_id)
-        ).scalar()
+        pool = tx.execute(
+            sa.select(pools.c.overdraft_nanos, pools.c.surplus_nanos).where(pools.c.account_id == account_id)
+        ).one_or_none()
         return book_of(
             (
                 GrantBalance(
                     int(row.priority),
                     FAR_FUTURE if row.expires_at_us is None else from_us(int(row.expires_at_us)),
                     str(row.id),
-                    int(row.amount_nanos),
+                    # As given, the amount is the catalog's: a revoked grant adds nothing to the balance.
+                    int(row.amount_nanos) if row.revoked_at_us is None else 0,
                     int(row.remaining_nanos),
+                    None if row.revoked_at_us is None else from_us(int(row.revoked_at_us)),
                 )
                 for row in rows
             ),
-            int(overdraft or 0),
+            *((0, 0) if pool is None else (int(pool.overdraft_nanos), int(pool.surplus_nanos))),
         )
 
     def unposted_grants(self) -> list[Grant]:

@@ -3,7 +3,7 @@ Tables of the truth about money and of what must still be relayed.
 
     counters       what each budget period, and each credit balance, was charged: one row per period
     postings       the same charges by hour of booking: the ledger that a counter is the sum of
-    pools          per account: what was spent beyond its grants
+    pools          per account: what was spent beyond its grants, or given back beyond what was spent
     scopes         which budget counters are in force, and from which period on
     windows        what rate limits had counted, so that a crash does not empty them
     holds          amounts set aside over HTTP, and how those that were not settled ended
@@ -44,6 +44,7 @@ pools = Table(
     metadata,
     Column("account_id", String(128), primary_key=True),
     Column("overdraft_nanos", BigInteger, nullable=False),
+    Column("surplus_nanos", BigInteger, nullable=False, server_default="0"),
 )
 
 scopes = Table(

@@ -1,5 +1,5 @@
 """
-The catalog: list, read, create, replace, delete entries of each of the ten kinds, and apply a file.
+The catalog: list, read, create, replace, delete entries of each kind, and apply a file.
 
 The operator may do everything. A management key reads what its own account has, and changes nothing but
 projects and webhooks (here) and consumption keys (`routes.keys`); what is another's does not exist for it.
@@ -20,6 +20,7 @@ from tollkeeper.api.entry_json import (
     applied_json,
     change_json,
     entry_json,
+    grant_json,
     key_json,
     plain_entry,
 )
@@ -28,7 +29,8 @@ from tollkeeper.catalog.changes import Change
 from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
 from tollkeeper.catalog.entry_parsing import entry_from
 from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Manage
-from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan, Webhook
+from tollkeeper.domain.catalog import KINDS, Entry, Grant, Key, Plan, Webhook
+from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
@@ -64,6 +66,7 @@ from tollkeeper.http.routes.catalog_docs import (
     post_doc,
     put_doc,
 )
+from tollkeeper.ledger.balances import Balances
 from tollkeeper.ports import cursor_of
 
 NAMED_WITHIN_ACCOUNT: Final = ACCOUNT_SCOPED - {"keys"}
@@ -71,7 +74,7 @@ NAMED_WITHIN_ACCOUNT: Final = ACCOUNT_SCOPED - {"keys"}
 
 
 def handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of all ten kinds, and of `apply`."""
+    """Return the handlers of all kinds, and of `apply`."""
     routes = [KeyRoutes(kind) if kind == "keys" else KindRoutes(kind) for kind in KINDS]
     return [handler for of_kind in routes for handler in of_kind.handlers()] + [apply]
 
@@ -113,7 +116,8 @@ class KindRoutes:
         entries = service(request, Manage).list(
             self.kind, account=account, after=params.get("after"), limit=limit
         )
-        shown = [entry_view(request, entry) for entry in entries if is_visible(principal, entry)]
+        books: dict[str, CreditBook] = {}
+        shown = [entry_view(request, entry, books) for entry in entries if is_visible(principal, entry)]
         return answer({"items": shown, "next": cursor_of(entries[-1]) if len(entries) == limit else None})
 
     def get_entry(self, request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
@@ -277,8 +281,20 @@ def is_visible(principal: Principal, entry: Entry) -> bool:
     return principal.role == "operator" or not isinstance(entry, Plan) or entry.sellable
 
 
-def entry_view(request: AnyRequest, entry: Entry) -> dict[str, Any]:
-    """Return *entry* as the caller sees it: without the operator's notes on accounts and plans."""
+def entry_view(
+    request: AnyRequest, entry: Entry, books: dict[str, CreditBook] | None = None
+) -> dict[str, Any]:
+    """
+    Return *entry* as the caller sees it: without the operator's notes on accounts and plans.
+
+    Args:
+        books: The credit books that were read for this request, by account.
+    """
+    if isinstance(entry, Grant):
+        books = {} if books is None else books
+        if entry.account not in books:
+            books[entry.account] = service(request, Balances).book(entry.account)
+        return grant_json(entry, books[entry.account].grant(entry.id))
     if isinstance(entry, Key):
         stored = service(request, Manage).stored_key(entry.account, entry.id)
         return key_json(stored, now_us_of(request))

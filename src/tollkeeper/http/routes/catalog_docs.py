@@ -54,6 +54,7 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "prompt_nanos_per_million": "150000000",
         "completion_nanos_per_million": "600000000",
     },
+    "markups": {"id": "claude-for-pro", "plan": "pro", "model": "claude-*", "factor": "1.35"},
     "webhooks": {
         "id": "alerts",
         "account": "acme",
@@ -73,7 +74,7 @@ _POST_KEY: Final = (
 )
 _DELETIONS: Final = {
     "keys": "A key leaves a tombstone: its id and secret stay taken, its usage stays.",
-    "grants": "A grant cannot be deleted: balances keep their grants.",
+    "grants": "A grant cannot be deleted: balances keep their grants. To take it back, revoke it.",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -17,10 +18,13 @@ from tollkeeper.domain.events import (
     Name,
     Nanos,
     Reason,
+    StatedQuantities,
     Status,
     Tags,
     Tokens,
+    Variant,
 )
+from tollkeeper.domain.money_fields import BadMoney, is_money_name, with_nanos
 from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 
@@ -64,6 +68,10 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cost_nanos: Nanos | None = None
     """The actual cost; found from tokens and prices when absent."""
     estimated_cost_nanos: Nanos | None = None
+    provider_cost_nanos: Nanos | None = None
+    variant: Variant | None = None
+    quantities: StatedQuantities | None = None
+    """Those that are named; the others stay. 0 takes one away."""
     tags: Tags | None = None
 
 
@@ -74,6 +82,12 @@ class VoidEventRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Makes a retry safe: the same id again is the same correction."""
 
 
+@cache
+def money_names(of: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Return the fields of a body that hold money: each takes whole nanos, or money under its twin's name."""
+    return tuple(name for name in of.__struct_fields__ if is_money_name(name))
+
+
 def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
     """
     Return the struct that a request's JSON object stands for.
@@ -82,7 +96,9 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
         BadParameter: A field is unknown, missing or of a bad value: which, and what it takes.
     """
     try:
-        return msgspec.convert(raw, of)
+        return msgspec.convert(with_nanos(raw, money_names(of)), of)
+    except BadMoney as exc:
+        raise BadParameter(f"{exc.field}: {exc}", field=exc.field) from None
     except msgspec.ValidationError as exc:
         text = str(exc)
     at = _AT.match(text)

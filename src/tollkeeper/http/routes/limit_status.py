@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -16,7 +17,9 @@ from tollkeeper.catalog.manage import Manage
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.matching import TAG, Facts
 from tollkeeper.domain.periods import FAR_FUTURE
+from tollkeeper.domain.quantities import amount_json
 from tollkeeper.errors import NotFound
 from tollkeeper.gate.gate import Gate
 from tollkeeper.http.routes.calls import (
@@ -45,18 +48,22 @@ class GrantStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     amount_nanos: str
+    """What it adds to the balance: 0 once it is revoked."""
     remaining_nanos: str
     priority: int
     expires_at: str | None
     expired: bool
-    """The remainder of an expired grant cannot be spent."""
+    """The remainder of an expired grant cannot be spent, except by requests of before that are booked late."""
+    revoked_at: str | None
+    """When it was taken back; null while it was not."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
     """
     An account's credit. `available_nanos` is `balance_nanos` less `held_nanos`.
 
-    The amount settled beyond the grants is `overdraft_nanos`; the balance is then negative.
+    The amount settled beyond the grants is `overdraft_nanos`; the balance is then negative. The amount given back
+    beyond what was spent is `surplus_nanos`: it is spent first, and never expires. One of the two is 0.
     """
 
     account: str
@@ -65,13 +72,15 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     available_nanos: str
     spent_nanos: str
     overdraft_nanos: str
+    surplus_nanos: str
     grants: list[GrantStatus]
 
 
 class LimitStatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The status of one limit, budget or balance. Amounts of money (unit `nanos`) are text.
+    The status of one limit, budget or balance.
 
+    Amounts of money (unit `nanos`) and of quantities (unit `quantity.NAME`, in units) are text.
     `allowed` and `remaining` are null where there is no bound.
     """
 
@@ -83,6 +92,10 @@ class LimitStatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int | str | None
     resets_at: str | None
     """End of the window or period; null without one."""
+    match: str | None = None
+    """Which requests it counts, e.g. `model gpt-4o*, tag.user = u1`; null for all."""
+    per: list[str] | None = None
+    """What it counts apart, where the query names no value: then `used` and `remaining` are null."""
 
 
 class KeyStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +122,7 @@ _BALANCE_EXAMPLE: Final = {
     "available_nanos": "4000000000",
     "spent_nanos": "1000000000",
     "overdraft_nanos": "0",
+    "surplus_nanos": "0",
     "grants": [
         {
             "id": "welcome",
@@ -117,6 +131,7 @@ _BALANCE_EXAMPLE: Final = {
             "priority": 100,
             "expires_at": None,
             "expired": False,
+            "revoked_at": None,
         }
     ],
 }
@@ -160,7 +175,14 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
             ANYBODY,
             {200: json_answer(KeyStatus, "Each limit, budget and balance of the key.")},
             description="A consumption key may ask about itself.",
-            query=(QueryDoc("account", "The account that the key belongs to."),),
+            query=(
+                QueryDoc("account", "The account that the key belongs to."),
+                QueryDoc("model", "Of limits and budgets per model: that of this model."),
+                QueryDoc(
+                    "tag.{name}",
+                    "Of those per tag: that of this value. The name is part of the parameter: tag.user=u1.",
+                ),
+            ),
             problems=(404,),
         )
     ),
@@ -168,14 +190,15 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
 @in_thread("management")
 def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell what a key has left."""
-    params = params_of(request, "account")
+    params = params_of(request, "account", "model", tags=True)
     principal = principal_of(request)
     account = account_in_scope(principal, params.get("account"))
+    facts = _facts(params)
     if principal.role == "consumption" and entry_id != principal.key_id:
         raise NotFound("there is no such entry among the keys")
     stored = service(request, Manage).stored_key(account, entry_id)
     directory, gate = service(request, Directory), service(request, Gate)
-    return answer(key_status_of(stored, directory, gate, now_us_of(request)))
+    return answer(key_status_of(stored, directory, gate, now_us_of(request), facts))
 
 
 def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
@@ -189,6 +212,7 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
         available_nanos=str(nanos - held_nanos),
         spent_nanos=str(book.spent_nanos),
         overdraft_nanos=str(book.overdraft_nanos),
+        surplus_nanos=str(book.surplus_nanos),
         grants=[
             GrantStatus(
                 id=grant.grant_id,
@@ -197,14 +221,17 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
                 priority=grant.priority,
                 expires_at=None if grant.expires_at >= FAR_FUTURE else to_text(grant.expires_at),
                 expired=grant.expires_at <= now,
+                revoked_at=None if grant.revoked_at is None else to_text(grant.revoked_at),
             )
             for grant in book.grants
         ],
     )
 
 
-def key_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us: int) -> KeyStatus:
-    """Return what a key has left."""
+def key_status_of(
+    stored: StoredKey, directory: Directory, gate: Gate, now_us: int, facts: Facts | None = None
+) -> KeyStatus:
+    """Return what a key has left; *facts* name the values of limits and budgets that count some apart."""
     key = stored.entry
     state = stored.state_at(now_us)
     entitlement = directory.entitlement_of(stored)
@@ -212,7 +239,8 @@ def key_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us: i
     # Only of a key that the gate admits: others use nothing.
     if entitlement is not None and state == "active" and key.role == "consumption":
         compiled_key = gate.compiled_key_of(lambda: directory.entitlement_of_id(key.id))
-        limit_statuses = [] if compiled_key is None else gate.limit_statuses(compiled_key, now_us)
+        if compiled_key is not None:
+            limit_statuses = gate.limit_statuses(compiled_key, now_us, facts, every=True)
     of_credit = [s for s in limit_statuses if s.kind == "credit"]
     return KeyStatus(
         key_id=key.id,
@@ -234,11 +262,19 @@ def _limit_status_answer(status: LimitStatus) -> LimitStatusAnswer:
         name=status.name,
         unit=status.unit,
         allowed=_amount(status.allowed, status.unit),
-        used=_amount(status.used, status.unit),
-        remaining=_amount(status.remaining, status.unit),
+        used=None if status.per else _amount(status.used, status.unit),
+        remaining=None if status.per else _amount(status.remaining, status.unit),
         resets_at=None if status.resets_at is None else to_text(status.resets_at),
+        match=status.match or None,
+        per=list(status.per) or None,
     )
 
 
+def _facts(params: Mapping[str, str]) -> Facts | None:
+    """Return what the query says of a request, `model=gpt-4o` and `tag.user=u1`; None when it says nothing."""
+    tags = {name.removeprefix(TAG): value for name, value in params.items() if name.startswith(TAG)}
+    return Facts(params.get("model", ""), tags, "", "", "") if tags or "model" in params else None
+
+
 def _amount(value: int | None, unit: str) -> int | str | None:
-    return str(value) if value is not None and unit == "nanos" else value
+    return amount_json(value, unit)

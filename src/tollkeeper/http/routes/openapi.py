@@ -21,8 +21,10 @@ from litestar.routes import HTTPRoute
 
 from tollkeeper.api.events_answer import EventsAnswer
 from tollkeeper.api.paths import PREFIX
+from tollkeeper.catalog.quantity_amounts import AMOUNTS
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.events import Event
+from tollkeeper.domain.money_fields import is_money_name, twin_of
 from tollkeeper.http import wire
 from tollkeeper.http.routes.calls import (
     CUSTOMER,
@@ -42,8 +44,18 @@ from tollkeeper.http.routes.calls import (
 
 _REF: Final = "#/components/schemas/{name}"
 _PROBLEM_REF: Final = {"$ref": "#/components/schemas/Problem"}
-_MONEY_ENDINGS: Final = ("_nanos", "_nanos_per_million")
-_TEXT_OR_INTEGER: Final = "Text in answers; requests may state text or an integer."
+_TEXT_OR_INTEGER: Final = "Whole nanos: text in answers; requests may state text or an integer."
+_AMOUNT: Final = (
+    'Money (unit `nanos`): text with a decimal point, e.g. "25.00", or whole nanos, text in answers.'
+)
+_OF_QUANTITY: Final = "Of a quantity (unit `quantity.NAME`): units, as decimal text."
+_WHOLE: Final = {"type": "string", "pattern": "^[0-9]{1,19}$"}
+_DECIMAL: Final = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,9})?$"}
+_POINTED: Final = {"type": "string", "pattern": r"^[0-9]{1,9}\.[0-9]{1,9}$"}
+_OF_ANSWER: Final = (
+    "What an answer says of an event; ignored in requests, so that an answer can be sent back."
+)
+_BODIES_WITH_MONEY: Final = ("Event", "Amendment", "AuthorizeRequest", "SettleRequest")
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +197,16 @@ _CHANGE: Final = {
             "description": "The old and the new value of each field that changed.",
             "additionalProperties": {"type": "array", "minItems": 2, "maxItems": 2},
         },
+        "money": {
+            "type": "object",
+            "description": "The amounts of the entry as they were understood, by field: decimal text.",
+            "additionalProperties": {"type": "string"},
+        },
+        "warnings": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Amounts that look like a slip: less than a cent. Absent without any.",
+        },
         "note": {
             "type": "string",
             "description": "Why apply left the entry as it is although the file says otherwise; absent if it did not.",
@@ -218,6 +240,10 @@ _KEY_READ_ONLY: Final = {
     "last_used_at": "When it was last admitted, known within seconds; null if never.",
     "revoked_at": "When it was revoked or deleted; null if it was not.",
     "replaced_by": "The key that a rotation put in its place.",
+}
+_GRANT_READ_ONLY: Final = {
+    "remaining_nanos": "What is left of it, as of the last commit; null until it is on the balance.",
+    "revoked_at": "When it was taken back; null while it was not.",
 }
 
 
@@ -256,7 +282,8 @@ def openapi_document(app: Litestar, version: str) -> dict[str, Any]:
             "title": "Tollkeeper",
             "version": version,
             "description": "API keys, budgets, rate limits and usage. Money is in nanos (1 USD = 10**9), "
-            "as text in answers. Instants are RFC 3339. Every error is an RFC 9457 problem document.",
+            "as text in answers; requests may state it as decimal text too (docs/money.md). "
+            "Instants are RFC 3339. Every error is an RFC 9457 problem document.",
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name} for name in sorted({of.tag for _, _, of in endpoints})],
@@ -371,12 +398,22 @@ def _schemas(endpoints: Iterable[OperationDoc]) -> dict[str, Any]:
     for entry in KINDS.values():
         _allow_text(schemas[entry.__name__])
         _allow_from_url(schemas[entry.__name__], entry.id_field)
-    for name in ("Limit", "PlanBudget"):
+    for name in ("Limit", "PlanBudget", *_BODIES_WITH_MONEY):
         _allow_text(schemas[name])
     key = schemas["Key"]["properties"]
     key["sha256"]["writeOnly"] = True
     for name, words in _KEY_READ_ONLY.items():
         key[name] = {"type": ["string", "null"], "readOnly": True, "description": words}
+    for name in ("received_at", "cost_state", "price_version"):
+        schemas["Event"]["properties"][name] = {"type": "string", "readOnly": True, "description": _OF_ANSWER}
+    for name, kind in (("revision", "integer"), ("voided", "boolean")):
+        schemas["Event"]["properties"][name] = {"type": kind, "readOnly": True, "description": _OF_ANSWER}
+    for name, words in _GRANT_READ_ONLY.items():
+        schemas["Grant"]["properties"][name] = {
+            "type": ["string", "null"],
+            "readOnly": True,
+            "description": words,
+        }
     schemas |= {"Change": _CHANGE, "IssuedKey": _ISSUED_KEY, "IssuedWebhook": _ISSUED_WEBHOOK}
     return dict(sorted(schemas.items()))
 
@@ -440,15 +477,25 @@ def _allow_from_url(schema: dict[str, Any], id_field: str) -> None:
 
 
 def _allow_text(schema: dict[str, Any]) -> None:
-    """Let the amounts of money of a catalog entry be text: see `routes.entry_json`."""
+    """Let money be text, under the name of its nanos or of its twin: see `domain.money_fields`."""
     properties = schema["properties"]
-    for name, found in properties.items():
-        is_amount = name in ("amount", "burst") and "unit" in properties
-        if not (name.endswith(_MONEY_ENDINGS) or is_amount):
+    for name, found in list(properties.items()):
+        is_amount = name in AMOUNTS and "unit" in properties
+        if not (is_money_name(name) or is_amount):
             continue
         kept = {key: found[key] for key in ("description", "default") if key in found}
         bare = {key: value for key, value in found.items() if key not in kept}
         options = bare.get("anyOf", [bare])
-        note = _TEXT_OR_INTEGER if not is_amount else f"Money (unit `nanos`): {_TEXT_OR_INTEGER.lower()}"
+        note = f"{_AMOUNT} {_OF_QUANTITY}" if is_amount else _TEXT_OR_INTEGER
         kept["description"] = f"{kept['description']} {note}" if "description" in kept else note
-        properties[name] = {"anyOf": [*options, {"type": "string", "pattern": "^[0-9]{1,19}$"}], **kept}
+        texts = [_WHOLE, _POINTED] if is_amount else [_WHOLE]
+        properties[name] = {"anyOf": [*options, *texts], **kept}
+        if is_amount:
+            continue
+        properties[twin_of(name)] = {
+            "anyOf": [_DECIMAL, *options],
+            "writeOnly": True,
+            "description": f'In place of `{name}`: money as decimal text, e.g. "25.00".',
+        }
+        if name in schema.get("required", ()):
+            schema["required"].remove(name)
