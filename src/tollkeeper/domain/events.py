@@ -39,7 +39,11 @@ TokenCount = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too."""
+    """
+    Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too.
+
+    A provider's counts, most of which include each other, are for `Event.usage`.
+    """
 
     prompt: TokenCount | None = None
     cached_prompt: TokenCount | None = None
@@ -79,6 +83,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Of the model: `batch`, `flex`, …"""
     quantities: dict[str, str | int | float | None] | None = None
     """Name → units, as decimal text or number; see `quantities.parse_quantities`."""
+    usage: Any = None
+    """The usage object of the model's provider, as it was sent; in place of `tokens` (see `usage_forms`)."""
+    usage_of: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """Whose usage object: `openai`, `anthropic`, …; found by its fields when absent."""
     tags: (
         Annotated[
             dict[
