@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from tollkeeper import forks
@@ -20,6 +20,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission
+from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.credentials import credential
 from tollkeeper.http.denials import denial_body, denial_headers
@@ -56,7 +57,7 @@ class Metering:
         self.cache = ""
         self.error_type = ""
         self.estimated = False
-        self.tags: dict[str, str] = {}
+        self.tags: dict[str, str] = dict(admission.tags)
         self.void = False
 
 
@@ -73,7 +74,8 @@ class Middleware:
     *app* behind the gate of *toll*.
 
     Args:
-        expect: Returns the most that a request may use, from its scope; nothing is known by default.
+        expect: Returns the most that a request may use, from its scope, and its model; nothing is known by default.
+        tags: Returns the tags of a request's event, from its scope: limits and budgets may count it by them.
         exempt: Paths that pass without a key, e.g. `{"/healthz"}`; WebSockets of these paths too.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
@@ -87,6 +89,7 @@ class Middleware:
         toll: HasInstallation,
         *,
         expect: Callable[[Scope], Usage] | None = None,
+        tags: Callable[[Scope], Mapping[str, str]] | None = None,
         exempt: frozenset[str] | set[str] = frozenset(),
         durable: bool = True,
         profile: str | None = None,
@@ -95,6 +98,7 @@ class Middleware:
         self.toll = toll
         self._holds = toll.installation.holds
         self._expect = expect
+        self._tags = tags
         self._exempt = frozenset(exempt)
         self._durable = durable
         self._now_us = toll.installation.clock.now_us
@@ -119,10 +123,16 @@ class Middleware:
         else:
             raise unsupported(scope)
         expected = NO_USAGE if self._expect is None else self._expect(scope)
+        tags = NO_TAGS if self._tags is None else self._tags(scope)
         dialect = self._dialect
         if dialect is None:
             found = await self._threads.attempt(
-                self._holds.admit, credential(scope["headers"], bare=True), method, scope["path"], expected
+                self._holds.admit,
+                credential(scope["headers"], bare=True),
+                method,
+                scope["path"],
+                expected,
+                tags,
             )
             if isinstance(found, Denial):
                 body = denial_body(found)
@@ -136,7 +146,9 @@ class Middleware:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         }
         secret = dialect.credential(headers)
-        found = await self._threads.attempt(self._holds.admit, secret, method, scope["path"], expected)
+        # Those that the caller states win over those of its headers.
+        tags = {**dialect.tags(headers), **tags}
+        found = await self._threads.attempt(self._holds.admit, secret, method, scope["path"], expected, tags)
         if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
             self._holds.void(found)
             found = objection
@@ -147,7 +159,6 @@ class Middleware:
             await _refuse(scope, receive, send, *reply_parts(reply))
             return
         metering = Metering(found)
-        metering.tags.update(dialect.tags(headers))
         worded = await self._threads.attempt(dialect.headers, found, request_id)
         await self._run(metering, scope, receive, send, (dialect, worded))
 
@@ -275,7 +286,12 @@ class Middleware:
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
         future = CommitFuture(asyncio.get_running_loop()) if self._durable else None
-        if self._book(metering, status, started_ns, bytes_out, future) and future is not None:
+        if metering.admission.matched is None:
+            booked = self._book(metering, status, started_ns, bytes_out, future)
+        else:
+            # With a model or tags that it states only now, it may count where nothing is in memory yet.
+            booked = await self._threads.attempt(self._book, metering, status, started_ns, bytes_out, future)
+        if booked and future is not None:
             await future.committed()
 
     def _book(

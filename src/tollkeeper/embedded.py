@@ -24,6 +24,7 @@ from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.gate.gate import Admission
+from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.maintenance.reconcile import Verdict
@@ -55,14 +56,23 @@ class Tollkeeper:
 
     # -- one request ----------------------------------------------------------------------------------
 
-    def admit(self, api_key: str, method: str, path: str, expected: Usage = NO_USAGE) -> Admission | Denial:
+    def admit(
+        self,
+        api_key: str,
+        method: str,
+        path: str,
+        expected: Usage = NO_USAGE,
+        *,
+        tags: Mapping[str, str] = NO_TAGS,
+    ) -> Admission | Denial:
         """
         Decide one request, in microseconds. Settle or void the admission; dropped, it is voided.
 
         Args:
-            expected: The most that the request may use, so that no budget is passed.
+            expected: The most that the request may use, so that no budget is passed, and its model.
+            tags: Those of its event, by which limits and budgets may count it; `Outcome.tags` replace them.
         """
-        return self.installation.holds.admit(api_key, method, path, expected)
+        return self.installation.holds.admit(api_key, method, path, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = False) -> Record:
         """

@@ -133,7 +133,7 @@ class Installation:
         )
         self.pending = Pending(read_back(self.ledger.outbox), self.clock.now_us, self.gate.own_ids_ending)
         reactions = Reactions(self)
-        self.labels = Labels(settings.distinct_values_per_day_max)
+        self.labels = Labels(settings.distinct_values_per_day_max, decides=self.directory.decides_by)
         self.committer = Committer(
             self.ledger,
             self.gate,

@@ -21,6 +21,7 @@ from tollkeeper.domain.bookings import (
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
+from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, LedgerPast, StorePast
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.usage import UsageQuery
@@ -45,7 +46,10 @@ class CostSum(NamedTuple):
     requests: int
     tokens: int
     cost_nanos: int
+    """Less what adjustments gave."""
     credits: int
+    quantities: Mapping[str, int] = {}
+    """Name → micro-units."""
 
 
 class Losses(NamedTuple):
@@ -142,12 +146,30 @@ class UsageStore(Protocol):
         to_us: int,
         project_id: str | None,
         key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
     ) -> CostSum:
         """
         Sum what events of one account in `[from_us, to_us)` were charged, from records, not rollups.
 
-        Called when a budget is created (to start its counter) and by verify. None for *project_id* or
-        *key_ids* means any.
+        Called when a budget is created (to start its counter) and by verify. None for *project_id*,
+        *key_ids* or *match* means any.
+        """
+
+    def charged_by(
+        self,
+        account_id: str,
+        by: Sequence[str],
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
+    ) -> dict[tuple[str, ...], CostSum]:
+        """
+        Return the same sums for each combination of the values *by* (`matching.values_of`) that the events have.
+
+        With no *by*, that is the one of `()`, whether or not there are events.
         """
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
@@ -406,6 +428,9 @@ class Ledger(Protocol):
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         """Return what one counter was charged, and the number of the commit as of which that is."""
+
+    def value_counters(self, account_id: str, counter_id: str, period_start_us: int) -> dict[str, int]:
+        """Return the counters of values that a budget counts apart (`matching.counter_of_values`): id → charged."""
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         """Return the stored `slot → used` of a rate counter."""

@@ -17,6 +17,8 @@ from tollkeeper.record_columns import table_of
 
 PEAKS = ask("acct", measures=("requests", "peak_requests_per_minute", "peak_requests_per_hour"))
 VIEW = "usage_rollups_of_events"
+EVENTS_7 = ("quantities", "margin_nanos", "variant", "adjustment_nanos")
+ROLLUPS_7 = ("quantities", "quantity_tokens", "margin_nanos", "adjustments", "adjustment_nanos")
 NOW, BEFORE = "tier IN ('hour', 'keys_hour', 'kinds_hour')", "tier = 'hour'"
 
 
@@ -54,6 +56,72 @@ def test_what_an_older_view_derived_is_made_anew(tmp_path: Path) -> None:
         store.append(table_of([record("acct")]), "three")
         assert store.differences() == []
         assert store.report(PEAKS).totals["peak_requests_per_minute"] == 8
+    finally:
+        store.close()
+
+
+def make_version_6(store: ClickHouseUsageStore) -> None:
+    """Without quantities, provider cost, variants and adjustments."""
+    view = (Path(__file__).parent / "usage_rollups_of_events_006.sql").read_text(encoding="utf-8")
+    change(
+        store,
+        f"DROP VIEW {VIEW}",
+        *(f"ALTER TABLE events DROP COLUMN {name}" for name in EVENTS_7),
+        *(f"ALTER TABLE usage_rollups DROP COLUMN {name}" for name in ROLLUPS_7),
+        view.rstrip().removesuffix(";"),
+        "ALTER TABLE schema_version DELETE WHERE version > 6",
+    )
+
+
+def columns(store: ClickHouseUsageStore) -> list[tuple[str, ...]]:
+    return store._engine.rows(
+        "SELECT table, name, type, compression_codec FROM system.columns "
+        "WHERE database = currentDatabase() AND table IN ('events', 'usage_rollups') ORDER BY table, position",
+        {},
+    )
+
+
+def test_a_store_from_before_quantities_gets_them(tmp_path: Path) -> None:
+    """Its records and rollups stay as they are; what comes then has quantities, margins and adjustments."""
+    measures = (
+        "requests", "tokens", "cost_nanos", "provider_cost_nanos", "adjustments_nanos", "quantity.seconds"
+    )  # fmt: skip
+    url = f"chdb://{tmp_path}"
+    store = ClickHouseUsageStore.open(url)
+    try:
+        as_new = columns(store)
+        old = record("acct", prompt_tokens=5, cost_nanos=7, provider_cost_nanos=7, cost_state="given")
+        store.append(table_of([old]), "one")
+        make_version_6(store)
+        rollups = store._engine.rows("SELECT count() FROM usage_rollups", {})
+        assert len(columns(store)) == len(as_new) - len(EVENTS_7) - len(ROLLUPS_7)
+        store.close()
+        store = ClickHouseUsageStore.open(url)
+        assert columns(store) == as_new
+        assert store._engine.rows("SELECT count() FROM usage_rollups", {}) == rollups
+        assert store.differences() == []
+        assert store.records([("acct", old.id)])["acct", old.id] == old
+        totals = store.report(ask("acct", measures=measures)).totals
+        assert list(totals.values()) == [1, 5, 7, 7, 0, 0]
+        store.append(
+            table_of(
+                [
+                    record(
+                        "acct",
+                        quantities={"cache_write_tokens": 3_000_000, "seconds": 500_000},
+                        cost_nanos=10,
+                        provider_cost_nanos=4,
+                        variant="batch",
+                    ),
+                    record("acct", adjustment_nanos=-2, status=0),
+                ]
+            ),
+            "two",
+        )
+        assert store.differences() == []
+        assert not any(store.losses())
+        totals = store.report(ask("acct", measures=measures)).totals
+        assert list(totals.values()) == [2, 8, 17, 11, -2, 500_000]
     finally:
         store.close()
 

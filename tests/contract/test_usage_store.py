@@ -21,7 +21,8 @@ from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
 from tollkeeper.domain.rollups import latency_bin, percentile_us
-from tollkeeper.domain.usage import DIMENSIONS, MEASURES, UsageQuery, UsageReport
+from tollkeeper.domain.usage import DIMENSIONS, UsageQuery, UsageReport
+from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 from tollkeeper.errors import BadParameter, Unavailable
 from tollkeeper.ports import ReportRows
 from tollkeeper.record_columns import SCHEMA, records_of, table_of
@@ -30,6 +31,13 @@ FROM_US = to_us(datetime(2026, 3, 20, tzinfo=UTC))
 TO_US = to_us(datetime(2026, 4, 10, tzinfo=UTC))
 ALL_US = (0, to_us(datetime(2200, 1, 1, tzinfo=UTC)))
 HOSTILE = ("'; DROP TABLE events; --", "a\\", "{account_id:String}", "%s \t\n\x00", "') OR 1=1 --", "ü–✓")
+MEASURES = (
+    *MEASURE_NAMES,
+    "quantity.seconds",
+    "quantity.cache_write_tokens",
+    "quantity.own",
+    "quantity.absent",
+)
 BOTH = {"account": ("acct_oracle", "acct_other")}
 """The accounts of `history`, for questions about all accounts."""
 SUMS = [
@@ -126,6 +134,15 @@ def random_record(rng: random.Random, account: str) -> Record:
     model = rng.choice(["", "gpt-5", "claude", HOSTILE[0]])
     state = rng.choice(["given", "priced", "estimated", "unpriced", "free"])
     latency = rng.choice([None, 0, 1, 50, rng.randrange(1, 10_000_000), round(1.02 ** rng.randrange(400))])
+    if rng.random() < 0.1:
+        return record(
+            account,
+            occurred_at_us=to_us(rng.choice(hours) + offset),
+            key_id=rng.choice(["", "key_1"]),
+            kind=rng.choice(["adjustment", "request"]),
+            status=0,
+            adjustment_nanos=rng.choice([-5, 1, 10**15, -(10**15)]),
+        )
     return record(
         account,
         project_id=rng.choice(["", "proj_a", "proj_b"]),
@@ -149,8 +166,22 @@ def random_record(rng: random.Random, account: str) -> Record:
         cost_nanos=0 if state in ("unpriced", "free") else rng.randrange(10**15),
         estimated_cost_nanos=rng.choice([0, 5]),
         cost_state=state,
+        quantities=random_quantities(rng),
+        provider_cost_nanos=rng.choice([0, 0, rng.randrange(10**15)]),
+        variant=rng.choice(["", "batch"]),
         tags=rng.choice([{}, {"team": "x"}, {"team": "y", "env": "prod"}, {HOSTILE[0]: HOSTILE[1]}]),
     )
+
+
+def random_quantities(rng: random.Random) -> dict[str, int]:
+    """Few or none; sums of the greatest pass 64 bits."""
+    names = rng.sample(
+        ["cache_write_tokens", "image_completion_tokens", "own", "seconds"], rng.choice([0, 0, 1, 3])
+    )
+    return {
+        name: rng.randrange(1, 10**9) * 10**6 if name.endswith("_tokens") else rng.choice([1, 10**18])
+        for name in sorted(names)
+    }
 
 
 def random_history(rng: random.Random, accounts: Sequence[str], count: int) -> list[Record]:
@@ -215,6 +246,11 @@ def bucket(row: Record, query: UsageQuery) -> tuple[datetime, str]:
 
 
 def measured(rows: Sequence[Record], name: str) -> Any:
+    if name == "adjustments_nanos":
+        return sum(row.adjustment_nanos for row in rows)
+    rows = [row for row in rows if not row.adjustment_nanos]
+    if name.startswith("quantity."):
+        return sum(row.quantities.get(name.removeprefix("quantity."), 0) for row in rows)
     latencies = [row.latency_us for row in rows if row.latency_us is not None]
     if name == "requests":
         return len(rows)
@@ -225,10 +261,12 @@ def measured(rows: Sequence[Record], name: str) -> Any:
     if name == "denied":
         return sum(row.denied_reason != "" for row in rows)
     if name == "tokens":
-        return sum(
+        own = sum(
             row.prompt_tokens + row.cached_prompt_tokens + row.completion_tokens + row.reasoning_tokens
             for row in rows
         )
+        classes = ("cache_write_tokens", "image_completion_tokens")
+        return own + sum(row.quantities.get(name, 0) for row in rows for name in classes) // 10**6
     if name == "estimated_cost_nanos":
         return sum(row.cost_nanos for row in rows if row.cost_state == "estimated")
     if name == "unpriced":
@@ -263,6 +301,7 @@ def expected(rows: Sequence[Record], query: UsageQuery) -> tuple[list[dict[str, 
         if query.account_id in (None, row.account_id)
         and query.from_us <= row.occurred_at_us < query.to_us
         and all(any(matches(row, name, value) for value in values) for name, values in query.filters.items())
+        and (not row.adjustment_nanos or "adjustments_nanos" in query.measures)
     ]
     groups: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for row in chosen:
@@ -492,10 +531,15 @@ def test_charged_sums_the_records_of_a_scope(store: ClickHouseUsageStore, histor
         found = store.charged("acct_oracle", from_us=FROM_US, to_us=TO_US, project_id=project, key_ids=keys)
         assert found == (
             len(rows),
-            sum(row.denied_reason == "" for row in rows),
+            sum(row.denied_reason == "" and not row.adjustment_nanos for row in rows),
             measured(rows, "tokens"),
-            measured(rows, "cost_nanos"),
+            measured(rows, "cost_nanos") - measured(rows, "adjustments_nanos"),
             measured(rows, "credits"),
+            {
+                name: total
+                for name in ("cache_write_tokens", "image_completion_tokens", "own", "seconds")
+                if (total := measured(rows, f"quantity.{name}"))
+            },
         )
 
 

@@ -150,6 +150,44 @@ tags = st.dictionaries(
 tokens = st.dictionaries(
     st.sampled_from([*Tokens.__struct_fields__, "total"]), whole | st.none() | fractions, max_size=4
 )
+amounts = st.sampled_from(
+    [
+        "61.5",
+        "0",
+        "0.000001",
+        "1000000000000",
+        "1000000000000.000001",
+        "1e3",
+        "-1",
+        "",
+        "07",
+        "2.",
+        ".5",
+        "0.1234567",
+    ]
+    + [
+        0,
+        1,
+        -1,
+        10**12,
+        10**12 + 1,
+        2**63,
+        0.5,
+        61.5,
+        0.1 + 0.2,
+        1e-6,
+        1e-7,
+        1e15,
+        123456789.123456,
+        -0.0,
+        None,
+    ]
+) | st.floats(0, 10**9)
+quantities = st.dictionaries(
+    st.sampled_from(["seconds", "images", "own_unit", "cache_write_tokens", "audio_prompt_tokens"]),
+    amounts,
+    max_size=4,
+) | st.builds(lambda n: {f"n{i}": 1 for i in range(n)}, st.sampled_from([32, 33]))
 NAMES = [*Event.__struct_fields__, "timestamp", "", "tokens.prompt"]
 
 
@@ -158,7 +196,13 @@ def events(draw: st.DrawFn) -> dict[str, Any]:
     """Return a good event with up to three changes, most of which make it a bad one."""
     event = dict(GOOD)
     for name in draw(st.lists(st.sampled_from(NAMES), max_size=3)):
-        likely = {"time": times, "tags": tags, "tokens": tokens, "cache": st.sampled_from(["hit", "no", ""])}
+        likely = {
+            "time": times,
+            "tags": tags,
+            "tokens": tokens,
+            "cache": st.sampled_from(["hit", "no", ""]),
+            "quantities": quantities | st.dictionaries(texts, junk, max_size=2),
+        }
         action = draw(st.sampled_from(["drop", "likely", "likely", "junk"]))
         if action == "drop":
             event.pop(name, None)
@@ -211,6 +255,9 @@ sound_values: dict[str, st.SearchStrategy[Any]] = {
         st.sampled_from(Tokens.__struct_fields__),
         st.none() | st.sampled_from([0, TOKENS_MAX, TOKENS_MAX + 1]),
     ),
+    "variant": texts,
+    "provider_cost_nanos": st.sampled_from([0, COST_NANOS_MAX, COST_NANOS_MAX + 1, None]),
+    "quantities": quantities,
     "tags": st.dictionaries(st.sampled_from(["é", "a", "B", "😀"]), texts | st.none(), max_size=4)
     | st.builds(lambda n: {f"tag{i}": "v" for i in range(n)}, st.sampled_from([16, 17])),
 }
@@ -224,6 +271,71 @@ def test_the_fast_way_judges_values_as_the_exact_way_does(
     """Here the types are right, so that it is the checks of the fast way that decide."""
     batch = [json.dumps({**GOOD, **change}, ensure_ascii=ascii_only) for change in changes]
     decoded_both_ways("\n".join(batch).encode())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(quantities, tokens), min_size=1, max_size=6))
+def test_quantities_are_the_same_both_ways(stated: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Text, whole numbers and fractions, in both spellings of a token class."""
+    batch = [{**GOOD, "quantities": amounts, "tokens": counts} for amounts, counts in stated]
+    decoded_both_ways(lines_of(*batch))
+    for event in batch:
+        decoded_both_ways(lines_of(event, event))
+
+
+@pytest.mark.parametrize(
+    "quantities",
+    [
+        {"seconds": "61.5", "images": 2, "own": 0.25, "cache_write_tokens": 7},
+        {"seconds": 61.5, "images": "2", "own": "0.250000", "cache_write_tokens": "7"},
+        {"seconds": 61.5, "images": 2.0, "own": 0.25, "cache_write_tokens": 7.0, "zero": 0, "null": None},
+    ],
+)
+def test_events_with_quantities_are_read_the_fast_way(quantities: dict[str, Any]) -> None:
+    events = [
+        {**GOOD, "quantities": quantities},
+        {**GOOD, "quantities": {"seconds": quantities["seconds"]}},
+        GOOD,
+    ]
+    assert fast_takes(lines_of(*events))
+    decoded = decoded_both_ways(lines_of(*events))
+    assert decoded.columns.column("quantities").to_pylist() == [
+        [("cache_write_tokens", 7_000_000), ("images", 2_000_000), ("own", 250_000), ("seconds", 61_500_000)],
+        [("seconds", 61_500_000)],
+        None,
+    ]
+
+
+def test_token_classes_are_quantities_in_another_spelling() -> None:
+    event = {**GOOD, "tokens": {"prompt": 3, "cache_write": 5, "audio_completion": 0, "image_prompt": 9}}
+    assert fast_takes(lines_of(event))
+    row = decoded_both_ways(lines_of(event)).columns.to_pylist()[0]
+    assert (row["prompt_tokens"], row["quantities"]) == (
+        3,
+        [("cache_write_tokens", 5_000_000), ("image_prompt_tokens", 9_000_000)],
+    )
+    twice = {**event, "quantities": {"cache_write_tokens": 5}}
+    (rejection,) = decoded_both_ways(lines_of(twice)).rejections
+    assert (rejection.field, rejection.code) == ("tokens.cache_write", "bad_value")
+
+
+@pytest.mark.parametrize(
+    ("quantities", "field", "code"),
+    [
+        ({"seconds": "-1"}, "quantities.seconds", "out_of_range"),
+        ({"seconds": "1e3"}, "quantities.seconds", "bad_value"),
+        ({"seconds": 0.1234567}, "quantities.seconds", "bad_value"),
+        ({"Seconds": 1}, "quantities", "bad_value"),
+        ({"seconds": [1]}, "quantities", "wrong_type"),
+        ({"seconds": True}, "quantities", "wrong_type"),
+        ([1], "quantities", "wrong_type"),
+        ({"cache_write_tokens": "1.5"}, "quantities.cache_write_tokens", "bad_value"),
+        ({"seconds": 10**12 + 1}, "quantities.seconds", "out_of_range"),
+    ],
+)
+def test_a_bad_quantity_names_its_field(quantities: Any, field: str, code: str) -> None:
+    (rejection,) = decoded_both_ways(lines_of({**GOOD, "quantities": quantities})).rejections
+    assert (rejection.field, rejection.code) == (field, code)
 
 
 @settings(max_examples=100, deadline=None)

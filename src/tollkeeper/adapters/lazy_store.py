@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import StoresMismatch, TollkeeperError, Unavailable, cause_of
@@ -127,9 +128,25 @@ class LazyUsageStore:
         to_us: int,
         project_id: str | None,
         key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
     ) -> CostSum:
         return self._store.charged(
-            account_id, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids
+            account_id, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids, match=match
+        )
+
+    def charged_by(
+        self,
+        account_id: str,
+        by: Sequence[str],
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
+    ) -> dict[tuple[str, ...], CostSum]:
+        return self._store.charged_by(
+            account_id, by, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids, match=match
         )
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:

@@ -22,6 +22,7 @@ from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.matching import scope_counter_of
 from tollkeeper.domain.wanted_scopes import WantedScope
 from tollkeeper.domain.webhooks import (
     StoredWebhook,
@@ -192,7 +193,11 @@ class Webhooks:
         for account_id in accounts:
             scopes = self._scopes[account_id] = self._directory.wanted_scopes(account_id)
             rows = self._ledger.counter_rows(account_id)
-            looked_at |= {(account_id, counter, start_us) for counter, start_us in rows if counter in scopes}
+            looked_at |= {
+                (account_id, counter, start_us)
+                for counter, start_us in rows
+                if scope_counter_of(counter) in scopes
+            }
         messages = [message for at in sorted(looked_at) for message in self._messages(at, now_us)]
         if not messages:
             return
@@ -211,9 +216,11 @@ class Webhooks:
         account_id, counter_id, start_us = at
         if account_id not in self._scopes:
             self._scopes[account_id] = self._directory.wanted_scopes(account_id)
-        scope, _ = self._scopes[account_id].get(counter_id, (None, None))
-        if scope is None or scope.amount is None:
+        scope, _ = self._scopes[account_id].get(scope_counter_of(counter_id), (None, None))
+        if scope is None or scope.amount is None or (counter_id == scope.counter_id) == bool(scope.by):
             return
+        # Of a budget per value, that of each value crosses its thresholds for itself.
+        scope = scope._replace(counter_id=counter_id)
         period_us = scope.span_us(start_us)
         if period_us[0] != start_us or period_us[1] <= now_us - LOOK_BACK_US:
             # Counted by periods that the budget no longer has, or past.
@@ -277,6 +284,7 @@ class Webhooks:
 
         Keys that a customer made inactive are among them, or it would activate them afterwards.
         """
+        # A value, such as an end user, that has used up its part ends no key.
         scope, key_ids = self._directory.wanted_scopes(account_id).get(counter_id, (None, None))
         if scope is None:
             return []

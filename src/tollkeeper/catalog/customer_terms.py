@@ -41,8 +41,19 @@ def terms_of(catalog: Catalog, key: Key) -> Terms:
     account = catalog.get("accounts", key.account)
     slug = key.plan or (subscription.plan if subscription else None) or getattr(account, "plan", None)
     plan = None if slug is None else cast("Plan | None", catalog.get("plans", slug))
-    has_credit = bool(catalog.entries("grants", key.account)) or any(
-        stored.entry.draws_on_credit and stored.entry.state not in ("revoked", "deleted")
+    in_use = [
+        stored.entry
         for stored in catalog.keys_of_account(key.account)
+        if stored.entry.state not in ("revoked", "deleted")
+    ]
+    has_credit = bool(catalog.entries("grants", key.account)) or any(
+        other.draws_on_credit for other in in_use
     )
-    return Terms(plan, subscription, budgets_of(catalog, key.account), has_credit)
+    lists = [other.models for other in in_use if other.is_metered and other.id != key.id]
+    return Terms(
+        plan,
+        subscription,
+        budgets_of(catalog, key.account),
+        has_credit,
+        [models for models in lists if models is not None] if None not in lists else [],
+    )

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from tollkeeper.catalog.lookups import names_routes
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
@@ -23,6 +24,7 @@ from tollkeeper.domain.entitlements import (
     Entitlement,
     LimitScope,
     Maker,
+    RouteCalls,
     budget_scopes,
     limit_scopes,
     of_rotations,
@@ -30,7 +32,8 @@ from tollkeeper.domain.entitlements import (
 )
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.domain.meter import units_of
+from tollkeeper.domain.matching import matcher_of
+from tollkeeper.domain.meter import facts_of, units_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
 from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
@@ -79,7 +82,9 @@ class Directory:
         self._projects: dict[tuple[str, str], bool] = {}
         self._scopes: dict[tuple[str, str, str], Scopes] = {}
         self._active: dict[str, dict[str, tuple[str, int]]] = {}
+        self._deciding: dict[str, list[BudgetScope]] = {}
         self._route_table: RouteTable | None = None
+        self._calls: RouteCalls | None = None
         self._must_wait = must_wait
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
 
@@ -138,6 +143,7 @@ class Directory:
             plan=plan,
             budgets=self._budgets(account.id),
             makers=made_by,
+            routes=self._route_calls(),
         )
         active = self.scopes_in_force(account.id)
         missing = [b for b in entitlement.budgets if b.counter_id not in active]
@@ -154,7 +160,7 @@ class Directory:
         rotation_chain = [other.entry.id for other in rotations]
         now_us = self._clock.now_us()
         return [
-            limit_scopes(other.entry, rotation_chain, plans.of(other)[1], makers)
+            limit_scopes(other.entry, rotation_chain, plans.of(other)[1], makers, self._route_calls())
             for other in rotations
             if other.entry.id != stored.entry.id and other.state_at(now_us) == "active"
         ]
@@ -214,7 +220,9 @@ class Directory:
             return {}
         keys = self._catalog.keys_of_account(account_id)
         plan_of = _PlansOf(self._catalog, account).of
-        return wanted_scopes(account_id, keys, self._budgets(account_id), plan_of)
+        projects = [project.entry_id for project in self._catalog.entries("projects", account_id)]
+        budgets = self._budgets(account_id)
+        return wanted_scopes(account_id, keys, budgets, plan_of, projects, self._route_calls())
 
     def credit_keys(self, account_id: str) -> list[str]:
         """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
@@ -237,6 +245,13 @@ class Directory:
     def accounts(self) -> list[Account]:
         """Return all accounts."""
         return cast("list[Account]", list(self._catalog.entries("accounts")))
+
+    def accounts_by_route(self) -> set[str]:
+        """Return the accounts with budgets that count events by a route's id, which may mean another path now."""
+        if any(names_routes(plan) for plan in self._catalog.entries("plans")):
+            return {account.id for account in self.accounts()}
+        budgets = cast("list[Budget]", list(self._catalog.entries("budgets")))
+        return {budget.account for budget in budgets if names_routes(budget)}
 
     def key(self, key_id: str) -> StoredKey | None:
         """Return a key in whatever state, or None."""
@@ -265,6 +280,17 @@ class Directory:
             found = self._catalog.get("projects", project_id, account_id) is not None
             self._remember(self._projects, at, found, forgotten)
         return found
+
+    def _route_calls(self) -> RouteCalls:
+        """Return the method and path of each route, by its id."""
+        calls = self._calls
+        if calls is None:
+            forgotten = self._forgotten
+            calls = {route.id: (route.method, route.path) for route in self.routes()}
+            with self._lock:
+                if forgotten == self._forgotten:
+                    self._calls = calls
+        return calls
 
     def route_table(self) -> RouteTable:
         """Return the compiled route policies."""
@@ -302,6 +328,7 @@ class Directory:
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account_id),
+            routes=self._route_calls(),
         )
         active = self.scopes_in_force(account_id)
         return Scopes(
@@ -326,16 +353,37 @@ class Directory:
         """Return what one record charges, by the scopes in force now."""
         scopes = self.scopes(record.account_id, record.project_id, record.key_id)
         by_unit = units_of(record)
+        facts = facts_of(record)
         charges = []
         for scope in scopes.budgets:
+            counter_id = scope.counter_of(facts)
+            if counter_id is None:
+                continue
             start_us = scope.span_us(record.occurred_at_us)[0]
             if start_us >= self.active_from_us(record.account_id, scope.counter_id):
-                charges.append(
-                    Charge(record.account_id, scope.counter_id, start_us, by_unit.get(scope.unit, 0))
-                )
+                charges.append(Charge(record.account_id, counter_id, start_us, by_unit.get(scope.unit, 0)))
         if scopes.draws_on_credit:
             charges.append(Charge(record.account_id, CREDIT_COUNTER, 0, by_unit["nanos"]))
         return charges
+
+    def decides_by(self, account_id: str, field: str, text: str) -> bool:
+        """
+        Return whether a budget of an account counts events by *text* in *field*, a label of theirs.
+
+        Such a label is stored as it is, or the records would not say what was charged.
+        """
+        if field not in ("model", "kind", "method", "route") or not self.scopes_in_force(account_id):
+            return False
+        found = self._deciding.get(account_id)
+        if found is None:
+            forgotten = self._forgotten
+            found = [scope for scope, _ in self.wanted_scopes(account_id).values() if not scope.is_whole]
+            self._remember(self._deciding, account_id, found, forgotten)
+        return any(
+            (field == "model" and "model" in scope.by)
+            or (scope.match is not None and matcher_of(scope.match).names(field, text))
+            for scope in found
+        )
 
     def charges_of_all(self, records: Iterable[Record]) -> dict[CounterAt, int]:
         """Return the sum of what *records* charge, by counter; `sign` -1 gives back."""
@@ -352,13 +400,14 @@ class Directory:
         """Drop what is remembered of one account, or of all: the catalog or the scopes changed."""
         with self._lock:
             self._forgotten += 1
-            self._route_table = None
+            self._route_table = self._calls = None
             # Budgets in force are not the catalog's: see `scopes_changed`.
             if account_id is None:
-                for memory in (self._accounts, self._keys, self._projects, self._scopes):
+                for memory in (self._accounts, self._keys, self._projects, self._scopes, self._deciding):
                     memory.clear()
                 return
             self._accounts.pop(account_id, None)
+            self._deciding.pop(account_id, None)
             self._keys = {
                 at: key
                 for at, key in self._keys.items()

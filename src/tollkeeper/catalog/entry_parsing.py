@@ -95,10 +95,11 @@ def _bad_field(
 ) -> BadParameter:
     text, _, where = str(exc).partition(" - at `")
     inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
-    if inner.endswith("[...]"):  # One value of a mapping, unnamed: only `metadata` is one.
+    if inner.endswith("[...]"):  # One value of a mapping, unnamed: `metadata`, or the `tags` of a match.
         inner = inner.removesuffix("[...]")
         inner = next(
-            (f"{inner}.{key}" for key, value in raw[inner].items() if not isinstance(value, str)), inner
+            (f"{inner}.{key}" for key, value in _value_at(raw, inner).items() if not isinstance(value, str)),
+            inner,
         )
     holder = _type_at(entry_type, inner)
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", text):
@@ -114,6 +115,13 @@ def _bad_field(
         text = text.replace("`", "")
     field = at_path(path, inner) or entry_type.__name__.lower()
     return BadParameter(f"{field}: {text}", field=field)
+
+
+def _value_at(raw: Any, path: str) -> Any:
+    """Return the value at *path* (`limits[1].match.tags`) within *raw*."""
+    for name in re.findall(r"[^.\[\]]+", path):
+        raw = raw[int(name)] if isinstance(raw, list) else raw[name]
+    return raw
 
 
 def _type_at(holder: Any, path: str) -> Any:

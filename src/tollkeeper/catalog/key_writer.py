@@ -27,7 +27,7 @@ from tollkeeper.catalog.key_rules import (
 )
 from tollkeeper.catalog.lookups import found_key
 from tollkeeper.catalog.quotas import NO_QUOTAS, check_quota
-from tollkeeper.domain.bounds import Customer, inherited_objection, key_objection
+from tollkeeper.domain.bounds import Customer, inherited_objection, key_objection, models_objection
 from tollkeeper.domain.catalog import Key, KeyState
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey, hash_secret, new_secret, shown_prefix
@@ -160,8 +160,10 @@ class KeyWriter:
         if not key.is_metered or key.account != by.account_id:
             raise Forbidden("Only your provider makes such a key.", account=by.account_id)
         maker = None if by.key_id is None else found_key(self._catalog, by.account_id, by.key_id)
+        terms = terms_of(self._catalog, key)
+        self._refuse(models_objection(key, terms, None if maker is None else maker.entry))
         if maker is None or not maker.entry.is_metered:
-            self._refuse(key_objection(key, terms_of(self._catalog, key)))
+            self._refuse(key_objection(key, terms))
         else:
             self._refuse(inherited_objection(key, maker.entry))
         latest_us = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -10,6 +11,7 @@ from tollkeeper.catalog.entry_parsing import at_path
 from tollkeeper.domain.catalog import ID_PATTERN, Entry, Key, references
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.matching import Match, is_route_id
 from tollkeeper.errors import BadParameter, NotFound
 from tollkeeper.ports import Catalog
 
@@ -69,3 +71,27 @@ def check_references(catalog: Catalog, entry: Entry, path: str) -> None:
                 f"{at_path(path, field)}: there is no {name[:64]!r} among the {kind}{where}: create it first",
                 field=at_path(path, field),
             )
+    for field, match in matches_of(entry):
+        for index, route in enumerate(match.routes):
+            if is_route_id(route) and catalog.get("routes", route) is None:
+                where = at_path(path, f"{field}.routes[{index}]")
+                raise BadParameter(
+                    f"{where}: there is no {route[:64]!r} among the routes: create it first, or write METHOD /path",
+                    field=where,
+                )
+
+
+def matches_of(entry: Entry) -> Iterator[tuple[str, Match]]:
+    """Yield each `match` of an entry's limits and budgets, or its own, with its path."""
+    match = getattr(entry, "match", None)
+    if match is not None:
+        yield "match", match
+    for field in ("limits", "budgets"):
+        for index, part in enumerate(getattr(entry, field, None) or ()):
+            if part.match is not None:
+                yield f"{field}[{index}].match", part.match
+
+
+def names_routes(entry: Entry) -> bool:
+    """Return whether a `match` of an entry names a route's id, which stands for the route as it is now."""
+    return any(is_route_id(route) for _, match in matches_of(entry) for route in match.routes)

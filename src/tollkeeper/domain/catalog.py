@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tollkeeper.domain import periods
+from tollkeeper.domain.matching import Match, Patterns, check_routes, parse_per
 from tollkeeper.domain.money import NANOS_MAX
 from tollkeeper.domain.zones import zone_of
 
@@ -113,10 +114,19 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Capacity of a `permits` limit; *amount* when absent."""
     bucket: str | None = None
     """Counts only routes of this rate bucket; all routes when absent."""
-    per: Literal["key", "project", "account"] = "key"
+    match: Match | None = None
+    """Counts only these requests; all when absent."""
+    per: str | list[str] = "key"
+    """What has a counter of its own: `key`, `project` or `account`, and each value of `model` or `tag.NAME`."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it counts all requests of its key, project or account in one counter (or those of its bucket)."""
+        return self.match is None and not parse_per(self.per).values
 
     def check(self, path: str) -> None:
         _check_id(self.name, f"{path}.name")
+        _check_counted(self.match, self.per, ("key", "project", "account"), f"{path}.")
         if self.algorithm == "concurrency":
             if self.unit != "requests":
                 raise Invalid(f"{path}.unit", "a concurrency limit counts requests")
@@ -135,7 +145,8 @@ class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """
     The most to spend per period, for each thing of *per* that is on the plan.
 
-    `per = "subscription"` makes one pool that all keys of the subscription share.
+    `per = "subscription"` makes one pool that all keys of the subscription share; `per = "tag.user"` one for each end
+    user of the account.
     """
 
     name: str
@@ -143,12 +154,16 @@ class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Absent (null): unlimited, but counted."""
     unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
     period: str = "month"
-    per: Literal["subscription", "key", "project", "account"] = "subscription"
+    match: Match | None = None
+    """Counts only these requests; all when absent."""
+    per: str | list[str] = "subscription"
+    """As of a limit, or `subscription`. With values alone (`tag.user`), the account's."""
     time_zone: str = "UTC"
     week_start: str = "monday"
 
     def check(self, path: str) -> None:
         _check_id(self.name, f"{path}.name")
+        _check_counted(self.match, self.per, ("subscription", "key", "project", "account"), f"{path}.")
         _check_span(self.period, self.time_zone, self.week_start, path + ".")
 
 
@@ -164,6 +179,8 @@ class Plan(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     budgets: list[PlanBudget] = []
     layers: list[str] | None = None
     """Access layers that its keys may call; all when absent."""
+    models: Patterns | None = None
+    """Patterns of the models that its keys may use, e.g. `gpt-4o*`; all when absent."""
     price_nanos: Count = 0
     """What a subscription costs per billing period; shown, never charged by us."""
     sellable: bool = True
@@ -223,6 +240,8 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Overrides the plan of the subscription and of the account."""
     limits: list[Limit] | None = None
     """Overrides the plan's limits."""
+    models: Patterns | None = None
+    """Patterns of the models that it may use, of those that its plan allows; all of these when absent."""
     state: Literal["active", "inactive", "expired", "revoked", "deleted"] = "active"
     expires_at: datetime | None = None
     sha256: str | None = None
@@ -248,7 +267,7 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("sha256", "sha256 is 64 lower-case hex digits: the SHA-256 of the whole secret")
         for index, limit in enumerate(self.limits or []):
             limit.check(f"limits[{index}]")
-            if limit.per != "key":
+            if parse_per(limit.per).owner not in ("key", None):
                 # Shared by name, the amount of whichever key came last would hold for all.
                 raise Invalid(
                     f"limits[{index}].per",
@@ -276,9 +295,15 @@ class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     time_zone: str = "UTC"
     week_start: str = "monday"
     anchor_at: datetime | None = None
+    match: Match | None = None
+    """Counts only these requests; all when absent."""
+    per: str | list[str] | None = None
+    """Each key or project of the account, or each value of `model` or `tag.NAME`, has a budget of its own."""
 
     def check(self) -> None:
         super().check()
+        owners = ("account", "project", "key") if self.project is None and self.key is None else ()
+        _check_counted(self.match, self.per or [], owners, "")
         _check_span(self.period, self.time_zone, self.week_start, "")
         _check_aware(self.anchor_at, "anchor_at")
         if self.project is not None and self.key is not None:
@@ -474,6 +499,27 @@ def check_zone(name: str, path: str = "") -> None:
         zone_of(name)
     except ValueError as exc:
         raise Invalid(f"{path}time_zone", str(exc)) from None
+
+
+def _check_counted(match: Match | None, per: str | list[str], owners: tuple[str, ...], path: str) -> None:
+    """Raise `Invalid` unless *match* and *per* are well-formed, and the owner one of *owners*."""
+    try:
+        owner = parse_per(per).owner
+    except ValueError as exc:
+        raise Invalid(f"{path}per", str(exc)) from None
+    if owner is not None and owner not in owners:
+        what = f"one of {', '.join(owners)}, and" if owners else "the budget has an owner: per is one of"
+        raise Invalid(f"{path}per", f"{owner} is not possible here: {what} model or tag.NAME")
+    if per == [] and path:
+        raise Invalid(f"{path}per", "per is empty: leave it out, or name what has a counter of its own")
+    if match is None:
+        return
+    if not match:
+        raise Invalid(f"{path}match", "match is empty: leave it out, or give models, tags, kinds or routes")
+    try:
+        check_routes(match.routes)
+    except ValueError as exc:
+        raise Invalid(f"{path}match.routes", str(exc)) from None
 
 
 def _check_url(url: str) -> None:

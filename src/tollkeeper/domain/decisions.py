@@ -18,6 +18,8 @@ Reason = Literal[
     "account_inactive",
     "route_unknown",
     "layer_not_allowed",
+    "model_not_allowed",
+    "model_required",
     "price_unknown",
     "rate_limited",
     "too_many_concurrent",
@@ -36,6 +38,8 @@ STATUS_BY_REASON: Final[dict[str, int]] = {
     "account_inactive": 403,
     "route_unknown": 403,
     "layer_not_allowed": 403,
+    "model_not_allowed": 403,
+    "model_required": 403,
     "price_unknown": 403,
     "rate_limited": 429,
     "too_many_concurrent": 429,
@@ -70,6 +74,7 @@ class Denial(NamedTuple):
         largest_fit: The largest amount, in its unit, that would have been admitted.
         retry_after_s: Seconds until it lifts by itself, at least 1; None when waiting does not help.
         resets_at_us: When its window or period ends; None if it has none.
+        match: Which requests it counts, for people, e.g. `model gpt-4o*`; "" for all.
     """
 
     reason: Reason
@@ -81,6 +86,7 @@ class Denial(NamedTuple):
     largest_fit: int | None = None
     retry_after_s: int | None = None
     resets_at_us: int | None = None
+    match: str = ""
 
     @property
     def status(self) -> int:

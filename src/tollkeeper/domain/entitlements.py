@@ -7,7 +7,7 @@ Also names the counters: which budgets an event of a given account, project and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -15,10 +15,24 @@ import msgspec
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Subscription
 from tollkeeper.domain.instants import from_us, to_us
+from tollkeeper.domain.matching import (
+    Conditions,
+    Facts,
+    Per,
+    conditions_of,
+    counter_of_values,
+    matcher_of,
+    parse_per,
+    values_of,
+)
 from tollkeeper.domain.periods import period_of
 
 CREDIT_COUNTER: Final = "credit"
 """Counter of what an account spent of its credit balance; it has the one period 0."""
+
+RouteCalls = Mapping[str, tuple[str, str]]
+"""Route id → method and path: what a `match` that names a route's id stands for."""
+NO_ROUTES: Final[RouteCalls] = {}
 
 
 class BudgetScope(NamedTuple):
@@ -31,6 +45,8 @@ class BudgetScope(NamedTuple):
         amount: The most per period in *unit*; None counts without a bound.
         project_id, key_id, subscription_id: Whose events; all of the account's when all are None.
         members: Digest of the keys that a plan's budget counts: see `of_members`; "" where that is no matter.
+        match: Which of these events; None: all.
+        by: Values that are counted apart (`matching.values_of`), each in a counter of its own, up to *amount*.
     """
 
     account_id: str
@@ -46,6 +62,19 @@ class BudgetScope(NamedTuple):
     key_id: str | None = None
     subscription_id: str | None = None
     members: str = ""
+    match: Conditions | None = None
+    by: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it counts every event of its account, project or keys, in one counter."""
+        return self.match is None and not self.by
+
+    def counter_of(self, facts: Facts) -> str | None:
+        """Return the id of the counter that an event of the scope's is charged to; None when it is charged to none."""
+        if self.match is not None and not matcher_of(self.match).matches(facts):
+            return None
+        return counter_of_values(self.counter_id, values_of(self.by, facts)) if self.by else self.counter_id
 
     def of_members(self, key_ids: Sequence[str]) -> BudgetScope:
         """Return the scope as that of these keys: when others come or go, its counter starts again."""
@@ -70,16 +99,27 @@ class LimitScope(NamedTuple):
 
     Attributes:
         own_amount: Another key counts in the same counter and has another amount: see `of_rotations`.
+        match, by: As of a `BudgetScope`.
     """
 
     counter_id: str
     limit: Limit
     own_amount: bool = False
+    match: Conditions | None = None
+    by: tuple[str, ...] = ()
 
     @property
-    def counted_as(self) -> tuple[str, str, str, str]:
+    def counted_as(self) -> tuple[str, str, str, str, str]:
         """Return what names the counter: two limits that differ in one of these count apart."""
-        return (self.counter_id, self.limit.algorithm, self.limit.unit, self.limit.window)
+        return (self.counter_id, self.limit.algorithm, self.limit.unit, self.limit.window, self.counted)
+
+    @property
+    def counted(self) -> str:
+        """Return a digest of which requests are counted, and what apart; "" for all in one counter."""
+        if self.match is None and not self.by:
+            return ""
+        text = f"{'' if self.match is None else self.match.text}|{'|'.join(self.by)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 class Maker(NamedTuple):
@@ -100,6 +140,8 @@ class Entitlement(NamedTuple):
     limits: tuple[LimitScope, ...]
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
+    models: tuple[tuple[str, ...], ...] = ()
+    """Lists of models; one that it may use is in each of them. None at all: it may use any."""
     waits_for: str = ""
     """The name of a budget that the key must not be admitted without and that is not in force yet; or ""."""
 
@@ -113,6 +155,7 @@ def resolve(
     plan: Plan | None,
     budgets: Sequence[Budget],
     makers: Sequence[Maker] = (),
+    routes: RouteCalls = NO_ROUTES,
 ) -> Entitlement:
     """
     Return what *key* permits.
@@ -123,13 +166,17 @@ def resolve(
         plan: The plan in force: the key's own, else its subscription's, else its account's.
         budgets: The budgets of the account, of any scope.
         makers: The keys that made it, the first one first: making keys frees no key of a bound.
+        routes: What matches that name a route's id stand for.
     """
+    lists = [key.models, None if plan is None else plan.models]
+    for maker in makers:
+        lists += [maker.key.models, None if maker.plan is None else maker.plan.models]
     return Entitlement(
         key=key,
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=limit_scopes(key, rotation_chain, plan, makers),
+        limits=limit_scopes(key, rotation_chain, plan, makers, routes),
         budgets=budget_scopes(
             account.id,
             key.project,
@@ -137,13 +184,19 @@ def resolve(
             subscription=subscription,
             plan=plan,
             budgets=budgets,
+            routes=routes,
         ),
         draws_on_credit=key.draws_on_credit and key.is_metered,
+        models=tuple(dict.fromkeys(tuple(models) for models in lists if models is not None)),
     )
 
 
 def limit_scopes(
-    key: Key, rotation_chain: Sequence[str], plan: Plan | None, makers: Sequence[Maker] = ()
+    key: Key,
+    rotation_chain: Sequence[str],
+    plan: Plan | None,
+    makers: Sequence[Maker] = (),
+    routes: RouteCalls = NO_ROUTES,
 ) -> tuple[LimitScope, ...]:
     """
     Return the rate limits of *key*, which are its own or its plan's, then those of its makers.
@@ -158,8 +211,10 @@ def limit_scopes(
         if limits is None:
             limits = [] if holder_plan is None else holder_plan.limits
         for limit in limits:
-            counter_id = _limit_counter(limit, holder, holder_chain[0], holder_plan)
-            scopes.setdefault(counter_id, LimitScope(counter_id, limit))
+            per = parse_per(limit.per)
+            counter_id = _limit_counter(limit, per, holder, holder_chain[0], holder_plan)
+            match = conditions_of(limit.match, routes)
+            scopes.setdefault(counter_id, LimitScope(counter_id, limit, match=match, by=per.values))
     return tuple(scopes.values())
 
 
@@ -191,8 +246,8 @@ def _amounts(limit: Limit) -> tuple[int, int]:
     return limit.amount, limit.amount if limit.burst is None else limit.burst
 
 
-def scope_of_budget(budget: Budget) -> BudgetScope:
-    """Return the scope that a budget of the catalog stands for."""
+def scope_of_budget(budget: Budget, routes: RouteCalls = NO_ROUTES) -> BudgetScope:
+    """Return the scope that a budget of the catalog stands for: that of its account, project or key."""
     return BudgetScope(
         account_id=budget.account,
         counter_id=f"budget:{budget.id}",
@@ -205,7 +260,14 @@ def scope_of_budget(budget: Budget) -> BudgetScope:
         anchor_at=budget.anchor_at,
         project_id=budget.project,
         key_id=budget.key,
+        match=conditions_of(budget.match, routes),
+        by=parse_per(budget.per or []).values,
     )
+
+
+def owner_of_budget(budget: Budget) -> str:
+    """Return what has a budget of the catalog each for itself: `key` or `project` of the account, or `account`."""
+    return parse_per(budget.per or []).owner or "account"
 
 
 def budget_scopes(
@@ -216,37 +278,51 @@ def budget_scopes(
     subscription: Subscription | None,
     plan: Plan | None,
     budgets: Sequence[Budget],
+    routes: RouteCalls = NO_ROUTES,
 ) -> tuple[BudgetScope, ...]:
     """
     Return the budgets that an event of this account, project and key is charged to.
 
+    Which of them count it depends on its model, tags, kind and route too: see `BudgetScope.counter_of`.
+
     Args:
         rotation_chain: As in `resolve`, after the chains of its makers; empty for an event without a key.
     """
-    scopes = [
-        scope_of_budget(budget)
-        for budget in budgets
-        if (budget.project is None or budget.project == project_id)
-        and (budget.key is None or budget.key in rotation_chain)
-    ]
+    scopes = []
+    for budget in budgets:
+        if not (budget.project is None or budget.project == project_id):
+            continue
+        if not (budget.key is None or budget.key in rotation_chain):
+            continue
+        scope, owned_by = scope_of_budget(budget, routes), owner_of_budget(budget)
+        if owned_by == "project":
+            owner = project_id or ""
+            scope = scope._replace(counter_id=f"{scope.counter_id}:project:{owner}", project_id=owner)
+        elif owned_by == "key":
+            if not rotation_chain:
+                continue
+            owner = rotation_chain[0]
+            scope = scope._replace(counter_id=f"{scope.counter_id}:key:{owner}", key_id=owner)
+        scopes.append(scope)
     if not rotation_chain or plan is None:
         return tuple(scopes)
     for planned in plan.budgets:
-        per = planned.per
+        parts = parse_per(planned.per)
+        per = parts.owner or "account"
         if per == "subscription" and subscription is None:
             per = "key"
-        owner = {
+        owner_id = {
             "subscription": subscription.id if subscription else None,
             "key": rotation_chain[0],
             # What has no project shares one scope, which counts as a project of its own.
             "project": project_id or "",
             "account": account_id,
         }[per]
-        assert owner is not None
+        assert owner_id is not None
         scopes.append(
             BudgetScope(
                 account_id=account_id,
-                counter_id=f"plan:{plan.slug}/{planned.name}:{per}:{owner}",
+                counter_id=f"plan:{plan.slug}/{planned.name}:{per}:{owner_id}",
                 name=planned.name,
                 unit=planned.unit,
                 amount=planned.amount,
@@ -254,9 +330,11 @@ def budget_scopes(
                 time_zone=planned.time_zone,
                 week_start=planned.week_start,
                 anchor_at=subscription.started_at if subscription else None,
-                project_id=owner if per == "project" else None,
-                key_id=owner if per == "key" else None,
-                subscription_id=owner if per == "subscription" else None,
+                project_id=owner_id if per == "project" else None,
+                key_id=owner_id if per == "key" else None,
+                subscription_id=owner_id if per == "subscription" else None,
+                match=conditions_of(planned.match, routes),
+                by=parts.values,
             )
         )
     return tuple(scopes)
@@ -276,13 +354,17 @@ def fingerprint_of(scope: BudgetScope) -> str:
         scope.subscription_id or "",
         scope.members,
     )
+    if not scope.is_whole:
+        parts += ("" if scope.match is None else scope.match.text, *scope.by)
     return "|".join(parts)
 
 
-def _limit_counter(limit: Limit, key: Key, line_id: str, plan: Plan | None) -> str:
-    if limit.per == "account" or (limit.per == "project" and key.project is not None):
+def _limit_counter(limit: Limit, per: Per, key: Key, line_id: str, plan: Plan | None) -> str:
+    # Values alone, as `tag.user`, are those of the whole account; in a key's own limits, those of the key.
+    owned_by = per.owner or ("account" if key.limits is None else "key")
+    if owned_by == "account" or (owned_by == "project" and key.project is not None):
         # Of its plan: another plan's limit of this name is another limit, however many keys share either.
-        owner = limit.per if limit.per == "account" else f"project:{key.project}"
+        owner = owned_by if owned_by == "account" else f"project:{key.project}"
         source = f"plan:{plan.slug}/" if plan is not None and key.limits is None else ""
         return f"limit:{owner}:{source}{limit.name}"
     return f"limit:key:{line_id}:{limit.name}"

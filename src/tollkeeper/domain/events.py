@@ -17,8 +17,15 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 
 from tollkeeper.domain.instants import from_us, to_text, to_us
+from tollkeeper.domain.quantities import (
+    TOKEN_CLASSES,
+    VARIANT_CHARS_MAX,
+    BadQuantity,
+    parse_quantities,
+    quantities_json,
+    tokens_of,
+)
 from tollkeeper.domain.quantities import TOKENS_MAX as TOKENS_MAX
-from tollkeeper.domain.quantities import VARIANT_CHARS_MAX, quantities_json, tokens_of
 
 ID_CHARS_MAX: Final = 128
 TEXT_CHARS_MAX: Final = 256
@@ -42,13 +49,27 @@ class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too.
 
-    A provider's counts, most of which include each other, are for `Event.usage`.
+    Those after the first four are another spelling of the quantities `<class>_tokens`. A provider's counts, most of
+    which include each other, are for `Event.usage`.
     """
 
     prompt: TokenCount | None = None
     cached_prompt: TokenCount | None = None
     completion: TokenCount | None = None
     reasoning: TokenCount | None = None
+    cache_write: TokenCount | None = None
+    cache_write_1h: TokenCount | None = None
+    audio_prompt: TokenCount | None = None
+    audio_cached_prompt: TokenCount | None = None
+    image_prompt: TokenCount | None = None
+    audio_completion: TokenCount | None = None
+    image_completion: TokenCount | None = None
+
+
+COLUMN_CLASSES: Final = ("prompt", "cached_prompt", "completion", "reasoning")
+"""The classes of `Tokens` that have columns."""
+QUANTITY_CLASSES: Final = tuple(name.removesuffix("_tokens") for name in TOKEN_CLASSES)
+"""The classes of `Tokens` that are quantities."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +118,29 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         ]
         | None
     ) = None
+
+
+def stated_quantities(quantities: Mapping[str, object] | None, tokens: Tokens | None) -> dict[str, int]:
+    """
+    Return the quantities that a caller states, in micro-units, those that it spells as `tokens` among them.
+
+    A name that is stated as 0 is left out. Raises `quantities.BadQuantity`.
+    """
+    if tokens is None:
+        return parse_quantities(quantities) if quantities else {}
+    stated = dict(quantities) if quantities else {}
+    for name in QUANTITY_CLASSES:
+        count = getattr(tokens, name)
+        if count is None:
+            continue
+        if stated.get(f"{name}_tokens") is not None:
+            raise BadQuantity(
+                f"tokens.{name}",
+                "bad_value",
+                f"tokens.{name} and quantities.{name}_tokens are the same: state one",
+            )
+        stated[f"{name}_tokens"] = count
+    return parse_quantities(stated) if stated else {}
 
 
 CostState = Literal["given", "priced", "estimated", "unpriced", "free"]

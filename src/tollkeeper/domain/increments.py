@@ -17,6 +17,7 @@ import msgspec
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
+from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.domain.usage import UsageQuery, UsageReport, statuses_of
 
 _UTC: Final = frozenset({"UTC", "Etc/UTC"})
@@ -49,6 +50,8 @@ _SUMS: Final[dict[str, Callable[[Record], int]]] = {
     "cache_hits": lambda record: record.cache == "hit",
     "cache_misses": lambda record: record.cache == "miss",
     "bytes_out": attrgetter("bytes_out"),
+    "provider_cost_nanos": attrgetter("provider_cost_nanos"),
+    "adjustments_nanos": attrgetter("adjustment_nanos"),
 }
 _EXTREMES: Final[dict[str, tuple[Callable[[list[Any]], Any], Callable[[Record], Any]]]] = {
     "latency_ms_max": (max, _latency_ms),
@@ -90,6 +93,8 @@ def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Re
     for record in records:
         if not _is_asked(query, record):
             continue
+        if record.adjustment_nanos and "adjustments_nanos" not in query.measures:
+            continue
         if record.sign < 0 or record.revision > 0:
             return None
         key = _key(query, record)
@@ -105,7 +110,7 @@ def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Re
 def _can_be(query: UsageQuery, report: UsageReport) -> bool:
     return (
         report.row_count == len(report.rows)
-        and all(name in _SUMS or name in _EXTREMES for name in query.measures)
+        and all(_is_sum(name) or name in _EXTREMES for name in query.measures)
         and (query.granularity is None or query.time_zone in _UTC)
     )
 
@@ -151,13 +156,23 @@ def _text(at: datetime) -> str:
 
 
 def _nothing(measures: Iterable[str]) -> dict[str, Any]:
-    return {name: 0 if name in _SUMS else None for name in measures}
+    return {name: 0 if _is_sum(name) else None for name in measures}
+
+
+def _is_sum(name: str) -> bool:
+    return name in _SUMS or quantity_of_unit(name) is not None
 
 
 def _add(row: dict[str, Any], measures: Iterable[str], record: Record) -> None:
+    if record.adjustment_nanos:
+        row["adjustments_nanos"] += record.adjustment_nanos
+        return
     for name in dict.fromkeys(measures):
         if name in _SUMS:
             row[name] += _SUMS[name](record)
+            continue
+        if (quantity := quantity_of_unit(name)) is not None:
+            row[name] += record.quantities.get(quantity, 0)
             continue
         of_two, value_of = _EXTREMES[name]
         known = [value for value in (row[name], value_of(record)) if value is not None]

@@ -21,6 +21,8 @@ class LimitStatus(NamedTuple):
         bucket: Rate bucket of routes that it counts; None for all.
         starts_at: Start of the fixed window or the budget's period; None without one.
         resets_at: End of the window or period; None without one.
+        match: Which requests it counts, for people, e.g. `model gpt-4o*, tag.user = u1`; "" for all.
+        per: What it counts apart, when no value was asked for: then *used* is 0 and says nothing.
     """
 
     kind: str
@@ -33,6 +35,8 @@ class LimitStatus(NamedTuple):
     bucket: str | None = None
     starts_at: datetime | None = None
     resets_at: datetime | None = None
+    match: str = ""
+    per: tuple[str, ...] = ()
 
     @property
     def remaining(self) -> int | None:

@@ -27,6 +27,7 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import RECORD_FIELDS, ROUTE_CHARS_MAX, CostState, Record
 from tollkeeper.domain.labels import LABELS, same_label
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.pricing import ModelPrice, cost_nanos
 from tollkeeper.domain.quantities import QUANTITY_PREFIX
 from tollkeeper.domain.requests import Outcome, Usage
@@ -129,6 +130,11 @@ def units_of(record: Record) -> dict[str, int]:
     for name, micros in record.quantities.items():
         units[QUANTITY_PREFIX + name] = sign * micros
     return units
+
+
+def facts_of(record: Record) -> Facts:
+    """Return what a record is matched by: `matching.Facts`."""
+    return Facts(record.model, record.tags, record.kind, record.method, record.route)
 
 
 # --- The builders of a record ------------------------------------------------------------------

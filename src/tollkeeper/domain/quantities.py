@@ -75,13 +75,13 @@ def parse_quantities(stated: Mapping[str, object]) -> dict[str, int]:
     Raises:
         BadQuantity: A name or value is out of bounds, or there are more than `QUANTITIES_MAX`.
     """
-    if len(stated) > QUANTITIES_MAX:
+    parsed = {name: parse_quantity(name, value) for name, value in stated.items() if value is not None}
+    if len(parsed) > QUANTITIES_MAX:
         raise BadQuantity(
             "quantities",
             "out_of_range",
-            f"quantities has {len(stated)} names; it must have at most {QUANTITIES_MAX}",
+            f"quantities has {len(parsed)} names; it must have at most {QUANTITIES_MAX}",
         )
-    parsed = {name: parse_quantity(name, value) for name, value in stated.items() if value is not None}
     return {name: parsed[name] for name in sorted(parsed) if parsed[name]}
 
 
@@ -113,6 +113,8 @@ def _micros(field: str, value: object) -> int:
             "wrong_type",
             f'{field} must be a number, or decimal text such as "61.5", not {_kind(value)}',
         )
+    if not value and not isinstance(value, str):
+        return 0  # -0.0 too.
     if isinstance(value, int):
         if value < 0:
             raise BadQuantity(field, "out_of_range", f"{field} must be 0 or more")

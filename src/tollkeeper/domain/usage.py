@@ -10,6 +10,8 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tollkeeper.domain.quantities import quantity_of_unit
+
 Granularity = Literal["minute", "hour", "day", "week", "month"]
 GRANULARITIES: Final = ("minute", "hour", "day", "week", "month")
 
@@ -57,13 +59,17 @@ MEASURES: Final = (
     "peak_requests_per_hour",
     "first_at",
     "last_at",
+    "provider_cost_nanos",
+    "adjustments_nanos",
 )
 """
-What can be asked for. `errors` are events with status ≥ 400 or an error type; `failed` those with status ≥ 400;
-`denied` those that our gate refused; `tokens` all four classes; `estimated_cost_nanos` the part of `cost_nanos`
-that is still an estimate; `unpriced` events whose cost is not known yet; `kinds` a map from kind to count;
-latencies are ms, null without any; percentiles are off by at most 1 % (see `rollups`); peaks are the busiest
-single UTC minute or hour; `first_at` and `last_at` bound the times of the events (RFC 3339, null without any).
+What can be asked for, beside `quantity.<name>` (in micro-units). `errors` are events with status ≥ 400 or an error
+type; `failed` those with status ≥ 400; `denied` those that our gate refused; `tokens` all classes, those among the
+quantities included; `estimated_cost_nanos` the part of `cost_nanos` that is still an estimate; `unpriced` events whose
+cost is not known yet; `kinds` a map from kind to count; latencies are ms, null without any; percentiles are off by at
+most 1 % (see `rollups`); peaks are the busiest single UTC minute or hour; `first_at` and `last_at` bound the times of
+the events (RFC 3339, null without any); `provider_cost_nanos` is what the events cost the provider;
+`adjustments_nanos` the money that adjustments gave (above 0) and took: these count in no other measure.
 """
 
 MEASURES_DEFAULT: Final = ("requests", "errors", "denied", "tokens", "cost_nanos", "credits")
@@ -80,7 +86,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
         granularity: Adds the column `time`, the start of each bucket in *time_zone*; None for one row per group.
         group_by: Of `DIMENSIONS`, or `tag:<name>`.
         filters: Dimension → values of which one must match. An empty string stands for "none".
-        measures: Of `MEASURES`.
+        measures: Of `MEASURES`, or `quantity.<name>`.
         sort: Columns, each optionally behind `-` for descending. Ties and the rest are ordered by
             time and groups, ascending, so that pages never overlap.
     """
@@ -121,6 +127,11 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of_us: int
     complete: bool
     behind_s: int = 0
+
+
+def is_measure(name: str) -> bool:
+    """Return whether *name* can be asked for: one of `MEASURES`, or `quantity.<name>`."""
+    return name in MEASURES or quantity_of_unit(name) is not None
 
 
 def statuses_of(allowed: Sequence[str]) -> list[int]:

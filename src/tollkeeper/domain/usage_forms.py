@@ -46,9 +46,9 @@ PROVIDER_FIELDS: Final = frozenset(
 """Fields of providers' usage objects that none of ours is called."""
 
 _CLASSES: Final = {
-    "cache_write": "quantities.cache_write_tokens",
-    "cache_write_1h": "quantities.cache_write_1h_tokens",
     "cached": "tokens.cached_prompt",
+    "cache_read": "tokens.cached_prompt",
+    "cache_creation": "tokens.cache_write",
     "input": "tokens.prompt",
     "output": "tokens.completion",
 }

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tollkeeper.domain.catalog import Budget, Plan, Subscription
-from tollkeeper.domain.entitlements import BudgetScope, budget_scopes, scope_of_budget
+from tollkeeper.domain.entitlements import (
+    NO_ROUTES,
+    BudgetScope,
+    RouteCalls,
+    budget_scopes,
+    owner_of_budget,
+    scope_of_budget,
+)
 from tollkeeper.domain.keys import StoredKey
 
 WantedScope = tuple[BudgetScope, list[str] | None]
@@ -17,6 +24,8 @@ def wanted_scopes(
     keys: Sequence[StoredKey],
     budgets: Sequence[Budget],
     plan_of: Callable[[StoredKey], tuple[Subscription | None, Plan | None]],
+    project_ids: Sequence[str] = (),
+    routes: RouteCalls = NO_ROUTES,
 ) -> dict[str, WantedScope]:
     """
     Return every budget scope of an account by its counter id.
@@ -25,6 +34,8 @@ def wanted_scopes(
         keys: All keys of the account, in any state.
         budgets: All budgets of the account.
         plan_of: Returns the subscription and the plan in force for a key.
+        project_ids: All projects of the account.
+        routes: What matches that name a route's id stand for.
     """
     bounding_keys_of = _bounding_keys(keys)
     counted_for: dict[str, list[str]] = {}
@@ -32,14 +43,24 @@ def wanted_scopes(
         for name in bounding_keys_of[stored.entry.id]:
             counted_for.setdefault(name, []).append(stored.entry.id)
     wanted: dict[str, WantedScope] = {}
+    per_key = [budget for budget in budgets if owner_of_budget(budget) == "key"]
+    per_project = [budget for budget in budgets if owner_of_budget(budget) == "project"]
+    for project_id in ("", *project_ids) if per_project else ():
+        for scope in budget_scopes(
+            account_id, project_id, (), subscription=None, plan=None, budgets=per_project, routes=routes
+        ):
+            wanted[scope.counter_id] = (scope, None)
     for budget in budgets:
-        scope = scope_of_budget(budget)
+        if budget in per_key or budget in per_project:
+            continue
+        scope = scope_of_budget(budget, routes)
         key_ids = None if budget.key is None else counted_for.get(budget.key, [budget.key])
         wanted[scope.counter_id] = (scope, key_ids)
     on_project: dict[str, list[str]] = {}
+    of_keys: set[str] = set()
     for stored in keys:
         subscription, plan = plan_of(stored)
-        if plan is None or not plan.budgets:
+        if not per_key and (plan is None or not plan.budgets):
             continue
         planned = budget_scopes(
             account_id,
@@ -47,15 +68,19 @@ def wanted_scopes(
             bounding_keys_of[stored.entry.id],
             subscription=subscription,
             plan=plan,
-            budgets=[],
+            budgets=per_key,
+            routes=routes,
         )
         for scope in planned:
             known = wanted.setdefault(scope.counter_id, (scope, []))[1]
             assert known is not None
             known.append(stored.entry.id)
-        on_project.setdefault(plan.slug, []).append(stored.entry.id)
-    for counter_id, (scope, key_ids) in wanted.items():
-        if counter_id.startswith("plan:") and key_ids is not None:
+            of_keys.add(scope.counter_id)
+        if plan is not None and plan.budgets:
+            on_project.setdefault(plan.slug, []).append(stored.entry.id)
+    for counter_id in of_keys:
+        scope, key_ids = wanted[counter_id]
+        if key_ids is not None:
             if scope.project_id is not None:
                 # A key without a project may be used for any: its events say which.
                 key_ids = on_project[counter_id.removeprefix("plan:").partition("/")[0]]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import PriceOf, admitted_record
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter, Taken
-
-_NO_TAGS: Final[Mapping[str, str]] = {}
+from tollkeeper.gate.matched import NO_TAGS, Matched
 
 
 class Charge(NamedTuple):
@@ -24,6 +23,13 @@ class Charge(NamedTuple):
     counter_id: str
     period_start_us: int
     amount: int
+
+
+class Moved(NamedTuple):
+    """What a settlement did that was matched otherwise than its hold: the counters it left, what it took elsewhere."""
+
+    left: frozenset[str]
+    joined: list[Taken]
 
 
 class CountedCall(NamedTuple):
@@ -41,6 +47,8 @@ class Admission:
         id: UUIDv7; the id of the hold and of the meter event that settling it makes.
         expires_at_us: When a hold made over HTTP expires; in-process holds die with the admission.
         durable: Whether the hold was committed to the ledger.
+        matched: What its counters depend on, of its key and route; None where they do not depend on the request.
+        moved: Where its settlement counted, when its model or tags were others; None when they were not.
     """
 
     __slots__ = (
@@ -54,7 +62,9 @@ class Admission:
         "expires_at_us",
         "fingerprint",
         "id",
+        "matched",
         "method",
+        "moved",
         "path",
         "route",
         "state",
@@ -93,7 +103,9 @@ class Admission:
         self.expires_at_us = 0
         self.durable = False
         self.fingerprint = ""
-        self.tags = _NO_TAGS
+        self.tags = NO_TAGS
+        self.matched: Matched | None = None
+        self.moved: Moved | None = None
         self.state: Literal["open", "ending", "ended"] = "open"
 
     @property
@@ -103,6 +115,11 @@ class Admission:
     @property
     def key_id(self) -> str:
         return self.compiled_key.key_id
+
+    @property
+    def facts(self) -> Facts:
+        """What its counters were found by."""
+        return Facts(self.expected.model, self.tags, self.route.event_kind, self.method, self.path)
 
     def record(self, price_of: PriceOf, outcome: Outcome, received_at_us: int) -> Record:
         """Return the priced record of this request with its *outcome*."""

@@ -8,7 +8,7 @@ are idle. What they admitted is still open then; a budget that comes into force 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from tollkeeper.domain.catalog import Limit, Route
@@ -16,8 +16,10 @@ from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.matching import Facts, ModelList, values_of
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.counter import Counter, Taken
+from tollkeeper.gate.matched import Matched, MatchedBudget, MatchedLimit
 from tollkeeper.gate.money import BudgetCounter, CreditPool
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.routes import RouteTable
@@ -37,6 +39,10 @@ StartedBudget: TypeAlias = tuple[BudgetScope, "Sequence[str] | None"]
 """A budget that comes into force, and the ids of the keys that it counts; None: every event of its scope."""
 
 
+HeldBy: TypeAlias = tuple[str, Mapping[str, str], str, str, str]
+"""The `Facts` of a request, as a plain tuple: every request makes one."""
+
+
 class RoutePlan:
     """
     What requests of one key to one route must pass and take, worked out once.
@@ -47,9 +53,10 @@ class RoutePlan:
         taken: Both.
         amounts: What a request takes that states no usage.
         refusal: Why no request of the key to the route is admitted, or None.
+        matched: What depends on the facts of each request too (`for_request`); None for most keys.
     """
 
-    __slots__ = ("amounts", "checked", "refusal", "route", "taken", "unchecked")
+    __slots__ = ("amounts", "checked", "matched", "refusal", "route", "taken", "unchecked")
 
     def __init__(
         self,
@@ -58,13 +65,31 @@ class RoutePlan:
         unchecked: tuple[Counter, ...],
         amounts: Amounts,
         refusal: Denial | None,
+        matched: Matched | None = None,
     ) -> None:
         self.route = route
+        self.matched = matched
         self.checked = checked
         self.unchecked = unchecked
         self.taken = checked + unchecked
         self.amounts = amounts
         self.refusal = refusal
+
+    def for_request(self, facts: Facts, now_us: int) -> RoutePlan:
+        """Return the plan of one request: with the counters that count it by its model, tags, kind and route."""
+        if self.matched is None:
+            return self
+        limits, budgets = self.matched.counters(facts, now_us)
+        if not limits and not budgets:
+            return self
+        is_money = [counter.charged for counter in self.checked]
+        first = is_money.index(True) if True in is_money else len(is_money)
+        checked = (*self.checked[:first], *limits)
+        if self.route.free:
+            unchecked = (*budgets, *self.unchecked)
+        else:
+            checked, unchecked = (*checked, *budgets, *self.checked[first:]), self.unchecked
+        return RoutePlan(self.route, checked, unchecked, self.amounts, self.refusal)
 
 
 class CompiledKey:
@@ -74,7 +99,8 @@ class CompiledKey:
     Attributes:
         current: False from the moment that the key, its plan or its budgets may have changed. What was
             admitted before is then charged by the budgets that are in force when it is committed.
-        limits: Its rate limits with their counters, in the order of its entitlement.
+        limits: Its rate limits with their counters, in the order of its entitlement; and its `budgets`.
+        matched: Its limits and budgets that count only some of its requests, or values apart, and its models.
         open: What it admitted and is still open, by the identity of what each took: a budget that comes into
             force counts it too (`CompiledKeys.begin_budgets`).
         used_at_us: About when it was last admitted, or when it was compiled.
@@ -88,6 +114,7 @@ class CompiledKey:
         "expires_at_us",
         "key_id",
         "limits",
+        "matched",
         "open",
         "pool",
         "profile",
@@ -102,7 +129,9 @@ class CompiledKey:
         limits: list[tuple[Limit, Counter]],
         budgets: list[BudgetCounter],
         pool: CreditPool | None,
+        matched: Matched = Matched((), (), ()),
     ) -> None:
+        self.matched = matched
         self.entitlement = entitlement
         self.current = True
         self.key_id = entitlement.key.id
@@ -118,7 +147,7 @@ class CompiledKey:
         if subscription is not None and subscription.ends_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
         self.route_plans: dict[str, RoutePlan] = {}
-        self.open: dict[int, tuple[list[Taken], Amounts, int]] = {}
+        self.open: dict[int, tuple[list[Taken], Amounts, int, HeldBy]] = {}
         self.used_at_us = 0
 
     def route_plan(self, route: Route) -> RoutePlan:
@@ -137,10 +166,11 @@ class CompiledKey:
             refusal = Denial(
                 "layer_not_allowed", f"The key's plan does not include the {route.layer} layer of this route."
             )
+        matched = self.matched.on(route) if self.matched else None
         if route.free:
-            return RoutePlan(route, limits, money, Amounts(), refusal)
+            return RoutePlan(route, limits, money, Amounts(), refusal, matched or None)
         amounts = Amounts(1, 0, route.price_nanos, route.credits)
-        return RoutePlan(route, (*limits, *money), (), amounts, refusal)
+        return RoutePlan(route, (*limits, *money), (), amounts, refusal, matched or None)
 
 
 class CompiledKeys:
@@ -259,14 +289,23 @@ class CompiledKeys:
         account_id = entitlement.account.id
         counters = self._counters
         limits: list[tuple[Limit, Counter]] = []
+        matched: list[MatchedLimit] = []
         for scope in entitlement.limits:
             limit = scope.limit
             counter_id = f"{scope.counter_id}:{limit.algorithm}:{limit.unit}:{limit.window}"
+            if scope.counted:
+                matched.append(MatchedLimit(account_id, scope, counter_id, counters, now_us, version))
+                continue
             window = counters.window(account_id, counter_id, limit, now_us, version, limit.algorithm)
             limits.append((limit, OwnAmount(window, limit) if scope.own_amount else window))
-        budgets = [counters.budget(scope, now_us, version) for scope in entitlement.budgets]
+        budgets = [counters.budget(s, now_us, version) for s in entitlement.budgets if s.is_whole]
         pool = counters.pool(account_id, now_us) if entitlement.draws_on_credit else None
-        return CompiledKey(entitlement, limits, budgets, pool)
+        by_facts = Matched(
+            tuple(ModelList(patterns) for patterns in entitlement.models),
+            tuple(matched),
+            tuple(MatchedBudget(s, counters, version) for s in entitlement.budgets if not s.is_whole),
+        )
+        return CompiledKey(entitlement, limits, budgets, pool, by_facts)
 
     def load_routes(self) -> RouteTable:
         """Read and compile the route policies; remember them unless the catalog changed meanwhile."""
@@ -279,9 +318,11 @@ class CompiledKeys:
 
     # -- what is open ---------------------------------------------------------------------------------
 
-    def keep_open(self, compiled_key: CompiledKey, taken: list[Taken], amounts: Amounts, at_us: int) -> None:
+    def keep_open(
+        self, compiled_key: CompiledKey, taken: list[Taken], amounts: Amounts, at_us: int, facts: HeldBy
+    ) -> None:
         """Note what a key has admitted, with the gate's lock. `admit` does as much for a current key."""
-        compiled_key.open[id(taken)] = (taken, amounts, at_us)
+        compiled_key.open[id(taken)] = (taken, amounts, at_us, facts)
         if not compiled_key.current:
             self._keep_dropped(compiled_key)
 
@@ -298,8 +339,15 @@ class CompiledKeys:
                     if (members is None or compiled_key.key_id in members) and (
                         scope.project_id is None or compiled_key.project_id == scope.project_id
                     ):
-                        counter = self._counters.budget_unread(scope, amend=True)
-                        for taken, amounts, at_us in compiled_key.open.values():
+                        for taken, amounts, at_us, held_by in compiled_key.open.values():
+                            facts = Facts(*held_by)
+                            if scope.is_whole:
+                                counter = self._counters.budget_unread(scope, amend=True)
+                            elif scope.counter_of(facts) is not None:
+                                values = values_of(scope.by, facts)
+                                counter = self._counters.budget_of_unread(scope, values, amend=True)
+                            else:
+                                continue
                             if all(other is not counter for other, _, _ in taken):
                                 amount = amounts[counter.unit_index]
                                 taken.append((counter, amount, counter.retake(amount, at_us)))

@@ -34,6 +34,8 @@ class Counter(Protocol):
     account_id: str
     counter_id: str
     name: str
+    match: str
+    """Which requests it counts, for people; "" for all of its key, project or account."""
     unit: str
     unit_index: int
     reason: str
@@ -71,6 +73,10 @@ class Counter(Protocol):
 
     def is_idle(self, now_us: int) -> bool:
         """Return whether one read again from the ledger would say the same, if no hold refers to this one."""
+
+    @property
+    def is_saved(self) -> bool:
+        """Return the same for a counter that may be needed again soon: the ledger has all of it."""
 
 
 Taken: TypeAlias = tuple[Counter, int, int]

@@ -39,6 +39,7 @@ def denial_of(counter: Counter, counters: Iterable[Counter], amounts: Amounts, n
         largest_fit=0 if counter.reason == "too_many_concurrent" else max(0, min(rooms, default=0)),
         retry_after_s=retry_after_s,
         resets_at_us=counter.resets_at_us(now_us),
+        match=counter.match,
     )
 
 
@@ -54,8 +55,9 @@ def expired(compiled_key: CompiledKey, now_us: int) -> Denial:
 def _message(counter: Counter, amount: int, allowed: int | None, used: int) -> str:
     if counter.reason == "credit_exhausted":
         return "The account's credit balance is used up. Top up to continue."
+    name = f"{counter.name} ({counter.match})" if counter.match else counter.name
     if counter.reason == "budget_exhausted":
-        return f"Budget {counter.name} is used up: {used} of {allowed} {counter.unit}, {amount} asked."
+        return f"Budget {name} is used up: {used} of {allowed} {counter.unit}, {amount} asked."
     if counter.reason == "too_many_concurrent":
-        return f"Limit {counter.name}: {used} of {allowed} requests are under way."
-    return f"Rate limit {counter.name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."
+        return f"Limit {name}: {used} of {allowed} requests are under way."
+    return f"Rate limit {name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."

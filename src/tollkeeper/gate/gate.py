@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Limit, Route
@@ -20,11 +20,13 @@ from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import (
     UNKNOWN_ROUTE,
     bounded_path,
     cost_of,
     counted_path,
+    facts_of,
     refused_record,
 )
 from tollkeeper.domain.pools import CreditBook
@@ -36,8 +38,10 @@ from tollkeeper.gate.counter import NotRead, Taken
 from tollkeeper.gate.denials import denial_of, expired
 from tollkeeper.gate.eviction import eviction
 from tollkeeper.gate.ids import Ids
-from tollkeeper.gate.limit_statuses import limit_statuses, status_of_limit
+from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses, status_of_limit
+from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.gate.registry import CounterRegistry
+from tollkeeper.gate.settling import moves_of, settle, unsettle, used_by
 from tollkeeper.gate.sources import Sources
 from tollkeeper.gate.windows import Window
 
@@ -63,9 +67,6 @@ class GateSettings(NamedTuple):
     unknown_route: Literal["deny", "allow"] = "deny"
     unknown_price: Literal["deny", "allow"] = "deny"
     hold_s: int = HOLD_S_DEFAULT
-
-
-_Actual: TypeAlias = tuple[int, int, int, int]
 
 
 class Gate:
@@ -100,6 +101,7 @@ class Gate:
         expected: Usage = NO_USAGE,
         *,
         hold_id: str | None = None,
+        tags: Mapping[str, str] = NO_TAGS,
     ) -> Admission | Denial:
         """
         Decide one request.
@@ -109,6 +111,7 @@ class Gate:
             path: The path as called, or a route's template.
             expected: The most that the request may use; what it did use comes with `settle`.
             hold_id: Names the hold; when None, the request is named by an id that only this process may book.
+            tags: Those of its event. With the model of *expected*, limits and budgets are matched by them.
 
         Returns:
             An `Admission`, or a `Denial` after which nothing has changed.
@@ -137,6 +140,12 @@ class Gate:
             route_plan = compiled_key.route_plan(route)
         if route_plan.refusal is not None:
             return route_plan.refusal
+        counted = route.path if route is not UNKNOWN_ROUTE else bounded_path(path)
+        matched = route_plan.matched
+        if matched is not None:
+            objection = matched.objection(expected.model)
+            if objection is not None:
+                return objection
         amounts = route_plan.amounts
         if expected is not NO_USAGE:
             stated = self._amounts(compiled_key, route, expected, now_us)
@@ -146,6 +155,10 @@ class Gate:
                     f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
                 )
             amounts = stated
+        if matched is not None:
+            # Last, since what is not in memory is read.
+            facts = Facts(expected.model, tags, route.event_kind, method, counted)
+            route_plan = route_plan.for_request(facts, now_us)
         if self.abandoned:
             self._collect_abandoned()
         taken: list[Taken] = []
@@ -162,7 +175,8 @@ class Gate:
                     for counter in route_plan.taken:
                         amount = amounts[counter.unit_index]
                         taken.append((counter, amount, counter.take(amount, now_us)))
-                    compiled_key.open[id(taken)] = (taken, amounts, now_us)
+                    facts_held = (expected.model, tags, route.event_kind, method, counted)
+                    compiled_key.open[id(taken)] = (taken, amounts, now_us, facts_held)
                     keys.last_used[compiled_key] = now_us
                     self.admitted_count += 1
         except NotRead as exc:
@@ -171,7 +185,7 @@ class Gate:
             current = False
         if not current:
             # Or the catalog changed since the key was looked up: a budget may be lower by now.
-            return self.admit(secret, method, path, expected, hold_id=hold_id)
+            return self.admit(secret, method, path, expected, hold_id=hold_id, tags=tags)
         admission = Admission(
             self.abandoned,
             hold_id or self._own_ids.new_id(now_us),
@@ -183,8 +197,12 @@ class Gate:
             taken,
             now_us,
         )
-        if route is UNKNOWN_ROUTE:
-            admission.path = bounded_path(path)
+        admission.path = counted
+        admission.tags = tags
+        if matched is not None:
+            admission.matched = matched
+            # As they are now: they say what the hold is given back to.
+            admission.tags = dict(tags)
         return admission
 
     def pass_limits(self, compiled_key: CompiledKey, route: Route) -> Denial | None:
@@ -195,7 +213,8 @@ class Gate:
         refused, or None.
         """
         now_us = self._now_us()
-        checked = compiled_key.route_plan(route).checked
+        facts = Facts("", NO_TAGS, route.event_kind, route.method, route.path)
+        checked = compiled_key.route_plan(route).for_request(facts, now_us).checked
         counters = [c for c in checked if c.reason == "rate_limited" and c.unit == "requests"]
         with self._lock:
             for counter in counters:
@@ -239,14 +258,23 @@ class Gate:
         counter_id = f"limit:{name}:{algorithm}:{limit.window}"
         return self._counters.window(account_id, counter_id, limit, now_us, self._version.current, algorithm)
 
-    def limit_statuses(self, compiled_key: CompiledKey, now_us: int) -> list[LimitStatus]:
-        """Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit."""
+    def limit_statuses(
+        self, compiled_key: CompiledKey, now_us: int, facts: Facts | None = None, *, every: bool = False
+    ) -> list[LimitStatus]:
+        """
+        Return where each counter of a key stands: its limits in the plan's order, its budgets, its credit.
+
+        Args:
+            facts: Of a request: those with a match or values are told too, if they count it.
+            every: All of them are told; the *facts* say of which values.
+        """
         if self.abandoned:
             self._collect_abandoned()
+        matched = (every_counter if every else counters_for)(compiled_key, facts, now_us)
         while True:
             try:
                 with self._lock:
-                    return limit_statuses(compiled_key, now_us)
+                    return limit_statuses(compiled_key, matched, now_us)
             except NotRead as exc:
                 self._counters.read(exc.counter, now_us)
 
@@ -288,31 +316,34 @@ class Gate:
         The caller has claimed the admission (see `claim`) and hands both to the committer.
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
-        actual = _used(record)
+        actual = used_by(record)
+        moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         with self._lock:
             admission.compiled_key.open.pop(id(admission.taken), None)
-            return record, _settle(admission.taken, actual)
+            return record, settle(admission, actual, moves, received_at_us)
 
     def finish(
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
         """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
         record = admission.record(self._sources.price, outcome, received_at_us)
-        actual = _used(record)
+        actual = used_by(record)
+        moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         with self._lock:
             if admission.state != "open":
                 return None
             admission.state = "ended"
             admission.compiled_key.open.pop(id(admission.taken), None)
-            return record, _settle(admission.taken, actual)
+            return record, settle(admission, actual, moves, received_at_us)
 
     def unsettle(self, admission: Admission, record: Record) -> None:
         """Take a settlement back whose commit failed: the hold is open again."""
-        actual = _used(record)
+        actual = used_by(record)
         with self._lock:
-            for counter, held, mark in admission.taken:
-                counter.unsettle(mark, held, actual[counter.unit_index])
-            self._keys.keep_open(admission.compiled_key, admission.taken, admission.amounts, admission.at_us)
+            unsettle(admission, actual)
+            self._keys.keep_open(
+                admission.compiled_key, admission.taken, admission.amounts, admission.at_us, admission.facts
+            )
             admission.state = "open"
 
     def count_late(self, admission: Admission, record: Record, now_us: int) -> None:
@@ -322,10 +353,11 @@ class Gate:
         Budgets and balances learn of it from the commit; `void` takes it back when that fails. What is admitted
         after this finds the windows as if the hold had been settled in time.
         """
-        actual = _used(record)
+        actual = used_by(record)
         taken: list[Taken] = []
+        route_plan = admission.compiled_key.route_plan(admission.route).for_request(facts_of(record), now_us)
         with self._lock:
-            for counter in admission.compiled_key.route_plan(admission.route).checked:
+            for counter in route_plan.checked:
                 amount = actual[counter.unit_index]
                 mark = counter.take_late(amount, admission.at_us, now_us)
                 if mark is not None:
@@ -433,19 +465,29 @@ class Gate:
         return self._keys.take_last_used()
 
     def hold_again(
-        self, compiled_key: CompiledKey, route: Route, admission_id: str, amounts: Amounts, at_us: int
+        self,
+        compiled_key: CompiledKey,
+        route: Route,
+        admission_id: str,
+        amounts: Amounts,
+        at_us: int,
+        facts: Facts,
     ) -> Admission:
         """Set aside the amounts of a stored hold after a restart, whether or not they still fit."""
         route_plan = compiled_key.route_plan(route)
+        matched = route_plan.matched
+        route_plan = route_plan.for_request(facts, at_us)
         taken: list[Taken] = []
         with self._lock:
             for counter in route_plan.taken:
                 amount = amounts[counter.unit_index]
                 taken.append((counter, amount, counter.retake(amount, at_us)))
-            self._keys.keep_open(compiled_key, taken, amounts, at_us)
-        return Admission(
-            self.abandoned, admission_id, compiled_key, route, "", amounts, NO_USAGE, taken, at_us
+            self._keys.keep_open(compiled_key, taken, amounts, at_us, facts)
+        admission = Admission(
+            self.abandoned, admission_id, compiled_key, route, facts.method, amounts, NO_USAGE, taken, at_us
         )
+        admission.matched = matched
+        return admission
 
     def new_id(self, now_us: int) -> str:
         """Return a fresh id: see `Ids`."""
@@ -469,20 +511,3 @@ class Gate:
         compiled_key.open.pop(id(taken), None)
         for counter, held, mark in taken:
             counter.give_back(mark, held)
-
-
-def _used(record: Record) -> _Actual:
-    """Return what a record takes per unit, in the order of `UNITS`."""
-    return (1, record.tokens, record.cost_nanos, record.credits)
-
-
-def _settle(taken: list[Taken], actual: _Actual) -> list[Charge]:
-    """End every hold of *taken* with what was really used; return what the ledger must be charged."""
-    charges = []
-    for counter, held, mark in taken:
-        amount = actual[counter.unit_index]
-        if amount != held or counter.counts_open:
-            counter.settle(mark, held, amount)
-            if counter.charged:
-                charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
-    return charges

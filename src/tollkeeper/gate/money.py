@@ -14,6 +14,7 @@ from typing import ClassVar, Final
 from tollkeeper.domain.decisions import UNITS
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.instants import from_us, to_us
+from tollkeeper.domain.matching import described
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.gate.counter import NotRead
 
@@ -73,12 +74,14 @@ class BudgetCounter:
         "account_id",
         "counter_id",
         "end_us",
+        "match",
         "name",
         "reason",
         "scope",
         "start_us",
         "unit",
         "unit_index",
+        "value_of",
     )
     charged: ClassVar[bool] = True
     counts_open: ClassVar[bool] = True
@@ -87,6 +90,8 @@ class BudgetCounter:
         self.account_id = scope.account_id
         self.counter_id = scope.counter_id
         self.reason = "budget_exhausted"
+        self.value_of: BudgetScope | None = None
+        """The scope of which it counts one value, or that has a match; None: it was made for its own scope."""
         self._periods: dict[int, BudgetPeriod] = {}
         # The one of [start_us, end_us), which is read; at first that span is empty.
         self._period = BudgetPeriod(0)
@@ -96,6 +101,7 @@ class BudgetCounter:
         """Take over a changed budget of the same id; what is under way goes on where it began."""
         self.scope = scope
         self.name = scope.name
+        self.match = described(scope.match)
         self.unit: str = scope.unit
         self.unit_index = UNITS.index(scope.unit)
         self._most = _UNBOUNDED if scope.amount is None else scope.amount
@@ -224,6 +230,10 @@ class BudgetCounter:
         return self.end_us
 
     def is_idle(self, now_us: int) -> bool:
+        return self.is_saved
+
+    @property
+    def is_saved(self) -> bool:
         return not any(period.is_needed for period in self._periods.values())
 
 
@@ -239,6 +249,7 @@ class CreditPool:
         "book",
         "counter_id",
         "falls_at_us",
+        "match",
         "name",
         "reason",
         "rises_before_us",
@@ -251,6 +262,7 @@ class CreditPool:
     def __init__(self, account_id: str) -> None:
         self.account_id = account_id
         self.counter_id = self.name = CREDIT_COUNTER
+        self.match = ""
         self.unit = "nanos"
         self.unit_index = UNITS.index("nanos")
         self.reason = "credit_exhausted"
@@ -328,4 +340,8 @@ class CreditPool:
         return None
 
     def is_idle(self, now_us: int) -> bool:
+        return not self._out
+
+    @property
+    def is_saved(self) -> bool:
         return not self._out

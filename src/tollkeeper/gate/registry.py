@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
+from tollkeeper.domain.matching import counter_of_values, described
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.counter import Counter
@@ -28,6 +29,11 @@ from tollkeeper.gate.windows import WINDOWS, Window
 
 Place: TypeAlias = tuple[str, str]
 """`(account, counter)`."""
+
+VALUES_MAX: Final = 50_000
+"""Counters of values (`per = "tag.user"`) in memory, some 50 MB: beyond, those go that the ledger has as they are."""
+_EVICTED_PER_VALUE: Final = 4
+"""Counters of values that a new one looks at when there are too many: more than one, so that they become fewer."""
 
 
 class CounterRegistry:
@@ -43,17 +49,30 @@ class CounterRegistry:
         self._changed: list[Window] = []
         self._unsaved: set[Window] = set()
         """Windows that the committer took and has not committed yet."""
+        self._values: dict[Place, None] = {}
+        """The counters of values; those first that were made, or found in use, longest ago."""
 
     # -- finding and making ---------------------------------------------------------------------------
 
     def window(
-        self, account_id: str, counter_id: str, limit: Limit, now_us: int, version: int, algorithm: str
+        self,
+        account_id: str,
+        counter_id: str,
+        limit: Limit,
+        now_us: int,
+        version: int,
+        algorithm: str,
+        *,
+        match: Callable[[], str] = str,
+        of_value: bool = False,
     ) -> Window:
         """
         Return the window of a limit, amended to *limit* if that was read as of a current version.
 
         Args:
             algorithm: A key of `WINDOWS`.
+            match: Returns for people which requests it counts.
+            of_value: It is of one value of many, of which a bounded number is kept.
         """
         place = (account_id, counter_id)
         with self._lock:
@@ -72,7 +91,10 @@ class CounterRegistry:
             known = self._known_window(place, limit, version)
             if known is None:
                 known = WINDOWS[algorithm](account_id, counter_id, limit, now_us, stored, self._changed)
+                known.match = match()
                 self._counters[place] = known
+                if of_value:
+                    self._keep_value(place)
             return known
 
     def _known_window(self, place: Place, limit: Limit, version: int) -> Window | None:
@@ -106,6 +128,35 @@ class CounterRegistry:
             known = self._counters[place] = BudgetCounter(scope)
         elif amend and known.scope != scope:
             known.amend(scope)
+        return known
+
+    def budget_of(self, scope: BudgetScope, values: Sequence[str], version: int) -> BudgetCounter:
+        """
+        Return the counter of a budget that has a match, or of *values* that it counts apart.
+
+        It may have to be read yet. It is amended to *scope* if that is of a current version.
+        """
+        with self._lock:
+            return self.budget_of_unread(
+                scope, values, amend=self._version.is_current(scope.account_id, version)
+            )
+
+    def budget_of_unread(self, scope: BudgetScope, values: Sequence[str], *, amend: bool) -> BudgetCounter:
+        """Do what `budget_of` does, for a caller that has the gate's lock."""
+        counter_id = counter_of_values(scope.counter_id, values) if scope.by else scope.counter_id
+        place = (scope.account_id, counter_id)
+        known = self._counters.get(place)
+        is_new = not isinstance(known, BudgetCounter)
+        if isinstance(known, BudgetCounter):
+            if not amend or known.value_of is scope or known.value_of == scope:
+                return known
+            known.amend(scope._replace(counter_id=counter_id))
+        else:
+            known = self._counters[place] = BudgetCounter(scope._replace(counter_id=counter_id))
+        known.value_of = scope
+        known.match = described(scope.match, list(zip(scope.by, values, strict=True)))
+        if is_new and scope.by:
+            self._keep_value(place)
         return known
 
     def pool(self, account_id: str, now_us: int) -> CreditPool:
@@ -194,14 +245,38 @@ class CounterRegistry:
         """Remove those counters that would be the same if they were read again."""
         with self._lock:
             for at in places:
-                counter = self._counters.get(at)
-                if counter is None or at in self._reading or not counter.is_idle(now_us):
-                    continue
-                # A key, a hold, a request that is being decided, a thread that reads it or a window on its way to
-                # the ledger may still refer to it: then it goes back. Nobody misses it, as we have the lock.
-                del self._counters[at]
-                left = weakref.ref(counter)
-                del counter
-                kept = left()
-                if kept is not None:
-                    self._counters[at] = kept
+                if self._is_idle(at, now_us):
+                    self._evict(at)
+
+    def _is_idle(self, at: Place, now_us: int) -> bool:
+        counter = self._counters.get(at)
+        if counter is None or not counter.is_idle(now_us):
+            return False
+        # No key refers to it between two requests: it would be read again for each of them.
+        return not (at in self._values and isinstance(counter, BudgetCounter) and now_us < counter.end_us)
+
+    def _evict(self, at: Place) -> bool:
+        """Remove a counter that nothing refers to; return whether it is gone. The lock is held."""
+        if at in self._reading:
+            return False
+        # A key, a hold, a request that is being decided, a thread that reads it or a window on its way to
+        # the ledger may still refer to it: then it goes back. Nobody misses it, as we have the lock.
+        left = weakref.ref(self._counters.pop(at))
+        kept = left()
+        if kept is not None:
+            self._counters[at] = kept
+            return False
+        self._values.pop(at, None)
+        return True
+
+    def _keep_value(self, at: Place) -> None:
+        """Note a counter of a value, and evict others that the ledger has as they are. The lock is held."""
+        self._values[at] = None
+        for _ in range(_EVICTED_PER_VALUE):
+            if len(self._values) <= VALUES_MAX:
+                return
+            oldest = next(iter(self._values))
+            if not (self._counters[oldest].is_saved and self._evict(oldest)):
+                # To the end.
+                del self._values[oldest]
+                self._values[oldest] = None

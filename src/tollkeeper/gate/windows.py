@@ -35,6 +35,7 @@ class Window(ABC):
         "changed",
         "counter_id",
         "dirty",
+        "match",
         "name",
         "reason",
         "unit",
@@ -60,6 +61,7 @@ class Window(ABC):
         self.unit: str = limit.unit
         self.unit_index = UNITS.index(limit.unit)
         self.allowed = limit.amount
+        self.match = ""
         self.reason = "rate_limited"
         self.width_us = 0 if limit.algorithm == "concurrency" else duration_s(limit.window) * US_PER_S
         self.dirty = False
@@ -114,6 +116,10 @@ class Window(ABC):
 
     def is_idle(self, now_us: int) -> bool:
         return not self.dirty and self.expires_at_us() <= now_us
+
+    @property
+    def is_saved(self) -> bool:
+        return not self.dirty
 
 
 class FixedWindow(Window):
@@ -456,6 +462,10 @@ class Concurrency(Window):
     def is_idle(self, now_us: int) -> bool:
         return not self.used
 
+    @property
+    def is_saved(self) -> bool:
+        return not self.used
+
 
 WINDOWS: Final[dict[str, type[Window]]] = {
     "fixed": FixedWindow,
@@ -480,6 +490,7 @@ class OwnAmount:
         "counter_id",
         "give_back",
         "is_idle",
+        "match",
         "name",
         "reason",
         "retake",
@@ -498,6 +509,7 @@ class OwnAmount:
         self._allowed = limit.amount
         self.account_id = window.account_id
         self.counter_id = window.counter_id
+        self.match = window.match
         self.name = window.name
         self.unit: str = window.unit
         self.unit_index = window.unit_index
@@ -509,6 +521,10 @@ class OwnAmount:
         self.unsettle = window.unsettle
         self.give_back = window.give_back
         self.is_idle = window.is_idle
+
+    @property
+    def is_saved(self) -> bool:
+        return self._window.is_saved
 
     def fits(self, amount: int, now_us: int) -> bool:
         return self._mine().fits(amount, now_us)

@@ -29,6 +29,7 @@ def denial_problem(denial: Denial) -> dict[str, Any]:
         "detail": denial.message,
         "code": denial.reason,
         "limit": denial.limit or None,
+        "match": denial.match or None,
         "unit": denial.unit or None,
         "allowed": _amount(denial.allowed, denial.unit),
         "used": _amount(denial.used, denial.unit),

@@ -165,7 +165,7 @@ class HotEndpoints:
         )
         future = CommitFuture(asyncio.get_running_loop())
         holds = self._holds
-        if holds.is_open(request.hold_id, request.account):
+        if holds.is_settled_in_memory(request.hold_id, request.account, outcome):
             settled, commit = holds.settle_hold(request.hold_id, outcome, future, account_id=request.account)
         else:
             settled, commit = await self._threads.run(

@@ -13,7 +13,8 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
-from tollkeeper.domain.meter import UNKNOWN_ROUTE
+from tollkeeper.domain.matching import Facts
+from tollkeeper.domain.meter import UNKNOWN_ROUTE, facts_of
 from tollkeeper.domain.requests import Outcome
 from tollkeeper.gate.gate import Admission, CompiledKey
 from tollkeeper.installation import Installation
@@ -56,7 +57,7 @@ class Dialect:
 
     def headers(self, admission: Admission, request_id: str) -> TextHeaders:
         """Return the headers of an admitted request's answer."""
-        metered = self._metered(admission.compiled_key, admission.route, request_id)
+        metered = self._metered(admission.compiled_key, admission.route, request_id, admission.facts)
         return () if metered is None else self.profile.metered_headers(metered)
 
     def headers_at_start(self, worded: TextHeaders, admission: Admission, outcome: Outcome) -> TextHeaders:
@@ -68,7 +69,7 @@ class Dialect:
         """
         if self._more is None:
             return worded
-        metered = self._metered(admission.compiled_key, admission.route, "")
+        metered = self._metered(admission.compiled_key, admission.route, "", admission.facts)
         if metered is None:
             return worded
         usage = outcome.usage
@@ -101,7 +102,7 @@ class Dialect:
         route = self._installation.directory.route_table().match(
             record.method, record.route, self.profile.name
         )
-        metered = self._metered(compiled_key, route or UNKNOWN_ROUTE, "")
+        metered = self._metered(compiled_key, route or UNKNOWN_ROUTE, "", facts_of(record))
         return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 
     def refused(
@@ -135,13 +136,15 @@ class Dialect:
         stored = self._installation.directory.key_by_hash(hash_secret(secret)) if secret else None
         return stored is not None and stored.entry.profile != self.profile.name
 
-    def _metered(self, compiled_key: CompiledKey, route: Route, request_id: str) -> Metered | None:
+    def _metered(
+        self, compiled_key: CompiledKey, route: Route, request_id: str, facts: Facts | None = None
+    ) -> Metered | None:
         installation = self._installation
         key: StoredKey | None = installation.directory.key(compiled_key.key_id)
         if key is None:
             return None
         now = installation.clock.now()
-        limit_statuses = installation.gate.limit_statuses(compiled_key, installation.clock.now_us())
+        limit_statuses = installation.gate.limit_statuses(compiled_key, installation.clock.now_us(), facts)
         return Metered(key, route, limit_statuses, now, request_id, self._settings, compiled_key.entitlement)
 
 

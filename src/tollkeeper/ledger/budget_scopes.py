@@ -25,7 +25,9 @@ from tollkeeper.domain.bookings import CounterAt, OutboxEntry
 from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
 from tollkeeper.domain.events import FUTURE_S_MAX, Record
 from tollkeeper.domain.instants import US_PER_S
-from tollkeeper.domain.meter import units_of
+from tollkeeper.domain.matching import VALUE_MARK, counter_of_values
+from tollkeeper.domain.meter import facts_of, units_of
+from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -223,14 +225,10 @@ class ScopeKeeper:
                     for start_us, end_us in _periods(scope, now_us):
                         if given_up.is_set():
                             return
-                        spent = self._store.charged(
-                            scope.account_id,
-                            from_us=start_us,
-                            to_us=end_us,
-                            project_id=scope.project_id,
-                            key_ids=key_ids,
-                        )
-                        sums[scope.account_id, scope.counter_id, start_us] = charged_in(spent, scope.unit)
+                        for counter_id, amount in spent_in(
+                            self._store, scope, key_ids, start_us, end_us
+                        ).items():
+                            sums[scope.account_id, counter_id, start_us] = amount
             except BaseException as exc:
                 errors.append(exc)
             finally:
@@ -254,10 +252,18 @@ class ScopeKeeper:
         self._directory.scopes_in_force(since.account_id)
         since.read()
         charges = {}
-        for at, amount in since.sums.items():
+        values_have: dict[CounterAt, int] = {}
+        for account_id, counter_id, start_us in since.of_values:
+            has_by = self._ledger.value_counters(account_id, counter_id, start_us)
+            values_have |= {(account_id, name, start_us): used for name, used in has_by.items()}
+        # A value that was counted in an earlier life of the budget may have no events now.
+        for at in dict.fromkeys([*since.sums, *values_have]):
             # Not 0 when the budget was in force before, with other keys or in an earlier life.
-            has, _ = self._ledger.counter(*at)
-            charges[at] = amount - has
+            if VALUE_MARK in at[1]:
+                has = values_have.get(at, 0)
+            else:
+                has, _ = self._ledger.counter(*at)
+            charges[at] = since.sums.get(at, 0) - has
         return charges
 
     def _forget(self, account_id: str) -> None:
@@ -265,8 +271,31 @@ class ScopeKeeper:
         self._gate.forget(account_id)
 
 
+def spent_in(
+    store: UsageStore, scope: BudgetScope, key_ids: Sequence[str] | None, start_us: int, end_us: int
+) -> dict[str, int]:
+    """Return what the events of a scope were charged in a period, by counter id: one, or one of each value."""
+    sums = store.charged_by(
+        scope.account_id,
+        scope.by,
+        from_us=start_us,
+        to_us=end_us,
+        project_id=scope.project_id,
+        key_ids=key_ids,
+        match=scope.match,
+    )
+    return {
+        counter_of_values(scope.counter_id, values) if scope.by else scope.counter_id: charged_in(
+            spent, scope.unit
+        )
+        for values, spent in sums.items()
+    }
+
+
 def charged_in(spent: CostSum, unit: str) -> int:
     """Return *spent* in the unit of a budget."""
+    if (quantity := quantity_of_unit(unit)) is not None:
+        return spent.quantities.get(quantity, 0)
     return {
         "requests": spent.requests,
         "tokens": spent.tokens,
@@ -295,7 +324,15 @@ class _Since:
             (scope.account_id, scope.counter_id, start_us): 0
             for scope, _ in counted
             for start_us, _ in _periods(scope, now_us)
+            if not scope.by
         } | sums
+        self.of_values = [
+            (scope.account_id, scope.counter_id, start_us)
+            for scope, _ in counted
+            for start_us, _ in _periods(scope, now_us)
+            if scope.by
+        ]
+        """The scopes and periods that have a counter for each value."""
         self._ledger = ledger
         self._scopes = [
             (scope, None if key_ids is None else frozenset(key_ids), scope.span_us(now_us)[0])
@@ -331,9 +368,10 @@ class _Since:
                 if (key_ids is None or record.key_id in key_ids) and (
                     scope.project_id is None or record.project_id == scope.project_id
                 ):
+                    counter_id = scope.counter_of(facts_of(record))
                     start_us = scope.span_us(record.occurred_at_us)[0]
-                    if start_us >= from_us:
-                        at = (scope.account_id, scope.counter_id, start_us)
+                    if counter_id is not None and start_us >= from_us:
+                        at = (scope.account_id, counter_id, start_us)
                         self.sums[at] = self.sums.get(at, 0) + units_of(record).get(scope.unit, 0)
 
     def _records(self, entry: OutboxEntry) -> list[Record]:

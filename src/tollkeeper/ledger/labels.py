@@ -53,10 +53,18 @@ class Labels:
 
     Args:
         values_max: Distinct values of each label, per account and UTC day; 0: no bound.
+        decides: Whether a budget of an account counts by a text in a field: such a text is stored as it is.
     """
 
-    def __init__(self, values_max: int, *, hashes_max: int = HASHES_MAX) -> None:
+    def __init__(
+        self,
+        values_max: int,
+        *,
+        hashes_max: int = HASHES_MAX,
+        decides: Callable[[str, str, str], bool] = lambda account_id, field, text: False,
+    ) -> None:
         self._values_max = values_max
+        self._decides = decides
         self._hashes_max = hashes_max
         self._lock = threading.Lock()
         self._days: dict[tuple[str, int], DistinctLabels] = {}
@@ -81,7 +89,7 @@ class Labels:
         # Without the lock: this is every request, and a label that is missed here is found below.
         if known is not None and known.knows(texts):
             return record
-        kept = self._admit(account_id, day, texts, received_at_us // _US_PER_DAY)
+        kept = self._admitted(account_id, day, texts, received_at_us // _US_PER_DAY)
         if kept == texts:
             return record
         method, route, kind, error_type, denied_reason, model = kept
@@ -120,7 +128,7 @@ class Labels:
         # In the order of the rows, which is the order in which they are counted.
         for at in np.argsort(first, kind="stable").tolist():
             day = label_day(int(occurred[first[at]]), received_at_us)
-            kept[at] = self._admit(accounts[at], day, given[at], today)
+            kept[at] = self._admitted(accounts[at], day, given[at], today)
             replaced |= kept[at] != given[at]
         if not replaced:
             return table
@@ -128,6 +136,16 @@ class Labels:
             place = table.schema.get_field_index(name)
             table = table.set_column(place, table.schema.field(place), _encoded(codes, values))
         return table
+
+    def _admitted(self, account_id: str, day: int, texts: Texts, today: int) -> Texts:
+        kept = self._admit(account_id, day, texts, today)
+        if kept == texts:
+            return texts
+        # What a budget was charged for must be in the record, or nothing could tell what it was charged for.
+        return tuple(
+            text if text != one and self._decides(account_id, name, text) else one
+            for name, text, one in zip(LABELS, texts, kept, strict=True)
+        )
 
     def _admit(self, account_id: str, day: int, texts: Texts, today: int) -> Texts:
         at = (account_id, day)

@@ -15,6 +15,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
 from tollkeeper.domain.decisions import Amounts
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE
 from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.errors import HoldUnknown
@@ -59,7 +60,9 @@ class StoredHolds:
         )
         amounts = Amounts(*body.amounts)
         if hold:
-            admission = self._gate.hold_again(compiled_key, route, stored.hold_id, amounts, body.at_us)
+            *_, model = body.expected
+            facts = Facts(model, body.tags, route.event_kind, body.method, body.path)
+            admission = self._gate.hold_again(compiled_key, route, stored.hold_id, amounts, body.at_us, facts)
         else:
             admission = Admission(
                 self._gate.abandoned,

@@ -135,6 +135,8 @@ class CatalogChanges:
                 accounts.add(change.account_id)
             if change.kind == "plans" and (change.action != "changed" or "budgets" in change.fields):
                 accounts |= {account.id for account in self._directory.accounts()}
+        if any(change.kind == "routes" for change in changes):
+            accounts |= self._directory.accounts_by_route()
         return accounts
 
     def _price_unpriced(self) -> None:

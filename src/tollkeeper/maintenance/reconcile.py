@@ -12,9 +12,10 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.matching import scope_counter_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.budget_scopes import ScopeKeeper, charged_in
+from tollkeeper.ledger.budget_scopes import ScopeKeeper, spent_in
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
@@ -174,28 +175,26 @@ class Reconcile:
         for counter_id in sorted(wanted.keys() ^ active.keys()):
             what = f"{_IN_FORCE} {counter_id} in the catalog (expected) and in force (found)"
             differences.append(Difference(account_id, what, counter_id in wanted, counter_id in active))
+        counters_of: dict[str, list[tuple[str, int]]] = {}
+        for name, start_us in counters:
+            counters_of.setdefault(scope_counter_of(name), []).append((name, start_us))
         for counter_id, (_, active_from_us) in active.items():
             if counter_id not in wanted:
                 continue
             scope, key_ids = wanted[counter_id]
             # A budget whose period was changed has rows of the old periods too, which count no more.
-            starts = {
-                start
-                for c, start in counters
-                if c == counter_id and start >= active_from_us and scope.span_us(start)[0] == start
-            }
-            for start_us in sorted(starts | {scope.span_us(self._clock.now_us())[0]}):
-                spent = self._store.charged(
-                    account_id,
-                    from_us=start_us,
-                    to_us=scope.span_us(start_us)[1],
-                    project_id=scope.project_id,
-                    key_ids=key_ids,
-                )
-                events, used = charged_in(spent, scope.unit), counters.get((counter_id, start_us), 0)
-                if events != used:
-                    what = f"counter {_name((counter_id, start_us))} against its events"
-                    differences.append(Difference(account_id, what, events, used))
+            used_by_start: dict[int, dict[str, int]] = {scope.span_us(self._clock.now_us())[0]: {}}
+            for name, start_us in counters_of.get(counter_id, ()):
+                is_of_scope = (name == counter_id) != bool(scope.by)
+                if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
+                    used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
+            for start_us, used in sorted(used_by_start.items()):
+                events = spent_in(self._store, scope, key_ids, start_us, scope.span_us(start_us)[1])
+                for name in sorted(events.keys() | used.keys()):
+                    if events.get(name, 0) != used.get(name, 0):
+                        what = f"counter {_name((name, start_us))} against its events"
+                        difference = Difference(account_id, what, events.get(name, 0), used.get(name, 0))
+                        differences.append(difference)
         return differences + self._compare_credit(account_id, books)
 
     def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:

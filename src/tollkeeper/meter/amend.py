@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import Event, Record, latency_us
+from tollkeeper.domain.events import QUANTITY_CLASSES, Event, Record, latency_us, stated_quantities
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged, same_fields
-from tollkeeper.domain.quantities import BadQuantity, parse_quantities
+from tollkeeper.domain.quantities import QUANTITIES_MAX, BadQuantity
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import Batch, Stale
@@ -228,8 +228,8 @@ class Amend:
             tags=current.tags if changes.tags is None else changes.tags,
             variant=_or(changes.variant, current.variant),
         )
-        if changes.quantities is not None:
-            new = new._replace(quantities=_quantities_of(changes.quantities))
+        if changes.quantities is not None or tokens is not None:
+            new = new._replace(quantities=_amended_quantities(current.quantities, changes))
         if tokens is not None:
             new = new._replace(
                 prompt_tokens=_or(tokens.prompt, current.prompt_tokens),
@@ -340,11 +340,19 @@ def _pricing_id(record: Record) -> str:
     return f"price:{record.revision + 1}:{digest}"
 
 
-def _quantities_of(stated: Mapping[str, object]) -> dict[str, int]:
+def _amended_quantities(current: Mapping[str, int], changes: Event) -> dict[str, int]:
+    """Return quantities with those that *changes* state in their place, and without those that it states as 0."""
     try:
-        return parse_quantities(stated)
+        stated = stated_quantities(changes.quantities, changes.tokens)
     except BadQuantity as exc:
         raise BadParameter(str(exc), field=exc.field) from None
+    named = {name for name, value in (changes.quantities or {}).items() if value is not None}
+    if changes.tokens is not None:
+        named |= {f"{name}_tokens" for name in QUANTITY_CLASSES if getattr(changes.tokens, name) is not None}
+    merged = {name: micros for name, micros in current.items() if name not in named} | stated
+    if len(merged) > QUANTITIES_MAX:
+        raise BadParameter(f"an event has at most {QUANTITIES_MAX} quantities", field="quantities")
+    return {name: merged[name] for name in sorted(merged)}
 
 
 def _or(value: T | None, other: T) -> T:

@@ -12,8 +12,10 @@ import pyarrow as pa
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
+from tollkeeper.domain.matching import counter_of_values
 from tollkeeper.meter.arrays import combinations, ints
 from tollkeeper.meter.columns import units_columns
+from tollkeeper.meter.matched_rows import MatchedRows, sums_of
 
 
 def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int]:
@@ -25,6 +27,7 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
         return charges
     units = units_columns(table)
     nothing = np.zeros(table.num_rows, np.int64)
+    matched = MatchedRows(table)
     occurred = ints(table, "occurred_at_us")
     order = np.argsort(combos.codes, kind="stable")
     ends = np.cumsum(np.bincount(combos.codes, minlength=len(scopes)))
@@ -37,13 +40,21 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
         for budget in scope.budgets:
             amounts = units.get(budget.unit, nothing)
             active_from_us = directory.active_from_us(account_id, budget.counter_id)
-            left = rows
+            left = rows if budget.match is None else matched.of(budget.match, rows)
             while len(left):
                 times = occurred[left]
                 start_us, end_us = budget.span_us(int(times.min()))
                 inside = times < end_us
-                if start_us >= active_from_us:
+                within, left = left[inside], left[~inside]
+                if start_us < active_from_us:
+                    continue
+                if not budget.by:
                     at = (account_id, budget.counter_id, start_us)
-                    charges[at] = charges.get(at, 0) + int(amounts[left[inside]].sum())
-                left = left[~inside]
+                    charges[at] = charges.get(at, 0) + int(amounts[within].sum())
+                    continue
+                values, places = matched.values(budget.by, within)
+                sums = sums_of(places, len(values), amounts[within]).tolist()
+                for value, amount in zip(values, sums, strict=True):
+                    at = (account_id, counter_of_values(budget.counter_id, value), start_us)
+                    charges[at] = charges.get(at, 0) + amount
     return charges

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, Tokens, parse_time_us
+from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, Tokens, parse_time_us, stated_quantities
 from tollkeeper.domain.instants import US_PER_S
-from tollkeeper.domain.quantities import BadQuantity, parse_quantities, quantities_json
+from tollkeeper.domain.quantities import BadQuantity, quantities_json
 from tollkeeper.errors import BadParameter
 from tollkeeper.meter.arrays import Int64s
 from tollkeeper.meter.fields import Part, plain_table_of
@@ -163,9 +163,9 @@ def _time_us(event: Event, now_us: int) -> int:
     if at_us > now_us + FUTURE_S_MAX * US_PER_S:
         reason = f"time is more than {FUTURE_S_MAX} s in the future; check the sender's clock and offset"
         raise Refused("time", "time_in_future", reason)
-    if event.quantities:
+    if event.quantities or event.tokens:
         try:
-            parse_quantities(event.quantities)
+            stated_quantities(event.quantities, event.tokens)
         except BadQuantity as exc:
             raise Refused(exc.field, exc.code, str(exc)) from None
     return at_us

@@ -7,14 +7,14 @@ It only ever accepts events. Lines that it cannot take with certainty go the exa
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pa_json
 
-from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US
+from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Tokens
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.meter.arrays import Mask, true
 from tollkeeper.meter.exact import ANY, EVENT_BYTES_MAX, UNREADABLE, decode_each, from_json
@@ -34,6 +34,7 @@ from tollkeeper.meter.fields import (
     Part,
 )
 from tollkeeper.meter.lines import BLOCK_BYTES, Lines
+from tollkeeper.meter.quantities import add_types, quantity_maps, struct_of
 from tollkeeper.meter.rejections import Rejected
 
 PIECE_LINES: Final = 4096
@@ -95,9 +96,17 @@ _seen_fields: set[str] = set()
 """Fields that batches had and their samples did not; a token class is `tokens.<class>`."""
 
 
-def _sample(lines: Lines) -> tuple[frozenset[str], tuple[str, ...]] | None:
+class _Sample(NamedTuple):
+    """What some of the lines have: fields, sorted tag names, and sorted quantities with their kinds."""
+
+    fields: frozenset[str]
+    tag_names: tuple[str, ...]
+    quantities: tuple[tuple[str, str], ...]
+
+
+def _sample(lines: Lines) -> _Sample | None:
     """
-    Return the fields and, sorted, the tag names that some of the lines have; None if these make no columns.
+    Return what some of the lines have; None if this makes no columns.
 
     Arrow is told the names, rather than left to find them: it makes a column of every name that it finds, so
     that a batch of 50,000 events with a name each would ask for 50,000 columns of 50,000 rows. It then fails
@@ -105,6 +114,7 @@ def _sample(lines: Lines) -> tuple[frozenset[str], tuple[str, ...]] | None:
     """
     fields: set[str] = set()
     tag_names: set[str] = set()
+    quantities: dict[str, str] = {}
     places = np.unique(np.linspace(0, len(lines) - 1, _SAMPLE_LINES).astype(np.int64))
     for line in lines.pick(places):
         try:
@@ -112,19 +122,23 @@ def _sample(lines: Lines) -> tuple[frozenset[str], tuple[str, ...]] | None:
         except UNREADABLE:
             return None
         fields.update(event)
-        tokens, tags = event.get("tokens"), event.get("tags")
+        tokens, tags, stated = event.get("tokens"), event.get("tags"), event.get("quantities")
         if isinstance(tokens, dict):
             fields.update(f"tokens.{name}" for name in tokens)
         if isinstance(tags, dict):
             tag_names.update(tags)
+        if isinstance(stated, dict) and not add_types(quantities, stated):
+            return None
     shortest, longest = TYPES["tags"].key_type.min_length, TYPES["tags"].key_type.max_length
     if len(tag_names) > TAG_NAMES_MAX or not all(shortest <= len(name) <= longest for name in tag_names):
         return None
-    return frozenset(fields), tuple(sorted(tag_names))
+    return _Sample(frozenset(fields), tuple(sorted(tag_names)), tuple(sorted(quantities.items())))
 
 
 @lru_cache(maxsize=64)
-def _parse_options(names: frozenset[str] | None, tag_names: tuple[str, ...]) -> pa_json.ParseOptions:
+def _parse_options(
+    names: frozenset[str] | None, tag_names: tuple[str, ...], quantities: tuple[tuple[str, str], ...]
+) -> pa_json.ParseOptions:
     """
     Return how Arrow is to read events: these columns, and an error for any other field.
 
@@ -132,13 +146,14 @@ def _parse_options(names: frozenset[str] | None, tag_names: tuple[str, ...]) -> 
         names: The fields to read, None for all; an event has half of them, which takes three quarters of the
             time that all take.
     """
-    classes = [name for name in TOKEN_CLASSES if names is None or f"tokens.{name}" in names]
+    classes = [name for name in Tokens.__struct_fields__ if names is None or f"tokens.{name}" in names]
     fields = [
         *((name, pa.string()) for name in TEXT_COLUMNS),
         *((name, pa.int64()) for name in PLAIN_INTS),
         ("latency_ms", pa.float64()),
         ("tokens", pa.struct([(name, pa.int64()) for name in classes])),
         ("tags", pa.struct([(name, pa.string()) for name in tag_names])),
+        ("quantities", struct_of(quantities)),
     ]
     read = [(name, kind) for name, kind in fields if names is None or name in names]
     schema = pa.schema([("id", pa.string()), ("time", pa.string()), *read])
@@ -150,13 +165,12 @@ def _read(lines: Lines) -> pa.Table | None:
     sample = _sample(lines)
     if sample is None:
         return None
-    fields, tag_names = sample
-    for names in (EVENT_FIELDS & (fields | _seen_fields), None):
+    for names in (EVENT_FIELDS & (sample.fields | _seen_fields), None):
         try:
             table = pa_json.read_json(
                 pa.BufferReader(lines.body),
                 read_options=pa_json.ReadOptions(block_size=BLOCK_BYTES),
-                parse_options=_parse_options(names, tag_names),
+                parse_options=_parse_options(names, sample.tag_names, sample.quantities),
             )
         except pa.ArrowException:
             continue
@@ -172,6 +186,7 @@ def _checked(table: pa.Table, times: pa.Array, now_us: int) -> tuple[pa.Table, M
     """Return *table* as columns of `PLAIN_SCHEMA`, and which of its rows surely are acceptable events."""
     rows = len(table)
     latencies, sound = _latencies_us(_column(table, "latency_ms", pa.float64()))
+    classes: dict[str, pa.Array] = {}
     columns = {
         "id": table.column("id"),
         "occurred_at_us": times,
@@ -185,7 +200,11 @@ def _checked(table: pa.Table, times: pa.Array, now_us: int) -> tuple[pa.Table, M
     if "tokens" in table.column_names:
         tokens = table.column("tokens").combine_chunks()
         for field, column in zip(tokens.type, tokens.flatten(), strict=True):
-            columns[f"{field.name}_tokens"] = column
+            (columns if field.name in TOKEN_CLASSES else classes)[f"{field.name}_tokens"] = column
+    stated = table.column("quantities").combine_chunks() if "quantities" in table.column_names else None
+    if stated is not None or classes:
+        columns["quantities"], quantities_sound = quantity_maps(stated, classes, rows)
+        sound &= quantities_sound
     if "tags" in table.column_names:
         columns["tags"], tags_sound = _tags_of(table.column("tags").combine_chunks())
         sound &= tags_sound

@@ -13,8 +13,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from tollkeeper.domain.events import Event, Tokens, latency_us
-from tollkeeper.domain.quantities import parse_quantities
+from tollkeeper.domain.events import COLUMN_CLASSES, Event, Tokens, latency_us, stated_quantities
 from tollkeeper.meter.arrays import Int64s
 
 TEXT_COLUMNS: Final = (
@@ -38,7 +37,7 @@ PLAIN_INTS: Final = (
     "estimated_cost_nanos",
     "provider_cost_nanos",
 )
-TOKEN_CLASSES: Final = Tokens.__struct_fields__
+TOKEN_CLASSES: Final = COLUMN_CLASSES
 TAGS: Final = pa.map_(pa.string(), pa.string())
 QUANTITIES: Final = pa.map_(pa.string(), pa.int64())
 """In micro-units; null means none."""
@@ -82,12 +81,12 @@ INT_BOUNDS: Final[dict[str, tuple[int, int]]] = {
     name: (kind.ge, kind.le)
     for name, kind in (
         *((name, TYPES[name]) for name in PLAIN_INTS),
-        *((f"{name}_tokens", kind) for name, kind in _field_types(Tokens).items()),
+        *((f"{name}_tokens", kind) for name, kind in _field_types(Tokens).items() if name in COLUMN_CLASSES),
     )
 }
 CHARS_MAX: Final[dict[str, int]] = {name: TYPES[name].max_length for name in TEXT_COLUMNS if name != "cache"}
 TAG_VALUE_CHARS_MAX: Final[int] = TYPES["tags"].value_type.max_length
-EVENT_FIELDS: Final = frozenset(TYPES) | {f"tokens.{name}" for name in TOKEN_CLASSES}
+EVENT_FIELDS: Final = frozenset(TYPES) | {f"tokens.{name}" for name in Tokens.__struct_fields__}
 CACHE_VALUES: Final[tuple[str, ...]] = tuple(TYPES["cache"].values)
 
 
@@ -133,7 +132,8 @@ def plain_table_of(events: Sequence[Event], times: Sequence[int]) -> pa.Table:
         for name in ("id", "tags", *TEXT_COLUMNS, *PLAIN_INTS)
     }
     columns["quantities"] = [
-        parse_quantities(event.quantities) if event.quantities else None for event in events
+        stated_quantities(event.quantities, event.tokens) if event.quantities or event.tokens else None
+        for event in events
     ]
     columns["occurred_at_us"] = times
     columns["latency_us"] = [None if e.latency_ms is None else latency_us(e.latency_ms) for e in events]

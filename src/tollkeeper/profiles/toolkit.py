@@ -137,6 +137,7 @@ def limits_over(limits: Iterable[Limit], window_s: int, unit: str = "requests") 
         if limit.unit == unit
         and limit.algorithm != "concurrency"
         and limit.bucket is None
+        and limit.is_whole
         and duration_s(limit.window) == window_s
     ]
 

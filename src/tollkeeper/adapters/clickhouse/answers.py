@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from tollkeeper.adapters.clickhouse.values import MEASURES, as_is
+from tollkeeper.adapters.clickhouse.values import MEASURES, QUANTITY, as_is
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.ports import ReportRows
 
@@ -19,7 +19,7 @@ def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
 
 def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> ReportRows:
     """Return the rows, the totals and the row count that *result* of `queries.report(query)` has."""
-    measures = [(name, MEASURES[name]) for name in query.measures]
+    measures = [(name, MEASURES.get(name, QUANTITY)) for name in query.measures]
     keys = ([_bucket_reader(query)] if query.granularity else []) + [as_is] * len(query.group_by)
     names = (["time"] if query.granularity else []) + list(query.group_by)
     totals: dict[str, Any] = {name: measure.empty for name, measure in measures}

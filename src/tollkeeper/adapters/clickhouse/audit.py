@@ -57,8 +57,12 @@ _SUMS: Final = (
     "latency_count",
     "latency_sum_us",
     "corrections",
+    "quantity_tokens",
+    "margin_nanos",
+    "adjustments",
+    "adjustment_nanos",
 )
-_MAPS: Final = ("latency_bins", "minutes")
+_MAPS: Final = ("latency_bins", "minutes", "quantities")
 _EXTREMES: Final = {"latency_max_us": "max", "first_at_us": "min", "last_at_us": "max"}
 
 log = logging.getLogger("tollkeeper.usage")
@@ -96,7 +100,7 @@ class Audit:
         # Each record is an event, whose id is in the index, or takes one back, by the id of a correction.
         ((ids,),) = rows("SELECT count() FROM event_ids")
         ((summed,),) = rows(
-            "SELECT sum(requests + 2 * corrections) FROM usage_rollups WHERE tier = 'keys_day'"
+            "SELECT sum(requests + adjustments + 2 * corrections) FROM usage_rollups WHERE tier = 'keys_day'"
         )
         found = {"events": records, "event_ids": ids, "usage_rollups": summed}
         most = max(found.values())

@@ -26,9 +26,10 @@ from typing import Any, Final, NamedTuple
 
 from tollkeeper.adapters.clickhouse import pending_rows
 from tollkeeper.adapters.clickhouse.tiers import DAY_US, HOUR_US, tiers_of
-from tollkeeper.adapters.clickhouse.values import EXTREMES, MEASURES, PEAKS, VALUES
+from tollkeeper.adapters.clickhouse.values import EXTREMES, MEASURES, PEAKS, VALUES, Value, value_of_quantity
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.periods import WEEKDAYS
+from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, statuses_of
 from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 from tollkeeper.domain.zones import zone_of
@@ -128,8 +129,19 @@ class _Report:
         self.assuming = assuming
         self.parameters: dict[str, Any] = {}
         needs = dict.fromkeys(["requests", "cost_nanos"])
-        for name in query.measures:
-            needs.update(dict.fromkeys(MEASURES[name].needs))
+        self.of: dict[str, Value] = dict(VALUES)
+        """Value → its expressions; those of the quantities that are asked among them."""
+        self.measures: list[str] = []
+        for index, name in enumerate(query.measures):
+            if (quantity := quantity_of_unit(name)) is not None:
+                value, parameter = f"quantity{index}", f"quantity_name{index}"
+                self.parameters[parameter] = quantity
+                self.of[value] = value_of_quantity(parameter)
+                needs[value] = None
+                self.measures.append(value)
+            else:
+                needs.update(dict.fromkeys(MEASURES[name].needs))
+                self.measures.append(MEASURES[name].expression)
         self.values: list[str] = list(needs)
         self.peaks = not PEAKS.isdisjoint(query.measures)
         self.groups = [self._group(index, name) for index, name in enumerate(query.group_by)]
@@ -152,12 +164,14 @@ class _Report:
         """
         query = self.query
         source = self._per_hour() if self.peaks else self._source()
-        measures = [f"{MEASURES[name].expression} AS m{i}" for i, name in enumerate(query.measures)]
+        measures = [f"{expression} AS m{i}" for i, expression in enumerate(self.measures)]
         keys = [name if name == expression else f"{expression} AS {name}" for name, expression in source.keys]
         merged = ", ".join(f"{merge} AS {name}" for name, merge in source.merged)
         if "latency_bins" in self.values:
             merged += ", arrayCumSum(mapValues(latency_bins)) AS latency_ranks"
         alive = "requests <> 0 OR cost_nanos <> 0"
+        if "adjustments" in self.values:
+            alive += " OR adjustments <> 0"
         if not self.keys:
             sql = (
                 f"WITH {merged} SELECT 1, 0, {alive}, {self.unsure}, {', '.join(measures)} FROM {source.sql}"
@@ -194,7 +208,7 @@ class _Report:
         source = self._source()
         keys = [f"{expression} AS {name}" for name, expression in source.keys]
         merged = [f"{merge} AS {name}" for name, merge in source.merged if name != "minutes"]
-        again = [(name, f"{VALUES[name].merge}(h.{name})") for name, _ in source.merged if name != "minutes"]
+        again = [(name, f"{self.of[name].merge}(h.{name})") for name, _ in source.merged if name != "minutes"]
         merged.append(f"{dict(source.merged)['requests']} AS peak_hour")
         again.append(("peak_hour", "max(h.peak_hour)"))
         if "minutes" in self.values:
@@ -212,7 +226,8 @@ class _Report:
         """Round the end of the range up, past all that is stored, most likely; return the doubts as SQL."""
         doubts = []
         width = HOUR_US if self.days is None else DAY_US
-        if self.hours is not None and self.end % HOUR_US:
+        # An adjustment is no request, so the time of the last request does not tell of one after the range.
+        if self.hours is not None and self.end % HOUR_US and "adjustments" not in self.values:
             self.end = -(-self.end // width) * width
             self.parameters["query_to_us"] = self.query.to_us
             doubts.append(("last_at_us", "last_at_us >= {query_to_us:Int64}"))
@@ -239,24 +254,24 @@ class _Report:
         (columns, origin), *others = branches
         names = list(columns)[: -len(self.values)]
         if not others:
-            merged = [(name, f"{VALUES[name].merge}({columns[name]})") for name in self.values]
+            merged = [(name, f"{self.of[name].merge}({columns[name]})") for name in self.values]
             return _Source(origin, [(name, columns[name]) for name in names], merged)
         united = " UNION ALL ".join(
             f"SELECT {', '.join(f'{expression} AS {name}' for name, expression in columns.items())} "
             f"FROM {origin}"
             for columns, origin in branches
         )
-        merged = [(name, f"{VALUES[name].merge}(s.{name})") for name in self.values]
+        merged = [(name, f"{self.of[name].merge}(s.{name})") for name in self.values]
         return _Source(f"({united}) AS s", [(name, name) for name in names], merged)
 
     def _rollups(self, start: int, end: int) -> _Branch:
         scope = self._rollup_scope(start, end)
         columns = self._key_columns("at")
         for name in self.values:
-            columns[name] = VALUES[name].rollup
+            columns[name] = self.of[name].rollup
             if name in EXTREMES and not self.assuming:
                 corrected = f"(account_id, at) IN ({self._corrected(start, end)})"
-                columns[name] = f"if({corrected}, {VALUES[name].nothing}, {columns[name]})"
+                columns[name] = f"if({corrected}, {self.of[name].nothing}, {columns[name]})"
         return columns, f"usage_rollups AS u WHERE {' AND '.join(scope)}"
 
     def _rollup_scope(self, start: int, end: int) -> list[str]:
@@ -295,9 +310,9 @@ class _Report:
             )
         columns = self._key_columns("occurred_at")
         for name in self.values:
-            columns[name] = VALUES[name].event
+            columns[name] = self.of[name].event
             if name in EXTREMES and not self.assuming:
-                columns[name] = f"if({_is_in_force(scope)}, {columns[name]}, {VALUES[name].nothing})"
+                columns[name] = f"if({_is_in_force(scope)}, {columns[name]}, {self.of[name].nothing})"
         return columns, f"events AS e WHERE {' AND '.join(scope)}"
 
     def _in_force(self, start: int, end: int) -> _Branch:
@@ -306,14 +321,14 @@ class _Report:
         scope.append(f"(account_id, toStartOfHour(occurred_at)) IN ({self._corrected(start, end)})")
         columns = self._key_columns("occurred_at")
         for name in self.values:
-            value = VALUES[name]
+            value = self.of[name]
             columns[name] = value.event if name in EXTREMES else value.nothing
         return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_is_in_force(scope)}"
 
     def _pending(self, span: tuple[int, int]) -> _Branch:
         """The records that the store does not have: each is in force."""
         self.parameters["pending_text"] = pending_rows.as_text(self.with_pending)
-        columns = self._key_columns("occurred_at") | {name: VALUES[name].event for name in self.values}
+        columns = self._key_columns("occurred_at") | {name: self.of[name].event for name in self.values}
         return (
             columns,
             f"{pending_rows.TABLE} AS e WHERE {' AND '.join(self._event_scope('pending_', *span))}",
@@ -392,8 +407,11 @@ def _check(query: UsageQuery) -> None:
                     f"{field} takes {', '.join(DIMENSIONS)} or tag:<name>, not {name!r}", field=field
                 )
     for name in query.measures:
-        if name not in MEASURES:
-            raise BadParameter(f"measures takes {', '.join(MEASURE_NAMES)}, not {name!r}", field="measures")
+        if name not in MEASURES and quantity_of_unit(name) is None:
+            raise BadParameter(
+                f"measures takes {', '.join(MEASURE_NAMES)} or quantity.<name>, not {name!r}",
+                field="measures",
+            )
     columns = {*query.measures, *query.group_by} | ({"time"} if query.granularity else set())
     for term in query.sort:
         if term.removeprefix("-") not in columns:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import answers, append_recovery, queries, tables
+from tollkeeper.adapters.clickhouse import answers, append_recovery, matching, queries, tables
 from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
@@ -28,7 +28,9 @@ from tollkeeper.adapters.clickhouse.marks import TableMarks
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, report_of
 from tollkeeper.adapters.clickhouse.rebuild import rebuild
 from tollkeeper.adapters.clickhouse.record_form import RECORD_COLUMNS, booked_form, stored_form
+from tollkeeper.adapters.clickhouse.values import VALUES
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
@@ -228,8 +230,32 @@ class ClickHouseUsageStore:
         to_us: int,
         project_id: str | None,
         key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
     ) -> CostSum:
-        """See `ports.UsageStore.charged`. What our gate denied is an event but no request."""
+        """See `ports.UsageStore.charged`."""
+        sums = self.charged_by(
+            account_id,
+            (),
+            from_us=from_us,
+            to_us=to_us,
+            project_id=project_id,
+            key_ids=key_ids,
+            match=match,
+        )
+        return sums[()]
+
+    def charged_by(
+        self,
+        account_id: str,
+        by: Sequence[str],
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
+    ) -> dict[tuple[str, ...], CostSum]:
+        """See `ports.UsageStore.charged_by`. What our gate denied is an event but no request."""
         parameters: dict[str, Any] = {}
         scope = queries.event_scope(parameters, account_id=account_id, from_us=from_us, to_us=to_us)
         if project_id is not None:
@@ -238,15 +264,18 @@ class ClickHouseUsageStore:
         if key_ids is not None:
             parameters["key_ids"] = list(key_ids)
             scope.append("key_id IN {key_ids:Array(String)}")
+        scope += matching.conditions(match, parameters)
+        columns = "".join(f"{value} AS v{i}, " for i, value in enumerate(matching.values(by, parameters)))
+        grouped = f" GROUP BY {', '.join(f'v{i}' for i in range(len(by)))}" if by else ""
         sql = f"""
-            SELECT sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
-                sum(sign * (prompt_tokens + cached_prompt_tokens + completion_tokens + reasoning_tokens)),
-                sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits)
-            FROM events WHERE {" AND ".join(scope)}"""
+            SELECT {columns}sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
+                sum({VALUES["tokens"].event}), sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits),
+                sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities))
+            FROM events AS e WHERE {" AND ".join(scope)}{grouped}"""
         with engine_errors(), self._charges_lock:
             self._engine.check_open()
-            (row,) = self._charges.query(sql, parameters=parameters).result_rows
-        return CostSum(*row)
+            rows = self._charges.query(sql, parameters=parameters).result_rows
+        return {tuple(row[: len(by)]): _cost_sum(row[len(by) :]) for row in rows}
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         """See `ports.UsageStore.unpriced`."""
@@ -334,3 +363,8 @@ class ClickHouseUsageStore:
     def close(self) -> None:
         """See `ports.UsageStore.close`. On a server too nothing is answered afterwards."""
         self._engine.close()
+
+
+def _cost_sum(row: Sequence[Any]) -> CostSum:
+    *sums, quantities = row
+    return CostSum(*sums, {name: micros for name, micros in quantities.items() if micros})

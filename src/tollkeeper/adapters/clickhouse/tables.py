@@ -34,8 +34,10 @@ _STEP_RECORDS: Final = 1_000_000
 """Records per step, by whole UTC days, of which no rollup has two: bounds the memory."""
 
 _VIEW: Final = "CREATE MATERIALIZED VIEW IF NOT EXISTS "
-REDERIVED: Final = frozenset({5})
+REVIEWED: Final = frozenset({5, 7})
 """Versions of the schema that drop a view, whose own file tells another form of it since."""
+REDERIVED: Final = frozenset({5})
+"""Of these, the versions after which rollups from before must be derived again."""
 
 
 def unfinished(table: str) -> str:
@@ -68,19 +70,21 @@ def migrate(client: Client, rebuild: Callable[[], object], check_room: Callable[
         )
     if stored < max(files):
         check_room()
-    for version in sorted(files):
-        if version > stored:
-            for statement in _statements(files[version]):
-                client.command(statement)
-            if version in REDERIVED:
-                for statement in _views(files):
-                    client.command(statement)
-                if stored:
-                    rebuild()
-            client.command(
-                "INSERT INTO schema_version (version) SELECT {version:UInt32}",
-                parameters={"version": version},
-            )
+    versions = [version for version in sorted(files) if version > stored]
+    for version in versions:
+        for statement in _statements(files[version]):
+            client.command(statement)
+    if not REVIEWED.isdisjoint(versions):
+        # Last, since the views are told as they are now, over all columns that there are.
+        for statement in _views(files):
+            client.command(statement)
+    if stored and not REDERIVED.isdisjoint(versions):
+        rebuild()
+    # What was applied without this is applied again at the next start.
+    for version in versions:
+        client.command(
+            "INSERT INTO schema_version (version) SELECT {version:UInt32}", parameters={"version": version}
+        )
 
 
 def _schema_files() -> dict[int, str]:

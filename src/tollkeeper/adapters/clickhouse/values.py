@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.quantities import MICROS, TOKEN_CLASSES
 from tollkeeper.domain.rollups import bin_latency_us
 from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 
@@ -29,17 +30,27 @@ class Value(NamedTuple):
     nothing: str = "toInt64(0)"
 
 
+_IS_REQUEST: Final = "e.adjustment_nanos = 0"
+_REQUESTS: Final = f"if({_IS_REQUEST}, toInt64(e.sign), 0)"
+_TOKEN_CLASSES: Final = ", ".join(f"'{name}'" for name in TOKEN_CLASSES)
+_QUANTITY_TOKENS: Final = (
+    f"intDiv(arraySum((k, v) -> if(k IN ({_TOKEN_CLASSES}), v, 0), mapKeys(e.quantities), mapValues(e.quantities)), "
+    f"{MICROS})"
+)
+"""Tokens among the quantities; the view of `usage_rollups` has the same."""
+
+
 def _summed(name: str) -> Value:
     return Value(f"u.{name}", f"e.sign * e.{name}")
 
 
 def _counted(name: str, condition: str) -> Value:
-    return Value(f"u.{name}", f"if({condition}, toInt64(e.sign), 0)")
+    return Value(f"u.{name}", f"if(({condition}) AND {_IS_REQUEST}, toInt64(e.sign), 0)")
 
 
 _NO_BINS: Final = "CAST(map() AS Map(UInt16, Int64))"
 VALUES: Final[dict[str, Value]] = {
-    "requests": Value("u.requests", "toInt64(e.sign)"),
+    "requests": Value("u.requests", _REQUESTS),
     "errors": _counted("errors", "e.status >= 400 OR e.error_type <> ''"),
     "failed": _counted("failed", "e.status >= 400"),
     "denied": _counted("denied", "e.denied_reason <> ''"),
@@ -48,8 +59,9 @@ VALUES: Final[dict[str, Value]] = {
     "completion_tokens": _summed("completion_tokens"),
     "reasoning_tokens": _summed("reasoning_tokens"),
     "tokens": Value(
-        "u.prompt_tokens + u.cached_prompt_tokens + u.completion_tokens + u.reasoning_tokens",
-        "e.sign * (e.prompt_tokens + e.cached_prompt_tokens + e.completion_tokens + e.reasoning_tokens)",
+        "u.prompt_tokens + u.cached_prompt_tokens + u.completion_tokens + u.reasoning_tokens + u.quantity_tokens",
+        "e.sign * (e.prompt_tokens + e.cached_prompt_tokens + e.completion_tokens + e.reasoning_tokens "
+        f"+ {_QUANTITY_TOKENS})",
     ),
     "cost_nanos": _summed("cost_nanos"),
     "estimated_cost_nanos": Value(
@@ -71,25 +83,45 @@ VALUES: Final[dict[str, Value]] = {
     ),
     "kinds": Value(
         "map(toString(u.kind), u.requests)",
-        "map(toString(e.kind), toInt64(e.sign))",
+        f"map(toString(e.kind), {_REQUESTS})",
         "sumMap",
         "CAST(map() AS Map(String, Int64))",
     ),
     "minutes": Value(
         "u.minutes",
-        "map(toUInt8(toMinute(e.occurred_at)), toInt64(e.sign))",
+        f"map(toUInt8(toMinute(e.occurred_at)), {_REQUESTS})",
         "sumMap",
         "CAST(map() AS Map(UInt8, Int64))",
     ),
     "latency_max_us": Value("u.latency_max_us", "ifNull(e.latency_us, -1)", "max", "toInt64(-1)"),
     "first_at_us": Value(
-        "u.first_at_us", "toUnixTimestamp64Micro(e.occurred_at)", "min", f"toInt64({_NEVER_US})"
+        "u.first_at_us",
+        f"if({_IS_REQUEST}, toUnixTimestamp64Micro(e.occurred_at), {_NEVER_US})",
+        "min",
+        f"toInt64({_NEVER_US})",
     ),
-    "last_at_us": Value("u.last_at_us", "toUnixTimestamp64Micro(e.occurred_at)", "max", "toInt64(0)"),
+    "last_at_us": Value(
+        "u.last_at_us",
+        f"if({_IS_REQUEST}, toUnixTimestamp64Micro(e.occurred_at), 0)",
+        "max",
+        "toInt64(0)",
+    ),
+    "margin_nanos": _summed("margin_nanos"),
+    "adjustments": Value("u.adjustments", "if(e.adjustment_nanos = 0, 0, toInt64(e.sign))"),
+    "adjustment_nanos": _summed("adjustment_nanos"),
     "corrections": Value("u.corrections", "toInt64(e.sign = -1)"),
 }
 EXTREMES: Final = frozenset({"latency_max_us", "first_at_us", "last_at_us"})
 """The values that cannot be subtracted."""
+
+
+def value_of_quantity(parameter: str) -> Value:
+    """Return the value of the quantity that the server-side *parameter* names; 128 bits, as its sums need."""
+    return Value(
+        f"u.quantities[{{{parameter}:String}}]",
+        f"e.sign * toInt128(e.quantities[{{{parameter}:String}}])",
+        nothing="toInt128(0)",
+    )
 
 
 def _milliseconds(value: Any) -> float | None:
@@ -151,6 +183,8 @@ MEASURES: Final[dict[str, Measure]] = {
     "latency_ms_p90": _percentile("0.9"),
     "latency_ms_p95": _percentile("0.95"),
     "latency_ms_p99": _percentile("0.99"),
+    "provider_cost_nanos": Measure(("cost_nanos", "margin_nanos"), "cost_nanos - margin_nanos"),
+    "adjustments_nanos": Measure(("adjustments", "adjustment_nanos"), "adjustment_nanos"),
     "kinds": Measure(("kinds",), "kinds", _counts, {}),
     "peak_requests_per_minute": Measure(("requests", "minutes"), "peak_minute"),
     "peak_requests_per_hour": Measure(("requests",), "peak_hour"),
@@ -159,4 +193,6 @@ MEASURES: Final[dict[str, Measure]] = {
     ),
     "last_at": Measure(("last_at_us",), "if(last_at_us = 0, NULL, last_at_us)", _instant, None),
 }
+QUANTITY: Final = Measure((), "")
+"""A measure `quantity.NAME`, whose expression is made for each report: micro-units."""
 PEAKS: Final = frozenset({"peak_requests_per_minute", "peak_requests_per_hour"})

@@ -70,6 +70,7 @@ plans: Final = _table(
     _text("limits"),
     _text("budgets"),
     _text("layers", nullable=True),
+    _text("models", nullable=True),
     _integer("price_nanos"),
     _boolean("sellable"),
     _text("metadata"),
@@ -109,6 +110,7 @@ keys: Final = _table(
     _id("subscription_id", nullable=True),
     _id("plan_slug", nullable=True),
     _text("limits", nullable=True),
+    _text("models", nullable=True),
     _text("state", 16),
     _integer("expires_at_us", nullable=True),
     _text("metadata"),
@@ -137,6 +139,8 @@ budgets: Final = _table(
     _text("time_zone", 64),
     _text("week_start", 16),
     _integer("anchor_at_us", nullable=True),
+    _text("match", nullable=True),
+    _text("per", nullable=True),
 )
 
 grants: Final = _table(

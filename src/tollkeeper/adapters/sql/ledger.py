@@ -23,6 +23,7 @@ from tollkeeper.adapters.sql.windows import SqlWindows
 from tollkeeper.domain.bookings import Committed, CounterAt, Group, StoredHold
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
+from tollkeeper.domain.matching import VALUE_MARK
 from tollkeeper.domain.pools import CreditBook
 
 _HOUR_US: Final = 3_600_000_000
@@ -113,6 +114,19 @@ class SqlLedger:
         with self._database.reading() as tx:
             row = tx.execute(sa.select(used, progress.c.commit_seq)).one()
         return int(row[0] or 0), int(row[1])
+
+    def value_counters(self, account_id: str, counter_id: str, period_start_us: int) -> dict[str, int]:
+        prefix = counter_id + VALUE_MARK
+        with self._database.reading_all() as tx:
+            rows = tx.execute(
+                sa.select(counters.c.counter_id, counters.c.used).where(
+                    counters.c.account_id == account_id,
+                    counters.c.counter_id.startswith(prefix, autoescape=True),
+                    counters.c.period_start_us == period_start_us,
+                )
+            )
+            # SQLite's LIKE does not tell case.
+            return {str(c): int(u) for c, u in rows if str(c).startswith(prefix)}
 
     def scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
         with self._database.reading() as tx:

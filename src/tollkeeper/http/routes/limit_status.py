@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -16,8 +17,9 @@ from tollkeeper.catalog.manage import Manage
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.periods import FAR_FUTURE
-from tollkeeper.errors import NotFound
+from tollkeeper.errors import BadParameter, NotFound
 from tollkeeper.gate.gate import Gate
 from tollkeeper.http.routes.calls import (
     ANYBODY,
@@ -83,6 +85,10 @@ class CounterStanding(msgspec.Struct, frozen=True, kw_only=True):
     remaining: int | str | None
     resets_at: str | None
     """When the window or period ends; null without one."""
+    match: str | None = None
+    """Which requests it counts, e.g. `model gpt-4o*, tag.user = u1`; null for all."""
+    per: list[str] | None = None
+    """What it counts apart, where the query names no value: then `used` and `remaining` are null."""
 
 
 class KeyStanding(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +166,11 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
             ANYBODY,
             {200: json_answer(KeyStanding, "Each limit, budget and balance of the key.")},
             description="A consumption key may ask about itself.",
-            query=(QueryDoc("account", "The account that the key belongs to."),),
+            query=(
+                QueryDoc("account", "The account that the key belongs to."),
+                QueryDoc("model", "Of limits and budgets per model: that of this model."),
+                QueryDoc("tags", "Of those per tag: that of these values, e.g. `user:u1,team:blue`."),
+            ),
             problems=(404,),
         )
     ),
@@ -168,14 +178,15 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
 @in_thread("management")
 def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell what a key has left."""
-    params = params_of(request, "account")
+    params = params_of(request, "account", "model", "tags")
     principal = principal_of(request)
     account = account_in_scope(principal, params.get("account"))
+    facts = _facts(params)
     if principal.role == "consumption" and entry_id != principal.key_id:
         raise NotFound("there is no such entry among the keys")
     stored = service(request, Manage).stored_key(account, entry_id)
     directory, gate = service(request, Directory), service(request, Gate)
-    return answer(limit_status_of(stored, directory, gate, now_us_of(request)))
+    return answer(limit_status_of(stored, directory, gate, now_us_of(request), facts))
 
 
 def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
@@ -203,8 +214,10 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
     )
 
 
-def limit_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us: int) -> KeyStanding:
-    """Return what a key has left."""
+def limit_status_of(
+    stored: StoredKey, directory: Directory, gate: Gate, now_us: int, facts: Facts | None = None
+) -> KeyStanding:
+    """Return what a key has left; *facts* name the values of limits and budgets that count some apart."""
     key = stored.entry
     state = stored.state_at(now_us)
     entitlement = directory.entitlement_of(stored)
@@ -212,7 +225,8 @@ def limit_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us:
     # Only of a key that the gate admits: others use nothing.
     if entitlement is not None and state == "active" and key.role == "consumption":
         compiled_key = gate.compiled_key_of(lambda: directory.entitlement_of_id(key.id))
-        limit_statuses = [] if compiled_key is None else gate.limit_statuses(compiled_key, now_us)
+        if compiled_key is not None:
+            limit_statuses = gate.limit_statuses(compiled_key, now_us, facts, every=True)
     of_credit = [s for s in limit_statuses if s.kind == "credit"]
     return KeyStanding(
         key_id=key.id,
@@ -234,10 +248,27 @@ def _limit_status(status: LimitStatus) -> CounterStanding:
         name=status.name,
         unit=status.unit,
         allowed=_amount(status.allowed, status.unit),
-        used=_amount(status.used, status.unit),
-        remaining=_amount(status.remaining, status.unit),
+        used=None if status.per else _amount(status.used, status.unit),
+        remaining=None if status.per else _amount(status.remaining, status.unit),
         resets_at=None if status.resets_at is None else to_text(status.resets_at),
+        match=status.match or None,
+        per=list(status.per) or None,
     )
+
+
+def _facts(params: Mapping[str, str]) -> Facts | None:
+    """Return what the query says of a request: `model=` and `tags=user:u1,team:blue`. Raises `BadParameter`."""
+    if "model" not in params and "tags" not in params:
+        return None
+    tags = {}
+    for part in params.get("tags", "").split(",") if params.get("tags") else ():
+        name, colon, value = part.partition(":")
+        if not name or not colon:
+            raise BadParameter(
+                "tags are NAME:VALUE, several with commas, e.g. user:u1,team:blue", field="tags"
+            )
+        tags[name] = value
+    return Facts(params.get("model", ""), tags, "", "", "")
 
 
 def _amount(value: int | None, unit: str) -> int | str | None:

@@ -1,4 +1,5 @@
 -- Every record, as booked: the columns of domain/events.py Record, instants as DateTime64.
+-- The provider's cost is kept as what is earned on it (`margin_nanos`, the cost without it), which is 0 for most.
 -- Codecs: measured on the real traces; texts of callers (ids) are most of the bytes.
 -- The deduplication window makes a repeated append change nothing (see store.py); it counts parts, and one
 -- append makes a part per month that it touches.
@@ -32,7 +33,11 @@ CREATE TABLE IF NOT EXISTS events
     estimated_cost_nanos Int64 CODEC(ZSTD),
     cost_state LowCardinality(String) CODEC(ZSTD),
     price_version LowCardinality(String) CODEC(ZSTD),
-    tags Map(LowCardinality(String), String) CODEC(ZSTD)
+    tags Map(LowCardinality(String), String) CODEC(ZSTD),
+    quantities Map(LowCardinality(String), Int64) CODEC(ZSTD),
+    margin_nanos Int64 CODEC(ZSTD),
+    variant LowCardinality(String) CODEC(ZSTD),
+    adjustment_nanos Int64 CODEC(ZSTD)
 )
 ENGINE = MergeTree
 PARTITION BY toYYYYMM(occurred_at)

@@ -43,7 +43,12 @@ CREATE TABLE IF NOT EXISTS usage_rollups
     minutes SimpleAggregateFunction(sumMap, Map(UInt8, Int64)) CODEC(ZSTD),
     first_at_us SimpleAggregateFunction(min, Int64) CODEC(Delta, LZ4),
     last_at_us SimpleAggregateFunction(max, Int64) CODEC(Delta, LZ4),
-    corrections SimpleAggregateFunction(sum, Int64) CODEC(T64, LZ4)
+    corrections SimpleAggregateFunction(sum, Int64) CODEC(T64, LZ4),
+    quantities SimpleAggregateFunction(sumMap, Map(String, Int128)) CODEC(LZ4),
+    quantity_tokens SimpleAggregateFunction(sum, Int64) CODEC(T64, LZ4),
+    margin_nanos SimpleAggregateFunction(sum, Int64) CODEC(LZ4),
+    adjustments SimpleAggregateFunction(sum, Int64) CODEC(T64, LZ4),
+    adjustment_nanos SimpleAggregateFunction(sum, Int64) CODEC(LZ4)
 )
 ENGINE = AggregatingMergeTree
 PARTITION BY toYear(at)
@@ -52,6 +57,8 @@ ORDER BY (
 )
 SETTINGS non_replicated_deduplication_window = 10000, index_granularity = 1024;
 
+-- The token classes are those of domain/quantities.py; a test holds the two together. A record with an adjustment is no
+-- request. Quantities are micro-units: sums of these pass 64 bits.
 -- The bin of a latency is that of domain/rollups.py latency_bin: the divisor is the same double, ln 1.02.
 -- Per-record forms of these sums are in queries.py; a test holds the two together.
 -- Records are summed per hour first, so that a tier costs as much as it has rows.
@@ -92,13 +99,18 @@ SELECT
     sumMapIf(h.minutes, tier IN ('hour', 'keys_hour', 'kinds_hour')) AS minutes,
     min(h.first_at_us) AS first_at_us,
     max(h.last_at_us) AS last_at_us,
-    sum(h.corrections) AS corrections
+    sum(h.corrections) AS corrections,
+    sumMap(h.quantities) AS quantities,
+    sum(h.quantity_tokens) AS quantity_tokens,
+    sum(h.margin_nanos) AS margin_nanos,
+    sum(h.adjustments) AS adjustments,
+    sum(h.adjustment_nanos) AS adjustment_nanos
 FROM (
     SELECT
         account_id,
         toStartOfHour(e.occurred_at) AS hour,
         project_id, key_id, kind, method, route, status, error_type, denied_reason, model, cache,
-        sum(e.sign) AS requests,
+        sumIf(e.sign, e.adjustment_nanos = 0) AS requests,
         sum(e.sign * e.prompt_tokens) AS prompt_tokens,
         sum(e.sign * e.cached_prompt_tokens) AS cached_prompt_tokens,
         sum(e.sign * e.completion_tokens) AS completion_tokens,
@@ -118,10 +130,28 @@ FROM (
             ),
             e.latency_us IS NOT NULL
         ) AS latency_bins,
-        sumMap(map(toUInt8(toMinute(e.occurred_at)), toInt64(e.sign))) AS minutes,
-        min(if(e.sign = 1, toUnixTimestamp64Micro(e.occurred_at), 9223372036854775807)) AS first_at_us,
-        max(if(e.sign = 1, toUnixTimestamp64Micro(e.occurred_at), 0)) AS last_at_us,
-        toInt64(countIf(e.sign = -1)) AS corrections
+        sumMapIf(map(toUInt8(toMinute(e.occurred_at)), toInt64(e.sign)), e.adjustment_nanos = 0) AS minutes,
+        min(if(e.sign = 1 AND e.adjustment_nanos = 0, toUnixTimestamp64Micro(e.occurred_at), 9223372036854775807))
+            AS first_at_us,
+        max(if(e.sign = 1 AND e.adjustment_nanos = 0, toUnixTimestamp64Micro(e.occurred_at), 0)) AS last_at_us,
+        toInt64(countIf(e.sign = -1)) AS corrections,
+        sumMapIf(
+            CAST(mapApply((k, v) -> (k, e.sign * toInt128(v)), e.quantities) AS Map(String, Int128)),
+            notEmpty(e.quantities)
+        ) AS quantities,
+        sum(e.sign * intDiv(
+            arraySum(
+                (k, v) -> if(k IN (
+                    'cache_write_tokens', 'cache_write_1h_tokens', 'audio_prompt_tokens', 'audio_cached_prompt_tokens',
+                    'image_prompt_tokens', 'audio_completion_tokens', 'image_completion_tokens'
+                ), v, 0),
+                mapKeys(e.quantities), mapValues(e.quantities)
+            ),
+            1000000
+        )) AS quantity_tokens,
+        sum(e.sign * e.margin_nanos) AS margin_nanos,
+        toInt64(sumIf(e.sign, e.adjustment_nanos <> 0)) AS adjustments,
+        sum(e.sign * e.adjustment_nanos) AS adjustment_nanos
     FROM events AS e
     GROUP BY
         account_id, hour, project_id, key_id, kind, method, route, status, error_type, denied_reason, model, cache

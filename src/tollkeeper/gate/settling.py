@@ -1,0 +1,91 @@
+"""
+How a settlement ends what a request had taken, and what it charges. Callers hold the gate's lock unless it says not.
+
+A settlement may name another model or other tags than its hold, so that other counters count it. Those that held for
+it get their part back. Those that did not are charged what the record says, whether or not it fits: it was used.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.meter import facts_of
+from tollkeeper.gate.admission import Admission, Charge, Moved
+from tollkeeper.gate.counter import Counter, Taken
+
+Actual: TypeAlias = tuple[int, int, int, int]
+
+
+class Moves(NamedTuple):
+    """The counters that a settlement leaves and those that it joins, since its record is matched otherwise."""
+
+    left: frozenset[str]
+    joined: list[Counter]
+
+
+def used_by(record: Record) -> Actual:
+    """Return what a record takes per unit, in the order of `UNITS`."""
+    return (1, record.tokens, record.cost_nanos, record.credits)
+
+
+def moves_of(admission: Admission, record: Record, now_us: int) -> Moves | None:
+    """
+    Return the counters that *record* moves from and to; None when it counts where its hold does.
+
+    Without the gate's lock: a window that is not in memory is read. Nothing is changed yet.
+    """
+    matched = admission.matched
+    if matched is None:
+        return None
+    held, facts = admission.facts, facts_of(record)
+    if facts == held:
+        return None
+    before = {counter.counter_id for group in matched.counters(held, now_us) for counter in group}
+    after = {counter.counter_id: counter for group in matched.counters(facts, now_us) for counter in group}
+    if before == after.keys():
+        return None
+    return Moves(frozenset(before - after.keys()), [after[name] for name in after if name not in before])
+
+
+def settle(admission: Admission, actual: Actual, moves: Moves | None, now_us: int) -> list[Charge]:
+    """End every hold of *admission* with what was really used; return what the ledger must be charged."""
+    charges = []
+    if moves is None:
+        for counter, held, mark in admission.taken:
+            amount = actual[counter.unit_index]
+            if amount != held or counter.counts_open:
+                counter.settle(mark, held, amount)
+                if counter.charged:
+                    charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
+        return charges
+    for counter, held, mark in admission.taken:
+        amount = 0 if counter.counter_id in moves.left else actual[counter.unit_index]
+        counter.settle(mark, held, amount)
+        if counter.charged and amount:
+            charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
+    joined: list[Taken] = []
+    for counter in moves.joined:
+        amount = actual[counter.unit_index]
+        if counter.charged:
+            mark = counter.retake(0, admission.at_us)
+            counter.settle(mark, 0, amount)
+            joined.append((counter, 0, mark))
+            charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
+        elif (window_mark := counter.take_late(amount, admission.at_us, now_us)) is not None:
+            joined.append((counter, amount, window_mark))
+    admission.moved = Moved(moves.left, joined)
+    return charges
+
+
+def unsettle(admission: Admission, actual: Actual) -> None:
+    """Take a settlement back, as it was made with `settle`: the hold is as it was before."""
+    left, joined = admission.moved or Moved(frozenset(), [])
+    for counter, held, mark in admission.taken:
+        amount = 0 if counter.counter_id in left else actual[counter.unit_index]
+        counter.unsettle(mark, held, amount)
+    for counter, held, mark in joined:
+        if counter.charged:
+            counter.unsettle(mark, 0, actual[counter.unit_index])
+        counter.give_back(mark, held)
+    admission.moved = None
