@@ -70,7 +70,7 @@ def test_every_recorded_body_is_read_as_its_provider_means_it() -> None:
             right = (*body["usage"]["billed_units"].values(), 0, 0, 0)
         for form in (body, body.get("usage", body.get("usageMetadata"))):
             assert nested(read_usage(form).usage) == right, body
-        assert read_usage(body).usage.model == entry.get("model", body.get("modelVersion", ""))
+        assert read_usage(body).usage.response_model == entry.get("model", body.get("modelVersion", ""))
 
 
 CASES: Final[list[tuple[str, Any, tuple[int, int, int, int], dict[str, float]]]] = [
@@ -458,7 +458,7 @@ def test_the_chunks_of_a_stream_are_read_together() -> None:
     ]
     usage = read_usage(anthropic, "anthropic").usage
     assert columns(usage) == (25, 11, 15, 0)
-    assert (usage.model, usage.variant) == ("claude-sonnet-4-5", "priority")
+    assert (usage.response_model, usage.variant) == ("claude-sonnet-4-5", "priority")
     openai = [
         {"model": "gpt-5-mini", "choices": [{"delta": {}}], "usage": None},
         {"model": "gpt-5-mini", "choices": [], "usage": M5},
@@ -500,7 +500,7 @@ def test_the_chunks_of_a_stream_are_read_together() -> None:
 def test_the_usage_is_found_in_what_is_around_it(body: Any) -> None:
     usage = read_usage(body).usage
     assert columns(usage) == (86, 1920, 108, 192)
-    assert usage.model == "gpt-5-mini"
+    assert usage.response_model == "gpt-5-mini"
     assert usage.variant == ("batch" if "custom_id" in body else "")
 
 
@@ -634,7 +634,7 @@ def test_what_cannot_be_read_is_rejected_by_name(
 
 def test_a_helper_makes_the_usage_of_an_outcome() -> None:
     usage = usage_from("openai", {"model": "gpt-5-mini-2025-08-07", "usage": M5})
-    assert usage == Usage(86, 1920, 108, 192, "gpt-5-mini-2025-08-07")
+    assert usage == Usage(86, 1920, 108, 192, response_model="gpt-5-mini-2025-08-07")
     assert (
         usage_from("openai", {"model": "x", "usage": M5}, model="azure/gpt-5-mini").model
         == "azure/gpt-5-mini"

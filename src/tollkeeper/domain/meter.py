@@ -165,9 +165,12 @@ def admitted_record(
         expected_model: The model of the hold, which *outcome* may leave out, as it may the *tags*.
     """
     status, usage, error_type, latency_us, bytes_out, cache, stated_tags, estimated = outcome
-    prompt, cached_prompt, completion, reasoning, model, stated_nanos, _, quantities, variant = usage
+    prompt, cached_prompt, completion, reasoning, model, stated_nanos, _, quantities, variant, answered = (
+        usage
+    )
     if not model:
-        model = expected_model
+        # The response's own name says neither the seller nor the deployment, which have the price.
+        model = expected_model or answered
     estimate_nanos = None
     if estimated:
         estimate_nanos = held_nanos if stated_nanos is None else stated_nanos

@@ -317,7 +317,10 @@ class Holds:
         """Return whether settling a hold with *outcome* reads no store."""
         held = self._open.find(hold_id, account_id)
         # With another model or other tags it may move to counters that are not in memory.
-        return held is not None and (held[0].matched is None or not (outcome.usage.model or outcome.tags))
+        return held is not None and (
+            held[0].matched is None
+            or not (outcome.usage.model or outcome.usage.response_model or outcome.tags)
+        )
 
     def void_hold(
         self, hold_id: str, future: CommitFuture, *, account_id: str | None = None

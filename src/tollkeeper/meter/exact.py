@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
-from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, Tokens, parse_time_us, stated_quantities
+from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, parse_time_us, stated_quantities
 from tollkeeper.domain.instants import US_PER_S
-from tollkeeper.domain.quantities import BadQuantity, quantities_json
+from tollkeeper.domain.quantities import BadQuantity
 from tollkeeper.errors import BadParameter
 from tollkeeper.meter.arrays import Int64s
 from tollkeeper.meter.fields import Part, plain_table_of
@@ -58,10 +58,8 @@ def decode_each(
     for index, item in enumerate(items):
         try:
             event = decode(item)
-            if event.usage is not None:
+            if event.usage is not None or event.usage_of is not None:
                 event = _with_counts(event)
-            elif event.usage_of is not None:
-                raise Refused("usage", "missing_field", "usage is required where usage_of says whose it is")
             times.append(_time_us(event, now_us))
         except (*UNREADABLE, Refused) as exc:
             rejected.add(int(places[index]), exc)
@@ -114,36 +112,12 @@ def _without_null_tags(plain: Any, error: msgspec.ValidationError) -> Event:
 
 def _with_counts(event: Event) -> Event:
     """Return *event* with the counts that its provider's usage object states, in place of the object."""
-    from tollkeeper.meter.provider_usage import read_usage
+    from tollkeeper.meter.provider_usage import counted_event
 
-    if event.tokens is not None:
-        raise Refused(
-            "tokens",
-            "bad_usage",
-            "tokens and usage both state the tokens: send usage, as the provider sent it, or tokens, whose counts "
-            "share no token, but not both",
-        )
     try:
-        usage = read_usage(event.usage, event.usage_of).usage
+        return counted_event(event)
     except BadParameter as exc:
         raise Refused(exc.field[:_FIELD_CHARS_MAX], "bad_usage", str(exc)) from None
-    found = quantities_json(usage.quantities)
-    stated = {name: value for name, value in (event.quantities or {}).items() if value is not None}
-    twice = sorted(found.keys() & stated.keys())
-    if twice:
-        field = f"quantities.{twice[0]}"
-        raise Refused(field, "bad_usage", f"{field} is stated by usage too: leave it out")
-    return msgspec.structs.replace(
-        event,
-        tokens=Tokens(
-            usage.prompt_tokens, usage.cached_prompt_tokens, usage.completion_tokens, usage.reasoning_tokens
-        ),
-        quantities={**stated, **found} or None,
-        model=event.model or usage.model or None,
-        variant=event.variant or usage.variant or None,
-        usage=None,
-        usage_of=None,
-    )
 
 
 def _time_us(event: Event, now_us: int) -> int:

@@ -24,9 +24,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final, NamedTuple
 
-from tollkeeper.domain.events import TOKENS_MAX
-from tollkeeper.domain.quantities import MICROS, QUANTITY_MICROS_MAX, QUANTITY_UNITS_MAX
-from tollkeeper.domain.requests import Usage
+import msgspec
+
+from tollkeeper.domain.events import TOKENS_MAX, Event, Tokens
+from tollkeeper.domain.quantities import (
+    MICROS,
+    QUANTITY_MICROS_MAX,
+    QUANTITY_UNITS_MAX,
+    TOKEN_CLASSES,
+    quantities_json,
+)
+from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.meter.usage_bodies import located
 from tollkeeper.meter.usage_extractors import Family, Source, family_of, sources
@@ -86,7 +94,7 @@ class ProviderUsage(NamedTuple):
     What a body says, in disjoint counts.
 
     Attributes:
-        usage: The counts; its `model` and `variant` are the body's, `""` where it has none.
+        usage: The counts; its `response_model` and `variant` are the body's, `""` where it has none.
         read_as: The extractor that read it, `provider/flavor`.
     """
 
@@ -104,13 +112,95 @@ def usage_from(usage_of: str | None, body: Any, *, model: str = "") -> Usage:
         usage_of: Whose body it is: `openai`, `openai-responses`, `anthropic`, `gemini`, `bedrock`, or any provider
             of the price list; None finds it by its fields.
         body: The usage object, the response around it, the chunks of a stream, or one of these as JSON text.
-        model: Whose price applies; the body's own when empty.
+        model: Whose price applies. An estimate must have it; an outcome without has that of its hold, else the one
+            that the response names.
 
     Raises:
         BadParameter: The body cannot be read: its field, and what is missing.
     """
     usage = read_usage(body, usage_of).usage
     return usage._replace(model=model) if model else usage
+
+
+def counted_usage(stated: Usage, body: Any, usage_of: str | None) -> Usage:
+    """
+    Return *stated* with the counts of a provider's usage object; its own model, variant and cost stand.
+
+    Args:
+        stated: What a caller states beside the object; without tokens.
+        body: The object, as for `usage_from`; None where the caller states none.
+
+    Raises:
+        BadParameter: Both state tokens, or the same quantity; or as `usage_from`.
+    """
+    if body is None:
+        if usage_of is not None:
+            raise BadParameter("usage is required where usage_of says whose it is", field="usage")
+        return stated
+    if stated.tokens:
+        raise _both()
+    usage = read_usage(body, usage_of).usage
+    for name in stated.quantities:
+        if name in usage.quantities:
+            raise _twice(name)
+    quantities = {**stated.quantities, **usage.quantities}
+    return stated._replace(
+        prompt_tokens=usage.prompt_tokens,
+        cached_prompt_tokens=usage.cached_prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        response_model=usage.response_model,
+        quantities={name: quantities[name] for name in sorted(quantities)},
+        variant=stated.variant or usage.variant,
+    )
+
+
+def counted_event(event: Event, *, in_place_of_others: bool = False) -> Event:
+    """
+    Return *event* with the counts of its provider's usage object in place of the object.
+
+    Args:
+        in_place_of_others: Token classes that the object does not state are stated as 0, for an amendment.
+
+    Raises:
+        BadParameter: As `counted_usage`.
+    """
+    if event.usage is not None and event.tokens is not None:
+        raise _both()
+    usage = counted_usage(NO_USAGE, event.usage, event.usage_of)
+    quantities: dict[str, Any] = {
+        name: value for name, value in (event.quantities or {}).items() if value is not None
+    }
+    for name in usage.quantities:
+        if name in quantities:
+            raise _twice(name)
+    if in_place_of_others:
+        quantities |= dict.fromkeys(TOKEN_CLASSES, 0)
+    quantities |= quantities_json(usage.quantities)
+    return msgspec.structs.replace(
+        event,
+        tokens=Tokens(
+            usage.prompt_tokens, usage.cached_prompt_tokens, usage.completion_tokens, usage.reasoning_tokens
+        ),
+        quantities=quantities or None,
+        model=event.model or usage.response_model or None,
+        variant=event.variant or usage.variant or None,
+        usage=None,
+        usage_of=None,
+    )
+
+
+def _both() -> BadParameter:
+    return BadParameter(
+        "tokens and usage both state the tokens: send usage, as the provider sent it, or tokens, whose counts share no "
+        "token, but not both",
+        field="tokens",
+    )
+
+
+def _twice(name: str) -> BadParameter:
+    field = f"quantities.{name}"
+    return BadParameter(f"{field} is stated by usage too: leave it out", field=field)
 
 
 def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -> ProviderUsage:
@@ -146,9 +236,9 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
             counts.cached_prompt,
             counts.completion,
             counts.reasoning,
-            found.model,
             quantities=counts.quantities,
             variant=found.variant,
+            response_model=found.model,
         ),
         best.source,
     )

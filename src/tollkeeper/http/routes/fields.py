@@ -18,6 +18,7 @@ from tollkeeper.domain.events import (
     Name,
     Tokens,
 )
+from tollkeeper.domain.usage_forms import form_hint
 from tollkeeper.errors import BadParameter
 from tollkeeper.http.wire import Nanos
 
@@ -56,6 +57,10 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bytes_out: Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)] | None = None
     model: Name | None = None
     tokens: Tokens | None = None
+    usage: Any = None
+    """The provider's usage object, as it was sent, in place of `tokens`: it replaces all counts of tokens."""
+    usage_of: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """Whose usage object; found by its fields when absent."""
     cache: Literal["hit", "miss", "none"] | None = None
     credits: Nanos | None = None
     cost_nanos: Nanos | None = None
@@ -97,6 +102,8 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
     field = ".".join(part for part in (path, named["name"][:64] if named else "") if part)
     hint = ""
     if what.startswith("Object contains unknown"):
+        if form := form_hint(field):
+            raise BadParameter(form, field=field)
         hint = f": the fields are {', '.join(of.__struct_fields__)}" if not path else ""
         what = "unknown field"
     elif named:
