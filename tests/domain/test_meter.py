@@ -33,7 +33,7 @@ FREE = Route(id="status", method="GET", path="/v1/status", free=True)
 M = ModelPrice("prices:m", 5, (Tier(0, 1_000_000, 0, 0, 0),))
 
 
-def price_of(model: str, account_id: str, at_us: int) -> ModelPrice | None:
+def price_of(model: str, variant: str, account_id: str, plan: str, at_us: int) -> ModelPrice | None:
     assert model
     return M if model == "m" else None
 

@@ -58,7 +58,7 @@ class Site:
     def routes(self) -> list[Route]:
         return [Route(id="chat", method="POST", path="/chat")]
 
-    def price(self, model: str, account_id: str, at_us: int) -> None:
+    def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> None:
         return None
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The catalog over HTTP: what PUT, POST, GET and DELETE do to each of the ten kinds, and apply."""
+"""The catalog over HTTP: what PUT, POST, GET and DELETE do to each kind, and apply."""
 
 from __future__ import annotations
 

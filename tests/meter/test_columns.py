@@ -78,7 +78,9 @@ def price_books(draw: st.DrawFn) -> PriceBook:
 
 
 def priced_by(book: PriceBook) -> Any:
-    return lambda model, account_id, at_us: book.price_of(model, account_id=account_id, at_us=at_us)
+    return lambda model, variant, account_id, plan, at_us: book.price_of(
+        model, account_id=account_id, at_us=at_us, variant=variant, plan=plan
+    )
 
 
 def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, int, str, int, str]:

@@ -82,7 +82,7 @@ class FakeSources:
     def routes(self) -> list[Route]:
         return ROUTES
 
-    def price(self, model: str, account_id: str, at_us: int) -> None:
+    def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> None:
         return None
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ import msgspec
 from tollkeeper.domain.catalog import Entry, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 
 if TYPE_CHECKING:
@@ -143,6 +144,9 @@ def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], A
     for name, value in holder.items():
         if name == "metadata":
             done[name] = value
+        elif name == "rates" and isinstance(value, dict):
+            # Nanos per million units, or money per units, which is text here and there.
+            done[name] = {unit: convert(rate) for unit, rate in value.items()}
         elif name.endswith(_MONEY_ENDINGS) or (name in ("amount", "burst") and unit == "nanos"):
             done[name] = convert(value)
         elif isinstance(value, list):
@@ -166,7 +170,7 @@ def _taken(amount: Any) -> Any:
 
 def _check_whole(value: Any, path: str) -> None:
     if isinstance(value, float):
-        raise BadParameter(f"{path}: write a whole number", field=path)
+        raise BadParameter(f"{path}: {fraction_objection(path)}", field=path)
     if isinstance(value, dict):
         for name, part in value.items():
             _check_whole(part, f"{path}.{name}" if path else name)

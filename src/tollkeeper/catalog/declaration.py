@@ -18,6 +18,7 @@ from tollkeeper.catalog.entry_writer import STATE_FIELDS
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
+from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 
 _SIGNS: Final[dict[str, str]] = {"created": "+", "changed": "~", "unchanged": "=", "deleted": "-"}
@@ -74,7 +75,7 @@ def parse_declaration(text: str) -> Declaration:
                 raise _too_deep() from None
             if where is not None:
                 raise BadParameter(
-                    f"{where}: a number with a fraction or exponent: write a whole number", field=where
+                    f"{where}: a number with a fraction or exponent: {fraction_objection(where)}", field=where
                 )
             entry = entry_from(kind, raw, path)
             field = at_path(path, entry.id_field)

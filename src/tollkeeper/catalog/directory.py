@@ -17,7 +17,7 @@ from tollkeeper.catalog.lookups import names_routes
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
-from tollkeeper.domain.catalog import Account, Budget, Key, Plan, Price, Route, Subscription
+from tollkeeper.domain.catalog import Account, Budget, Key, Markup, Plan, Price, Route, Subscription
 from tollkeeper.domain.entitlements import (
     CREDIT_COUNTER,
     BudgetScope,
@@ -86,7 +86,8 @@ class Directory:
         self._route_table: RouteTable | None = None
         self._calls: RouteCalls | None = None
         self._must_wait = must_wait
-        self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
+        self._plan_slugs: dict[tuple[str, str], str] = {}
+        self.price_book = PriceBook(*self._price_entries())
 
     @property
     def version(self) -> int:
@@ -102,8 +103,8 @@ class Directory:
     def routes(self) -> list[Route]:
         return cast("list[Route]", list(self._catalog.entries("routes")))
 
-    def price(self, model: str, account_id: str, at_us: int) -> ModelPrice | None:
-        return self.price_book.price_of(model, account_id=account_id, at_us=at_us)
+    def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> ModelPrice | None:
+        return self.price_book.price_of(model, account_id=account_id, at_us=at_us, variant=variant, plan=plan)
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         return self._ledger.counter(account_id, counter_id, period_start_us)
@@ -172,6 +173,29 @@ class Directory:
 
     def _plan_of(self, stored: StoredKey, account: Account) -> tuple[Subscription | None, Plan | None]:
         return _PlansOf(self._catalog, account).of(stored)
+
+    def plan_slug(self, account_id: str, key_id: str) -> str:
+        """
+        Return the slug of the plan that events of a key are on, `""` for none.
+
+        That of the key's entitlement, as of now: the catalog keeps no history of who was on which plan. Events
+        without a key (`""`) are on their account's plan.
+        """
+        at = (account_id, key_id)
+        slug = self._plan_slugs.get(at)
+        if slug is None:
+            forgotten = self._forgotten
+            account = self.account(account_id)
+            stored = self.key(key_id) if key_id else None
+            if account is None:
+                slug = ""
+            elif stored is None:
+                slug = account.plan or ""
+            else:
+                plan = self._plan_of(stored, account)[1]
+                slug = "" if plan is None else plan.slug
+            self._remember(self._plan_slugs, at, slug, forgotten)
+        return slug
 
     def rotation_chain_of(self, stored: StoredKey) -> list[str]:
         """Return the ids of the keys that rotations made of one another, the first one first."""
@@ -403,7 +427,10 @@ class Directory:
             self._route_table = self._calls = None
             # Budgets in force are not the catalog's: see `scopes_changed`.
             if account_id is None:
-                for memory in (self._accounts, self._keys, self._projects, self._scopes, self._deciding):
+                for memory in (
+                    *(self._accounts, self._keys, self._projects, self._scopes),
+                    *(self._deciding, self._plan_slugs),
+                ):
                     memory.clear()
                 return
             self._accounts.pop(account_id, None)
@@ -415,6 +442,7 @@ class Directory:
             }
             self._projects = {at: p for at, p in self._projects.items() if at[0] != account_id}
             self._scopes = {at: s for at, s in self._scopes.items() if at[0] != account_id}
+            self._plan_slugs = {at: p for at, p in self._plan_slugs.items() if at[0] != account_id}
 
     def scopes_changed(self, account_id: str) -> None:
         """Drop what is remembered of an account whose budgets came into or went out of force."""
@@ -424,7 +452,13 @@ class Directory:
 
     def reload_prices(self) -> None:
         """Take over changed prices."""
-        self.price_book = self.price_book.replace(cast("list[Price]", list(self._catalog.entries("prices"))))
+        self.price_book = self.price_book.replace(*self._price_entries())
+
+    def _price_entries(self) -> tuple[list[Price], list[Markup]]:
+        return (
+            cast("list[Price]", list(self._catalog.entries("prices"))),
+            cast("list[Markup]", list(self._catalog.entries("markups"))),
+        )
 
     def _remember(self, memory: dict[K, V], at: K, value: V, forgotten: int) -> None:
         with self._lock:

@@ -65,7 +65,7 @@ def checked(entry: E, path: str = "") -> E:
 
 
 def check_kind(kind: str) -> None:
-    """Raise `BadParameter` unless *kind* is one of the ten."""
+    """Raise `BadParameter` unless *kind* is one of `KINDS`."""
     if kind not in KINDS:
         raise BadParameter(f"kind is one of {', '.join(KINDS)}", field="kind")
 
@@ -95,10 +95,15 @@ def _bad_field(
 ) -> BadParameter:
     text, _, where = str(exc).partition(" - at `")
     inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
-    if inner.endswith("[...]"):  # One value of a mapping, unnamed: `metadata`, or the `tags` of a match.
+    if inner.endswith("[...]"):  # One value of a mapping, unnamed: `metadata`, `rates`, or the `tags` of a match.
         inner = inner.removesuffix("[...]")
+        sound = (str, int) if inner == "rates" else (str,)
         inner = next(
-            (f"{inner}.{key}" for key, value in _value_at(raw, inner).items() if not isinstance(value, str)),
+            (
+                f"{inner}.{key}"
+                for key, value in _value_at(raw, inner).items()
+                if isinstance(value, bool) or not isinstance(value, sound)
+            ),
             inner,
         )
     holder = _type_at(entry_type, inner)

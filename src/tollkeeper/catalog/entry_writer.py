@@ -19,7 +19,7 @@ from tollkeeper.catalog.key_writer import KeyWriter
 from tollkeeper.catalog.lookups import owner_of
 from tollkeeper.catalog.quotas import NO_QUOTAS, check_quota
 from tollkeeper.domain.bounds import Customer, project_objection
-from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Price, Project
+from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Markup, Price, Project
 from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
 from tollkeeper.ports import Catalog
 
@@ -80,8 +80,13 @@ class EntryWriter:
             objection = project_objection(plans_of(self._catalog, entry.account), budgets)
             if objection is not None:
                 raise Forbidden(objection, account=self._by.account_id)
-        if old is None and isinstance(entry, Price) and self._catalog.get("prices", entry.id) is not None:
-            raise Conflict(f"{at_path(path, 'id')}: the price id {entry.id!r} is taken: choose another")
+        if (
+            old is None
+            and isinstance(entry, Price | Markup)
+            and self._catalog.get(entry.kind, entry.id) is not None
+        ):
+            what = "price" if isinstance(entry, Price) else "mark-up"
+            raise Conflict(f"{at_path(path, 'id')}: the {what} id {entry.id!r} is taken: choose another")
         self._store(old, entry)
 
     def _store(self, old: Entry | None, new: Entry) -> None:
@@ -100,6 +105,9 @@ def _check_immutable(old: Entry, new: Entry, path: str) -> None:
         )
     if isinstance(new, Price):
         check_same(old, new, "account", path, "make another price")
+    if isinstance(new, Markup):
+        check_same(old, new, "account", path, "make another mark-up")
+        check_same(old, new, "plan", path, "make another mark-up")
     if isinstance(new, Budget):
         for field in _COUNTED_BUDGET_FIELDS:
             check_same(old, new, field, path, "make another budget and delete this one")

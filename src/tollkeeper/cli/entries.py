@@ -41,6 +41,7 @@ _SUMMARIES: Final = {
     "grants": "Credit given to accounts, or bought by them.",
     "routes": "How requests to a method and path are metered.",
     "prices": "What models cost, from when on.",
+    "markups": "What accounts pay beyond the price of models.",
     "webhooks": "Where to tell that a budget crossed a threshold.",
 }
 _ORDER: Final = tuple(_SUMMARIES)
@@ -421,4 +422,4 @@ def _groups() -> list[typer.Typer]:
 
 
 ENTRY_GROUPS: Final = _groups()
-"""The ten groups, in the order of the help."""
+"""The groups, in the order of the help."""

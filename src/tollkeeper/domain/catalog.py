@@ -1,5 +1,5 @@
 """
-The catalog: everything that a provider sets up, as ten kinds of entry with the same names in the
+The catalog: everything that a provider sets up, as kinds of entry with the same names in the
 declarative file, over HTTP and on the command line.
 
 Each entry is a frozen struct that refuses unknown fields; `check()` states what a single entry must
@@ -11,60 +11,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Final, Literal
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
 from tollkeeper.domain import periods
+from tollkeeper.domain.entry import ID_PATTERN as ID_PATTERN
+from tollkeeper.domain.entry import REQUEST_NANOS_MAX as REQUEST_NANOS_MAX
+from tollkeeper.domain.entry import ChargeNanos, Count, Entry, Text
+from tollkeeper.domain.entry import Invalid as Invalid
+from tollkeeper.domain.entry import check_aware as _check_aware
+from tollkeeper.domain.entry import check_id as _check_id
 from tollkeeper.domain.matching import Match, Patterns, check_routes, parse_per
 from tollkeeper.domain.money import NANOS_MAX
+from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
+from tollkeeper.domain.price_entries import Markup as Markup
+from tollkeeper.domain.price_entries import Price as Price
 from tollkeeper.domain.zones import zone_of
 
 Unit = Literal["requests", "tokens", "nanos", "credits"]
 """What a limit or budget counts. `nanos` is money, `credits` the provider's own unit."""
 
+ChargeCredits = ChargeNanos
+
 KeyState = Literal["active", "inactive", "expired", "revoked", "deleted"]
 KeyType = Literal["subscription", "credit"]
 Role = Literal["consumption", "management"]
 
-ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,127}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "*"})
 _SHA256: Final = re.compile(r"[0-9a-f]{64}\Z")
 _URL: Final = re.compile(r"https?://[!-~]+\Z")
 """Visible ASCII only: a line break in it would end a header of the request that is sent there."""
-
-Text = Annotated[str, msgspec.Meta(max_length=256)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=NANOS_MAX)]
-REQUEST_NANOS_MAX: Final = 10**15
-"""A million units for one request, as `events.COST_NANOS_MAX`: a record's arithmetic stays inside 64 bits."""
-ChargeNanos = Annotated[int, msgspec.Meta(ge=0, le=REQUEST_NANOS_MAX)]
-ChargeCredits = ChargeNanos
-
-
-class Invalid(ValueError):
-    """One field of an entry breaks a rule: *field* is its path, the message says what to do."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the ten kinds."""
-
-    kind: ClassVar[str]
-    """The kind's name: its table in the file, its path segment over HTTP, its command."""
-    id_field: ClassVar[str] = "id"
-
-    @property
-    def entry_id(self) -> str:
-        return str(getattr(self, self.id_field))
-
-    def check(self) -> None:
-        """Raise `Invalid` when the entry breaks a rule that it can know by itself."""
-        _check_id(self.entry_id, self.id_field)
 
 
 class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -367,37 +346,6 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("free", "a free route has neither credits nor price_nanos")
 
 
-PRICE_NANOS_MAX: Final = 2_000_000_000_000
-"""2000 units per million tokens; `meter.price_columns` stays inside 64 bits up to this."""
-PriceNanos = Annotated[int, msgspec.Meta(ge=0, le=PRICE_NANOS_MAX)]
-"""Nanos per million tokens."""
-
-
-class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """
-    What a model costs from an instant on. The entry of the account wins over the one for all, either over
-    the built-in price list; among several, the latest `effective_at` that is not after the event's time.
-    """
-
-    kind = "prices"
-
-    id: str
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    account: str | None = None
-    effective_at: datetime = datetime(1970, 1, 1, tzinfo=UTC)
-    prompt_nanos_per_million: PriceNanos = 0
-    cached_prompt_nanos_per_million: PriceNanos | None = None
-    """As a prompt token when absent."""
-    completion_nanos_per_million: PriceNanos = 0
-    reasoning_nanos_per_million: PriceNanos | None = None
-    """As a completion token when absent."""
-    request_nanos: ChargeNanos = 0
-
-    def check(self) -> None:
-        super().check()
-        _check_aware(self.effective_at, "effective_at")
-
-
 class Actions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What happens at which of a webhook's thresholds, beside telling it; nothing where absent."""
 
@@ -441,7 +389,7 @@ class Webhook(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 KINDS: Final[dict[str, type[Entry]]] = {
     entry.kind: entry
-    for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price, Webhook)
+    for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price, Markup, Webhook)
 }
 """The kinds in the order in which references between them can be set up."""
 
@@ -458,6 +406,7 @@ REFERENCES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "budgets": (("account", "accounts"), ("project", "projects"), ("key", "keys")),
     "grants": (("account", "accounts"),),
     "prices": (("account", "accounts"),),
+    "markups": (("account", "accounts"), ("plan", "plans")),
     "webhooks": (("account", "accounts"), ("project", "projects")),
     "plans": (),
     "routes": (),
@@ -471,26 +420,6 @@ def references(entry: Entry) -> Iterator[tuple[str, str, str]]:
         value: Any = getattr(entry, field)
         if value is not None:
             yield field, kind, value
-
-
-def _check_id(value: str, field: str) -> None:
-    if not ID_PATTERN.match(value):
-        raise Invalid(
-            field,
-            f"{value[:64]!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, "
-            "starting with a letter or digit",
-        )
-
-
-def _check_aware(value: datetime | None, field: str) -> None:
-    if value is None:
-        return
-    if value.tzinfo is None:
-        raise Invalid(field, f"{field} needs an offset, e.g. 2026-01-31T00:00:00Z")
-    try:
-        value.astimezone(UTC)
-    except OverflowError:
-        raise Invalid(field, f"{field} is before the year 1 or after the year 9999 in UTC") from None
 
 
 def check_zone(name: str, path: str = "") -> None:

@@ -10,7 +10,8 @@ The rules, the first that applies:
 1. An estimate of a job under way counts until its actual cost comes.
 2. A cost that the caller states stands.
 3. A free route, a cache hit and a refused request cost nothing.
-4. The route's price, unless the request failed, plus the price of its model, if it used one.
+4. The route's price, unless the request failed, plus the price of its model, if it used one. Unpriced without a price
+   for that model and variant, or with one for units (seconds, pages) of which the request states none.
 5. Without a model, on a path that no route knows, there is nothing to charge: free.
 
 Beside it stands the provider cost, what the request costs its provider: what the caller states; else the cost that
@@ -35,8 +36,8 @@ from tollkeeper.domain.requests import Outcome, Usage
 UNKNOWN_ROUTE: Final = Route(id="unknown", method="*", path="/*")
 """Stands for the policy of a path that no route knows. Compared by identity: a catalog may have a route of this id."""
 
-PriceOf: TypeAlias = Callable[[str, str, int], "ModelPrice | None"]
-"""`(model, account_id, at_us)` → its price, or None. Only asked for a model that is charged."""
+PriceOf: TypeAlias = Callable[[str, str, str, str, int], "ModelPrice | None"]
+"""`(model, variant, account_id, plan, at_us)` → its price, or None. Only asked for a model that is charged."""
 
 Cost: TypeAlias = tuple[int, int, CostState, int, str]
 """`(cost_nanos, provider_cost_nanos, cost_state, credits, price_version)`. A plain tuple: every request makes one."""
@@ -64,6 +65,7 @@ def cost_of(
     refused: bool = False,
     estimate_nanos: int | None = None,
     provider_nanos: int | None = None,
+    plan: str = "",
 ) -> Cost:
     """
     Return what a request costs, by the rules at the top of this module.
@@ -83,6 +85,7 @@ def cost_of(
         refused: Whether a limit or budget refused it. It used nothing then, whatever it asked for.
         estimate_nanos: The expected cost of a job under way; None when the job is done.
         provider_nanos: The provider cost that the caller states, if any.
+        plan: Slug of the plan in force, `""` for none: mark-ups may be for one.
     """
     failed = refused or status >= 400
     credits = usage.credits
@@ -101,11 +104,11 @@ def cost_of(
         if route is UNKNOWN_ROUTE:
             return 0, provider_nanos or 0, "free", credits, ""
         return nanos, provider_nanos or 0, "priced", credits, "route:" + route.id
-    price = price_of(model, account_id, at_us)
-    if price is None:
+    price = price_of(model, usage.variant, account_id, plan, at_us)
+    if price is None or (price.only_units and not price.covers(usage)):
         return nanos, provider_nanos or 0, "unpriced", credits, ""
-    of_model = cost_nanos(price, usage[0], usage[1], usage[2], usage[3])
-    return nanos + of_model, _or(provider_nanos, of_model), "priced", credits, price.version
+    of_model, listed_nanos = cost_nanos(price, usage)
+    return nanos + of_model, _or(provider_nanos, listed_nanos), "priced", credits, price.version
 
 
 def _or(stated: int | None, found: int) -> int:
@@ -155,6 +158,8 @@ def admitted_record(
     expected_model: str,
     tags: Mapping[str, str],
     outcome: Outcome,
+    plan: str = "",
+    expected_variant: str = "",
 ) -> Record:
     """
     Return the record of a request that the gate admitted.
@@ -163,6 +168,8 @@ def admitted_record(
         path: Under which it is counted: see `counted_path`.
         held_nanos: What was set aside for it; its cost while its outcome is an estimate without a number.
         expected_model: The model of the hold, which *outcome* may leave out, as it may the *tags*.
+        plan: Slug of the plan that was in force when the request was admitted.
+        expected_variant: The variant of the hold, which *outcome* may leave out too.
     """
     status, usage, error_type, latency_us, bytes_out, cache, stated_tags, estimated = outcome
     prompt, cached_prompt, completion, reasoning, model, stated_nanos, _, quantities, variant, answered = (
@@ -171,11 +178,14 @@ def admitted_record(
     if not model:
         # The response's own name says neither the seller nor the deployment, which have the price.
         model = expected_model or answered
+    if expected_variant and not variant:
+        variant = expected_variant
+        usage = usage._replace(variant=variant)
     estimate_nanos = None
     if estimated:
         estimate_nanos = held_nanos if stated_nanos is None else stated_nanos
     cost, provider_cost, state, credits, version = cost_of(
-        price_of, account_id, at_us, route, usage, model, status, cache, False, estimate_nanos
+        price_of, account_id, at_us, route, usage, model, status, cache, False, estimate_nanos, None, plan
     )
     if stated_tags:
         tags = stated_tags
@@ -280,8 +290,13 @@ def bounded_path(path: str) -> str:
     return path[: ROUTE_CHARS_MAX - len(digest)] + digest
 
 
-def recharged(price_of: PriceOf, record: Record, route: Route) -> Record:
-    """Return *record* with the cost that it has by today's routes and prices, as if no cost had been stated."""
+def recharged(price_of: PriceOf, record: Record, route: Route, plan: str = "") -> Record:
+    """
+    Return *record* with the cost that it has by today's routes and prices, as if no cost had been stated.
+
+    Args:
+        plan: Slug of the plan in force now.
+    """
     usage = Usage(
         record.prompt_tokens,
         record.cached_prompt_tokens,
@@ -303,6 +318,7 @@ def recharged(price_of: PriceOf, record: Record, route: Route) -> Record:
         record.cache,
         bool(record.denied_reason),
         provider_nanos=stated or None,
+        plan=plan,
     )
     return record._replace(
         cost_nanos=cost, provider_cost_nanos=provider_cost, cost_state=state, price_version=version

@@ -139,6 +139,8 @@ class Admission:
             self.expected.model,
             self.tags,
             outcome,
+            compiled_key.plan_slug,
+            self.expected.variant,
         )
 
     def __del__(self) -> None:

@@ -116,6 +116,7 @@ class CompiledKey:
         "limits",
         "matched",
         "open",
+        "plan_slug",
         "pool",
         "profile",
         "project_id",
@@ -138,6 +139,7 @@ class CompiledKey:
         self.project_id = entitlement.key.project or ""
         self.account_id = entitlement.account.id
         self.profile = entitlement.key.profile
+        self.plan_slug = "" if entitlement.plan is None else entitlement.plan.slug
         self.limits = limits
         self.budgets = budgets
         self.pool = pool

@@ -152,7 +152,7 @@ class Gate:
             if stated is None:
                 return Denial(
                     "price_unknown",
-                    f"There is no price for model {expected.model[:128]!r}: set one, or state cost_nanos.",
+                    _unpriced(expected),
                 )
             amounts = stated
         if matched is not None:
@@ -299,7 +299,15 @@ class Gate:
         if route.free:
             return Amounts(1, usage.tokens, 0, 0)
         nanos, _, state, credits, _ = cost_of(
-            self._sources.price, compiled_key.account_id, now_us, route, usage, usage.model, 200, ""
+            self._sources.price,
+            compiled_key.account_id,
+            now_us,
+            route,
+            usage,
+            usage.model,
+            200,
+            "",
+            plan=compiled_key.plan_slug,
         )
         if state == "unpriced" and self._settings.unknown_price == "deny":
             return None
@@ -511,3 +519,12 @@ class Gate:
         compiled_key.open.pop(id(taken), None)
         for counter, held, mark in taken:
             counter.give_back(mark, held)
+
+
+def _unpriced(usage: Usage) -> str:
+    """Return why the price of *usage* is not known, and what to do."""
+    variant = f" as variant {usage.variant!r}" if usage.variant else ""
+    return (
+        f"There is no price for model {usage.model[:128]!r}{variant}: set one, or state cost_nanos. A model that is "
+        f"priced by the second, page or other unit needs that quantity in the estimate."
+    )

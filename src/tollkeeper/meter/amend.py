@@ -209,7 +209,12 @@ class Amend:
         key = self._directory.key(record.key_id) if record.key_id else None
         profile = "native" if key is None else key.entry.profile
         route = self._directory.route_table().match(record.method, record.route, profile)
-        charged = recharged(self._directory.price, record, route or UNKNOWN_ROUTE)
+        charged = recharged(
+            self._directory.price,
+            record,
+            route or UNKNOWN_ROUTE,
+            self._directory.plan_slug(record.account_id, record.key_id),
+        )
         if OTHER in (record.method, record.route) and record.cost_state == "unpriced":
             # What it cost before its model has a price was its route's, which can be found no more.
             return charged._replace(cost_nanos=charged.cost_nanos + record.cost_nanos)

@@ -45,6 +45,7 @@ def cost_columns(
     routes: Sequence[Route],
     route_codes: Int64s,
     book: PriceBook,
+    plans: pa.DictionaryArray | None = None,
 ) -> CostColumns:
     """
     Return what each event costs: row by row the same as `domain.meter.cost_of`.
@@ -54,6 +55,7 @@ def cost_columns(
         account_id: Who pays, per row.
         routes: Policies, `UNKNOWN_ROUTE` among them.
         route_codes: Per row, the place of its policy in *routes*.
+        plans: Slug of the plan in force, per row; needed only if the book has mark-ups of plans.
     """
 
     def of_routes(values: list[int]) -> Int64s:
@@ -71,12 +73,24 @@ def cost_columns(
     estimated = present(events, "estimated_cost_nanos") & ~given
     free = free_route | refused | equals(text(events, "cache"), "hit")
     used = tokens[0] + tokens[1] + tokens[2] + tokens[3] > 0
+    quantities = {}
     if events.column("quantities").null_count < events.num_rows:
         used |= _counts(single(events.column("quantities"))) > 0
+        quantities = quantity_columns(events)
+    has_variants = events.column("variant").null_count < events.num_rows
     by_model = (used | ~failed) & ~equals(model, "")
     # Without a model, a path that no route knows has nothing to charge.
     free |= ~by_model & flags([route is UNKNOWN_ROUTE for route in routes])
-    prices = price_columns(model, account_id, ints(events, "occurred_at_us"), tokens, book)
+    prices = price_columns(
+        model,
+        account_id,
+        ints(events, "occurred_at_us"),
+        tokens,
+        book,
+        quantities=quantities,
+        variants=text(events, "variant") if has_variants else None,
+        plans=plans,
+    )
     route_nanos = np.where(failed, 0, of_routes([route.price_nanos for route in routes]))
     nanos = np.select(
         [given, estimated, free],
@@ -84,7 +98,7 @@ def cost_columns(
         route_nanos + np.where(by_model, prices.cost_nanos, 0),
     )
     by_price = ~(given | estimated | free)
-    provider_nanos = np.where(by_price, np.where(by_model, prices.cost_nanos, 0), nanos)
+    provider_nanos = np.where(by_price, np.where(by_model, prices.provider_cost_nanos, 0), nanos)
     stated = present(events, "provider_cost_nanos")
     if stated.any():
         provider_nanos = np.where(stated, ints(events, "provider_cost_nanos"), provider_nanos)

@@ -145,7 +145,13 @@ def _records(
     )
     called = combinations(events.append_column("profile", profile), ("method", "route", "profile"))
     routes = _routes(called, directory)
-    cost = cost_columns(events, account_id, routes, called.codes, directory.price_book)
+    book = directory.price_book
+    plans = None
+    if book.own_plans:
+        plans = dictionary(
+            owner_codes, [directory.plan_slug(owner.account_id, owner.key_id) for owner in owners]
+        )
+    cost = cost_columns(events, account_id, routes, called.codes, book, plans)
     kind = text(events, "kind")
     kind_of_route = dictionary(called.codes, [route.event_kind for route in routes])
     columns: dict[str, Any] = {

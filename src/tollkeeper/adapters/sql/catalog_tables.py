@@ -1,5 +1,5 @@
 """
-One table for each of the ten kinds of `domain.catalog`, plus the versions of plans.
+One table for each of the kinds of `domain.catalog`, plus the versions of plans.
 
 An entry's reference to another (`account`, `project`, …) is a column `<field>_id`, to a plan `plan_slug`;
 an instant is `<field>_us`, microseconds since the Unix epoch; nested parts are JSON text. `created_at_us`
@@ -182,6 +182,28 @@ prices: Final = _table(
     _integer("cached_prompt_nanos_per_million", nullable=True),
     _integer("completion_nanos_per_million"),
     _integer("reasoning_nanos_per_million", nullable=True),
+    _integer("request_nanos"),
+    sa.Column("variant", sa.String(64), nullable=False, server_default=""),
+    _text("factor", 16, nullable=True),
+    _integer("cache_write_nanos_per_million", nullable=True),
+    _integer("cache_write_1h_nanos_per_million", nullable=True),
+    _integer("audio_prompt_nanos_per_million", nullable=True),
+    _integer("audio_cached_prompt_nanos_per_million", nullable=True),
+    _integer("image_prompt_nanos_per_million", nullable=True),
+    _integer("audio_completion_nanos_per_million", nullable=True),
+    _integer("image_completion_nanos_per_million", nullable=True),
+    sa.Column("tiers", sa.Text(), nullable=False, server_default="[]"),
+    sa.Column("rates", sa.Text(), nullable=False, server_default="{}"),
+)
+
+markups: Final = _table(
+    "markups",
+    _id("id", primary_key=True),
+    _account_id(nullable=True, index=True),
+    _id("plan_slug", nullable=True, index=True),
+    _text("model", 256),
+    _integer("effective_at_us"),
+    _text("factor", 16),
     _integer("request_nanos"),
 )
 

@@ -1,5 +1,5 @@
 """
-The catalog: list, read, create, replace, delete entries of each of the ten kinds, and apply a file.
+The catalog: list, read, create, replace, delete entries of each kind, and apply a file.
 
 The operator may do everything. A management key reads what its own account has, and changes nothing but
 projects and webhooks (here) and consumption keys (`routes.keys`); what is another's does not exist for it.
@@ -71,7 +71,7 @@ NAMED_WITHIN_ACCOUNT: Final = ACCOUNT_SCOPED - {"keys"}
 
 
 def handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of all ten kinds, and of `apply`."""
+    """Return the handlers of all kinds, and of `apply`."""
     routes = [KeyRoutes(kind) if kind == "keys" else KindRoutes(kind) for kind in KINDS]
     return [handler for of_kind in routes for handler in of_kind.handlers()] + [apply]
 
