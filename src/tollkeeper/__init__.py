@@ -15,7 +15,8 @@ from tollkeeper.version import __version__
 if TYPE_CHECKING:
     from tollkeeper.collector import freeze_gc
     from tollkeeper.domain.decisions import Denial
-    from tollkeeper.domain.requests import Outcome, Usage
+    from tollkeeper.domain.requests import Outcome
+    from tollkeeper.domain.stated import Usage
     from tollkeeper.domain.usage import UsageQuery, UsageReport
     from tollkeeper.embedded import Tollkeeper
     from tollkeeper.errors import TollkeeperError
@@ -28,7 +29,7 @@ _MODULES: Final = {
     "Outcome": "tollkeeper.domain.requests",
     "Tollkeeper": "tollkeeper.embedded",
     "TollkeeperError": "tollkeeper.errors",
-    "Usage": "tollkeeper.domain.requests",
+    "Usage": "tollkeeper.domain.stated",
     "UsageQuery": "tollkeeper.domain.usage",
     "UsageReport": "tollkeeper.domain.usage",
     "freeze_gc": "tollkeeper.collector",

@@ -22,7 +22,7 @@ from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
 from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.installation import Installation
@@ -115,8 +115,12 @@ class Tollkeeper:
         return self.installation.ingest.take(decode_events(events, now_us=now_us))
 
     def usage(self, query: UsageQuery) -> UsageReport:
-        """Answer a usage query; the answer contains everything that was durable before the call."""
-        return self.installation.reports.usage(query)
+        """
+        Answer a usage query; the answer contains everything that was durable before the call.
+
+        Measures `quantity.NAME` are decimal text of units; money is whole nanos.
+        """
+        return quantities_as_text(query, self.installation.reports.usage(query))
 
     # -- set-up and upkeep ----------------------------------------------------------------------------
 

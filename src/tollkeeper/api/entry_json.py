@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from tollkeeper.catalog.quantity_amounts import AMOUNTS, in_micros, shown
 from tollkeeper.domain.catalog import Entry, Key, Webhook
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.errors import BadParameter, Malformed
 
@@ -118,7 +120,7 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         Malformed: It is nested more deeply than can be read.
     """
     try:
-        plain = _converted(raw, kind, _taken)
+        plain = _converted(in_micros(raw), kind, _taken)
         if kind == "keys":
             plain = {name: value for name, value in plain.items() if name not in KEY_READ_ONLY}
         _check_whole(plain, "")
@@ -149,6 +151,8 @@ def _converted(holder: Mapping[str, Any], place: str, convert: Callable[[Any], A
             done[name] = {unit: convert(rate) for unit, rate in value.items()}
         elif name.endswith(_MONEY_ENDINGS) or (name in ("amount", "burst") and unit == "nanos"):
             done[name] = convert(value)
+        elif name in AMOUNTS and isinstance(unit, str) and quantity_of_unit(unit) is not None:
+            done[name] = shown(value) if convert is _shown else value
         elif isinstance(value, list):
             done[name] = [
                 _converted(part, name, convert) if isinstance(part, dict) else part for part in value

@@ -13,7 +13,7 @@ from tollkeeper.api.csv_cells import csv_cell
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 
-MONEY: Final = frozenset({"cost_nanos", "estimated_cost_nanos"})
+MONEY: Final = frozenset({"cost_nanos", "estimated_cost_nanos", "provider_cost_nanos", "adjustments_nanos"})
 """The measures that are amounts of money, and therefore text in JSON."""
 _CSV_ROWS_PER_PIECE: Final = 500
 
@@ -22,8 +22,9 @@ class UsageResponse(msgspec.Struct, frozen=True, kw_only=True):
     """
     Usage, in rows per bucket and group, and its totals over all rows, not only this page.
 
-    Money is text, in nanos. Every event that was acknowledged before `as_of` is in the answer; when
-    `complete` is false, some are still on their way, the oldest for `behind_s` seconds.
+    Money is text, in nanos; a quantity (`quantity.NAME`) is decimal text, in its units. Every event that was
+    acknowledged before `as_of` is in the answer; when `complete` is false, some are still on their way, the oldest for
+    `behind_s` seconds.
     """
 
     rows: list[dict[str, Any]]

@@ -28,6 +28,7 @@ from tollkeeper.domain.usage import (
     PAGE_SIZE_MAX,
     Granularity,
     UsageQuery,
+    is_measure,
 )
 from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter, NotFound
@@ -36,6 +37,8 @@ OFFSET_MAX: Final = 10**9
 VALUES_MAX: Final = 1_000
 """Values of one filter."""
 GROUPS_MAX: Final = 8
+OF_OPERATOR: Final = frozenset({"provider_cost_nanos"})
+"""Measures that no customer is answered: what its provider earns."""
 TAG: Final = "tag."
 """Begins the parameter of a tag's filter; `tag:` does too, as in the columns of the answer."""
 
@@ -95,8 +98,10 @@ def parse_usage_query(
     group_by = _group_by(_list(given, "group_by"))
     measures = tuple(_list(given, "measures")) or MEASURES_DEFAULT
     for name in measures:
-        if name not in MEASURES:
-            raise _unknown(name, "measures", MEASURES)
+        if not is_measure(name):
+            raise _unknown(name, "measures", (*MEASURES, "quantity.<name>"))
+        if name in OF_OPERATOR and scope.account_id is not None:
+            raise BadParameter(f"{name} is for the operator's key: leave it out", field="measures")
     _check_once(measures, "measures")
     filters = _filters(given)
     account_id = _account(given, scope, filters)

@@ -16,6 +16,7 @@ from tollkeeper.catalog.changes import Applied, Change
 from tollkeeper.catalog.entry_parsing import at_path, entry_from
 from tollkeeper.catalog.entry_writer import STATE_FIELDS
 from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.quantity_amounts import in_micros
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.domain.rates import fraction_objection
@@ -70,6 +71,7 @@ def parse_declaration(text: str) -> Declaration:
         for index, raw in enumerate(tables.get(kind, ())):
             path = f"{kind}[{index}]"
             try:
+                raw = in_micros(raw, path)
                 where = next(_floats(raw, path), None)
             except RecursionError:
                 raise _too_deep() from None

@@ -95,7 +95,9 @@ def _bad_field(
 ) -> BadParameter:
     text, _, where = str(exc).partition(" - at `")
     inner = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
-    if inner.endswith("[...]"):  # One value of a mapping, unnamed: `metadata`, `rates`, or the `tags` of a match.
+    if inner.endswith(
+        "[...]"
+    ):  # One value of a mapping, unnamed: `metadata`, `rates`, or the `tags` of a match.
         inner = inner.removesuffix("[...]")
         sound = (str, int) if inner == "rates" else (str,)
         inner = next(

@@ -66,7 +66,10 @@ def usage(
     measures: Annotated[
         str | None,
         typer.Option(
-            "--measures", metavar="A,B", help=f"What to tell: {', '.join(MEASURES)}.", show_default=False
+            "--measures",
+            metavar="A,B",
+            help=f"What to tell: {', '.join(MEASURES)}, quantity.NAME.",
+            show_default=False,
         ),
     ] = None,
     time_zone: Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tollkeeper.console.output import Column, money, print_table
+from tollkeeper.domain.quantities import QUANTITY_PREFIX
 
 _TEXT_MEASURES: Final = frozenset({"kinds", "first_at", "last_at"})
 
@@ -40,12 +41,12 @@ def print_report(
 
 
 def _column(name: str, grouped: Sequence[str]) -> Column:
-    heading = name.removesuffix("_nanos").replace("_", " ")
+    heading = name.removeprefix(QUANTITY_PREFIX).removesuffix("_nanos").replace("_", " ")
     return Column(heading, numeric=name not in grouped and name not in _TEXT_MEASURES)
 
 
 def _cell(name: str, value: Any) -> Any:
-    if name.endswith("_nanos"):
+    if name.endswith("_nanos") and not name.startswith(QUANTITY_PREFIX):
         return money(value)
     if name == "status":
         return str(value)

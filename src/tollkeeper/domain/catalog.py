@@ -29,10 +29,21 @@ from tollkeeper.domain.money import NANOS_MAX
 from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
 from tollkeeper.domain.price_entries import Markup as Markup
 from tollkeeper.domain.price_entries import Price as Price
+from tollkeeper.domain.quantities import NAME_PATTERN, quantity_of_unit
 from tollkeeper.domain.zones import zone_of
 
-Unit = Literal["requests", "tokens", "nanos", "credits"]
-"""What a limit or budget counts. `nanos` is money, `credits` the provider's own unit."""
+UNITS: Final = ("requests", "tokens", "nanos", "credits")
+Unit = Annotated[
+    str,
+    msgspec.Meta(
+        max_length=64,
+        extra_json_schema={"pattern": rf"^({'|'.join(UNITS)}|quantity\.{NAME_PATTERN})$"},
+    ),
+]
+"""
+What a limit or budget counts. `nanos` is money, `credits` the provider's own unit; `quantity.NAME` is a quantity: its
+amounts are micro-units here, and decimal units for callers (`catalog.quantity_amounts`).
+"""
 
 ChargeCredits = ChargeNanos
 
@@ -87,7 +98,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     name: str
     amount: Count
     window: str = "1m"
-    unit: Literal["requests", "tokens", "nanos", "credits"] = "requests"
+    unit: Unit = "requests"
     algorithm: Literal["fixed", "sliding", "concurrency", "permits"] = "fixed"
     burst: Count | None = None
     """Capacity of a `permits` limit; *amount* when absent."""
@@ -106,6 +117,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def check(self, path: str) -> None:
         _check_id(self.name, f"{path}.name")
         _check_counted(self.match, self.per, ("key", "project", "account"), f"{path}.")
+        _check_unit(self.unit, f"{path}.unit")
         if self.algorithm == "concurrency":
             if self.unit != "requests":
                 raise Invalid(f"{path}.unit", "a concurrency limit counts requests")
@@ -131,7 +143,7 @@ class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     amount: Count | None
     """Absent (null): unlimited, but counted."""
-    unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
+    unit: Unit = "nanos"
     period: str = "month"
     match: Match | None = None
     """Counts only these requests; all when absent."""
@@ -143,6 +155,7 @@ class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def check(self, path: str) -> None:
         _check_id(self.name, f"{path}.name")
         _check_counted(self.match, self.per, ("subscription", "key", "project", "account"), f"{path}.")
+        _check_unit(self.unit, f"{path}.unit")
         _check_span(self.period, self.time_zone, self.week_start, path + ".")
 
 
@@ -269,7 +282,7 @@ class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     project: str | None = None
     key: str | None = None
     amount: Count
-    unit: Literal["nanos", "credits", "requests", "tokens"] = "nanos"
+    unit: Unit = "nanos"
     period: str = "month"
     time_zone: str = "UTC"
     week_start: str = "monday"
@@ -283,6 +296,7 @@ class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         super().check()
         owners = ("account", "project", "key") if self.project is None and self.key is None else ()
         _check_counted(self.match, self.per or [], owners, "")
+        _check_unit(self.unit, "unit")
         _check_span(self.period, self.time_zone, self.week_start, "")
         _check_aware(self.anchor_at, "anchor_at")
         if self.project is not None and self.key is not None:
@@ -449,6 +463,13 @@ def _check_counted(match: Match | None, per: str | list[str], owners: tuple[str,
         check_routes(match.routes)
     except ValueError as exc:
         raise Invalid(f"{path}match.routes", str(exc)) from None
+
+
+def _check_unit(unit: str, path: str) -> None:
+    if unit not in UNITS and quantity_of_unit(unit) is None:
+        raise Invalid(
+            path, f"{unit[:64]!r} must be one of {', '.join(UNITS)}, or quantity.NAME, e.g. quantity.seconds"
+        )
 
 
 def _check_url(url: str) -> None:

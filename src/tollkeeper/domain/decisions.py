@@ -6,7 +6,10 @@ Refusals are ordered: 401 (who are you), 403 (not for you), 429 (too fast), 402 
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from tollkeeper.domain.quantities import QUANTITY_PREFIX
 
 Reason = Literal[
     "key_missing",
@@ -52,12 +55,64 @@ UNITS: Final = ("requests", "tokens", "nanos", "credits")
 
 
 class Amounts(NamedTuple):
-    """What one request takes, per unit, in the order of `UNITS`."""
+    """What one request takes, per unit, in the order of `UNITS`: at the `unit_index` of each."""
 
     requests: int = 1
     tokens: int = 0
     nanos: int = 0
     credits: int = 0
+
+
+class AmountsByUnit(dict[int | str, int]):
+    """
+    What one request takes, its quantities too: at the `unit_index` of each unit; 0 where nothing is.
+
+    Made only for a request that states quantities and for a key whose limits or budgets count some: a tuple is faster.
+    """
+
+    __slots__ = ()
+
+    def __missing__(self, unit_index: int | str) -> int:
+        return 0
+
+    @property
+    def requests(self) -> int:
+        return self[0]
+
+    @property
+    def tokens(self) -> int:
+        return self[1]
+
+    @property
+    def nanos(self) -> int:
+        return self[2]
+
+    @property
+    def credits(self) -> int:
+        return self[3]
+
+
+UnitAmounts: TypeAlias = Amounts | AmountsByUnit
+
+
+def unit_index(unit: str) -> Any:
+    """Return where amounts have *unit*: its place in `UNITS`, or its name `quantity.NAME`."""
+    return UNITS.index(unit) if unit in UNITS else unit
+
+
+def amounts_by_unit(amounts: Sequence[int], quantities: Mapping[str, int]) -> AmountsByUnit:
+    """Return *amounts* (in the order of `UNITS`) with *quantities* (name → micro-units)."""
+    by_unit = AmountsByUnit(enumerate(amounts))
+    for name, micros in quantities.items():
+        by_unit[QUANTITY_PREFIX + name] = micros
+    return by_unit
+
+
+def amount_at(amounts: UnitAmounts, unit_index: Any) -> int:
+    """Return the amount of a unit that a request may have been admitted without."""
+    if isinstance(unit_index, str) and not isinstance(amounts, AmountsByUnit):
+        return 0
+    return amounts[unit_index]
 
 
 class Denial(NamedTuple):
@@ -68,7 +123,7 @@ class Denial(NamedTuple):
         reason: Why, machine-readable; `STATUS_BY_REASON` has the HTTP status.
         message: Why, for people; safe to show.
         limit: Name of the limit, budget or balance at fault, or "".
-        unit: What it counts: one of `UNITS`, or "".
+        unit: What it counts: one of `UNITS`, `quantity.NAME` (amounts are micro-units), or "".
         allowed: Its most per window or period; None when there is no such number.
         used: What is used or held of it.
         largest_fit: The largest amount, in its unit, that would have been admitted.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -120,7 +120,19 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ) = None
 
 
-def stated_quantities(quantities: Mapping[str, object] | None, tokens: Tokens | None) -> dict[str, int]:
+class TokenClasses(Protocol):
+    """Tokens per class as a caller states them, of the classes that are quantities; None for those left out."""
+
+    cache_write: int | None
+    cache_write_1h: int | None
+    audio_prompt: int | None
+    audio_cached_prompt: int | None
+    image_prompt: int | None
+    audio_completion: int | None
+    image_completion: int | None
+
+
+def stated_quantities(quantities: Mapping[str, object] | None, tokens: TokenClasses | None) -> dict[str, int]:
     """
     Return the quantities that a caller states, in micro-units, those that it spells as `tokens` among them.
 

@@ -13,7 +13,7 @@ class LimitStatus(NamedTuple):
     Attributes:
         kind: `limit`, `concurrency`, `budget` or `credit`.
         name: As in the plan or the budget.
-        unit: `requests`, `tokens`, `nanos` or `credits`.
+        unit: `requests`, `tokens`, `nanos`, `credits` or `quantity.NAME` (amounts are micro-units).
         allowed: Its most, None without a bound; the capacity of a token bucket of permits.
         used: Used or held of it, in this window or period.
         window_s: Length of a rate limit's window in seconds; None for others.

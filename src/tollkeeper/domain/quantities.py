@@ -48,6 +48,7 @@ Quantities: TypeAlias = Mapping[str, int]
 _NAME: Final = re.compile(NAME_PATTERN + r"\Z", re.ASCII)
 _DECIMAL: Final = re.compile(r"([0-9]*)(?:\.([0-9]*))?\Z", re.ASCII)
 _ECHO_CHARS_MAX: Final = 64
+_DIGITS_MAX: Final = 18
 
 
 class BadQuantity(ValueError):
@@ -95,7 +96,7 @@ def parse_quantity(name: str, value: object) -> int:
             f"underscores, begin with a letter and have at most {NAME_CHARS_MAX} characters, e.g. seconds",
         )
     field = f"quantities.{name}"
-    micros = _micros(field, value)
+    micros = micros_of(field, value)
     if micros > QUANTITY_MICROS_MAX:
         raise BadQuantity(field, "out_of_range", f"{field} must be at most {QUANTITY_UNITS_MAX}")
     if name in TOKEN_CLASSES:
@@ -106,7 +107,8 @@ def parse_quantity(name: str, value: object) -> int:
     return micros
 
 
-def _micros(field: str, value: object) -> int:
+def micros_of(field: str, value: object) -> int:
+    """Return a decimal of units in micro-units; a text of too many digits is some number beyond all bounds."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise BadQuantity(
             field,
@@ -133,8 +135,8 @@ def _micros(field: str, value: object) -> int:
     if len(part) > DECIMALS_MAX:
         raise BadQuantity(field, "bad_value", f"{field} must have at most {DECIMALS_MAX} decimal places")
     # The length is checked first: int() of a long text is slow, and refused beyond 4300 digits.
-    if len(whole) > len(str(QUANTITY_UNITS_MAX)):
-        return (QUANTITY_UNITS_MAX + 1) * MICROS
+    if len(whole) > _DIGITS_MAX:
+        return 10**_DIGITS_MAX * MICROS
     return int(whole + part.ljust(DECIMALS_MAX, "0"))
 
 
@@ -165,6 +167,22 @@ def quantity_text(micros: int) -> str:
     whole, part = divmod(abs(micros), MICROS)
     digits = f"{part:06d}".rstrip("0")
     return f"{sign}{whole}.{digits}" if digits else f"{sign}{whole}"
+
+
+def amount_text(amount: int, unit: str) -> str:
+    """Return an amount of a limit or budget with its unit, for people: `"61.5 seconds"`, `"3 requests"`."""
+    quantity = quantity_of_unit(unit)
+    return f"{amount} {unit}" if quantity is None else f"{quantity_text(amount)} {quantity}"
+
+
+def amount_json(amount: int | None, unit: str) -> int | str | None:
+    """Return an amount of a limit or budget as the API shows it: money and quantities are text."""
+    if amount is None:
+        return None
+    if unit == "nanos":
+        # JavaScript loses integers above 2**53.
+        return str(amount)
+    return amount if quantity_of_unit(unit) is None else quantity_text(amount)
 
 
 def quantities_json(quantities: Quantities) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from tollkeeper.domain.quantities import quantity_of_unit
+from tollkeeper.domain.quantities import quantity_of_unit, quantity_text
 
 Granularity = Literal["minute", "hour", "day", "week", "month"]
 GRANULARITIES: Final = ("minute", "hour", "day", "week", "month")
@@ -127,6 +127,20 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of_us: int
     complete: bool
     behind_s: int = 0
+
+
+def quantities_as_text(query: UsageQuery, report: UsageReport) -> UsageReport:
+    """Return *report*, the answer to *query*, with its quantities as decimal text of units, as callers get them."""
+    names = [name for name in query.measures if quantity_of_unit(name) is not None]
+    if not names:
+        return report
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {name: quantity_text(row[name]) for name in names}
+
+    return msgspec.structs.replace(
+        report, rows=[shown(row) for row in report.rows], totals=shown(report.totals)
+    )
 
 
 def is_measure(name: str) -> bool:

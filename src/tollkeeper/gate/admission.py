@@ -6,7 +6,7 @@ from collections import deque
 from typing import Literal, NamedTuple
 
 from tollkeeper.domain.catalog import Route
-from tollkeeper.domain.decisions import Amounts
+from tollkeeper.domain.decisions import UnitAmounts
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import PriceOf, admitted_record
@@ -79,7 +79,7 @@ class Admission:
         compiled_key: CompiledKey,
         route: Route,
         method: str,
-        amounts: Amounts,
+        amounts: UnitAmounts,
         expected: Usage,
         taken: list[Taken],
         at_us: int,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from tollkeeper.domain.catalog import Limit, Route
-from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at, amounts_by_unit, unit_index
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
@@ -63,7 +63,7 @@ class RoutePlan:
         route: Route,
         checked: tuple[Counter, ...],
         unchecked: tuple[Counter, ...],
-        amounts: Amounts,
+        amounts: UnitAmounts,
         refusal: Denial | None,
         matched: Matched | None = None,
     ) -> None:
@@ -101,6 +101,7 @@ class CompiledKey:
             admitted before is then charged by the budgets that are in force when it is committed.
         limits: Its rate limits with their counters, in the order of its entitlement; and its `budgets`.
         matched: Its limits and budgets that count only some of its requests, or values apart, and its models.
+        counts_quantities: Whether a limit or budget of its counts a quantity: amounts are then by unit.
         open: What it admitted and is still open, by the identity of what each took: a budget that comes into
             force counts it too (`CompiledKeys.begin_budgets`).
         used_at_us: About when it was last admitted, or when it was compiled.
@@ -109,6 +110,7 @@ class CompiledKey:
     __slots__ = (
         "account_id",
         "budgets",
+        "counts_quantities",
         "current",
         "entitlement",
         "expires_at_us",
@@ -149,13 +151,23 @@ class CompiledKey:
         if subscription is not None and subscription.ends_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
         self.route_plans: dict[str, RoutePlan] = {}
-        self.open: dict[int, tuple[list[Taken], Amounts, int, HeldBy]] = {}
+        units = (
+            *(limit.unit for limit, _ in limits),
+            *(budget.unit for budget in budgets),
+            *(of.limit.unit for of in matched.limits),
+            *(of.scope.unit for of in matched.budgets),
+        )
+        self.counts_quantities = any(isinstance(unit_index(unit), str) for unit in units)
+        self.open: dict[int, tuple[list[Taken], UnitAmounts, int, HeldBy]] = {}
         self.used_at_us = 0
 
     def route_plan(self, route: Route) -> RoutePlan:
         """Return what a request to *route* must pass and take; remember it under the route's id."""
         route_plan = self.route_plans[route.id] = self._route_plan(route)
         return route_plan
+
+    def _amounts(self, amounts: Amounts) -> UnitAmounts:
+        return amounts_by_unit(amounts, {}) if self.counts_quantities else amounts
 
     def _route_plan(self, route: Route) -> RoutePlan:
         limits = tuple(
@@ -170,8 +182,8 @@ class CompiledKey:
             )
         matched = self.matched.on(route) if self.matched else None
         if route.free:
-            return RoutePlan(route, limits, money, Amounts(), refusal, matched or None)
-        amounts = Amounts(1, 0, route.price_nanos, route.credits)
+            return RoutePlan(route, limits, money, self._amounts(Amounts()), refusal, matched or None)
+        amounts = self._amounts(Amounts(1, 0, route.price_nanos, route.credits))
         return RoutePlan(route, (*limits, *money), (), amounts, refusal, matched or None)
 
 
@@ -321,7 +333,7 @@ class CompiledKeys:
     # -- what is open ---------------------------------------------------------------------------------
 
     def keep_open(
-        self, compiled_key: CompiledKey, taken: list[Taken], amounts: Amounts, at_us: int, facts: HeldBy
+        self, compiled_key: CompiledKey, taken: list[Taken], amounts: UnitAmounts, at_us: int, facts: HeldBy
     ) -> None:
         """Note what a key has admitted, with the gate's lock. `admit` does as much for a current key."""
         compiled_key.open[id(taken)] = (taken, amounts, at_us, facts)
@@ -351,7 +363,8 @@ class CompiledKeys:
                             else:
                                 continue
                             if all(other is not counter for other, _, _ in taken):
-                                amount = amounts[counter.unit_index]
+                                amount = amount_at(amounts, counter.unit_index)
+                                compiled_key.counts_quantities |= isinstance(counter.unit_index, str)
                                 taken.append((counter, amount, counter.retake(amount, at_us)))
 
     def take_last_used(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ anything, and the caller reads it without the lock and tries again.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 
 class NotRead(Exception):
@@ -37,7 +37,8 @@ class Counter(Protocol):
     match: str
     """Which requests it counts, for people; "" for all of its key, project or account."""
     unit: str
-    unit_index: int
+    unit_index: Any
+    """Where amounts have its unit: see `decisions.unit_index`."""
     reason: str
     charged: ClassVar[bool]
     """Whether the ledger keeps it: a budget or a balance."""

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.decisions import Denial, UnitAmounts, amount_at
 from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.quantities import amount_text, quantity_of_unit, quantity_text
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
 
 
-def denial_of(counter: Counter, counters: Iterable[Counter], amounts: Amounts, now_us: int) -> Denial:
+def denial_of(counter: Counter, counters: Iterable[Counter], amounts: UnitAmounts, now_us: int) -> Denial:
     """
     Return why *amounts* do not fit *counter*. The caller has the gate's lock. Raises NotRead.
 
     Args:
         counters: All that the request must fit: the largest amount that does is the least of what they have left.
     """
-    amount = amounts[counter.unit_index]
+    amount = amount_at(amounts, counter.unit_index)
     allowed, used = counter.allowed_used(now_us)
     lifts_at_us = counter.lifts_at_us(amount, now_us)
     rooms = []
@@ -57,7 +58,17 @@ def _message(counter: Counter, amount: int, allowed: int | None, used: int) -> s
         return "The account's credit balance is used up. Top up to continue."
     name = f"{counter.name} ({counter.match})" if counter.match else counter.name
     if counter.reason == "budget_exhausted":
-        return f"Budget {name} is used up: {used} of {allowed} {counter.unit}, {amount} asked."
+        return f"Budget {name} is used up: {_of(used, allowed, counter.unit)}, {_bare(amount, counter.unit)} asked."
     if counter.reason == "too_many_concurrent":
         return f"Limit {name}: {used} of {allowed} requests are under way."
-    return f"Rate limit {name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."
+    return f"Rate limit {name} exceeded: {_of(used, allowed, counter.unit)} used, {_bare(amount, counter.unit)} asked."
+
+
+def _of(used: int, allowed: int | None, unit: str) -> str:
+    """Return how much is used of how much, e.g. `61.5 of 100 seconds`."""
+    most = "unlimited" if allowed is None else amount_text(allowed, unit)
+    return f"{_bare(used, unit)} of {most}"
+
+
+def _bare(amount: int, unit: str) -> str:
+    return str(amount) if quantity_of_unit(unit) is None else quantity_text(amount)

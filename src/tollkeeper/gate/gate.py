@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Limit, Route
-from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import hash_secret
@@ -294,10 +294,12 @@ class Gate:
             assert pool.book is not None
             return pool.book, used
 
-    def _amounts(self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int) -> Amounts | None:
+    def _amounts(
+        self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int
+    ) -> UnitAmounts | None:
         """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
         if route.free:
-            return Amounts(1, usage.tokens, 0, 0)
+            return _with_quantities(Amounts(1, usage.tokens, 0, 0), usage, compiled_key)
         nanos, _, state, credits, _ = cost_of(
             self._sources.price,
             compiled_key.account_id,
@@ -311,7 +313,7 @@ class Gate:
         )
         if state == "unpriced" and self._settings.unknown_price == "deny":
             return None
-        return Amounts(1, usage.tokens, nanos, credits)
+        return _with_quantities(Amounts(1, usage.tokens, nanos, credits), usage, compiled_key)
 
     # -- ending ---------------------------------------------------------------------------------------
 
@@ -324,10 +326,10 @@ class Gate:
         The caller has claimed the admission (see `claim`) and hands both to the committer.
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
-        actual = used_by(record)
         moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         with self._lock:
             admission.compiled_key.open.pop(id(admission.taken), None)
+            actual = used_by(record, admission.compiled_key)
             return record, settle(admission, actual, moves, received_at_us)
 
     def finish(
@@ -335,20 +337,19 @@ class Gate:
     ) -> tuple[Record, list[Charge]] | None:
         """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
         record = admission.record(self._sources.price, outcome, received_at_us)
-        actual = used_by(record)
         moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         with self._lock:
             if admission.state != "open":
                 return None
             admission.state = "ended"
             admission.compiled_key.open.pop(id(admission.taken), None)
+            actual = used_by(record, admission.compiled_key)
             return record, settle(admission, actual, moves, received_at_us)
 
     def unsettle(self, admission: Admission, record: Record) -> None:
         """Take a settlement back whose commit failed: the hold is open again."""
-        actual = used_by(record)
         with self._lock:
-            unsettle(admission, actual)
+            unsettle(admission, used_by(record, admission.compiled_key))
             self._keys.keep_open(
                 admission.compiled_key, admission.taken, admission.amounts, admission.at_us, admission.facts
             )
@@ -361,10 +362,10 @@ class Gate:
         Budgets and balances learn of it from the commit; `void` takes it back when that fails. What is admitted
         after this finds the windows as if the hold had been settled in time.
         """
-        actual = used_by(record)
         taken: list[Taken] = []
         route_plan = admission.compiled_key.route_plan(admission.route).for_request(facts_of(record), now_us)
         with self._lock:
+            actual = used_by(record, admission.compiled_key)
             for counter in route_plan.checked:
                 amount = actual[counter.unit_index]
                 mark = counter.take_late(amount, admission.at_us, now_us)
@@ -477,7 +478,7 @@ class Gate:
         compiled_key: CompiledKey,
         route: Route,
         admission_id: str,
-        amounts: Amounts,
+        amounts: UnitAmounts,
         at_us: int,
         facts: Facts,
     ) -> Admission:
@@ -488,7 +489,7 @@ class Gate:
         taken: list[Taken] = []
         with self._lock:
             for counter in route_plan.taken:
-                amount = amounts[counter.unit_index]
+                amount = amount_at(amounts, counter.unit_index)
                 taken.append((counter, amount, counter.retake(amount, at_us)))
             self._keys.keep_open(compiled_key, taken, amounts, at_us, facts)
         admission = Admission(
@@ -528,3 +529,10 @@ def _unpriced(usage: Usage) -> str:
         f"There is no price for model {usage.model[:128]!r}{variant}: set one, or state cost_nanos. A model that is "
         f"priced by the second, page or other unit needs that quantity in the estimate."
     )
+
+
+def _with_quantities(amounts: Amounts, usage: Usage, compiled_key: CompiledKey) -> UnitAmounts:
+    """Return *amounts* by unit where something counts a quantity, or may do so before the request ends."""
+    if usage.quantities or compiled_key.counts_quantities:
+        return amounts_by_unit(amounts, usage.quantities)
+    return amounts

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from tollkeeper.domain.decisions import UNITS
+from tollkeeper.domain.decisions import unit_index
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.matching import described
@@ -103,7 +103,7 @@ class BudgetCounter:
         self.name = scope.name
         self.match = described(scope.match)
         self.unit: str = scope.unit
-        self.unit_index = UNITS.index(scope.unit)
+        self.unit_index = unit_index(scope.unit)
         self._most = _UNBOUNDED if scope.amount is None else scope.amount
         # What a call will cost in money or tokens may not be known beforehand: something must be left for it.
         self._at_least = 0 if scope.unit == "credits" else 1
@@ -264,7 +264,7 @@ class CreditPool:
         self.counter_id = self.name = CREDIT_COUNTER
         self.match = ""
         self.unit = "nanos"
-        self.unit_index = UNITS.index("nanos")
+        self.unit_index = unit_index("nanos")
         self.reason = "credit_exhausted"
         # Held, or settled and on its way to the ledger.
         self._out = 0

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from tollkeeper.domain.decisions import AmountsByUnit, amounts_by_unit
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.meter import facts_of
 from tollkeeper.gate.admission import Admission, Charge, Moved
+from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter, Taken
 
-Actual: TypeAlias = tuple[int, int, int, int]
+Actual: TypeAlias = tuple[int, int, int, int] | AmountsByUnit
 
 
 class Moves(NamedTuple):
@@ -24,9 +26,14 @@ class Moves(NamedTuple):
     joined: list[Counter]
 
 
-def used_by(record: Record) -> Actual:
-    """Return what a record takes per unit, in the order of `UNITS`."""
-    return (1, record.tokens, record.cost_nanos, record.credits)
+def used_by(record: Record, compiled_key: CompiledKey) -> Actual:
+    """
+    Return what a record takes per unit, in the order of `UNITS`; its quantities too where a counter may ask for one.
+
+    With the gate's lock: a budget that comes into force may have a key count quantities that did not before.
+    """
+    actual = (1, record.tokens, record.cost_nanos, record.credits)
+    return amounts_by_unit(actual, record.quantities) if compiled_key.counts_quantities else actual
 
 
 def moves_of(admission: Admission, record: Record, now_us: int) -> Moves | None:

@@ -13,7 +13,7 @@ from collections import deque
 from typing import ClassVar, Final
 
 from tollkeeper.domain.catalog import Limit
-from tollkeeper.domain.decisions import UNITS
+from tollkeeper.domain.decisions import unit_index
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.periods import duration_s
 
@@ -59,7 +59,7 @@ class Window(ABC):
         self.counter_id = counter_id
         self.name = limit.name
         self.unit: str = limit.unit
-        self.unit_index = UNITS.index(limit.unit)
+        self.unit_index = unit_index(limit.unit)
         self.allowed = limit.amount
         self.match = ""
         self.reason = "rate_limited"

@@ -8,6 +8,7 @@ import msgspec
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.quantities import amount_json
 
 PROBLEM_BASE: Final = "https://tollkeeper.dev/problems/"
 _TITLES: Final = {
@@ -56,5 +57,4 @@ def denial_headers(denial: Denial) -> list[tuple[bytes, bytes]]:
 
 
 def _amount(value: int | None, unit: str) -> int | str | None:
-    # Money is a string in JSON: JavaScript loses integers above 2**53.
-    return str(value) if value is not None and unit == "nanos" else value
+    return amount_json(value, unit)

@@ -16,8 +16,9 @@ import msgspec
 from tollkeeper.api.events_answer import EventsAnswer, events_answer
 from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.events import latency_us
+from tollkeeper.domain.events import latency_us, stated_quantities
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.quantities import BadQuantity, quantities_json
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage_forms import form_hint
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
@@ -94,7 +95,7 @@ class HotEndpoints:
     ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_decode_authorize, body)
-        expected = _usage(request.model, request.tokens, request.cost_nanos, request.credits)
+        expected = _usage(request, request.cost_nanos)
         if request.usage is not None or request.usage_of is not None:
             expected = await self._counted(expected, request.usage, request.usage_of)
             expected = expected._replace(model=expected.model or expected.response_model)
@@ -159,7 +160,7 @@ class HotEndpoints:
         request = _decoded(_decode_settle, body)
         estimated = request.cost_nanos is None and request.estimated_cost_nanos is not None
         cost_nanos = request.estimated_cost_nanos if estimated else request.cost_nanos
-        usage = _usage(request.model, request.tokens, cost_nanos, request.credits)
+        usage = _usage(request, cost_nanos)
         if request.usage is not None or request.usage_of is not None:
             usage = await self._counted(usage, request.usage, request.usage_of)
         outcome = Outcome(
@@ -259,11 +260,26 @@ def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
         raise Malformed(f"the body is not JSON: {exc}") from None
 
 
-def _usage(model: str, tokens: TokenCounts, cost_nanos: int | None, credits: int | None) -> Usage:
-    if tokens is _NO_TOKENS and not model and cost_nanos is None and credits is None:
+def _usage(request: AuthorizeRequest | SettleRequest, cost_nanos: int | None) -> Usage:
+    tokens, model, credits, variant = request.tokens, request.model, request.credits, request.variant
+    quantities: dict[str, int] = {}
+    if tokens is not _NO_TOKENS or request.quantities:
+        try:
+            quantities = stated_quantities(request.quantities, tokens)
+        except BadQuantity as exc:
+            raise BadParameter(str(exc), field=exc.field) from None
+    elif not model and cost_nanos is None and credits is None and not variant:
         return NO_USAGE
     return Usage(
-        tokens.prompt, tokens.cached_prompt, tokens.completion, tokens.reasoning, model, cost_nanos, credits
+        tokens.prompt,
+        tokens.cached_prompt,
+        tokens.completion,
+        tokens.reasoning,
+        model,
+        cost_nanos,
+        credits,
+        quantities,
+        variant,
     )
 
 
@@ -294,6 +310,7 @@ def _settle_answer(settled: Settled, headers: dict[str, str]) -> SettleAnswer:
         cost_state=record.cost_state,
         tokens=record.tokens,
         credits=record.credits,
+        quantities=quantities_json(record.quantities),
         beyond_hold_nanos=str(settled.beyond_hold_nanos),
         replayed=settled.replayed,
         headers=headers,

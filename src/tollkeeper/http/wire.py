@@ -7,8 +7,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tollkeeper.domain.events import COST_NANOS_MAX, TAGS_MAX, Id, Name, TokenCount
+from tollkeeper.domain.quantities import VARIANT_CHARS_MAX
 
 Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
+StatedQuantities = dict[str, str | int | float | None]
+"""Name → units, as decimal text or number: at most 6 decimal places, and 32 names."""
+Variant = Annotated[str, msgspec.Meta(max_length=VARIANT_CHARS_MAX)]
 Tags = Annotated[
     dict[
         Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
@@ -32,6 +36,14 @@ class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cached_prompt: TokenCount = 0
     completion: TokenCount = 0
     reasoning: TokenCount = 0
+    cache_write: TokenCount | None = None
+    """This and the others are another spelling of the quantities `<class>_tokens`."""
+    cache_write_1h: TokenCount | None = None
+    audio_prompt: TokenCount | None = None
+    audio_cached_prompt: TokenCount | None = None
+    image_prompt: TokenCount | None = None
+    audio_completion: TokenCount | None = None
+    image_completion: TokenCount | None = None
 
 
 class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +66,8 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     usage_of: ProviderName | None = None
     cost_nanos: Nanos | None = None
     credits: Nanos | None = None
+    quantities: StatedQuantities = {}
+    variant: Variant = ""
     ttl_s: int | None = None
     """How long the hold stays open before it is voided."""
     tags: Tags = {}
@@ -103,6 +117,8 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cost_nanos: Nanos | None = None
     estimated_cost_nanos: Nanos | None = None
     credits: Nanos | None = None
+    quantities: StatedQuantities = {}
+    variant: Variant = ""
     tags: Tags = {}
 
 
@@ -117,6 +133,8 @@ class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     """Model tokens that were booked, of all classes together."""
     credits: int
+    quantities: dict[str, str]
+    """Name → units, as decimal text."""
     beyond_hold_nanos: str
     """What was booked beyond the hold; it may have overdrawn a budget or balance."""
     replayed: bool

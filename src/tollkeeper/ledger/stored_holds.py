@@ -13,7 +13,7 @@ import msgspec
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
-from tollkeeper.domain.decisions import Amounts
+from tollkeeper.domain.decisions import Amounts, UnitAmounts, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE
@@ -58,7 +58,9 @@ class StoredHolds:
         route = (
             self._directory.route_table().match(body.method, body.path, compiled_key.profile) or UNKNOWN_ROUTE
         )
-        amounts = Amounts(*body.amounts)
+        amounts: UnitAmounts = Amounts(*body.amounts)
+        if body.quantities or compiled_key.counts_quantities:
+            amounts = amounts_by_unit(body.amounts, body.quantities)
         if hold:
             *_, model = body.expected
             facts = Facts(model, body.tags, route.event_kind, body.method, body.path)

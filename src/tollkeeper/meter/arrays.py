@@ -88,6 +88,11 @@ def equals(column: pa.DictionaryArray, value: str) -> Mask:
     )
 
 
+def exact_sum(amounts: Int64s) -> int:
+    """Return the sum of *amounts*, which may pass 64 bits: of micro-units it does."""
+    return (int((amounts >> 32).sum()) << 32) + int((amounts & 0xFFFFFFFF).sum())
+
+
 def plain(column: Any) -> Any:
     """Return text as text, whatever codes it has here."""
     return pc.cast(column, column.type.value_type) if pa.types.is_dictionary(column.type) else column

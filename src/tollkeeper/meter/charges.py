@@ -13,7 +13,7 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.matching import counter_of_values
-from tollkeeper.meter.arrays import combinations, ints
+from tollkeeper.meter.arrays import combinations, exact_sum, ints
 from tollkeeper.meter.columns import units_columns
 from tollkeeper.meter.matched_rows import MatchedRows, sums_of
 
@@ -50,10 +50,10 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
                     continue
                 if not budget.by:
                     at = (account_id, budget.counter_id, start_us)
-                    charges[at] = charges.get(at, 0) + int(amounts[within].sum())
+                    charges[at] = charges.get(at, 0) + exact_sum(amounts[within])
                     continue
                 values, places = matched.values(budget.by, within)
-                sums = sums_of(places, len(values), amounts[within]).tolist()
+                sums = sums_of(places, len(values), amounts[within])
                 for value, amount in zip(values, sums, strict=True):
                     at = (account_id, counter_of_values(budget.counter_id, value), start_us)
                     charges[at] = charges.get(at, 0) + amount

@@ -96,8 +96,9 @@ def _coded(texts: Sequence[str], codes: Int64s) -> tuple[list[str], Int64s]:
     return list(places), np.array([places[text] for text in texts], np.int64)[codes]
 
 
-def sums_of(places: Int64s, count: int, amounts: Int64s) -> Int64s:
-    """Return the sum of the *amounts* at each of *count* places, exactly."""
-    sums: Int64s = np.zeros(count, np.int64)
-    np.add.at(sums, places, amounts)
-    return sums
+def sums_of(places: Int64s, count: int, amounts: Int64s) -> list[int]:
+    """Return the sum of the *amounts* at each of *count* places, exactly: it may pass 64 bits."""
+    high, low = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    np.add.at(high, places, amounts >> 32)
+    np.add.at(low, places, amounts & 0xFFFFFFFF)
+    return [(one << 32) + other for one, other in zip(high.tolist(), low.tolist(), strict=True)]

@@ -134,7 +134,7 @@ budgets: Final = _table(
     _id("project_id", nullable=True),
     _id("key_id", nullable=True),
     _integer("amount"),
-    _text("unit", 16),
+    _text("unit", 64),
     _text("period", 16),
     _text("time_zone", 64),
     _text("week_start", 16),

@@ -65,6 +65,17 @@ _EVENT_SCHEMA: Final[dict[str, Any]] = {
         "account": {"type": "string"},
         "cost_nanos": {"type": "string", "description": "In nanos."},
         "estimated_cost_nanos": {"type": "string", "description": "In nanos."},
+        "provider_cost_nanos": {"type": "string", "description": "In nanos; for the operator only."},
+        "quantities": {
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "description": "Name → units, as decimal text. Token classes without a column are among them.",
+        },
+        "variant": {"type": "string", "description": "Of the model."},
+        "adjustment_nanos": {
+            "type": "string",
+            "description": "In nanos: money given (above 0) or taken. The event is an adjustment, no request.",
+        },
         "cost_state": {"type": "string", "enum": ["given", "priced", "estimated", "unpriced", "free"]},
         "price_version": {"type": "string"},
         "revision": {"type": "integer", "description": "How often it was amended or priced anew."},
@@ -106,7 +117,11 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
     params = params_of(request, "account")
     events, event_id = service(request, EventLookup), segment_text(event_id)
     account = account_in_scope(principal_of(request), params.get("account"))
-    return answer(_event_json(events.record(event_id, events.owner(event_id, account))))
+    shown = _event_json(events.record(event_id, events.owner(event_id, account)))
+    if principal_of(request).role != "operator":
+        # What the provider pays tells what it earns.
+        shown.pop("provider_cost_nanos", None)
+    return answer(shown)
 
 
 @post(

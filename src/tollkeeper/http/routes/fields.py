@@ -20,7 +20,7 @@ from tollkeeper.domain.events import (
 )
 from tollkeeper.domain.usage_forms import form_hint
 from tollkeeper.errors import BadParameter
-from tollkeeper.http.wire import Nanos
+from tollkeeper.http.wire import Nanos, StatedQuantities, Variant
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -66,6 +66,10 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cost_nanos: Nanos | None = None
     """The actual cost; found from tokens and prices when absent."""
     estimated_cost_nanos: Nanos | None = None
+    provider_cost_nanos: Nanos | None = None
+    variant: Variant | None = None
+    quantities: StatedQuantities | None = None
+    """Those that are named; the others stay. 0 takes one away."""
     tags: (
         Annotated[
             dict[

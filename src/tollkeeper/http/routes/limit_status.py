@@ -19,6 +19,7 @@ from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.periods import FAR_FUTURE
+from tollkeeper.domain.quantities import amount_json
 from tollkeeper.errors import BadParameter, NotFound
 from tollkeeper.gate.gate import Gate
 from tollkeeper.http.routes.calls import (
@@ -72,8 +73,9 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
 
 class CounterStanding(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Where one limit, budget or balance stands. Amounts of money (unit `nanos`) are text.
+    Where one limit, budget or balance stands.
 
+    Amounts of money (unit `nanos`) and of quantities (unit `quantity.NAME`, in units) are text.
     `allowed` and `remaining` are null where there is no bound.
     """
 
@@ -272,4 +274,4 @@ def _facts(params: Mapping[str, str]) -> Facts | None:
 
 
 def _amount(value: int | None, unit: str) -> int | str | None:
-    return str(value) if value is not None and unit == "nanos" else value
+    return amount_json(value, unit)

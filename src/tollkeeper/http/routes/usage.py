@@ -23,6 +23,7 @@ from tollkeeper.domain.usage import (
     PAGE_SIZE_MAX,
     UsageQuery,
     UsageReport,
+    quantities_as_text,
 )
 from tollkeeper.errors import BadParameter
 from tollkeeper.http.routes.calls import (
@@ -66,7 +67,8 @@ _QUERY: Final = (
     ),
     QueryDoc(
         "measures",
-        f"What to tell, separated by commas: {', '.join(MEASURES)}.",
+        f"What to tell, separated by commas: {', '.join(MEASURES)}, or quantity.NAME (decimal text of units). "
+        "provider_cost_nanos is for the operator's key.",
         {"type": "string", "default": ",".join(MEASURES_DEFAULT)},
     ),
     QueryDoc("sort", "Columns of the answer, separated by commas, each with - in front for descending."),
@@ -145,7 +147,7 @@ def usage(request: AnyRequest) -> Response[bytes] | Stream:
     )
     if query.account_id is not None and service(request, Directory).account(query.account_id) is None:
         raise no_such_account()
-    report = service(request, Reports).usage(query)
+    report = quantities_as_text(query, service(request, Reports).usage(query))
     if form == "csv":
         return _csv_answer(query, report)
     return answer(usage_response(query, report))
