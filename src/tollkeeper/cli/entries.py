@@ -40,6 +40,7 @@ _SUMMARIES: Final = {
     "budgets": "The most that an account, project or key spends per period.",
     "grants": "Credit given to accounts, or bought by them.",
     "routes": "How requests to a method and path are metered.",
+    "models": "Other names of models: which price a deployment has.",
     "prices": "What models cost, from when on.",
     "markups": "What accounts pay beyond the price of models.",
     "webhooks": "Where to tell that a budget crossed a threshold.",

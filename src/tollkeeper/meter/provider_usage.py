@@ -48,7 +48,7 @@ _UNITS: Final = {
     "storage_searches": "storage_searches",
     "rerank_searches": "rerank_searches",
     "code_executions": "code_executions",
-    "input_text_messages": "text_messages",
+    "input_text_messages": "messages",
 }
 """Usage keys of the package that are no tokens → names of quantities."""
 
