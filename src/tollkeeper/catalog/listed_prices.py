@@ -98,11 +98,11 @@ class ListedPrices:
         """Return the names of the list that look most like *model*, the nearest first."""
         return nearest_names(self._data(), model)
 
-    def entries(self) -> Iterator[tuple[Any, Any]]:
-        """Yield each seller of the list with each of its models."""
+    def prices(self, at_us: int) -> Iterator[tuple[str, str, ModelPrice | None]]:
+        """Yield seller, model and price at *at_us* of everything on the list."""
         for provider in self._data().providers:
             for info in provider.models:
-                yield provider, info
+                yield provider.id, info.id, self._of_listed(provider, info, "").at(at_us)
 
     def names(self, model: str) -> set[str]:
         """Return the names under which the list has *model*: none, or one."""

@@ -10,10 +10,11 @@ included; after that a look-up is one dict hit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from tollkeeper.catalog.listed_prices import ListedPrices
+from tollkeeper.catalog.model_names import Listed
 from tollkeeper.catalog.price_timeline import TIMELINES_MAX, UNKNOWN, PriceTimeline, in_force, timeline_of
 from tollkeeper.domain.catalog import Markup, ModelAlias, Price
 from tollkeeper.domain.instants import to_us
@@ -105,6 +106,28 @@ class PriceBook:
                 self._timelines.clear()
             self._timelines[key] = timeline
         return timeline
+
+    @property
+    def own_names(self) -> list[str]:
+        """The names of models that the catalog's entries and aliases have, patterns left out."""
+        return sorted({name for name, _, _ in self._entries} | self._aliases.keys())
+
+    def means(self, model: str) -> str:
+        """Return the name that *model* stands for; itself where it is no alias."""
+        return alias_target(self._aliases, model)
+
+    def listed(self, model: str) -> Listed | None:
+        """Return which model of the built-in list a name means, and why; None if it means none."""
+        return None if self._built_in is None else self._built_in.found(model)
+
+    def nearest(self, model: str) -> list[str]:
+        """Return the names of the built-in list that look most like *model*, the nearest first."""
+        return [] if self._built_in is None else self._built_in.nearest(model)
+
+    def listed_prices(self, at_us: int) -> Iterator[tuple[str, str, ModelPrice | None]]:
+        """Yield seller, model and price at *at_us* of all that the built-in list has."""
+        if self._built_in is not None:
+            yield from self._built_in.prices(at_us)
 
     def replace(
         self, prices: Sequence[Price], markups: Sequence[Markup] = (), aliases: Sequence[ModelAlias] = ()

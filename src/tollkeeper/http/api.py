@@ -39,6 +39,7 @@ from tollkeeper.http.routes import (
     limit_status,
     maintenance,
     openapi,
+    prices,
     sessions,
     usage,
 )
@@ -57,6 +58,7 @@ from tollkeeper.ledger.balances import Balances
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.maintenance.reconcile import Reconcile
 from tollkeeper.meter.amend import Amend
+from tollkeeper.meter.price_preview import PricePreview
 from tollkeeper.usage.event_lookup import EventLookup
 from tollkeeper.usage.report import Reports
 
@@ -86,7 +88,7 @@ def build_api(
         probes,
         installation.settings.metrics_open,
     )
-    topics = (catalog, keys, sessions, limit_status, usage, events, maintenance, health, openapi)
+    topics = (prices, catalog, keys, sessions, limit_status, usage, events, maintenance, health, openapi)
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
         route_handlers=[
@@ -116,6 +118,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
         Manage: installation.manage,
         MetricsSource: metrics,
         Pairing: installation.pairing,
+        PricePreview: installation.price_preview,
         Reconcile: installation.reconcile,
         Reports: installation.reports,
         Sessions: installation.sessions,

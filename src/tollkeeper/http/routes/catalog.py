@@ -29,9 +29,8 @@ from tollkeeper.catalog.declaration import apply_declaration, parse_declaration
 from tollkeeper.catalog.entry_parsing import entry_from
 from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Manage
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan, Webhook
-from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
+from tollkeeper.errors import BadParameter, Conflict, NotFound
 from tollkeeper.http.auth import Principal
-from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.routes import keys
 from tollkeeper.http.routes.calls import (
     APPLY_BYTES_MAX,
@@ -64,6 +63,7 @@ from tollkeeper.http.routes.catalog_docs import (
     post_doc,
     put_doc,
 )
+from tollkeeper.http.routes.files import toml_of
 from tollkeeper.ports import cursor_of
 
 NAMED_WITHIN_ACCOUNT: Final = ACCOUNT_SCOPED - {"keys"}
@@ -248,15 +248,7 @@ def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
     """Apply a declarative file."""
     params = params_of(request, "dry_run")
     dry_run = truth(params.get("dry_run", "false"), "dry_run")
-    headers = request.scope["headers"]
-    media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
-    if media_type not in (b"application/toml", b"text/plain", b"text/toml", b""):
-        raise UnsupportedMediaType("content-type is application/toml or text/plain")
-    try:
-        text = decompressed(body, headers, APPLY_BYTES_MAX).decode()
-    except UnicodeDecodeError:
-        raise Malformed("the file is not UTF-8") from None
-    entries = parse_declaration(text)
+    entries = parse_declaration(toml_of(request, body))
     manage = service(request, Manage)
     return answer(
         applied_json(
