@@ -16,6 +16,7 @@ from tollkeeper.console import options
 from tollkeeper.console.failures import Failure
 from tollkeeper.console.output import (
     Column,
+    Lines,
     money,
     plain,
     print_csv,
@@ -295,7 +296,7 @@ def _print_answer(answer: dict[str, Any]) -> None:
     if answer["request_nanos"] != "0":
         rows.append(["one request", _money_text(answer["request_nanos"]), *("" for _ in tiers[1:])])
     print_table(columns, rows)
-    print("Other classes of tokens cost as prompt, cached prompt or completion tokens do.")
+    stdout().print("Other classes of tokens cost as prompt, cached prompt or completion tokens do.")
 
 
 def _plain_class(name: str) -> str:
@@ -320,35 +321,33 @@ def _money_text(nanos: str | None) -> str:
 
 
 def _print_preview(answer: dict[str, Any]) -> None:
-    columns = [
-        Column("account"),
-        Column("model"),
-        *(Column(name, numeric=True) for name in ("events", "booked", "new", "difference")),
-    ]
     if not answer["rows"]:
         print("There is no usage in this span.")
         return
+    columns = [
+        Column("account, model"),
+        Column("events", numeric=True),
+        Column("booked, new", numeric=True),
+        Column("difference", numeric=True),
+    ]
+    totals = answer["totals"]
     print_table(
         columns,
-        [_cells(row) for row in answer["rows"]],
-        totals=["total", "", *_cells(answer["totals"])[2:]],
+        [[Lines((row["account"], row["model"])), *_cells(row)] for row in answer["rows"]],
+        totals=["total", *_cells(totals)],
     )
-    totals = answer["totals"]
     if totals["unpriced"] or totals["new_unpriced"]:
-        print(
+        stdout().print(
             f"Events without a price: {totals['unpriced']:,} as booked, {totals['new_unpriced']:,} under the file."
         )
-    print("Nothing was changed.")
+    stdout().print("Nothing was changed.")
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     difference = int(row["difference_nanos"])
     sign = "+" if difference > 0 else ""
     return [
-        row["account"],
-        row["model"],
         row["events"],
-        money(row["cost_nanos"]),
-        money(row["new_cost_nanos"]),
+        Lines((money(row["cost_nanos"]), money(row["new_cost_nanos"]))),
         sign + money(difference),
     ]
