@@ -160,7 +160,8 @@ def test_a_name_that_is_none_of_the_list_means_none(name: str) -> None:
 def test_regional_and_global_endpoints_have_their_own_price() -> None:
     regional = find_listed(SNAPSHOT, "us.anthropic.claude-sonnet-4-5-20250929-v1:0")
     everywhere = find_listed(SNAPSHOT, "global.anthropic.claude-sonnet-4-5-20250929-v1:0")
-    assert regional is not None and everywhere is not None
+    assert regional is not None
+    assert everywhere is not None
     assert _input(regional.model) == Decimal("3.3")
     assert _input(everywhere.model) == Decimal("3")
 
@@ -169,7 +170,8 @@ def test_every_model_of_the_list_is_found_under_its_seller_and_id() -> None:
     for provider in providers:
         for model in provider.models:
             listed = find_listed(SNAPSHOT, f"{provider.id}/{model.id}")
-            assert listed is not None and listed.seller is provider, (provider.id, model.id)
+            assert listed is not None, (provider.id, model.id)
+            assert listed.seller is provider, (provider.id, model.id)
             assert listed.model is model or _input(listed.model) == _input(model), (provider.id, model.id)
 
 

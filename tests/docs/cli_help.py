@@ -25,12 +25,15 @@ COMMANDS: Final = (
     "keys rotate",
     "grants",
     "plans",
+    "prices show",
+    "prices list",
+    "prices preview",
 )
 
 HEAD: Final = """# The command line
 
 Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. `projects`, `subscriptions`,
-`budgets`, `routes`, `prices` and `webhooks` have the same commands as `accounts`.
+`budgets`, `routes`, `models`, `prices`, `markups` and `webhooks` have the same commands as `accounts`.
 
 Exit codes: 0 done; 1 failed, or `verify` or `prove` found something; 2 a wrong command line; 130 interrupted.
 Answers go to standard output, errors (`error: …`) and progress to standard error. `--json` and

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.traces import DATA, needs_traces
 from tollkeeper.domain.events import TOKENS_MAX
-from tollkeeper.domain.quantities import MICROS, completion_tokens_of, prompt_tokens_of
+from tollkeeper.domain.quantities import MICROS, TOKEN_CLASSES, completion_tokens_of, prompt_tokens_of
 from tollkeeper.domain.requests import Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.meter.provider_usage import read_usage, usage_from
@@ -363,11 +363,12 @@ CASES: Final[list[tuple[str, Any, tuple[int, int, int, int], dict[str, float]]]]
             "prompt_tokens": 33,
             "completion_tokens": 7163,
             "total_tokens": 7196,
+            "citation_tokens": 20_016,
             "num_search_queries": 20,
             "reasoning_tokens": 73_997,
         },
         (33, 0, 7163, 73_997),
-        {"searches": 20},
+        {"searches": 20, "citation_tokens": 20_016},
     ),
     (
         "cohere",
@@ -404,7 +405,7 @@ def test_a_body_is_read_into_disjoint_counts(
         assert columns(usage) == expected
         assert amounts(usage) == quantities
     assert usage.tokens == sum(expected) + sum(
-        count for name, count in quantities.items() if name.endswith("tokens")
+        count for name, count in quantities.items() if name in TOKEN_CLASSES
     )
 
 

@@ -419,9 +419,10 @@ def _split(values: Mapping[str, Any], path: str) -> _Counts:
         raise _exceeded(path, "prompt", whole_in, parts, len(values))
     reasoning = of("output_reasoning_tokens")
     audio_out, image_out = of("output_audio_tokens"), of("output_image_tokens")
-    completion = whole_out - reasoning - audio_out - image_out
+    citations = of("output_citation_tokens")  # Of Perplexity, at a rate of their own; no class of ours.
+    completion = whole_out - reasoning - audio_out - image_out - citations
     if completion < 0:
-        parts = {"reasoning": reasoning, "audio": audio_out, "image": image_out}
+        parts = {"reasoning": reasoning, "audio": audio_out, "image": image_out, "citation": citations}
         raise _exceeded(path, "completion", whole_out, parts, len(values))
     tokens = {
         "cache_write_tokens": written - written_1h,
@@ -431,6 +432,7 @@ def _split(values: Mapping[str, Any], path: str) -> _Counts:
         "image_prompt_tokens": plain_image,
         "audio_completion_tokens": audio_out,
         "image_completion_tokens": image_out,
+        "citation_tokens": citations,
     }
     quantities = {name: count * MICROS for name, count in tokens.items() if count}
     for key, name in _UNITS.items():
