@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -20,7 +20,6 @@ from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.catalog import (
     Account,
     Budget,
-    Entry,
     Key,
     Markup,
     ModelAlias,
@@ -464,16 +463,6 @@ class Directory:
     def reload_prices(self) -> None:
         """Take over changed prices."""
         self.price_book = self.price_book.replace(*self._price_entries())
-
-    def price_book_with(self, entries: Sequence[Entry]) -> PriceBook:
-        """Return the price book as it would be with these prices, mark-ups and aliases put into the catalog."""
-        put = {(entry.kind, entry.entry_id): entry for entry in entries}
-        merged: list[list[Any]] = []
-        for kind, now in zip(("prices", "markups", "models"), self._price_entries(), strict=True):
-            by_id = {entry.entry_id: entry for entry in now}
-            by_id |= {entry_id: entry for (of, entry_id), entry in put.items() if of == kind}
-            merged.append(list(by_id.values()))
-        return self.price_book.replace(*merged)
 
     def _price_entries(self) -> tuple[list[Price], list[Markup], list[ModelAlias]]:
         return (

@@ -11,12 +11,12 @@ included; after that a look-up is one dict hit.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from tollkeeper.catalog.listed_prices import ListedPrices
 from tollkeeper.catalog.model_names import Listed
 from tollkeeper.catalog.price_timeline import TIMELINES_MAX, UNKNOWN, PriceTimeline, in_force, timeline_of
-from tollkeeper.domain.catalog import Markup, ModelAlias, Price
+from tollkeeper.domain.catalog import Entry, Markup, ModelAlias, Price
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.model_aliases import alias_target
 from tollkeeper.domain.model_patterns import is_pattern, matches
@@ -51,6 +51,7 @@ class PriceBook:
         *,
         built_in: bool = True,
     ) -> None:
+        self._stated: tuple[Sequence[Entry], ...] = (prices, markups, aliases)
         self._aliases = {alias.id: alias.target for alias in aliases}
         self._built_in = ListedPrices() if built_in else None
         self._entries: dict[tuple[str, str, str], list[Price]] = {}
@@ -136,6 +137,16 @@ class PriceBook:
         book = PriceBook(prices, markups, aliases, built_in=False)
         book._built_in = self._built_in
         return book
+
+    def with_entries(self, entries: Iterable[Entry]) -> PriceBook:
+        """Return the book as it would be with these prices, mark-ups and aliases put into the catalog, by their ids."""
+        put = {(entry.kind, entry.entry_id): entry for entry in entries}
+        merged: list[list[Any]] = []
+        for kind, stated in zip(("prices", "markups", "models"), self._stated, strict=True):
+            by_id = {entry.entry_id: entry for entry in stated}
+            by_id |= {entry_id: entry for (of, entry_id), entry in put.items() if of == kind}
+            merged.append(list(by_id.values()))
+        return self.replace(*merged)
 
     def _resolve(self, model: str, account_id: str, variant: str, plan: str) -> PriceTimeline:
         if not model:

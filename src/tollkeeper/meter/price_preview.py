@@ -94,7 +94,7 @@ class PricePreview:
                 )
         if not self._delivery.fresh(account_id):
             raise Unavailable("The usage store is behind. Try again.")
-        price_of = _price_of(self._directory.price_book_with(entries))
+        price_of = _price_of(self._directory.price_book.with_entries(entries))
         sums: dict[tuple[str, str], list[int]] = {}
         read = 0
         for piece in self._store.export(account_id, from_us, to_us):
