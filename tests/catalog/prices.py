@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.domain.test_events import quantities
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Markup, Price
 from tollkeeper.domain.events import TOKENS_MAX
-from tollkeeper.domain.price_entries import RATE_FIELDS, PriceTier
+from tollkeeper.domain.price_entries import RATE_FIELDS, PriceTier, variant_of
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ def price_lists(draw: st.DrawFn) -> list[Price]:
             "effective_at": draw(instants),
             "variant": draw(st.sampled_from(VARIANTS)),
         }
-        if common["variant"] and draw(st.booleans()):
+        if variant_of(common["variant"]) and draw(st.booleans()):
             model = draw(st.sampled_from([*MODELS, "*", "gpt-*"]))
             entry = Price(**common, model=model, factor=draw(factors))
         else:

@@ -14,8 +14,8 @@ from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.domain.catalog import Markup, Price
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.model_patterns import matches
+from tollkeeper.domain.price_entries import variant_of
 from tollkeeper.domain.pricing import (
-    STANDARD_VARIANTS,
     ModelPrice,
     cost_nanos,
     marked_up,
@@ -42,13 +42,9 @@ def _price(model: str, **more: str) -> ModelPrice | None:
     return BUILT_IN.price_of(model, account_id="acme", at_us=NOON_US, **more)
 
 
-def _standard(variant: str) -> str:
-    return "" if variant.lower() in STANDARD_VARIANTS else variant.lower()
-
-
 def _by_the_rules(prices, markups, model, account_id, variant, plan, at_us) -> ModelPrice | None:
     """The price at one instant, without timelines: entry, else list; then the mark-up."""
-    price = _before_markups(prices, model, account_id, _standard(variant), at_us)
+    price = _before_markups(prices, model, account_id, variant_of(variant), at_us)
     names = {model, LISTED_NAMES.get(model, model)}
     of_model = [markup for markup in markups if any(matches(markup.model, name) for name in names)]
     markup = select_markup(of_model, account_id, plan, from_us(at_us))
@@ -59,7 +55,7 @@ def _before_markups(prices, model, account_id, variant, at_us) -> ModelPrice | N
     entries = [
         entry
         for entry in prices
-        if _standard(entry.variant) == variant
+        if variant_of(entry.variant) == variant
         and (entry.model == model or (entry.factor is not None and matches(entry.model, model)))
         and (entry.model == model or "*" in entry.model)
     ]

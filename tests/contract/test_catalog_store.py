@@ -16,6 +16,7 @@ from tollkeeper.adapters.sql import catalog_tables
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.domain.catalog import (
     KINDS,
+    PRICE_NANOS_MAX,
     Account,
     Actions,
     Budget,
@@ -23,6 +24,7 @@ from tollkeeper.domain.catalog import (
     Grant,
     Key,
     Limit,
+    Markup,
     ModelAlias,
     Plan,
     PlanBudget,
@@ -34,6 +36,7 @@ from tollkeeper.domain.catalog import (
 )
 from tollkeeper.domain.keys import KeyOrigin
 from tollkeeper.domain.money import NANOS_MAX
+from tollkeeper.domain.price_entries import PriceTier
 from tollkeeper.errors import Conflict, NotFound, Unavailable
 from tollkeeper.ports import Catalog, CatalogStore, cursor_of
 
@@ -95,7 +98,20 @@ FULL: dict[str, Entry] = {
         cached_prompt_nanos_per_million=0,
         completion_nanos_per_million=2,
         reasoning_nanos_per_million=3,
+        cache_write_nanos_per_million=5,
+        cache_write_1h_nanos_per_million=6,
+        audio_prompt_nanos_per_million=7,
+        audio_cached_prompt_nanos_per_million=8,
+        image_prompt_nanos_per_million=9,
+        audio_completion_nanos_per_million=10,
+        image_completion_nanos_per_million=PRICE_NANOS_MAX,
         request_nanos=4,
+        variant="batch",
+        tiers=[PriceTier(over=200_000, prompt_nanos_per_million=2)],
+        rates={"seconds": "0.006/60", "images": 10**18},
+    ),
+    "markups": Markup(
+        id="m1", plan="pro", model="claude-*", effective_at=AT, factor="1.200000001", request_nanos=5
     ),
     "webhooks": Webhook(
         id="w1",
@@ -116,6 +132,7 @@ BARE: dict[str, Entry] = {
     "routes": Route(id="r1", method="*", path="/"),
     "models": ModelAlias(**{"id": "x", "is": "y"}),
     "prices": Price(id="p1", model="gpt"),
+    "markups": Markup(id="m1"),
     "webhooks": Webhook(id="w1", account="acme", url="https://a.example"),
 }
 HOSTILE = ("'; DROP TABLE accounts; --", "' OR '1'='1", "%", "_", "\\", '"', "${id}", ":id", "%(id)s")

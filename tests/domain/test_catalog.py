@@ -149,7 +149,7 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
         {},
     ),
     "prices": _objects(
-        {"id": ids, "model": st.text(min_size=1, max_size=20)},
+        {"id": ids, "model": st.text(min_size=1, max_size=20).filter(lambda model: "*" not in model)},
         {
             "account": ids,
             "effective_at": instants,
@@ -157,6 +157,33 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "cached_prompt_nanos_per_million": rates,
             "completion_nanos_per_million": rates,
             "reasoning_nanos_per_million": rates,
+            "cache_write_nanos_per_million": rates,
+            "cache_write_1h_nanos_per_million": rates,
+            "audio_prompt_nanos_per_million": rates,
+            "audio_cached_prompt_nanos_per_million": rates,
+            "image_prompt_nanos_per_million": rates,
+            "audio_completion_nanos_per_million": rates,
+            "image_completion_nanos_per_million": rates,
+            "tiers": st.sets(st.integers(1, 10**12), max_size=3).map(
+                lambda overs: [
+                    {"over": over, "audio_prompt_nanos_per_million": over % 7} for over in sorted(overs)
+                ]
+            ),
+            "rates": st.dictionaries(
+                st.sampled_from(["seconds", "images", "own_unit"]),
+                st.sampled_from(["0.006/60", "15.00 / 1000000", "7", 10**18]),
+            ),
+            "variant": st.text(max_size=64),
+            "request_nanos": charges,
+        },
+    ),
+    "markups": _objects(
+        {"id": ids},
+        {
+            "account": ids,
+            "model": st.sampled_from(["*", "claude-*", "*gpt*4*", "gpt-4o"]),
+            "effective_at": instants,
+            "factor": st.sampled_from(["0", "1", "1.2", "1000.000000000", "0.333333333"]),
             "request_nanos": charges,
         },
     ),
@@ -183,6 +210,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "routes": {"id": "r1", "method": "GET", "path": "/v1"},
     "models": {"id": "team/chat", "is": "azure/gpt-4o"},
     "prices": {"id": "pr1", "model": "gpt-4o"},
+    "markups": {"id": "m1"},
     "webhooks": {"id": "w1", "account": "acme", "url": "https://a.example"},
 }
 
@@ -207,6 +235,8 @@ class TestRoundTrip:
         drawn = {
             "budgets": {"key"},  # Excludes project: see the rules below.
             "routes": {"free"},  # Excludes prices.
+            "prices": {"factor"},  # Excludes rates.
+            "markups": {"plan"},  # Excludes account.
         }
         for kind, entry_type in KINDS.items():
             schema = repr(ENTRIES[kind])
@@ -257,6 +287,13 @@ class TestForm:
             ("prices", "model", ""),
             ("prices", "prompt_nanos_per_million", PRICE_NANOS_MAX + 1),
             ("prices", "request_nanos", REQUEST_NANOS_MAX + 1),
+            ("prices", "cache_write_1h_nanos_per_million", -1),
+            ("prices", "variant", "x" * 65),
+            ("prices", "rates", {"seconds": 0.5}),
+            ("prices", "tiers", [{"over": 0}]),
+            ("markups", "model", ""),
+            ("markups", "factor", 1.2),
+            ("markups", "request_nanos", -1),
             ("accounts", "name", "x" * 257),
             ("keys", "state", "asleep"),
         ],
@@ -312,6 +349,43 @@ RULES: list[tuple[str, dict[str, Any], str]] = [
     ("routes", {"free": True, "price_nanos": 1}, "free"),
     ("routes", {"free": True, "credits": 1}, "free"),
     ("prices", {"effective_at": NAIVE}, "effective_at"),
+    ("prices", {"model": "gpt-*"}, "model"),
+    ("prices", {"tiers": [{"over": 5}, {"over": 5}]}, "tiers"),
+    ("prices", {"tiers": [{"over": 5}, {"over": 4}]}, "tiers"),
+    ("prices", {"rates": {"Seconds": 1}}, "rates.Seconds"),
+    ("prices", {"rates": {"audio_prompt_tokens": 1}}, "rates.audio_prompt_tokens"),
+    ("prices", {"rates": {"prompt_tokens": 1}}, "rates.prompt_tokens"),
+    ("prices", {"rates": {f"unit{n}": 1 for n in range(33)}}, "rates"),
+    *[
+        ("prices", {"rates": {"seconds": bad}}, "rates.seconds")
+        for bad in (
+            -1,
+            10**21 + 1,
+            "",
+            "0.04",
+            "1/0",
+            "1/",
+            "/60",
+            "-1/60",
+            "1e3/60",
+            "0.0000000001/1",
+            "1/9999999999999",
+        )
+    ],
+    ("prices", {"factor": "0.5"}, "factor"),
+    ("prices", {"factor": "0.5", "variant": "Default"}, "factor"),
+    ("prices", {"factor": "x", "variant": "batch"}, "factor"),
+    ("prices", {"factor": "0.5", "variant": "batch", "request_nanos": 1}, "factor"),
+    ("prices", {"factor": "0.5", "variant": "batch", "rates": {"seconds": 1}}, "factor"),
+    ("prices", {"factor": "0.5", "variant": "batch", "cached_prompt_nanos_per_million": 0}, "factor"),
+    ("prices", {"factor": "0.5", "variant": "batch", "model": "*****"}, "model"),
+    ("markups", {"effective_at": NAIVE}, "effective_at"),
+    ("markups", {"account": "a", "plan": "p"}, "plan"),
+    ("markups", {"model": "*a*b*c*d*"}, "model"),
+    *[
+        ("markups", {"factor": bad}, "factor")
+        for bad in ("", "1,2", "-1", "+1", "1.2e3", "1000.1", "1.0000000001", ".5", "1.", "\u0661")
+    ],
 ]
 
 

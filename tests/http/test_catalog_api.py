@@ -24,7 +24,14 @@ def bodies(account: str) -> dict[str, dict[str, Any]]:
         "budgets": {"amount": "9007199254740993", "period": "30d"},
         "routes": {"method": "GET", "path": f"/{account}", "credits": 2},
         "models": {"is": f"m-{account}"},
-        "prices": {"model": f"m-{account}", "prompt_nanos_per_million": "150000000"},
+        "prices": {
+            "model": f"m-{account}",
+            "prompt_nanos_per_million": "150000000",
+            "audio_prompt_nanos_per_million": "900719925474",
+            "tiers": [{"over": 200_000, "prompt_nanos_per_million": "300000000"}],
+            "rates": {"seconds": "0.006/60", "images": "9007199254740993"},
+        },
+        "markups": {"model": "claude-*", "factor": "1.35", "plan": f"plan-{account}"},
         "webhooks": {"url": "https://a.example", "actions": {"disable_keys": 100}},
     }
 
@@ -37,7 +44,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "budgets": {"amount": "5"},
     "routes": {"credits": 3},
     "models": {"is": "azure/gpt-4o"},
-    "prices": {"prompt_nanos_per_million": "5"},
+    "prices": {"prompt_nanos_per_million": "5", "rates": {"seconds": 6}},
+    "markups": {"factor": "1.2", "request_nanos": "7"},
     "webhooks": {"actions": {"notify_admins": 90}},
 }
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tests.domain.test_events import quantities, records
 from tollkeeper.catalog.price_book import PriceBook
-from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Price, Route
+from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Markup, Price, Route
 from tollkeeper.domain.events import COST_NANOS_MAX, TOKENS_MAX, Record
 from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, cost_of, recharged, units_of
+from tollkeeper.domain.price_entries import PriceTier
 from tollkeeper.domain.requests import Usage
 from tollkeeper.meter.columns import TOKEN_COLUMNS, cost_columns, units_columns
 from tollkeeper.meter.fields import table_from
@@ -41,6 +42,7 @@ events = st.fixed_dictionaries(
     {
         "occurred_at_us": moments,
         "account": st.sampled_from(ACCOUNTS),
+        "plan": st.sampled_from(["", "pro"]),
         "route": st.integers(0, len(ROUTES) - 1),
         "model": st.none() | st.sampled_from(MODELS),
         "status": st.none() | st.sampled_from([0, 200, 204, 399, 400, 402, 429, 500, 999]),
@@ -71,10 +73,28 @@ def price_books(draw: st.DrawFn) -> PriceBook:
             completion_nanos_per_million=draw(rates),
             reasoning_nanos_per_million=draw(st.none() | rates),
             request_nanos=draw(st.sampled_from([0, 40_000_000, REQUEST_NANOS_MAX])),
+            variant=draw(st.sampled_from(["", "", "batch"])),
+            audio_prompt_nanos_per_million=draw(st.none() | rates),
+            rates=draw(st.sampled_from([{}, {"seconds": "0.0043/60"}, {"images": 5}])),
+            tiers=draw(st.sampled_from([[], [PriceTier(over=2, prompt_nanos_per_million=10**6)]])),
         )
         for index in range(draw(st.integers(0, 5)))
     ]
-    return PriceBook(prices, built_in=False)
+    # Priced by a unit alone, and a variant by a factor.
+    prices.append(Price(id="s", model="image", variant="batch", rates={"seconds": 7 * 10**6}))
+    prices.append(Price(id="f", model="o*", variant="batch", factor="0.5"))
+    markups = [
+        Markup(
+            id=f"m{index}",
+            **draw(st.sampled_from([{}, {"account": "acme"}, {"plan": "pro"}])),
+            model=draw(st.sampled_from(["*", "m", "o*"])),
+            factor=draw(st.sampled_from(["1.2", "0.333333333", "1000"])),
+            request_nanos=draw(st.sampled_from([0, 5])),
+            effective_at=from_us(draw(moments)),
+        )
+        for index in range(draw(st.integers(0, 2)))
+    ]
+    return PriceBook(prices, markups, built_in=False)
 
 
 def priced_by(book: PriceBook) -> Any:
@@ -105,12 +125,15 @@ def singly(event: dict[str, Any], book: PriceBook) -> tuple[int, int, str, int, 
         bool(event["denied_reason"]),
         event["estimated_cost_nanos"] if event["cost_nanos"] is None else None,
         event["provider_cost_nanos"],
+        event["plan"],
     )
 
 
 def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, int, str, int, str]]:
     columns = {
-        name: [event[name] for event in batch] for name in batch[0] if name not in ("account", "route")
+        name: [event[name] for event in batch]
+        for name in batch[0]
+        if name not in ("account", "route", "plan")
     }
     columns["id"] = [str(index) for index in range(len(batch))]
     columns["account"] = accounts = [event["account"] for event in batch]
@@ -120,6 +143,7 @@ def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, in
         ROUTES,
         np.array([event["route"] for event in batch], np.int64),
         book,
+        pa.array([event["plan"] for event in batch]).dictionary_encode(),
     )
     return list(
         zip(
@@ -148,7 +172,7 @@ NOTHING = dict.fromkeys(
         *TOKEN_COLUMNS,
     )
 )
-PLAIN = {"occurred_at_us": START_US, "account": "acme", **NOTHING}
+PLAIN = {"occurred_at_us": START_US, "account": "acme", "plan": "", **NOTHING}
 IMAGES = PriceBook(
     [Price(id="p", model="image", request_nanos=40_000_000, effective_at=from_us(0))], built_in=False
 )
@@ -182,7 +206,7 @@ def test_a_correction_that_states_no_cost_finds_the_same_again(
             *(event[name] or 0 for name in TOKEN_COLUMNS), event["cache"] or "", credits, nanos, 0, state,
             version, {}, event["quantities"] or {}, provider, event["variant"] or "",
         )  # fmt: skip
-        assert recharged(priced_by(book), record, ROUTES[event["route"]]) == record
+        assert recharged(priced_by(book), record, ROUTES[event["route"]], event["plan"]) == record
 
 
 @settings(deadline=None)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
-from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import resolve, scope_of_budget
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.keys import hash_secret
@@ -36,6 +36,9 @@ LIMITS = [
     Limit(name="tpm", amount=TPM, unit="tokens", algorithm="sliding"),
     Limit(name="open", amount=UNDER_WAY, algorithm="concurrency"),
 ]
+SPM = 90
+QUANTITY_LIMIT = Limit(name="spm", amount=SPM, unit="quantity.seconds")
+"""Of one of the two keys, so that both forms of amounts are drawn."""
 SECRETS = {"plain": "tk_plain", "credit": "tk_credit"}
 ROUTES = [
     Route(id="chat", method="POST", path="/chat", credits=2),
@@ -52,6 +55,13 @@ class Taking(NamedTuple):
     period_us: int
     """Start of the budget's period, by the budget as it was when the request was admitted."""
     amounts: tuple[int, int, int, int]
+    seconds: int = 0
+    """Micro-units of the quantity `seconds`."""
+
+
+def quantities(seconds: int) -> dict[str, int]:
+    """As records have them: none is 0."""
+    return {"seconds": seconds} if seconds else {}
 
 
 class FakeSources:
@@ -67,7 +77,8 @@ class FakeSources:
         for name, secret in SECRETS.items():
             if secret_sha256 == hash_secret(secret):
                 key = Key(id=name, account="acme", type="credit" if name == "credit" else "subscription")
-                plan = Plan(slug="pro", limits=LIMITS)
+                limits = [*LIMITS, QUANTITY_LIMIT] if name == "credit" else LIMITS
+                plan = Plan(slug="pro", limits=limits)
                 account = Account(id="acme", name="Acme")
                 return resolve(
                     key,
@@ -135,6 +146,9 @@ class GateModel(RuleBasedStateMachine):
             ("tpm", "tokens", TPM, tpm),
             ("open", "requests", UNDER_WAY, under_way),
         ]
+        if key == "credit":
+            spm = sum(t.seconds for t in mine if t.at_us // MINUTE_US == now_us // MINUTE_US)
+            found.append(("spm", "quantity.seconds", SPM, spm))
         if free:
             return found
         period_us = self.period_us(now_us)
@@ -147,10 +161,17 @@ class GateModel(RuleBasedStateMachine):
             found.append(("credit", "nanos", max(0, balance), out + min(0, balance) * -1))
         return found
 
-    def refusal(self, key: str, *, free: bool, tokens: int, nanos: int) -> tuple[str, str, int, int] | None:
+    def refusal(
+        self, key: str, *, free: bool, tokens: int, nanos: int, seconds: int
+    ) -> tuple[str, str, int, int] | None:
         """Return the first counter that a request does not fit."""
         for name, unit, allowed, used in self.counters(key, free=free):
-            amount = {"requests": 1, "tokens": tokens, "nanos": max(1, nanos)}[unit]
+            amount = {
+                "requests": 1,
+                "tokens": tokens,
+                "nanos": max(1, nanos),
+                "quantity.seconds": seconds,
+            }[unit]
             if used + amount > allowed:
                 return name, unit, allowed, used
         return None
@@ -173,8 +194,8 @@ class GateModel(RuleBasedStateMachine):
 
     # -- requests -------------------------------------------------------------------------------------
 
-    def ask(self, key: str, free: bool, tokens: int, nanos: int) -> Admission | Denial:
-        usage = Usage(prompt_tokens=tokens, cost_nanos=nanos)
+    def ask(self, key: str, free: bool, tokens: int, nanos: int, seconds: int) -> Admission | Denial:
+        usage = Usage(prompt_tokens=tokens, cost_nanos=nanos, quantities=quantities(seconds))
         method, path = ("GET", "/free") if free else ("POST", "/chat")
         return self.gate.admit(SECRETS[key], method, path, usage)
 
@@ -184,24 +205,26 @@ class GateModel(RuleBasedStateMachine):
         free=st.sampled_from((False, False, False, True)),
         tokens=st.integers(0, 60),
         nanos=st.integers(0, 120),
+        seconds=st.sampled_from((0, 1)) | st.integers(0, 60),
     )
-    def admit(self, key, free, tokens, nanos):
+    def admit(self, key, free, tokens, nanos, seconds):
         if free:
             nanos = 0
-        refusal = self.refusal(key, free=free, tokens=tokens, nanos=nanos)
-        result = self.ask(key, free, tokens, nanos)
+        refusal = self.refusal(key, free=free, tokens=tokens, nanos=nanos, seconds=seconds)
+        result = self.ask(key, free, tokens, nanos, seconds)
         if refusal is None:
             assert isinstance(result, Admission), result
             amounts = (1, tokens, nanos, 0 if free else 2)
-            assert tuple(result.amounts) == amounts
-            taking = Taking(key, free, self.now_us, self.period_us(self.now_us), amounts)
+            assert tuple(result.amounts[place] for place in range(4)) == amounts
+            assert (type(result.amounts) is Amounts) == (key == "plain" and not seconds)
+            taking = Taking(key, free, self.now_us, self.period_us(self.now_us), amounts, seconds)
             self.open[result.id] = taking
             self.used_in_windows.append(taking)
             return result
-        self.check_denial(result, refusal, key, free, tokens, nanos)
+        self.check_denial(result, refusal, key, free, tokens, nanos, seconds)
         return multiple()
 
-    def check_denial(self, denial, refusal, key, free, tokens, nanos):
+    def check_denial(self, denial, refusal, key, free, tokens, nanos, seconds):
         assert isinstance(denial, Denial)
         name, unit, allowed, used = refusal
         assert (denial.limit, denial.unit, denial.allowed) == (name, unit, allowed)
@@ -215,33 +238,43 @@ class GateModel(RuleBasedStateMachine):
         assert denial.largest_fit == max(0, min(of_unit))
         if name in ("b", "credit"):
             assert denial.retry_after_s is None
-        elif name == "rpm":
+        elif name in ("rpm", "spm"):
             # At the next full minute, in whole seconds, and not one earlier.
             assert denial.retry_after_s == -(-(MINUTE_US - self.now_us % MINUTE_US) // US_PER_S)
         if unit != "requests":
-            self.try_largest_fit(unit, denial.largest_fit, key, free, tokens, nanos)
+            self.try_largest_fit(unit, denial.largest_fit, key, free, tokens, nanos, seconds)
 
-    def try_largest_fit(self, unit, largest, key, free, tokens, nanos):
+    def try_largest_fit(self, unit, largest, key, free, tokens, nanos, seconds):
         """Where only this unit binds, exactly the largest fit is admitted, and one more is not."""
         for amount, fits in ((largest, True), (largest + 1, False)):
-            asked = {"tokens": tokens, "nanos": nanos, unit: amount}
+            asked = {
+                "tokens": tokens,
+                "nanos": nanos,
+                "seconds": seconds,
+                unit.removeprefix("quantity."): amount,
+            }
             if fits and (not largest or self.refusal(key, free=free, **asked) is not None):
                 continue
-            result = self.ask(key, free, asked["tokens"], asked["nanos"])
+            result = self.ask(key, free, **asked)
             assert isinstance(result, Admission) == fits
             if fits:
                 assert self.gate.claim(result)
                 self.gate.void(result)
 
-    @rule(admission=consumes(admissions), tokens=st.integers(0, 80), nanos=st.integers(0, 200))
-    def settle(self, admission, tokens, nanos):
+    @rule(
+        admission=consumes(admissions),
+        tokens=st.integers(0, 80),
+        nanos=st.integers(0, 200),
+        seconds=st.integers(0, 80),
+    )
+    def settle(self, admission, tokens, nanos, seconds):
         taking = self.open.pop(admission.id)
-        usage = Usage(completion_tokens=tokens, cost_nanos=nanos)
+        usage = Usage(completion_tokens=tokens, cost_nanos=nanos, quantities=quantities(seconds))
         finished = self.gate.finish(admission, Outcome(usage=usage), self.now_us)
         assert finished is not None
         record, charges = finished
         assert (record.cost_nanos, record.occurred_at_us) == (nanos, taking.at_us)
-        actual = taking._replace(amounts=(1, tokens, nanos, record.credits))
+        actual = taking._replace(amounts=(1, tokens, nanos, record.credits), seconds=seconds)
         self.used_in_windows[self.used_in_windows.index(taking)] = actual
         self.settled.append((actual, charges))
         assert self.gate.finish(admission, Outcome(), self.now_us) is None
@@ -269,17 +302,23 @@ class GateModel(RuleBasedStateMachine):
         self.void(admission)
         return admission, taking
 
-    @rule(late=consumes(expired), tokens=st.integers(0, 80), nanos=st.integers(0, 200), commits=st.booleans())
-    def settle_late(self, late, tokens, nanos, commits):
+    @rule(
+        late=consumes(expired),
+        tokens=st.integers(0, 80),
+        nanos=st.integers(0, 200),
+        seconds=st.integers(0, 80),
+        commits=st.booleans(),
+    )
+    def settle_late(self, late, tokens, nanos, seconds, commits):
         """It counts whole where its request would have, whether or not it fits; concurrency is over."""
         admission, taking = late
-        usage = Usage(completion_tokens=tokens, cost_nanos=nanos)
+        usage = Usage(completion_tokens=tokens, cost_nanos=nanos, quantities=quantities(seconds))
         record = self.gate.record_of(admission, Outcome(usage=usage), self.now_us)
         self.gate.count_late(admission, record, self.now_us)
         if not commits:
             self.gate.void(admission)
             return
-        actual = taking._replace(amounts=(1, tokens, nanos, record.credits))
+        actual = taking._replace(amounts=(1, tokens, nanos, record.credits), seconds=seconds)
         self.used_in_windows.append(actual)
         charged = {("acme", "budget:b", self.period_us(taking.at_us)): nanos}
         if taking.key == "credit":

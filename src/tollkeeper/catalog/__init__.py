@@ -1,6 +1,6 @@
 """
 The catalog: who may do what, and at what price. Accounts, projects, plans, subscriptions, keys, routes, prices,
-budgets, grants, webhooks.
+mark-ups, budgets, grants, webhooks.
 
 It is not the ledger: it says that a budget or a grant exists, never what was spent of it. It does not decide about a
 request: the gate does, over what the directory resolves. It serves no transport: HTTP, command line and declarations
@@ -16,8 +16,9 @@ Invariants:
 Changing: `manage` (the use cases), `entry_writer` and `key_writer` (the steps of a transaction), `key_rules` (states
 and ends of keys), `quotas`, `customer_terms` (what bounds a customer), `lookups`, `changes` (what a call did),
 `entry_parsing` (entries of plain values), `declaration` (files), `toml_bounds` (their size).
-Reading: `directory` (what a key permits, and what an event is charged to), `price_book`, `budget_readiness` (accounts
-whose budgets are not in force yet), `last_used`, `sessions` (who is signed in).
+Reading: `directory` (what a key permits, and what an event is charged to), `price_book` (which price applies),
+`listed_prices` (the built-in list), `price_timeline` (their form), `budget_readiness` (accounts whose budgets are not
+in force yet), `last_used`, `sessions` (who is signed in).
 
 Imports: domain, clock, ports, profiles (names and key prefixes only), gate.
 """

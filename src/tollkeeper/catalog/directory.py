@@ -59,10 +59,16 @@ V = TypeVar("V")
 
 
 class Scopes(NamedTuple):
-    """What an event of one account, project and key is charged to."""
+    """
+    What an event of one account, project and key is charged to, and the plan whose mark-ups it pays.
+
+    The plan is that of the key's entitlement now, as the catalog keeps no history of who was on which plan; without a
+    key that of the account; `""` for none.
+    """
 
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
+    plan_slug: str = ""
 
 
 class Directory:
@@ -96,7 +102,6 @@ class Directory:
         self._route_table: RouteTable | None = None
         self._calls: RouteCalls | None = None
         self._must_wait = must_wait
-        self._plan_slugs: dict[tuple[str, str], str] = {}
         self.price_book = PriceBook(*self._price_entries())
 
     @property
@@ -183,29 +188,6 @@ class Directory:
 
     def _plan_of(self, stored: StoredKey, account: Account) -> tuple[Subscription | None, Plan | None]:
         return _PlansOf(self._catalog, account).of(stored)
-
-    def plan_slug(self, account_id: str, key_id: str) -> str:
-        """
-        Return the slug of the plan that events of a key are on, `""` for none.
-
-        That of the key's entitlement, as of now: the catalog keeps no history of who was on which plan. Events
-        without a key (`""`) are on their account's plan.
-        """
-        at = (account_id, key_id)
-        slug = self._plan_slugs.get(at)
-        if slug is None:
-            forgotten = self._forgotten
-            account = self.account(account_id)
-            stored = self.key(key_id) if key_id else None
-            if account is None:
-                slug = ""
-            elif stored is None:
-                slug = account.plan or ""
-            else:
-                plan = self._plan_of(stored, account)[1]
-                slug = "" if plan is None else plan.slug
-            self._remember(self._plan_slugs, at, slug, forgotten)
-        return slug
 
     def rotation_chain_of(self, stored: StoredKey) -> list[str]:
         """Return the ids of the keys that rotations made of one another, the first one first."""
@@ -368,6 +350,7 @@ class Directory:
         return Scopes(
             tuple(budget for budget in budgets if budget.counter_id in active),
             stored is not None and stored.entry.draws_on_credit,
+            (account.plan or "") if stored is None else ("" if plan is None else plan.slug),
         )
 
     def active_from_us(self, account_id: str, counter_id: str) -> int:
@@ -437,10 +420,7 @@ class Directory:
             self._route_table = self._calls = None
             # Budgets in force are not the catalog's: see `scopes_changed`.
             if account_id is None:
-                for memory in (
-                    *(self._accounts, self._keys, self._projects, self._scopes),
-                    *(self._deciding, self._plan_slugs),
-                ):
+                for memory in (self._accounts, self._keys, self._projects, self._scopes, self._deciding):
                     memory.clear()
                 return
             self._accounts.pop(account_id, None)
@@ -452,7 +432,6 @@ class Directory:
             }
             self._projects = {at: p for at, p in self._projects.items() if at[0] != account_id}
             self._scopes = {at: s for at, s in self._scopes.items() if at[0] != account_id}
-            self._plan_slugs = {at: p for at, p in self._plan_slugs.items() if at[0] != account_id}
 
     def scopes_changed(self, account_id: str) -> None:
         """Drop what is remembered of an account whose budgets came into or went out of force."""

@@ -20,8 +20,8 @@ from tollkeeper.domain.catalog import Entry, Markup, ModelAlias, Price
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.model_aliases import alias_target
 from tollkeeper.domain.model_patterns import is_pattern, matches
+from tollkeeper.domain.price_entries import variant_of
 from tollkeeper.domain.pricing import (
-    STANDARD_VARIANTS,
     ModelPrice,
     marked_up,
     markup_rank,
@@ -59,7 +59,7 @@ class PriceBook:
         self._factors: dict[str, list[Price]] = {}
         """Entries whose model is a pattern, by variant; all of them have a factor."""
         for entry in prices:
-            variant = _variant(entry.variant)
+            variant = variant_of(entry.variant)
             if is_pattern(entry.model):
                 self._factors.setdefault(variant, []).append(entry)
             else:
@@ -87,7 +87,7 @@ class PriceBook:
                 entries match the whole name exactly.
             account_id: Whose event it is; `""` for nobody's, which sees the general prices.
             at_us: When it occurred, microseconds since the Unix epoch.
-            variant: Of the model, in any case; names of the standard service are none (`STANDARD_VARIANTS`).
+            variant: Of the model, in any case; `price_entries.STANDARD_VARIANTS` are none.
             plan: Slug of the plan of the event's key, else of its account; `""` for none.
         """
         return self.timeline(model, account_id, variant, plan).at(at_us)
@@ -102,7 +102,7 @@ class PriceBook:
         )
         timeline = self._timelines.get(key)
         if timeline is None:
-            timeline = self._resolve(key[0], key[1], _variant(variant), key[3])
+            timeline = self._resolve(key[0], key[1], variant_of(variant), key[3])
             if len(self._timelines) >= TIMELINES_MAX:
                 self._timelines.clear()
             self._timelines[key] = timeline
@@ -231,9 +231,3 @@ class PriceBook:
 
 def _merged(starts_us: Iterable[int], entries: Iterable[Price | Markup]) -> list[int]:
     return sorted({*starts_us, *(to_us(entry.effective_at) for entry in entries)})
-
-
-def _variant(stated: str) -> str:
-    """Return a variant's name as prices are found by it; `""` for the standard service."""
-    variant = stated.strip().lower()
-    return "" if variant in STANDARD_VARIANTS else variant

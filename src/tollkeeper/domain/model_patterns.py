@@ -1,11 +1,13 @@
-"""Patterns of model names: `gpt-4o`, `claude-*`, `*`. A `*` stands for any text; letters match in either case."""
+"""Which of several patterns of a model's name (`claude-*`, `*`) is meant, where only one can be: the more specific."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from tollkeeper.domain.matching import Glob, folded
+
 STARS_MAX: Final = 4
-"""The most `*` of one pattern: the time to match grows with them."""
+"""The most `*` of one pattern."""
 
 
 def is_pattern(text: str) -> bool:
@@ -15,30 +17,14 @@ def is_pattern(text: str) -> bool:
 
 def pattern_objection(pattern: str) -> str | None:
     """Return why *pattern* cannot be taken, or None."""
-    if not pattern:
-        return "a model pattern is not empty: write * for all models"
     if pattern.count("*") > STARS_MAX:
         return f"a model pattern has at most {STARS_MAX} *, e.g. claude-*"
     return None
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Return whether *name* is one of those that *pattern* stands for: the whole name, in either case."""
-    first, *rest = pattern.lower().split("*")
-    name = name.lower()
-    if not rest:
-        return name == first
-    last = rest.pop()
-    if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
-        return False
-    start, end = len(first), len(name) - len(last)
-    for part in rest:
-        # The earliest place leaves the most for what follows.
-        found = name.find(part, start, end)
-        if found < 0:
-            return False
-        start = found + len(part)
-    return True
+def matches(pattern: str, model: str) -> bool:
+    """Return whether *pattern* stands for a model's name, as `domain.matching` compares them."""
+    return Glob(folded(pattern)).matches(folded(model))
 
 
 def specificity(pattern: str) -> tuple[bool, int]:

@@ -33,6 +33,17 @@ RATE_FIELDS: Final = {
     )
 }
 """Field of a price or of its tier → the token class whose rate it states."""
+_PLAIN: Final = ("prompt_tokens", "completion_tokens")
+"""Token classes whose rate is 0 where a price does not state it."""
+
+STANDARD_VARIANTS: Final = frozenset({"", "default", "standard", "auto", "on_demand", "on-demand"})
+"""Names that providers have for a model's standard service, in lower case: the price without a variant."""
+
+
+def variant_of(stated: str) -> str:
+    """Return a variant's name as prices are found by it, in lower case; `""` for the standard service."""
+    variant = stated.strip().lower()
+    return "" if variant in STANDARD_VARIANTS else variant
 
 
 class PriceTier(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,13 +131,20 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             parse_factor(factor)
         except ValueError as exc:
             raise Invalid("factor", str(exc)) from None
-        if not self.variant:
-            raise Invalid("factor", "factor is for a variant: give the entry one, or make a mark-up")
+        if not variant_of(self.variant):
+            raise Invalid(
+                "factor",
+                "factor is of the price without a variant: give the entry a variant such as batch, or make a mark-up",
+            )
         objection = pattern_objection(self.model)
         if objection is not None:
             raise Invalid("model", objection)
-        if any(_token_rates(self).values()) or self.tiers or self.rates or self.request_nanos:
+        if self._states_rates():
             raise Invalid("factor", "a price has a factor or rates, not both: drop one")
+
+    def _states_rates(self) -> bool:
+        stated = {name: rate for name, rate in _token_rates(self).items() if rate or name not in _PLAIN}
+        return bool(stated or self.tiers or self.rates or self.request_nanos)
 
     def token_rates(self) -> dict[str, Fraction]:
         """Return the rates that it states, in nanos per million tokens, by token class."""

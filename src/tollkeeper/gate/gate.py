@@ -522,6 +522,13 @@ class Gate:
             counter.give_back(mark, held)
 
 
+def _with_quantities(amounts: Amounts, usage: Usage, compiled_key: CompiledKey) -> UnitAmounts:
+    """Return *amounts* by unit where something counts a quantity, or may do so before the request ends."""
+    if usage.quantities or compiled_key.counts_quantities:
+        return amounts_by_unit(amounts, usage.quantities)
+    return amounts
+
+
 def _unpriced(usage: Usage) -> str:
     """Return why the price of *usage* is not known, and what to do."""
     variant = f" as variant {usage.variant!r}" if usage.variant else ""
@@ -529,10 +536,3 @@ def _unpriced(usage: Usage) -> str:
         f"There is no price for model {usage.model[:128]!r}{variant}: set one, or state cost_nanos. A model that is "
         f"priced by the second, page or other unit needs that quantity in the estimate."
     )
-
-
-def _with_quantities(amounts: Amounts, usage: Usage, compiled_key: CompiledKey) -> UnitAmounts:
-    """Return *amounts* by unit where something counts a quantity, or may do so before the request ends."""
-    if usage.quantities or compiled_key.counts_quantities:
-        return amounts_by_unit(amounts, usage.quantities)
-    return amounts

@@ -213,7 +213,7 @@ class Amend:
             self._directory.price,
             record,
             route or UNKNOWN_ROUTE,
-            self._directory.plan_slug(record.account_id, record.key_id),
+            self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug,
         )
         if OTHER in (record.method, record.route) and record.cost_state == "unpriced":
             # What it cost before its model has a price was its route's, which can be found no more.
@@ -281,7 +281,10 @@ class Amend:
                 f"The route of this event was stored as `{OTHER}`, so it cannot be priced again: state cost_nanos.",
                 field="cost_nanos",
             )
-        known = self._directory.price(record.model, record.account_id, record.occurred_at_us)
+        # Whether there is a price is no matter of the plan, which only marks it up.
+        known = self._directory.price(
+            record.model, record.variant, record.account_id, "", record.occurred_at_us
+        )
         if record.model == OTHER and known is None:
             raise BadParameter(
                 f"The model of this event was stored as `{OTHER}`: state the model, or cost_nanos.",

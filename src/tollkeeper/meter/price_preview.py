@@ -132,7 +132,7 @@ class PricePreview:
         key = self._directory.key(record.key_id) if record.key_id else None
         profile = "native" if key is None else key.entry.profile
         route = self._directory.route_table().match(record.method, record.route, profile)
-        plan = self._directory.plan_slug(record.account_id, record.key_id)
+        plan = self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug
         return recharged(price_of, record, route or UNKNOWN_ROUTE, plan)
 
 

@@ -148,9 +148,7 @@ def _records(
     book = directory.price_book
     plans = None
     if book.own_plans:
-        plans = dictionary(
-            owner_codes, [directory.plan_slug(owner.account_id, owner.key_id) for owner in owners]
-        )
+        plans = dictionary(owner_codes, [directory.scopes(*owner[:3]).plan_slug for owner in owners])
     cost = cost_columns(events, account_id, routes, called.codes, book, plans)
     kind = text(events, "kind")
     kind_of_route = dictionary(called.codes, [route.event_kind for route in routes])

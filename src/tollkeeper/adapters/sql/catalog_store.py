@@ -28,8 +28,17 @@ _WRITE_LOCK: Final = 0x746F_6C6C_6B65_6570
 
 _JSON_FIELDS: Final = frozenset(
     {
-        *("limits", "budgets", "layers", "metadata", "thresholds", "actions"),
-        *("models", "match", "per", "tiers", "rates"),
+        "limits",
+        "budgets",
+        "layers",
+        "metadata",
+        "thresholds",
+        "actions",
+        "models",
+        "match",
+        "per",
+        "tiers",
+        "rates",
     }
 )
 _KEY_SECRETS: Final = ("secret_sha256", "shown_prefix")
