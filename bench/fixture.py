@@ -59,12 +59,13 @@ MODELS = ("gpt-4o-mini", "gpt-4o", "claude-sonnet-4-5", "gemini-2.5-flash", "cla
 ROUTES = ("/v1/chat", "/v1/complete", "/v1/embeddings", "/v1/search")
 
 
-def events(count: int, *, start_ms: int, seed: int = 7, span_ms: int = 1) -> bytes:
+def events(count: int, *, start_ms: int, seed: int = 7, span_ms: int = 1, quantities: bool = False) -> bytes:
     """
     Return *count* events of about 250 bytes as NDJSON, with time-ordered UUIDv7 ids.
 
     Args:
         start_ms: Time of the first event, ms since the epoch; one follows every *span_ms*.
+        quantities: Whether each has two quantities beside its tokens.
     """
     rng = random.Random(seed + start_ms)
     lines = []
@@ -79,7 +80,12 @@ def events(count: int, *, start_ms: int, seed: int = 7, span_ms: int = 1) -> byt
             f'"method":"POST","route":"{rng.choice(ROUTES)}","status":{200 if rng.random() < 0.97 else 500},'
             f'"latency_ms":{rng.lognormvariate(6, 1):.3f},"bytes_out":{rng.randrange(200, 9000)},'
             f'"model":"{rng.choice(MODELS)}",'
-            f'"tokens":{{"prompt":{rng.randrange(20, 4000)},"completion":{rng.randrange(1, 600)}}}}}'
+            f'"tokens":{{"prompt":{rng.randrange(20, 4000)},"completion":{rng.randrange(1, 600)}}}'
+            + (
+                f',"quantities":{{"seconds":"{rng.randrange(1, 9000) / 10}","images":{rng.randrange(1, 5)}}}}}'
+                if quantities
+                else "}"
+            )
         )
     return "\n".join(lines).encode()
 

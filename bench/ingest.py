@@ -15,6 +15,7 @@ from bench.table import Figure
 
 BATCH = 50_000
 BATCHES = 12
+WITH_QUANTITIES = 6
 START_MS = 1_780_000_000_000
 
 BASELINE = """
@@ -64,6 +65,9 @@ def run() -> list[Figure]:
             sustained = BATCH * BATCHES / (sum(times) + drained)
             per_cpu_s = BATCH * BATCHES / (server.cpu_s() - cpu_s)
             private, file_backed = server.memory_mb()
+            with_quantities = BATCH / statistics.median(
+                [_new(connection, index, headers) for index in range(BATCHES, BATCHES + WITH_QUANTITIES)][2:]
+            )
             retry = statistics.median(_again(connection, body, headers) for body in bodies[:5])
     share = one_by_one / base
     return [
@@ -72,10 +76,22 @@ def run() -> list[Figure]:
         Figure("ingest", "share of chDB's own insert", share * 100, "%", target="≥ 40 %", reached=share >= 0.4),
         Figure("ingest", "events/s until queryable", sustained, "/s", base, "chDB JSONEachRow"),
         Figure("ingest", "events until queryable, per second of CPU", per_cpu_s, "/s"),
+        Figure("ingest", "events/s, one caller, two quantities each", with_quantities, "/s", base,
+               "chDB JSONEachRow"),
         Figure("ingest", "retry of a whole batch", retry, "/s", target="≥ 200,000 /s", reached=retry >= 200_000),
         Figure("memory", "loaded, private", private, "MB", target="≤ 450 MB", reached=private <= 450),
         Figure("memory", "loaded, file-backed", file_backed, "MB"),
     ]  # fmt: skip
+
+
+def _new(connection: http.client.HTTPConnection, index: int, headers: dict[str, str]) -> float:
+    """Send a batch with quantities; return how long it took, in s."""
+    body = events(BATCH, start_ms=START_MS + index * BATCH, quantities=True)
+    started = time.perf_counter()
+    connection.request("POST", "/tk/v1/events", body, headers)
+    answer = json.load(connection.getresponse())
+    assert answer["accepted"] == BATCH, answer
+    return time.perf_counter() - started
 
 
 def _again(connection: http.client.HTTPConnection, body: bytes, headers: dict[str, str]) -> float:

@@ -19,6 +19,7 @@ from tollkeeper.domain.catalog import Price
 from tollkeeper.domain.events import ID_CHARS_MAX, Record
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.quantities import quantities_json
 from tollkeeper.meter import amend
 from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import decode_events
@@ -155,6 +156,12 @@ class Tenant:
             amount = 1_000_000_000
             unit = "credits"
             period = "total"
+            [[budgets]]
+            id = "seconds"
+            account = "{a}"
+            amount = 1_000_000
+            unit = "quantity.seconds"
+            period = "5h"
             {setup}
         """).issued
         self.secrets = {key.entry.id.removeprefix(f"{a}."): key.secret or "" for key in issued}
@@ -464,6 +471,8 @@ BOUNDS = [
     )
     for shift in (-1, 0, 1)
 ]
+QUANTITIES = ({}, {"seconds": 10**18}, {"cache_write_tokens": 7 * 10**6, "own": 3, "seconds": 1})
+"""Of the greatest, ten pass 64 bits."""
 moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(BOUNDS)
 
 
@@ -479,11 +488,16 @@ moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(BO
             st.integers(0, 10**15),
             st.integers(0, 10**9),
             st.integers(0, 10**6),
+            st.sampled_from(QUANTITIES),
         ),
         max_size=40,
     )
 )
-@example(drawn=[(at_us, key, "p1", 1, "", 5, 7, 9) for at_us in BOUNDS for key in ("key", "credit", "")])
+@example(
+    drawn=[
+        (at_us, key, "p1", 1, "", 5, 7, 9, QUANTITIES[2]) for at_us in BOUNDS for key in ("key", "credit", "")
+    ]
+)
 def test_a_batch_charges_what_its_records_charge(toll: Tollkeeper, drawn: list[tuple[Any, ...]]) -> None:
     """`charge_columns` is the sum of `Directory.charges_of`, period by period."""
     tenants = _fixed_tenants(toll)
@@ -497,8 +511,9 @@ def test_a_batch_charges_what_its_records_charge(toll: Tollkeeper, drawn: list[t
             prompt_tokens=tokens,
             reasoning_tokens=tokens // 3,
             credits=credits,
+            quantities=quantities,
         )
-        for index, (at_us, key, project, sign, denied, cost, tokens, credits) in enumerate(drawn)
+        for index, (at_us, key, project, sign, denied, cost, tokens, credits, quantities) in enumerate(drawn)
     ]
     installation = toll.installation
     together = {
@@ -537,6 +552,8 @@ counts = st.integers(0, 3) | st.integers(0, 10**9)
     cost=st.none() | st.integers(0, 10**15),
     credits=st.none() | st.integers(0, 10**9),
     tags=st.dictionaries(st.sampled_from("ab"), st.text("xy", max_size=2)),
+    quantities=st.sampled_from(QUANTITIES),
+    variant=st.sampled_from(["", "batch"]),
 )
 def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
     toll: Tollkeeper,
@@ -548,13 +565,17 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
     cost: int | None,
     credits: int | None,
     tags: dict[str, str],
+    quantities: dict[str, int],
+    variant: str,
 ) -> None:
     """The same request costs the same, whether it passed the gate or was reported afterwards."""
     tenant = _fixed_tenants(toll)[0]
     method, route = path.split()
     admission = toll.admit(tenant.secrets["key"], method, route)
     assert isinstance(admission, Admission)
-    usage = Usage(*tokens, model=model, cost_nanos=cost, credits=credits)
+    usage = Usage(
+        *tokens, model=model, cost_nanos=cost, credits=credits, quantities=quantities, variant=variant
+    )
     outcome = Outcome(status, usage, cache=cache, tags=tags, latency_us=1500, bytes_out=7)
     gated = toll.installation.gate.record_of(admission, outcome, NOW_US)
     toll.void(admission)
@@ -570,6 +591,8 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
         "latency_ms": 1.5,
         "bytes_out": 7,
         "tags": tags,
+        "quantities": quantities_json(quantities),
+        "variant": variant,
     }
     event |= {"cache": cache} if cache else {}
     event |= {"cost_nanos": cost} if cost is not None else {}

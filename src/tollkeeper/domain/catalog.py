@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from tollkeeper.domain import periods
+from tollkeeper.domain.decisions import UNITS
 from tollkeeper.domain.entry import ID_PATTERN as ID_PATTERN
 from tollkeeper.domain.entry import REQUEST_NANOS_MAX as REQUEST_NANOS_MAX
 from tollkeeper.domain.entry import ChargeNanos, Count, Entry, Text
@@ -33,7 +34,6 @@ from tollkeeper.domain.price_entries import Price as Price
 from tollkeeper.domain.quantities import NAME_PATTERN, quantity_of_unit
 from tollkeeper.domain.zones import zone_of
 
-UNITS: Final = ("requests", "tokens", "nanos", "credits")
 Unit = Annotated[
     str,
     msgspec.Meta(

@@ -17,6 +17,7 @@ import msgspec
 from tollkeeper.domain.catalog import Webhook
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import US_PER_S, from_us
+from tollkeeper.domain.quantities import amount_json
 
 RETRY_AFTER_S: Final = (60, 300, 900, 3_600, 21_600)
 """How long after each failure a message is tried again: five times after the first, which is at once."""
@@ -98,8 +99,8 @@ def message_of(
             "budget": scope.name,
             "threshold": threshold,
             "unit": scope.unit,
-            "used": str(used),
-            "limit": str(scope.amount),
+            "used": str(amount_json(used, scope.unit)),
+            "limit": str(amount_json(scope.amount, scope.unit)),
             "period": {"start": _instant(start_us), "end": _instant(end_us)},
             "actions": [*actions, "disable_keys"] if disables else actions,
         },

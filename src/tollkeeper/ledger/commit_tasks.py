@@ -7,7 +7,7 @@ A task knows what it writes and which ids it takes. Queueing, writing and failur
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -15,7 +15,7 @@ from tollkeeper.domain.bookings import Committed, CounterAt, EndedHold, Group, S
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import HoldEnded
+from tollkeeper.errors import BadParameter, HoldEnded
 from tollkeeper.gate.gate import Charge, StartedBudget
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.pending import Pending, key_of
@@ -24,6 +24,7 @@ from tollkeeper.ledger.storable import check_storable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+COUNTER_MAX: Final = 2**63 - 1
 encode_rows = msgspec.msgpack.Encoder().encode
 
 
@@ -253,6 +254,13 @@ class Batch(CommitTask):
     def add(self, draft: Draft) -> None:
         if self.scopes_version != draft.scopes_version or not draft.pending.disjoint(self.keys):
             raise Stale
+        for at, amount in self.charges.items():
+            if abs(amount + draft.group.charges.get(at, 0)) > COUNTER_MAX:
+                # A counter has 64 bits: the whole group would fail.
+                raise BadParameter(
+                    f"The events charge {at[1]} more than a counter can hold: send fewer at once.",
+                    field="events",
+                )
         draft.pending.add(self.keys, None if self.corrections else self.table)
         for at, amount in self.charges.items():
             draft.charge(at, amount, counted=False)

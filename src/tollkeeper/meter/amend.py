@@ -281,9 +281,9 @@ class Amend:
                 f"The route of this event was stored as `{OTHER}`, so it cannot be priced again: state cost_nanos.",
                 field="cost_nanos",
             )
-        # Whether there is a price is no matter of the plan, which only marks it up.
+        plan = self._directory.scopes(record.account_id, record.project_id, record.key_id).plan_slug
         known = self._directory.price(
-            record.model, record.variant, record.account_id, "", record.occurred_at_us
+            record.model, record.variant, record.account_id, plan, record.occurred_at_us
         )
         if record.model == OTHER and known is None:
             raise BadParameter(

@@ -45,6 +45,7 @@ _REF: Final = "#/components/schemas/{name}"
 _PROBLEM_REF: Final = {"$ref": "#/components/schemas/Problem"}
 _MONEY_ENDINGS: Final = ("_nanos", "_nanos_per_million")
 _TEXT_OR_INTEGER: Final = "Text in answers; requests may state text or an integer."
+_OF_QUANTITY: Final = "Of a quantity (unit `quantity.NAME`): units, as decimal text."
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -458,6 +459,11 @@ def _allow_text(schema: dict[str, Any]) -> None:
         kept = {key: found[key] for key in ("description", "default") if key in found}
         bare = {key: value for key, value in found.items() if key not in kept}
         options = bare.get("anyOf", [bare])
-        note = _TEXT_OR_INTEGER if not is_amount else f"Money (unit `nanos`): {_TEXT_OR_INTEGER.lower()}"
+        note = (
+            _TEXT_OR_INTEGER
+            if not is_amount
+            else f"Money (unit `nanos`): {_TEXT_OR_INTEGER.lower()} {_OF_QUANTITY}"
+        )
+        pattern = "^[0-9]{1,19}$" if not is_amount else r"^[0-9]{1,19}(\.[0-9]{1,6})?$"
         kept["description"] = f"{kept['description']} {note}" if "description" in kept else note
-        properties[name] = {"anyOf": [*options, {"type": "string", "pattern": "^[0-9]{1,19}$"}], **kept}
+        properties[name] = {"anyOf": [*options, {"type": "string", "pattern": pattern}], **kept}

@@ -10,6 +10,7 @@ from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.quantities import COMPLETION_CLASSES, MICROS, QUANTITY_PREFIX
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.profiles.base import Call, ProfileContext, Reply
 from tollkeeper.profiles.cheapestinference.callers import dashboard_account, own_key
@@ -30,10 +31,10 @@ LIST_LIMIT: Final = Limit(name="usage-list", amount=12, window="12h")
 _COUNTS: Final = (
     "requests",
     "denied",
-    "prompt_tokens",
-    "cached_prompt_tokens",
+    "tokens",
     "completion_tokens",
     "reasoning_tokens",
+    *(QUANTITY_PREFIX + name for name in COMPLETION_CLASSES),
 )
 
 
@@ -140,12 +141,13 @@ def _counts_by_key(
 
 
 def _window(row: Mapping[str, int], *, refused: bool = False) -> dict[str, int]:
-    prompt = row.get("prompt_tokens", 0) + row.get("cached_prompt_tokens", 0)
+    tokens = row.get("tokens", 0)
     completion = row.get("completion_tokens", 0) + row.get("reasoning_tokens", 0)
+    completion += sum(row.get(QUANTITY_PREFIX + name, 0) for name in COMPLETION_CLASSES) // MICROS
     return {
         "requests": row.get("requests", 0) - (0 if refused else row.get("denied", 0)),
-        "tokens": prompt + completion,
-        "promptTokens": prompt,
+        "tokens": tokens,
+        "promptTokens": tokens - completion,
         "completionTokens": completion,
     }
 

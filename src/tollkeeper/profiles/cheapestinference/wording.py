@@ -10,6 +10,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.periods import duration_s
+from tollkeeper.domain.quantities import amount_text
 from tollkeeper.profiles.base import Call, Reply
 from tollkeeper.profiles.cheapestinference.settings import SETTINGS
 from tollkeeper.profiles.toolkit import HeaderList, iso_millis, retry_after, seconds_up
@@ -97,8 +98,8 @@ def _rate(denial: Denial, limits: Sequence[Limit]) -> str:
     if denial.reason == "too_many_concurrent":
         return f"{denial.allowed} concurrent requests"
     if limit is None:
-        return f"{denial.allowed} {denial.unit}"
-    return f"{limit.amount} {limit.unit} per {_span(duration_s(limit.window))}"
+        return amount_text(denial.allowed or 0, denial.unit)
+    return f"{amount_text(limit.amount, limit.unit)} per {_span(duration_s(limit.window))}"
 
 
 def _span(seconds: int) -> str:

@@ -24,6 +24,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import TEXT_CHARS_MAX
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.money import format_nanos
+from tollkeeper.domain.quantities import completion_tokens_of
 from tollkeeper.errors import BadInput, Unavailable
 from tollkeeper.profiles.base import Call, Endpoint, Metered, ProfileContext, Reply, Used
 from tollkeeper.profiles.regpilot.callers import (
@@ -125,8 +126,9 @@ class RegPilot:
             if record.cost_state != "unpriced":
                 headers.append(("x-credits-charged", format_nanos(record.cost_nanos, places_min=0)))
             headers += credits_remaining(metered, with_defaults(metered.settings))
-            prompt = record.prompt_tokens + record.cached_prompt_tokens
             completion = record.completion_tokens + record.reasoning_tokens
+            completion += completion_tokens_of(record.quantities)
+            prompt = record.tokens - completion
             headers.append(("x-regpilot-prompt-tokens", str(prompt)))
             headers.append(("x-regpilot-completion-tokens", str(completion)))
         if record.cache in ("hit", "miss"):

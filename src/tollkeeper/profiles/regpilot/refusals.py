@@ -8,6 +8,7 @@ from typing import Final
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.money import NANOS_PER_UNIT
+from tollkeeper.domain.quantities import MICROS, quantity_of_unit
 from tollkeeper.profiles.base import Reply
 from tollkeeper.profiles.toolkit import quotient, retry_after
 
@@ -79,7 +80,7 @@ def _rate_limited(denial: Denial, limit_statuses: Sequence[LimitStatus]) -> Repl
     body = {
         "error": "Rate limit exceeded",
         "retry_after": retry_after_s,
-        "limit": limit,
+        "limit": limit if quantity_of_unit(denial.unit) is None else quotient(limit or 0, MICROS),
         "window": "concurrent" if concurrent else _window_name(window_s or RATE_LIMIT_S),
     }
     return Reply(429, body, [retry_after(retry_after_s)])
@@ -93,6 +94,8 @@ def _window_name(seconds: int) -> str:
 
 def _budget_exceeded(denial: Denial, status: int) -> Reply:
     per_unit = NANOS_PER_UNIT if denial.unit == "nanos" else 1
+    if quantity_of_unit(denial.unit) is not None:
+        per_unit = MICROS
     details = {
         "limit": quotient(denial.allowed or 0, per_unit),
         "used": quotient(denial.used or 0, per_unit),
