@@ -38,6 +38,10 @@ class ModelAlias(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The name that it stands for."""
         return str(getattr(self, "is"))
 
+    @classmethod
+    def may_be_named(cls, name: str) -> bool:
+        return len(name) <= MODEL_CHARS_MAX and _MODEL.match(name) is not None
+
     def check(self) -> None:
         for field in ("id", "is"):
             name = getattr(self, field)

@@ -116,7 +116,7 @@ def cost_nanos(price: ModelPrice, usage: Usage) -> tuple[int, int]:
 def _cost(price: ModelPrice, usage: Usage) -> int:
     # Unpacked at once: every request does this twice, and each name that is looked up costs 30 ns.
     _, request_nanos, tiers, divisor, total, minimums, _, _ = price
-    prompt, cached_prompt, completion, reasoning, _, _, _, quantities, _ = usage
+    prompt, cached_prompt, completion, reasoning, _, _, _, quantities = usage[:8]
     tier = tiers[0]
     if len(tiers) > 1:
         prompt_tokens = prompt + cached_prompt

@@ -98,7 +98,7 @@ class HotEndpoints:
         expected = _usage(request, request.cost_nanos)
         if request.usage is not None or request.usage_of is not None:
             expected = await self._counted(expected, request.usage, request.usage_of)
-            expected = expected._replace(model=expected.model or expected.response_model)
+            expected = expected._replace(model=expected.model or expected.response_model, response_model="")
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.

@@ -371,7 +371,7 @@ class Holds:
 
 def _fingerprint(key_id: str, method: str, path: str, expected: Usage, tags: Mapping[str, str]) -> str:
     # Without what is not stated, as holds have it that were made before there was any of it.
-    *tokens_and_cost, quantities, variant = expected
+    *tokens_and_cost, quantities, variant, _ = expected
     more = ([dict(sorted(quantities.items())), variant],) if quantities or variant else ()
     stated = (dict(sorted(tags.items())),) if tags else ()
     return msgspec.json.encode((key_id, method, path, *tokens_and_cost, *more, *stated)).decode()

@@ -31,6 +31,7 @@ from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Manage
 from tollkeeper.domain.catalog import KINDS, Entry, Key, Plan, Webhook
 from tollkeeper.errors import BadParameter, Conflict, NotFound
 from tollkeeper.http.auth import Principal
+from tollkeeper.http.paths import segment_text
 from tollkeeper.http.routes import keys
 from tollkeeper.http.routes.calls import (
     APPLY_BYTES_MAX,
@@ -117,6 +118,7 @@ class KindRoutes:
         return answer({"items": shown, "next": cursor_of(entries[-1]) if len(entries) == limit else None})
 
     def get_entry(self, request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
+        entry_id = segment_text(entry_id)
         account = self._account(request)
         entry = service(request, Manage).get(self.kind, entry_id, account)
         if not is_visible(principal_of(request), entry):
@@ -124,6 +126,7 @@ class KindRoutes:
         return answer(entry_view(request, entry))
 
     def put_entry(self, request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
+        entry_id = segment_text(entry_id)
         raw = self._raw(request, body)
         id_field = KINDS[self.kind].id_field
         if raw.setdefault(id_field, entry_id) != entry_id:
@@ -142,6 +145,7 @@ class KindRoutes:
         return _written(request, entry, change)
 
     def delete_entry(self, request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
+        entry_id = segment_text(entry_id)
         account, manage = self._account(request), service(request, Manage)
         change = manage.delete(self.kind, entry_id, account, by=keys.customer_of(principal_of(request)))
         return answer({"change": change_json(change)})
