@@ -261,6 +261,21 @@ CASES: Final[list[tuple[str, Any, tuple[int, int, int, int], dict[str, float]]]]
         {"audio_prompt_tokens": 19_200},
     ),
     (
+        "gemini live",
+        {
+            "promptTokenCount": 100,
+            "responseTokenCount": 50,
+            "totalTokenCount": 150,
+            "promptTokensDetails": [
+                {"modality": "TEXT", "tokenCount": 20},
+                {"modality": "AUDIO", "tokenCount": 80},
+            ],
+            "responseTokensDetails": [{"modality": "AUDIO", "tokenCount": 50}],
+        },
+        (20, 0, 0, 0),
+        {"audio_prompt_tokens": 80, "audio_completion_tokens": 50},
+    ),
+    (
         "bedrock",
         {
             "inputTokens": 12,

@@ -77,6 +77,10 @@ _SPELLINGS: Final = {
         (("prompt_tokens_details", "cache_creation_tokens"), ("prompt_tokens_details", "cache_write_tokens")),
         (("prompt_cache_hit_tokens",), ("prompt_tokens_details", "cached_tokens")),
     ),
+    "gemini": (  # As its Live API has them.
+        (("responseTokenCount",), ("candidatesTokenCount",)),
+        (("responseTokensDetails",), ("candidatesTokensDetails",)),
+    ),
     "bedrock": (
         (("inputTokenCount",), ("inputTokens",)),
         (("outputTokenCount",), ("outputTokens",)),
@@ -282,7 +286,7 @@ def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
     usage = {name: dict(value) if isinstance(value, dict) else value for name, value in usage.items()}
     for there, wanted in _SPELLINGS.get(family.name, ()):
         value = _at(usage, there)
-        if isinstance(value, int) and _at(usage, wanted) in (None, 0):
+        if isinstance(value, int | list) and _at(usage, wanted) in (None, 0):
             holder = usage
             for step in wanted[:-1]:
                 inner = holder.get(step)
