@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import pytest
 
-from tests.http.conftest import Api
-from tollkeeper import Outcome, usage_from
+from tests.http.conftest import OPERATOR_KEY, Api
+from tollkeeper import Outcome, testing, usage_from
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.clock import SystemClock
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, admitted_record
 from tollkeeper.domain.requests import Usage
+from tollkeeper.http.server import ensure_operator_key
+from tollkeeper.installation import Installation
 
 M5: Final = {
     "prompt_tokens": 2006,
@@ -43,6 +47,18 @@ CASES: Final = [
     ("gemini-2.5-flash", GEMINI, "gemini", "19702400", 19_408),
     ("us.amazon.nova-pro-v1:0", {"inputTokens": 1000, "outputTokens": 100}, "bedrock", "1120000", 1100),
 ]
+
+
+@pytest.fixture(scope="module")
+def installation(
+    tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore
+) -> Iterator[Installation]:
+    """One that admits requests to unknown routes."""
+    directory = tmp_path_factory.mktemp("provider-usage")
+    options: dict[str, Any] = {"unknown_route": "allow"}
+    with testing.installation(directory, clock=SystemClock(), store=usage_store, **options) as opened:
+        ensure_operator_key(opened, OPERATOR_KEY)
+        yield opened
 
 
 def event_of(account: str, **fields: Any) -> dict[str, Any]:
