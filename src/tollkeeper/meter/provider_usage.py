@@ -20,7 +20,7 @@ Unknown fields are ignored. Nothing here touches the network. The package is imp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final, NamedTuple
 
@@ -219,7 +219,9 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
     usage = _respelled(found.usage, family)
     best: _Reading | None = None
     failed: _Unreadable | None = None
-    for source in sources(family, usage_of, path):
+    candidates = tuple(sources(family, usage_of, path))
+    fields = frozenset().union(*(source.fields for source in candidates))
+    for source in candidates:
         try:
             reading = _read(source, usage, family, path)
         except _Unreadable as exc:
@@ -228,6 +230,8 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
             continue
         if best is None or reading.rank > best.rank:
             best = reading
+        if reading.rank[0] and failed is None and not _unread(usage, fields - source.fields):
+            break  # It agrees with the body's total, and no other extractor reads more of the body.
     # An extractor that leaves the contradicting field out does not make the body right.
     if best is None or (failed is not None and failed.values_count > best.rank[1]):
         assert failed is not None
@@ -278,7 +282,7 @@ class _Reading(NamedTuple):
     """What the body says that its tokens are together."""
     counted: int
     read: frozenset[str]
-    """The last names of the paths that the extractor reads."""
+    """The paths of the fields that the extractor reads."""
 
 
 def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -339,31 +343,28 @@ def _read(source: Source, usage: dict[str, Any], family: Family, path: str) -> _
     total = next((usage[name] for name in _TOTALS if isinstance(usage.get(name), int)), None)
     counted = int(values.get("input_tokens", 0)) + int(values.get("output_tokens", 0))
     agrees = total is None or not family.counts_all or total == counted
-    read = frozenset(
-        mapping.path if isinstance(mapping.path, str) else mapping.path[-1]
-        for mapping in source.extractor.mappings
-    )
-    return _Reading((agrees, len(values)), source.name, counts, values, total, counted, read)
+    return _Reading((agrees, len(values)), source.name, counts, values, total, counted, source.fields)
 
 
 def _check_types(source: Source, usage: Mapping[str, Any], path: str) -> None:
     """Raise unless every count that the extractor looks for is a number: it would take another for absent."""
-    for mapping in source.extractor.mappings:
-        steps = (mapping.path,) if isinstance(mapping.path, str) else mapping.path
-        if not all(isinstance(step, str) for step in steps):
-            continue
-        value: Any = usage.get("tokenUsage", usage.get("billed_units", usage)) if steps else None
-        for step in steps:
-            value = value.get(step) if isinstance(value, Mapping) else None
-        field = f"{path}.{'.'.join(steps)}"
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise BadParameter(f"{field} must be a number, not {type(value).__name__}", field=field)
-        if value < 0:
-            raise BadParameter(f"{field} must not be negative", field=field)
-        if "token" in mapping.dest and not isinstance(value, int):
-            raise BadParameter(f"{field} must be a whole number of tokens", field=field)
+    inside = usage.get("tokenUsage", usage.get("billed_units", usage))
+    for count in source.counts:
+        holder = inside
+        for step in count.steps:
+            holder = holder.get(step) if type(holder) is dict else None
+        holders = holder if count.in_list and type(holder) is list else (holder,)
+        for each in holders:
+            value = each.get(count.name) if type(each) is dict else None
+            if value is None or (type(value) is int and value >= 0):
+                continue
+            field = ".".join((path, *count.steps, count.name))
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise BadParameter(f"{field} must be a number, not {type(value).__name__}", field=field)
+            if value < 0:
+                raise BadParameter(f"{field} must not be negative", field=field)
+            if count.is_tokens:
+                raise BadParameter(f"{field} must be a whole number of tokens", field=field)
 
 
 def _in_words(error: ValueError) -> str:
@@ -474,13 +475,21 @@ def _check_nothing_lost(reading: _Reading, usage: Mapping[str, Any], family: Fam
     if not family.counts_all:
         return
     for field, value in _leaves(usage, path):
-        name = field.rpartition(".")[2]
-        if name in _CACHE_FIELDS and name not in reading.read and value and value not in known:
+        name, inner = field.rpartition(".")[2], field.removeprefix(f"{path}.")
+        if name in _CACHE_FIELDS and inner not in reading.read and value and value not in known:
             raise BadParameter(
                 f"{field} is {value:,}, which bodies read as {reading.source} do not have: name the provider whose "
                 "body this is in usage_of",
                 field=field,
             )
+
+
+def _unread(usage: Mapping[str, Any], fields: Set[str], path: str = "") -> bool:
+    """Return whether *usage* has a count other than 0 at one of the paths *fields*."""
+    return any(
+        _unread(value, fields, f"{path}{name}.") if type(value) is dict else value and path + name in fields
+        for name, value in usage.items()
+    )
 
 
 def _leaves(usage: Mapping[str, Any], path: str) -> Iterator[tuple[str, int]]:

@@ -189,13 +189,39 @@ def _family_of_extractor(extractor: Any) -> str:
     return "responses" if "input_tokens" in first else ""
 
 
+class Count(NamedTuple):
+    """
+    A count that an extractor looks for.
+
+    Attributes:
+        steps: The path to it within the usage object; of a count in a list of details, that to the list.
+        name: Its own field.
+        in_list: Whether it is a field of the items of a list.
+        is_tokens: Whether it counts tokens, which are whole.
+    """
+
+    steps: tuple[str, ...]
+    name: str
+    in_list: bool
+    is_tokens: bool
+
+
 class Source(NamedTuple):
-    """An extractor of the package, with its name and family."""
+    """
+    An extractor of the package, with its name and family.
+
+    Attributes:
+        root: The path to the usage object in a response.
+        counts: What it looks for.
+        fields: The paths of the fields that it reads, `prompt_tokens_details.cached_tokens`.
+    """
 
     name: str
     family: str
     root: tuple[str, ...]
     extractor: Any
+    counts: tuple[Count, ...]
+    fields: frozenset[str]
 
 
 @cache
@@ -210,8 +236,16 @@ def _extractors() -> dict[str, Source]:
             family = _family_of_extractor(extractor)
             if family:
                 name = f"{provider.id}/{extractor.api_flavor}"
-                found[name] = Source(name, family, root, extractor)
+                counts = tuple(dict.fromkeys(map(_count_of, extractor.mappings)))
+                fields = frozenset(".".join((*count.steps, count.name)) for count in counts)
+                found[name] = Source(name, family, root, extractor, counts, fields)
     return found
+
+
+def _count_of(mapping: Any) -> Count:
+    path = (mapping.path,) if isinstance(mapping.path, str) else tuple(mapping.path)
+    steps = tuple(step for step in path[:-1] if isinstance(step, str))
+    return Count(steps, path[-1], len(steps) < len(path) - 1, "token" in mapping.dest)
 
 
 @lru_cache(maxsize=256)  # Callers choose the names.
