@@ -220,7 +220,7 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
     best: _Reading | None = None
     failed: _Unreadable | None = None
     candidates = tuple(sources(family, usage_of, path))
-    fields = frozenset().union(*(source.fields for source in candidates))
+    fields = frozenset[str]().union(*(source.fields for source in candidates))
     for source in candidates:
         try:
             reading = _read(source, usage, family, path)
