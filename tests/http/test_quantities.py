@@ -207,6 +207,9 @@ def test_usage_tells_quantities_as_text_and_by_group(shop: Shop) -> None:
     assert shop.api("GET", f"{query}&sort=-quantity.seconds").json()["totals"] == {"quantity.seconds": "3.75"}
     csv = shop.api("GET", f"{query}&format=csv").text
     assert csv.splitlines() == ["model,quantity.seconds", "a,1.5", "b,2.25"]
+    many = ",".join(f"quantity.n{number}" for number in range(33))
+    refused = shop.api("GET", f"/tk/v1/usage?account={shop.account}&measures={many}")
+    assert (refused.status_code, refused.json()["field"]) == (400, "measures")
     refused = shop.api("GET", f"{query}.x")
     assert (refused.status_code, refused.json()["field"]) == (400, "measures")
 

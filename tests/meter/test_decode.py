@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from tollkeeper.domain.events import (
     BYTES_MAX,
+    COLUMN_CLASSES,
     COST_NANOS_MAX,
     FUTURE_S_MAX,
     LATENCY_MS_MAX,
+    QUANTITY_CLASSES,
     TIME_MIN_US,
     TOKENS_MAX,
     Event,
@@ -737,8 +739,10 @@ def test_columns_can_be_given_directly() -> None:
 def test_every_field_of_an_event_has_its_column() -> None:
     """A new field of `Event` must not be dropped without notice."""
     fields = set(Event.__struct_fields__) - {"time", "latency_ms", "tokens"}
-    fields |= {"occurred_at_us", "latency_us"} | {f"{name}_tokens" for name in Tokens.__struct_fields__}
+    fields |= {"occurred_at_us", "latency_us"} | {f"{name}_tokens" for name in COLUMN_CLASSES}
     assert set(EVENT_SCHEMA.names) == fields
+    # The others are quantities.
+    assert {*COLUMN_CLASSES, *QUANTITY_CLASSES} == set(Tokens.__struct_fields__)
     assert pa.types.is_map(EVENT_SCHEMA.field("tags").type)
     assert msgspec.json.schema(Event)
 

@@ -16,7 +16,7 @@ Files:
 
 * `decode` (bytes to columns) over `lines`, `fields`, `rejections` and its two ways, `exact` and `fast`; `access_log`.
 * `ingest` (one batch, from columns to the commit) over `resolve` (whose, which route, what cost), `dedupe` (known
-  already?) and `charges` (what it charges to the counters).
+  already?) and `charges` (what it charges to the counters), which asks `matched_rows`, the twin of `domain.matching`.
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.
 
