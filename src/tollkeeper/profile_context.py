@@ -97,13 +97,13 @@ class LocalProfileContext:
     def spend(
         self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
     ) -> Denial | CountedCall:
-        counted = self._gate.spend(account_id, name, limit, from_first=from_first)
+        counted = self._gate.keyless.spend(account_id, name, limit, from_first=from_first)
         if isinstance(counted, CountedCall):
             self._save_windows()
         return counted
 
     def give_back(self, counted: CountedCall) -> None:
-        self._gate.give_back(counted)
+        self._gate.keyless.give_back(counted)
         self._save_windows()
 
     def _save_windows(self) -> None:
@@ -113,7 +113,7 @@ class LocalProfileContext:
         future.wait()
 
     def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
-        return self._gate.limit_status(account_id, name, limit)
+        return self._gate.keyless.status(account_id, name, limit)
 
     def record(self, key: StoredKey, route: Route, status: int) -> None:
         self._record(key.entry.account, key.entry.project or "", key.entry.id, route, status)

@@ -120,7 +120,7 @@ def test_every_field_of_the_file_has_its_line(kind: str) -> None:
 
 
 def test_the_example_files_of_the_pages_are_accepted() -> None:
-    for page in (ROOT / "README.md", DOCS / "declaration.md"):
+    for page in (ROOT / "README.md", DOCS / "declaration.md", DOCS / "matching.md"):
         for example in re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL):
             assert parse_declaration(example)
 

@@ -43,6 +43,26 @@ def _objects(required: dict[str, Any], optional: dict[str, Any]) -> st.SearchStr
     return st.fixed_dictionaries(required, optional=optional)
 
 
+patterns = st.lists(st.sampled_from(["gpt-4o*", "*", "o3", "GPT-4*mini"]), min_size=1, max_size=3)
+matches = st.fixed_dictionaries(
+    {},
+    optional={
+        "models": patterns,
+        "tags": st.dictionaries(st.text(min_size=1, max_size=8), texts, min_size=1, max_size=2),
+        "kinds": patterns,
+        "routes": st.lists(st.sampled_from(["chat", "POST /v1/chat*", "* /v1/*"]), min_size=1, max_size=3),
+    },
+).filter(bool)
+values_per = st.lists(st.sampled_from(["model", "tag.user", "tag.team"]), max_size=3, unique=True)
+
+
+def _per(*owners: str) -> st.SearchStrategy[str | list[str]]:
+    """One of *owners* alone, or with values, or values alone."""
+    alone = st.sampled_from([*owners, "model", "tag.user"])
+    with_values = st.tuples(st.sampled_from([[], *([owner] for owner in owners)]), values_per)
+    return alone | with_values.map(lambda parts: parts[0] + parts[1]).filter(bool)
+
+
 span_fields = {"period": spans, "time_zone": time_zones, "week_start": weekdays}
 window_limits = _objects(
     {"amount": counts, "window": st.sampled_from(["1s", "1m", "5h", "366d"])},
@@ -50,7 +70,8 @@ window_limits = _objects(
         "unit": units,
         "algorithm": st.sampled_from(["fixed", "sliding"]),
         "bucket": texts,
-        "per": st.sampled_from(["key", "project", "account"]),
+        "per": _per("key", "project", "account"),
+        "match": matches,
     },
 )
 permit_limits = _objects(
@@ -59,7 +80,12 @@ permit_limits = _objects(
 concurrency_limits = _objects({"amount": counts, "algorithm": st.just("concurrency")}, {})
 plan_budgets = _objects(
     {"amount": counts | st.none()},
-    {**span_fields, "unit": units, "per": st.sampled_from(["subscription", "key", "project", "account"])},
+    {
+        **span_fields,
+        "unit": units,
+        "per": _per("subscription", "key", "project", "account"),
+        "match": matches,
+    },
 )
 
 
@@ -70,7 +96,9 @@ def _named(objects: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[list
 
 
 limits = _named(st.one_of(window_limits, permit_limits, concurrency_limits))
-key_limits = limits.map(lambda items: [{**item, "per": "key"} for item in items])
+key_limits = st.tuples(limits, _per("key")).map(
+    lambda drawn: [{**item, "per": drawn[1]} for item in drawn[0]]
+)
 
 ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "plans": _objects(
@@ -80,6 +108,7 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "limits": limits,
             "budgets": _named(plan_budgets),
             "layers": st.none() | st.lists(texts, max_size=3),
+            "models": st.none() | patterns,
             "price_nanos": counts,
             "sellable": st.booleans(),
             "metadata": maps,
@@ -105,15 +134,23 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "subscription": ids,
             "plan": ids,
             "limits": key_limits,
+            "models": st.none() | patterns,
             "state": st.sampled_from(["active", "inactive", "expired", "revoked", "deleted"]),
             "expires_at": instants,
             "sha256": st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
             "metadata": maps,
         },
-    ),
+    ).filter(lambda key: (key.get("role"), key.get("type")) != ("management", "credit")),
     "budgets": _objects(
         {"id": ids, "account": ids, "amount": counts},
-        {**span_fields, "project": ids, "unit": units, "anchor_at": instants},
+        {
+            **span_fields,
+            "project": ids,
+            "unit": units,
+            "anchor_at": instants,
+            "match": matches,
+            "per": _per(),
+        },
     ),
     "grants": _objects(
         {"id": ids, "account": ids, "amount_nanos": st.integers(1, NANOS_MAX)},
@@ -280,7 +317,7 @@ class TestForm:
             ("grants", "priority", -1),
             ("budgets", "amount", -1),
             ("budgets", "amount", 1.5),
-            ("budgets", "unit", "euros"),
+            ("budgets", "unit", "x" * 65),
             ("routes", "price_nanos", REQUEST_NANOS_MAX + 1),
             ("routes", "credits", REQUEST_NANOS_MAX + 1),
             ("routes", "event_kind", ""),
@@ -311,6 +348,9 @@ BUDGET = {"name": "monthly", "amount": 1}
 RULES: list[tuple[str, dict[str, Any], str]] = [
     *[(kind, {KINDS[kind].id_field: "-bad"}, KINDS[kind].id_field) for kind in KINDS],
     *[("projects", {"id": bad}, "id") for bad in ("", "a b", "a/b", "é", "x" * 129, "a\n")],
+    *[("budgets", {"unit": unit}, "unit") for unit in ("euros", "", "quantity.", "quantity.S", "seconds")],
+    ("plans", {"limits": [{"name": "rpm", "amount": 1, "unit": "euros"}]}, "limits[0].unit"),
+    ("plans", {"budgets": [{"name": "b", "amount": 1, "unit": "euros"}]}, "budgets[0].unit"),
     ("accounts", {"time_zone": "Mars/Olympus"}, "time_zone"),
     ("accounts", {"time_zone": "../../etc/passwd"}, "time_zone"),
     ("accounts", {"time_zone": "Europe"}, "time_zone"),

@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 
 from tests.contract.test_usage_store import record, voided
+from tests.effort import effort
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import to_us
@@ -37,7 +38,8 @@ KILLS: Final = [
 ] + [(WHOLE,) * STEPS]
 _random = random.Random(20261121)
 POWER_CUTS: Final = [
-    tuple(_random.choice((WHOLE, ABSENT, PROMISED, UNSAID)) for _ in range(STEPS)) for _ in range(30)
+    tuple(_random.choice((WHOLE, ABSENT, PROMISED, UNSAID)) for _ in range(STEPS))
+    for _ in range(effort(8, 30))
 ]
 LEFT: Final = KILLS + POWER_CUTS
 

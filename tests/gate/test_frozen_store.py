@@ -14,6 +14,7 @@ from tests.gate.memory_site import SPENT, Site
 from tollkeeper.domain.catalog import Budget, Limit, Route
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import scope_of_budget
+from tollkeeper.domain.matching import Facts
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Admission
 from tollkeeper.testing import ManualClock
@@ -84,15 +85,16 @@ def hold_again(site: FrozenSite) -> Admission:
     key = site.gate.compiled_key("a.k")
     assert not isinstance(key, Denial)
     yesterday_us = site.clock.now_us() - DAY_S * 10**6
-    return site.gate.hold_again(key, CHAT, "h", Amounts(1, 1, 5, 0), yesterday_us)
+    facts = Facts("", {}, CHAT.event_kind, CHAT.method, CHAT.path)
+    return site.gate.hold_again(key, CHAT, "h", Amounts(1, 1, 5, 0), yesterday_us, facts)
 
 
 CALLS: dict[str, tuple[str, Callable[[FrozenSite], Any]]] = {
     "a new key's windows": ("slots", lambda site: site.admit("a.new")),
     "a new key's budget": ("counter", lambda site: site.admit("b.new") and site.admit("a.new")),
     "a balance": ("book", lambda site: site.admit("a.new")),
-    "a window that belongs to no key": ("slots", lambda site: site.gate.spend("a", "calls", SPENT)),
-    "where that one stands": ("slots", lambda site: site.gate.limit_status("a", "calls", SPENT)),
+    "a window that belongs to no key": ("slots", lambda site: site.gate.keyless.spend("a", "calls", SPENT)),
+    "where that one stands": ("slots", lambda site: site.gate.keyless.status("a", "calls", SPENT)),
     "a period that turned": ("counter", lambda site: site.admit("a.k")),
     "where a key stands after that": ("counter", lambda site: site.limit_statuses("a.k")),
     "a budget that comes into force": ("counter", begin_budget),
@@ -168,9 +170,9 @@ def test_a_commit_while_a_balance_is_read_counts_once(
 def test_a_window_that_others_filled_while_it_was_read_is_full(site: FrozenSite, clock: ManualClock) -> None:
     """Made, filled, saved and over meanwhile: what was read of it before must not make it empty again."""
     site.freeze("slots")
-    waits = site.meanwhile(lambda: site.gate.spend("a", "calls", SPENT))
+    waits = site.meanwhile(lambda: site.gate.keyless.spend("a", "calls", SPENT))
     for _ in range(SPENT.amount):
-        assert not isinstance(site.gate.spend("a", "calls", SPENT), Denial)
+        assert not isinstance(site.gate.keyless.spend("a", "calls", SPENT), Denial)
     site.commit()
     clock.advance(seconds=7_200)
     site.evict_idle()
@@ -184,10 +186,10 @@ def test_a_window_that_others_filled_while_it_was_read_is_full(site: FrozenSite,
 def test_a_limit_that_was_lowered_while_its_window_was_read_stays_lowered(site: FrozenSite) -> None:
     """The reader has the limit as it was; another one made the window with the limit as it is."""
     site.freeze("slots")
-    waits = site.meanwhile(lambda: site.gate.spend("a", "calls", SPENT))
+    waits = site.meanwhile(lambda: site.gate.keyless.spend("a", "calls", SPENT))
     lowered = Limit(name="calls", amount=1, window="5m")
     site.gate.forget("a")
-    assert not isinstance(site.gate.spend("a", "calls", lowered), Denial)
+    assert not isinstance(site.gate.keyless.spend("a", "calls", lowered), Denial)
     site.thawed.set()
     assert isinstance(waits.result(PATIENCE_S), Denial)
 

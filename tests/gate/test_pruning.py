@@ -91,7 +91,7 @@ def test_what_is_not_committed_stays(site: Site, clock: ManualClock) -> None:
 
 def test_a_window_on_its_way_to_the_ledger_stays(site: Site, clock: ManualClock) -> None:
     """Until it is written its older form would be read."""
-    site.gate.spend("a", "calls", SPENT)
+    site.gate.keyless.spend("a", "calls", SPENT)
     site.gate.dirty_windows()
     clock.advance(seconds=7_200)
     site.evict_idle()
@@ -154,7 +154,9 @@ class PruningModel(RuleBasedStateMachine):
 
     @rule(account=st.sampled_from("ab"))
     def spend(self, account: str) -> None:
-        kept, pruned = (site.gate.spend(account, "calls", SPENT, from_first=True) for site in self.sites)
+        kept, pruned = (
+            site.gate.keyless.spend(account, "calls", SPENT, from_first=True) for site in self.sites
+        )
         if isinstance(kept, Denial):
             assert pruned == kept
         else:

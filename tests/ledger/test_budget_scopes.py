@@ -612,7 +612,9 @@ def test_what_is_held_when_a_budget_is_set_counts_in_it(install, account, door, 
 class Blocked:
     """A usage store none of whose readers gets an answer while it is shut."""
 
-    READS = frozenset({"charged", "report", "records", "known_ids", "record_columns", "owners", "ready"})
+    READS = frozenset(
+        {"charged", "charged_by", "report", "records", "known_ids", "record_columns", "owners", "ready"}
+    )
 
     def __init__(self, target: Any) -> None:
         self.target = target

@@ -20,6 +20,7 @@ from tollkeeper.domain.events import (
     COST_NANOS_MAX,
     FUTURE_S_MAX,
     LATENCY_MS_MAX,
+    QUANTITY_CLASSES,
     TIME_MIN_US,
     TOKENS_MAX,
     Event,
@@ -748,9 +749,10 @@ def test_every_field_of_an_event_has_its_column() -> None:
     """A new field of `Event` must not be dropped without notice."""
     # A provider's usage object becomes the counts that it states.
     fields = set(Event.__struct_fields__) - {"time", "latency_ms", "tokens", "usage", "usage_of"}
-    # The other classes of tokens are quantities.
     fields |= {"occurred_at_us", "latency_us"} | {f"{name}_tokens" for name in COLUMN_CLASSES}
     assert set(EVENT_SCHEMA.names) == fields
+    # The others are quantities.
+    assert {*COLUMN_CLASSES, *QUANTITY_CLASSES} == set(Tokens.__struct_fields__)
     assert pa.types.is_map(EVENT_SCHEMA.field("tags").type)
     assert msgspec.json.schema(Event)
 

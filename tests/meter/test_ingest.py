@@ -574,7 +574,12 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
     admission = toll.admit(tenant.secrets["key"], method, route)
     assert isinstance(admission, Admission)
     usage = Usage(
-        *tokens, model=model, cost_nanos=cost, credits=credits, quantities=quantities, variant=variant
+        *tokens,
+        model=model,
+        cost_nanos=cost,
+        credits=credits,
+        quantities=quantities_json(quantities),
+        variant=variant,
     )
     outcome = Outcome(status, usage, cache=cache, tags=tags, latency_us=1500, bytes_out=7)
     gated = toll.installation.gate.record_of(admission, outcome, NOW_US)

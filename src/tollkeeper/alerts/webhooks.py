@@ -284,7 +284,6 @@ class Webhooks:
 
         Keys that a customer made inactive are among them, or it would activate them afterwards.
         """
-        # A value, such as an end user, that has used up its part ends no key.
         scope, key_ids = self._directory.wanted_scopes(account_id).get(counter_id, (None, None))
         if scope is None:
             return []

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, parse_time_us
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.periods import WEEKDAYS
+from tollkeeper.domain.quantities import QUANTITIES_MAX, quantity_of_unit
 from tollkeeper.domain.usage import (
     DIMENSIONS,
     GRANULARITIES,
@@ -102,6 +103,9 @@ def parse_usage_query(
             raise _unknown(name, "measures", (*MEASURES, "quantity.<name>"))
         if name in OF_OPERATOR and scope.account_id is not None:
             raise BadParameter(f"{name} is for the operator's key: leave it out", field="measures")
+    if sum(quantity_of_unit(name) is not None for name in measures) > QUANTITIES_MAX:
+        # Each is looked up in every row that is read.
+        raise BadParameter(f"measures takes at most {QUANTITIES_MAX} quantities", field="measures")
     _check_once(measures, "measures")
     filters = _filters(given)
     account_id = _account(given, scope, filters)

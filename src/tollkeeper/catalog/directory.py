@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from tollkeeper.blocking import WouldWait
 from tollkeeper.catalog.lookups import names_routes
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
@@ -112,8 +113,15 @@ class Directory:
     # -- for the gate (`gate.Sources`) ----------------------------------------------------------------
 
     def entitlement(self, secret_sha256: str) -> Entitlement | None:
+        forgotten = self._forgotten
         stored = self._catalog.find_key_by_hash(secret_sha256)
-        return None if stored is None else self.entitlement_of(stored)
+        found = None if stored is None else self.entitlement_of(stored)
+        if found is not None:
+            # What its events are charged to is known from now on, without reading.
+            key = found.key
+            at = (key.account, key.project or "", key.id)
+            self._remember(self._scopes, at, Scopes(found.budgets, key.draws_on_credit), forgotten)
+        return found
 
     def routes(self) -> list[Route]:
         return cast("list[Route]", list(self._catalog.entries("routes")))
@@ -369,38 +377,39 @@ class Directory:
     def charges_of(self, record: Record) -> list[Charge]:
         """Return what one record charges, by the scopes in force now."""
         scopes = self.scopes(record.account_id, record.project_id, record.key_id)
-        by_unit = units_of(record)
-        facts = facts_of(record)
-        charges = []
-        for scope in scopes.budgets:
-            counter_id = scope.counter_of(facts)
-            if counter_id is None:
-                continue
-            start_us = scope.span_us(record.occurred_at_us)[0]
-            if start_us >= self.active_from_us(record.account_id, scope.counter_id):
-                charges.append(Charge(record.account_id, counter_id, start_us, by_unit.get(scope.unit, 0)))
-        if scopes.draws_on_credit:
-            charges.append(Charge(record.account_id, CREDIT_COUNTER, 0, by_unit["nanos"]))
-        return charges
+        return _charged(record, scopes, self.active_from_us)
 
-    def decides_by(self, account_id: str, field: str, text: str) -> bool:
+    def decides_by(self, account_id: str, field: str, text: str, owner: tuple[str, str] | None) -> bool:
         """
         Return whether a budget of an account counts events by *text* in *field*, a label of theirs.
 
         Such a label is stored as it is, or the records would not say what was charged.
+
+        Args:
+            owner: The project and key of the event; None for any of the account.
         """
-        if field not in ("model", "kind", "method", "route") or not self.scopes_in_force(account_id):
+        if field not in ("model", "kind", "method", "route"):
             return False
+        try:
+            scopes = (
+                self._deciding_of(account_id) if owner is None else self.scopes(account_id, *owner).budgets
+            )
+        except WouldWait:
+            # Just after a change of the catalog. The text is kept, which costs a label.
+            return True
+        return any(
+            (field == "model" and "model" in scope.by)
+            or (scope.match is not None and matcher_of(scope.match).names(field, text))
+            for scope in scopes
+        )
+
+    def _deciding_of(self, account_id: str) -> Sequence[BudgetScope]:
         found = self._deciding.get(account_id)
         if found is None:
             forgotten = self._forgotten
             found = [scope for scope, _ in self.wanted_scopes(account_id).values() if not scope.is_whole]
             self._remember(self._deciding, account_id, found, forgotten)
-        return any(
-            (field == "model" and "model" in scope.by)
-            or (scope.match is not None and matcher_of(scope.match).names(field, text))
-            for scope in found
-        )
+        return found
 
     def charges_of_all(self, records: Iterable[Record]) -> dict[CounterAt, int]:
         """Return the sum of what *records* charge, by counter; `sign` -1 gives back."""
@@ -457,6 +466,23 @@ class Directory:
             if len(memory) >= _REMEMBERED_MAX:
                 memory.clear()
             memory[at] = value
+
+
+def _charged(record: Record, scopes: Scopes, active_from_us: Callable[[str, str], int]) -> list[Charge]:
+    """Return what a record charges to *scopes*: a budget counts from the period on in which it came into force."""
+    by_unit = units_of(record)
+    facts = facts_of(record)
+    charges = []
+    for scope in scopes.budgets:
+        counter_id = scope.counter_of(facts)
+        if counter_id is None:
+            continue
+        start_us = scope.span_us(record.occurred_at_us)[0]
+        if start_us >= active_from_us(record.account_id, scope.counter_id):
+            charges.append(Charge(record.account_id, counter_id, start_us, by_unit.get(scope.unit, 0)))
+    if scopes.draws_on_credit:
+        charges.append(Charge(record.account_id, CREDIT_COUNTER, 0, by_unit["nanos"]))
+    return charges
 
 
 def _ended_with(key: Key, makers: Iterable[StoredKey]) -> Key:

@@ -29,6 +29,7 @@ from tollkeeper.console.output import (
 )
 from tollkeeper.domain import periods
 from tollkeeper.domain.catalog import KINDS
+from tollkeeper.domain.matching import OWNERS, Match, conditions_of, described
 from tollkeeper.domain.money import parse_nanos
 from tollkeeper.errors import BadParameter
 
@@ -415,12 +416,22 @@ def _bound(part: Mapping[str, Any]) -> str:
     amount = "no bound" if part["amount"] is None else shown(_cell(part, "amount"))
     if unit != "nanos":
         amount = f"{amount} {unit}"
+    counted = _counted(part)
     if "period" in part:
-        return f"{part['name']}: {amount} per {part['period']}"
+        return f"{part['name']}: {amount} per {part['period']}{counted}"
     if part["algorithm"] == "concurrency":
-        return f"{part['name']}: {amount} at once"
+        return f"{part['name']}: {amount} at once{counted}"
     kind = "" if part["algorithm"] == "fixed" else f", {part['algorithm']}"
-    return f"{part['name']}: {amount} per {part['window']}{kind}"
+    return f"{part['name']}: {amount} per {part['window']}{kind}{counted}"
+
+
+def _counted(part: Mapping[str, Any]) -> str:
+    """Return which requests a limit or budget counts, and for what each: `, each key and tag.user: model gpt-4o*`."""
+    per = part["per"] if isinstance(part["per"], list) else [part["per"]]
+    each = f", each {' and '.join(per)}" if len(per) > 1 or per[0] not in OWNERS else ""
+    match = part.get("match")
+    words = described(conditions_of(msgspec.convert(match, Match))) if match else ""
+    return f"{each}: {words}" if words else each
 
 
 def _groups() -> list[typer.Typer]:

@@ -14,9 +14,11 @@ Invariants:
 Files, by what they are about:
 
 * a request: `requests` (what its caller states), `decisions` (what the gate answers), `meter` (what it costs, and the
-  record that says so), `events` (the wire format and the record), `pricing` (what tokens and units cost).
+  record that says so), `quantities` (units and token classes by name; `stated`: as programs state them), `events` (the
+  wire format and the record), `pricing` (what tokens and units cost).
 * what is set up: `catalog` (the kinds; `entry`: what they share), `price_entries` (`rates`, `model_patterns`: what
-  these are written in), `keys`, `entitlements` (what a key permits now), `bounds` (what a customer may make).
+  these are written in), `keys`, `entitlements` (what a key permits now), `matching` (which requests a limit or budget
+  counts), `bounds` (what a customer may make).
 * money and time: `money`, `pools` (the credit balance), `periods`, `zones`, `instants`, `limit_status`.
 * what was used: `usage` (the query), `rollups`, `increments` (a report brought up to date), `alerts`, `webhooks`.
 * the stores: `bookings` (what one commit writes), `pairing` (which ledger belongs to which usage store), `addresses`.

@@ -21,7 +21,8 @@ from tollkeeper.domain import periods
 from tollkeeper.domain.decisions import UNITS
 from tollkeeper.domain.entry import ID_PATTERN as ID_PATTERN
 from tollkeeper.domain.entry import REQUEST_NANOS_MAX as REQUEST_NANOS_MAX
-from tollkeeper.domain.entry import ChargeNanos, Count, Entry, Text
+from tollkeeper.domain.entry import ChargeNanos, Count, Text
+from tollkeeper.domain.entry import Entry as Entry
 from tollkeeper.domain.entry import Invalid as Invalid
 from tollkeeper.domain.entry import check_aware as _check_aware
 from tollkeeper.domain.entry import check_id as _check_id

@@ -119,7 +119,7 @@ class LimitScope(NamedTuple):
         if self.match is None and not self.by:
             return ""
         text = f"{'' if self.match is None else self.match.text}|{'|'.join(self.by)}"
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 class Maker(NamedTuple):
@@ -343,7 +343,7 @@ def budget_scopes(
 def fingerprint_of(scope: BudgetScope) -> str:
     """Return what decides which events a scope counts: when it changes, the counter starts again."""
     anchor = "" if scope.anchor_at is None else str(to_us(scope.anchor_at))
-    parts = (
+    parts: tuple[str, ...] = (
         scope.unit,
         scope.period,
         scope.time_zone,

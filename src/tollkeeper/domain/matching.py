@@ -36,9 +36,7 @@ VALUE_MARK: Final = "#"
 _PLAIN_CHARS_MAX: Final = 32
 _DIGEST_BYTES: Final = 16
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:@+-/")
-_VERDICTS_MAX: Final = 1_024
 _ASCII_LOWER: Final = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
-_NO_TAGS: Final[Mapping[str, str]] = {}
 
 Pattern = Annotated[str, msgspec.Meta(min_length=1, max_length=PATTERN_CHARS_MAX)]
 Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=PATTERNS_MAX)]
@@ -219,29 +217,22 @@ class Glob:
 
 
 class Matcher:
-    """Conditions, compiled: see `matcher_of`. Any thread may call."""
+    """Conditions, compiled: see `matcher_of`."""
 
-    __slots__ = ("_kinds", "_models", "_routes", "_tags", "_verdicts")
+    __slots__ = ("_kinds", "_models", "_routes", "_tags")
 
     def __init__(self, conditions: Conditions) -> None:
         self._models = [Glob(pattern) for pattern in conditions.models]
         self._tags = [(name, Glob(pattern) if pattern else None) for name, pattern in conditions.tags]
         self._kinds = [Glob(pattern) for pattern in conditions.kinds]
         self._routes = [Glob(pattern) for pattern in conditions.routes]
-        self._verdicts: dict[tuple[str, str, str, str], bool] = {}
-        """Of what has few values: all but the tags."""
 
     def matches(self, facts: Facts) -> bool:
         """Return whether a request or record is one of those that are meant."""
         model, tags, kind, method, route = facts
-        at = (model, kind, method, route)
-        verdict = self._verdicts.get(at)
-        if verdict is None:
-            verdict = self.matches_labels(model, kind, method, route)
-            if len(self._verdicts) >= _VERDICTS_MAX:
-                self._verdicts.clear()
-            self._verdicts[at] = verdict
-        return verdict and all(self.matches_tag(name, tags.get(name, "")) for name, _ in self._tags)
+        return self.matches_labels(model, kind, method, route) and all(
+            self.matches_tag(name, tags.get(name, "")) for name, _ in self._tags
+        )
 
     def matches_labels(self, model: str, kind: str, method: str, route: str) -> bool:
         """Return whether all but the tags matches."""
@@ -313,23 +304,16 @@ def scope_counter_of(counter_id: str) -> str:
 class ModelList:
     """The models that a key or plan may use, compiled."""
 
-    __slots__ = ("_globs", "_verdicts", "patterns")
+    __slots__ = ("_globs", "patterns")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(sorted({folded(pattern) for pattern in patterns}))
         self._globs = [Glob(pattern) for pattern in self.patterns]
-        self._verdicts: dict[str, bool] = {}
 
     def allows(self, model: str) -> bool:
         """Return whether *model* may be used; "" may not."""
-        verdict = self._verdicts.get(model)
-        if verdict is None:
-            name = folded(model)
-            verdict = bool(name) and any(glob.matches(name) for glob in self._globs)
-            if len(self._verdicts) >= _VERDICTS_MAX:
-                self._verdicts.clear()
-            self._verdicts[model] = verdict
-        return verdict
+        name = folded(model)
+        return bool(name) and any(glob.matches(name) for glob in self._globs)
 
 
 def within(patterns: Iterable[str], others: Iterable[str]) -> bool:

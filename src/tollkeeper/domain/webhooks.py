@@ -17,6 +17,7 @@ import msgspec
 from tollkeeper.domain.catalog import Webhook
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import US_PER_S, from_us
+from tollkeeper.domain.matching import VALUE_MARK, described
 from tollkeeper.domain.quantities import amount_json
 
 RETRY_AFTER_S: Final = (60, 300, 900, 3_600, 21_600)
@@ -66,6 +67,14 @@ def crossed(used: int, amount: int | None, thresholds: Sequence[int]) -> list[in
     return [threshold for threshold in thresholds if used * 100 >= threshold * amount]
 
 
+def _counted(scope: BudgetScope) -> dict[str, str]:
+    """Return which requests the budget counts, and of which value this is; nothing for one that counts all."""
+    counted = {"match": described(scope.match)} if scope.match is not None else {}
+    if scope.by:
+        counted |= {"per": " and ".join(scope.by), "value": scope.counter_id.partition(VALUE_MARK)[2]}
+    return counted
+
+
 def message_of(
     hook: StoredWebhook,
     scope: BudgetScope,
@@ -80,12 +89,14 @@ def message_of(
     Its body has the vendor's shape `{id, type, timestamp, project_id, data}`; amounts are text, as in the API.
 
     Args:
+        scope: The budget's; of one that counts values apart, with the id of the counter of the value.
         period_us: `[start, end)` of the budget's period.
         used: What the budget was charged in that period, in its unit.
     """
     entry, (start_us, end_us) = hook.entry, period_us
     id_ = _id_of(entry.account, entry.id, hook.created_at_us, scope.counter_id, start_us, threshold)
-    disables = threshold == entry.actions.disable_keys
+    # A value that has used up its part, such as an end user, ends no key: others use it too.
+    disables = threshold == entry.actions.disable_keys and not scope.by
     notify_at = entry.actions.notify_admins
     actions = ["notify_admins"] if notify_at is not None and threshold >= notify_at else []
     body = {
@@ -97,6 +108,7 @@ def message_of(
             "account_id": entry.account,
             "webhook_id": entry.id,
             "budget": scope.name,
+            **_counted(scope),
             "threshold": threshold,
             "unit": scope.unit,
             "used": str(amount_json(used, scope.unit)),

@@ -13,10 +13,12 @@ Invariants:
 * What was read before a change of the catalog amends nothing after it.
 
 Files: `gate.py` admits and ends · `admission.py` what a caller holds · `compiled_keys.py` keys, their counters per
-route, and their memory · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the contract of
-one · `windows.py` rate windows · `money.py` budgets and credit · `limit_statuses.py` where they stand ·
-`denials.py` how a refusal is worded · `routes.py` the policy of a path · `catalog_version.py` what is current ·
-`sources.py` what is read · `eviction.py` what leaves memory · `ids.py` ids of holds and events.
+route, and their memory · `matched.py` counters that depend on a request's model, tags, kind and route, and
+`request_plans.py` their memory · `settling.py` what a settlement ends and charges · `keyless_limits.py` limits that
+belong to no key · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the contract of one ·
+`windows.py` rate windows · `money.py` budgets and credit · `limit_statuses.py` where they stand · `denials.py` how a
+refusal is worded · `routes.py` the policy of a path · `catalog_version.py` what is current · `sources.py` what is
+read · `eviction.py` what leaves memory · `ids.py` ids of holds and events.
 
 Imports: `domain`, `clock`. No other room.
 """

@@ -33,7 +33,7 @@ class Moved(NamedTuple):
 
 
 class CountedCall(NamedTuple):
-    """One call that `Gate.spend` counted, for `Gate.give_back`."""
+    """One call that `KeylessLimits.spend` counted, for its `give_back`."""
 
     counter: Counter
     mark: int

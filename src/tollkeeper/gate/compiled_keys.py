@@ -82,8 +82,7 @@ class RoutePlan:
         limits, budgets = self.matched.counters(facts, now_us)
         if not limits and not budgets:
             return self
-        is_money = [counter.charged for counter in self.checked]
-        first = is_money.index(True) if True in is_money else len(is_money)
+        first = sum(not counter.charged for counter in self.checked)
         checked = (*self.checked[:first], *limits)
         if self.route.free:
             unchecked = (*budgets, *self.unchecked)

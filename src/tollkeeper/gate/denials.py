@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial, UnitAmounts, amount_at
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.meter import counted_path, refused_record
 from tollkeeper.domain.quantities import amount_text, quantity_of_unit, quantity_text
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
@@ -41,6 +44,31 @@ def denial_of(counter: Counter, counters: Iterable[Counter], amounts: UnitAmount
         retry_after_s=retry_after_s,
         resets_at_us=counter.resets_at_us(now_us),
         match=counter.match,
+    )
+
+
+def denied_record(
+    compiled_key: CompiledKey,
+    id_: str,
+    route: Route,
+    method: str,
+    path: str,
+    denial: Denial,
+    now_us: int,
+    model: str,
+) -> Record:
+    """Return the record that counts a refused request of a key: see `Gate.denied_record`."""
+    return refused_record(
+        compiled_key.account_id,
+        compiled_key.project_id,
+        compiled_key.key_id,
+        now_us,
+        id_,
+        route,
+        method,
+        counted_path(route, path),
+        denial,
+        model,
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
-from tollkeeper.domain.catalog import Limit, Route
+from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
@@ -25,9 +25,7 @@ from tollkeeper.domain.meter import (
     UNKNOWN_ROUTE,
     bounded_path,
     cost_of,
-    counted_path,
     facts_of,
-    refused_record,
 )
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
@@ -35,15 +33,16 @@ from tollkeeper.gate.admission import Admission, Charge, CountedCall
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget
 from tollkeeper.gate.counter import NotRead, Taken
-from tollkeeper.gate.denials import denial_of, expired
+from tollkeeper.gate.denials import denial_of, denied_record, expired
 from tollkeeper.gate.eviction import eviction
 from tollkeeper.gate.ids import Ids
-from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses, status_of_limit
+from tollkeeper.gate.keyless_limits import KeylessLimits
+from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses
 from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.gate.registry import CounterRegistry
-from tollkeeper.gate.settling import moves_of, settle, unsettle, used_by
+from tollkeeper.gate.request_plans import RequestPlans
+from tollkeeper.gate.settling import moves_of, settle, take_late, unsettle, used_by
 from tollkeeper.gate.sources import Sources
-from tollkeeper.gate.windows import Window
 
 __all__ = [
     "HOLD_S_DEFAULT",
@@ -81,6 +80,8 @@ class Gate:
         """Requests admitted since start."""
         self._ids = Ids()
         self._own_ids = Ids()
+        self.own_ids_ending: Final = self._own_ids.ending
+        """How the ids of requests end that are under way in this process and in no store yet."""
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
@@ -88,8 +89,11 @@ class Gate:
         version = CatalogVersion()
         self._version = version
         self._counters = CounterRegistry(sources, version, self._lock)
+        self.keyless = KeylessLimits(self._counters, version, self._lock, clock.now_us)
+        """Rate limits that belong to no key."""
         self._keys = CompiledKeys(sources, self._counters, version, self._lock, clock.now_us)
-        self._eviction = eviction(self._keys, self._counters, clock.now_us)
+        self._plans = RequestPlans()
+        self._eviction = eviction(self._keys, self._counters, self._plans, clock.now_us)
 
     # -- deciding -------------------------------------------------------------------------------------
 
@@ -155,10 +159,10 @@ class Gate:
                     _unpriced(expected),
                 )
             amounts = stated
+        held_by = (expected.model, tags, route.event_kind, method, counted)
         if matched is not None:
             # Last, since what is not in memory is read.
-            facts = Facts(expected.model, tags, route.event_kind, method, counted)
-            route_plan = route_plan.for_request(facts, now_us)
+            route_plan = self._plans.of(route_plan, held_by, now_us)
         if self.abandoned:
             self._collect_abandoned()
         taken: list[Taken] = []
@@ -175,8 +179,7 @@ class Gate:
                     for counter in route_plan.taken:
                         amount = amounts[counter.unit_index]
                         taken.append((counter, amount, counter.take(amount, now_us)))
-                    facts_held = (expected.model, tags, route.event_kind, method, counted)
-                    compiled_key.open[id(taken)] = (taken, amounts, now_us, facts_held)
+                    compiled_key.open[id(taken)] = (taken, amounts, now_us, held_by)
                     keys.last_used[compiled_key] = now_us
                     self.admitted_count += 1
         except NotRead as exc:
@@ -223,40 +226,6 @@ class Gate:
             for counter in counters:
                 counter.take(1, now_us)
         return None
-
-    def spend(
-        self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
-    ) -> Denial | CountedCall:
-        """
-        Count one against a rate limit that belongs to no key; return why it is refused, or what was counted.
-
-        Args:
-            name: Names the counter within the account.
-            from_first: A `fixed` window opens with its first request instead of at a multiple of its length.
-        """
-        now_us = self._now_us()
-        algorithm = "from_first" if from_first and limit.algorithm == "fixed" else limit.algorithm
-        counter = self._spent_window(account_id, name, limit, now_us, algorithm)
-        with self._lock:
-            if not counter.fits(1, now_us):
-                return denial_of(counter, [counter], Amounts(), now_us)
-            return CountedCall(counter, counter.take(1, now_us))
-
-    def give_back(self, counted: CountedCall) -> None:
-        """Take back what `spend` counted, once: the call failed through no fault of its caller."""
-        with self._lock:
-            counted.counter.give_back(counted.mark, 1)
-
-    def limit_status(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
-        """Return where a limit stands that `spend` counts (without *from_first*)."""
-        now_us = self._now_us()
-        counter = self._spent_window(account_id, name, limit, now_us, limit.algorithm)
-        with self._lock:
-            return status_of_limit(limit, counter, now_us)
-
-    def _spent_window(self, account_id: str, name: str, limit: Limit, now_us: int, algorithm: str) -> Window:
-        counter_id = f"limit:{name}:{algorithm}:{limit.window}"
-        return self._counters.window(account_id, counter_id, limit, now_us, self._version.current, algorithm)
 
     def limit_statuses(
         self, compiled_key: CompiledKey, now_us: int, facts: Facts | None = None, *, every: bool = False
@@ -362,16 +331,10 @@ class Gate:
         Budgets and balances learn of it from the commit; `void` takes it back when that fails. What is admitted
         after this finds the windows as if the hold had been settled in time.
         """
-        taken: list[Taken] = []
         route_plan = admission.compiled_key.route_plan(admission.route).for_request(facts_of(record), now_us)
         with self._lock:
             actual = used_by(record, admission.compiled_key)
-            for counter in route_plan.checked:
-                amount = actual[counter.unit_index]
-                mark = counter.take_late(amount, admission.at_us, now_us)
-                if mark is not None:
-                    taken.append((counter, amount, mark))
-            admission.taken = taken
+            admission.taken = take_late(route_plan.checked, actual, admission.at_us, now_us)
 
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
@@ -396,18 +359,7 @@ class Gate:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._keys.routes or self._keys.load_routes()
         route = routes.match(method, path, compiled_key.profile) or UNKNOWN_ROUTE
-        return refused_record(
-            compiled_key.account_id,
-            compiled_key.project_id,
-            compiled_key.key_id,
-            now_us,
-            self.new_id(now_us),
-            route,
-            method,
-            counted_path(route, path),
-            denial,
-            model,
-        )
+        return denied_record(compiled_key, self.new_id(now_us), route, method, path, denial, now_us, model)
 
     # -- keys -----------------------------------------------------------------------------------------
 
@@ -501,11 +453,6 @@ class Gate:
     def new_id(self, now_us: int) -> str:
         """Return a fresh id: see `Ids`."""
         return self._ids.new_id(now_us)
-
-    @property
-    def own_ids_ending(self) -> str:
-        """How the ids of requests end that are under way in this process and in no store yet."""
-        return self._own_ids.ending
 
     def _collect_abandoned(self) -> None:
         while self.abandoned:

@@ -15,6 +15,8 @@ from tollkeeper.domain.catalog import Limit, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import BudgetScope, LimitScope
 from tollkeeper.domain.matching import (
+    MODEL,
+    TAG,
     Facts,
     ModelList,
     counter_of_values,
@@ -114,22 +116,25 @@ class Matched(NamedTuple):
     Attributes:
         models: Lists of models: one that is used must be in each of them.
         limits, budgets: Those that may count a request.
+        tag_names: The tags that they ask for.
     """
 
     models: tuple[ModelList, ...]
     limits: tuple[MatchedLimit, ...]
     budgets: tuple[MatchedBudget, ...]
+    tag_names: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.models or self.limits or self.budgets)
 
     def on(self, route: Route) -> Matched:
         """Return what may count requests to *route*. A free route uses no model that is to be allowed."""
-        return Matched(
-            () if route.free else self.models,
-            tuple(m for m in self.limits if m.limit.bucket is None or m.limit.bucket == route.bucket),
-            self.budgets,
-        )
+        limits = tuple(m for m in self.limits if m.limit.bucket is None or m.limit.bucket == route.bucket)
+        scopes: list[LimitScope | BudgetScope] = [matched.scope for matched in limits]
+        scopes += [matched.scope for matched in self.budgets]
+        names = {name for scope in scopes if scope.match is not None for name, _ in scope.match.tags}
+        names |= {part.removeprefix(TAG) for scope in scopes for part in scope.by if part != MODEL}
+        return Matched(() if route.free else self.models, limits, self.budgets, tuple(sorted(names)))
 
     def objection(self, model: str) -> Denial | None:
         """Return why a request that states *model* is refused, or None."""

@@ -7,6 +7,7 @@ it get their part back. Those that did not are charged what the record says, whe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 from tollkeeper.domain.decisions import AmountsByUnit, amounts_by_unit
@@ -43,11 +44,10 @@ def moves_of(admission: Admission, record: Record, now_us: int) -> Moves | None:
     Without the gate's lock: a window that is not in memory is read. Nothing is changed yet.
     """
     matched = admission.matched
-    if matched is None:
+    # All else of what they are matched by is of the request, and stays.
+    if matched is None or (record.model == admission.expected.model and record.tags == admission.tags):
         return None
     held, facts = admission.facts, facts_of(record)
-    if facts == held:
-        return None
     before = {counter.counter_id for group in matched.counters(held, now_us) for counter in group}
     after = {counter.counter_id: counter for group in matched.counters(facts, now_us) for counter in group}
     if before == after.keys():
@@ -79,10 +79,21 @@ def settle(admission: Admission, actual: Actual, moves: Moves | None, now_us: in
             counter.settle(mark, 0, amount)
             joined.append((counter, 0, mark))
             charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
-        elif (window_mark := counter.take_late(amount, admission.at_us, now_us)) is not None:
-            joined.append((counter, amount, window_mark))
+        else:
+            joined += take_late([counter], actual, admission.at_us, now_us)
     admission.moved = Moved(moves.left, joined)
     return charges
+
+
+def take_late(counters: Iterable[Counter], actual: Actual, at_us: int, now_us: int) -> list[Taken]:
+    """Count what a request of *at_us* used in the windows that its time falls into, fit or not; return where."""
+    taken = []
+    for counter in counters:
+        amount = actual[counter.unit_index]
+        mark = counter.take_late(amount, at_us, now_us)
+        if mark is not None:
+            taken.append((counter, amount, mark))
+    return taken
 
 
 def unsettle(admission: Admission, actual: Actual) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -275,20 +275,18 @@ def spent_in(
     store: UsageStore, scope: BudgetScope, key_ids: Sequence[str] | None, start_us: int, end_us: int
 ) -> dict[str, int]:
     """Return what the events of a scope were charged in a period, by counter id: one, or one of each value."""
-    sums = store.charged_by(
-        scope.account_id,
-        scope.by,
-        from_us=start_us,
-        to_us=end_us,
-        project_id=scope.project_id,
-        key_ids=key_ids,
-        match=scope.match,
-    )
+    span: dict[str, Any] = {
+        "from_us": start_us,
+        "to_us": end_us,
+        "project_id": scope.project_id,
+        "key_ids": key_ids,
+        "match": scope.match,
+    }
+    if not scope.by:
+        return {scope.counter_id: charged_in(store.charged(scope.account_id, **span), scope.unit)}
     return {
-        counter_of_values(scope.counter_id, values) if scope.by else scope.counter_id: charged_in(
-            spent, scope.unit
-        )
-        for values, spent in sums.items()
+        counter_of_values(scope.counter_id, values): charged_in(spent, scope.unit)
+        for values, spent in store.charged_by(scope.account_id, scope.by, **span).items()
     }
 
 

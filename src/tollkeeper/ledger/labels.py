@@ -46,6 +46,15 @@ _place_of: Final[Callable[[Record], tuple[str, int, int]]] = itemgetter(
 
 Int64s = npt.NDArray[np.int64]
 
+Decides = Callable[[str, str, str, "tuple[str, str] | None"], bool]
+"""`(account_id, field, text, owner)` → whether a budget of the account counts by *text*. *owner* is the project and key
+of the event, or None for any of the account."""
+
+
+def nothing_decides(account_id: str, field: str, text: str, owner: tuple[str, str] | None) -> bool:
+    """No budget counts by labels."""
+    return False
+
 
 class Labels:
     """
@@ -53,7 +62,7 @@ class Labels:
 
     Args:
         values_max: Distinct values of each label, per account and UTC day; 0: no bound.
-        decides: Whether a budget of an account counts by a text in a field: such a text is stored as it is.
+        decides: Whether a budget counts by a text in a field: such a text is stored as it is. See `nothing_decides`.
     """
 
     def __init__(
@@ -61,7 +70,7 @@ class Labels:
         values_max: int,
         *,
         hashes_max: int = HASHES_MAX,
-        decides: Callable[[str, str, str], bool] = lambda account_id, field, text: False,
+        decides: Decides = nothing_decides,
     ) -> None:
         self._values_max = values_max
         self._decides = decides
@@ -89,7 +98,9 @@ class Labels:
         # Without the lock: this is every request, and a label that is missed here is found below.
         if known is not None and known.knows(texts):
             return record
-        kept = self._admitted(account_id, day, texts, received_at_us // _US_PER_DAY)
+        kept = self._admitted(
+            account_id, day, texts, received_at_us // _US_PER_DAY, (record.project_id, record.key_id)
+        )
         if kept == texts:
             return record
         method, route, kind, error_type, denied_reason, model = kept
@@ -128,7 +139,7 @@ class Labels:
         # In the order of the rows, which is the order in which they are counted.
         for at in np.argsort(first, kind="stable").tolist():
             day = label_day(int(occurred[first[at]]), received_at_us)
-            kept[at] = self._admitted(accounts[at], day, given[at], today)
+            kept[at] = self._admitted(accounts[at], day, given[at], today, None)
             replaced |= kept[at] != given[at]
         if not replaced:
             return table
@@ -137,13 +148,15 @@ class Labels:
             table = table.set_column(place, table.schema.field(place), _encoded(codes, values))
         return table
 
-    def _admitted(self, account_id: str, day: int, texts: Texts, today: int) -> Texts:
+    def _admitted(
+        self, account_id: str, day: int, texts: Texts, today: int, owner: tuple[str, str] | None
+    ) -> Texts:
         kept = self._admit(account_id, day, texts, today)
         if kept == texts:
             return texts
         # What a budget was charged for must be in the record, or nothing could tell what it was charged for.
         return tuple(
-            text if text != one and self._decides(account_id, name, text) else one
+            text if text != one and self._decides(account_id, name, text, owner) else one
             for name, text, one in zip(LABELS, texts, kept, strict=True)
         )
 

@@ -188,12 +188,12 @@ class Reconcile:
                 is_of_scope = (name == counter_id) != bool(scope.by)
                 if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
                     used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
-            for start_us, used in sorted(used_by_start.items()):
+            for start_us, has in sorted(used_by_start.items()):
                 events = spent_in(self._store, scope, key_ids, start_us, scope.span_us(start_us)[1])
-                for name in sorted(events.keys() | used.keys()):
-                    if events.get(name, 0) != used.get(name, 0):
+                for name in sorted(events.keys() | has.keys()):
+                    if events.get(name, 0) != has.get(name, 0):
                         what = f"counter {_name((name, start_us))} against its events"
-                        difference = Difference(account_id, what, events.get(name, 0), used.get(name, 0))
+                        difference = Difference(account_id, what, events.get(name, 0), has.get(name, 0))
                         differences.append(difference)
         return differences + self._compare_credit(account_id, books)
 

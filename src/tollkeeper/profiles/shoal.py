@@ -366,7 +366,7 @@ def _refusal(call: Call, denial: Denial) -> Reply:
         ends_at_us = denial.resets_at_us or to_us(period_of(call.now, "month").end_at)
         left_s = max(1, seconds_up(ends_at_us - to_us(call.now)))
         return _later(_switch(call, "exhausted_status"), _switch(call, "exhausted_text"), left_s)
-    if denial.reason == "layer_not_allowed":
+    if denial.reason in ("layer_not_allowed", "model_not_allowed", "model_required"):
         return Reply(403, {"error": _switch(call, "plan_text")})
     if denial.reason == "route_unknown":
         return Reply(404, _not_found(call))

@@ -14,6 +14,7 @@ Files:
 
 * `store.py`: `ClickHouseUsageStore`, the port: append and report. `look_ups.py`: records and owners by id.
 * `queries.py`: the statement of a report. `tiers.py`: which rollup answers. `values.py`: its columns.
+  `matching.py`: the twin of `domain.matching`.
   `pending_rows.py`: records beside the store's. `answers.py`: reads the result.
 * `audit.py`: damages, losses, duplicates, differences. `rebuild.py`: the derived tables again, from the records.
   `append_recovery.py`: completes an append that was cut short.

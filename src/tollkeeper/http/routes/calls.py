@@ -18,6 +18,7 @@ from litestar import Request, Response
 
 from tollkeeper.callers import Caller
 from tollkeeper.clock import Clock
+from tollkeeper.domain.matching import TAG
 from tollkeeper.errors import BadInput, BadParameter, Forbidden, Malformed, NotFound, UnsupportedMediaType
 from tollkeeper.http.auth import Authenticator, Principal
 from tollkeeper.http.bodies import decompressed, header
@@ -200,16 +201,19 @@ def query_pairs(request: AnyRequest) -> list[tuple[str, str]]:
         raise BadInput(f"The query has more than {PARAMETERS_MAX} parameters.") from None
 
 
-def params_of(request: AnyRequest, *names: str) -> dict[str, str]:
+def params_of(request: AnyRequest, *names: str, tags: bool = False) -> dict[str, str]:
     """
     Return the query's parameters, each of *names* and given once.
+
+    Args:
+        tags: Whether `tag.NAME`, for any tag, is one of them.
 
     Raises:
         BadParameter: One is unknown here or given twice.
     """
     found: dict[str, str] = {}
     for name, value in query_pairs(request):
-        if name not in names:
+        if name not in names and not (tags and name.startswith(TAG) and name != TAG):
             raise unknown_parameter(name, names)
         if name in found:
             raise BadParameter(f"{name} is given twice: give it once", field=name)

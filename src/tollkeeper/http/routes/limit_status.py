@@ -17,10 +17,10 @@ from tollkeeper.catalog.manage import Manage
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
-from tollkeeper.domain.matching import Facts
+from tollkeeper.domain.matching import TAG, Facts
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.quantities import amount_json
-from tollkeeper.errors import BadParameter, NotFound
+from tollkeeper.errors import NotFound
 from tollkeeper.gate.gate import Gate
 from tollkeeper.http.routes.calls import (
     ANYBODY,
@@ -171,7 +171,10 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
             query=(
                 QueryDoc("account", "The account that the key belongs to."),
                 QueryDoc("model", "Of limits and budgets per model: that of this model."),
-                QueryDoc("tags", "Of those per tag: that of these values, e.g. `user:u1,team:blue`."),
+                QueryDoc(
+                    "tag.{name}",
+                    "Of those per tag: that of this value. The name is part of the parameter: tag.user=u1.",
+                ),
             ),
             problems=(404,),
         )
@@ -180,7 +183,7 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
 @in_thread("management")
 def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
     """Tell what a key has left."""
-    params = params_of(request, "account", "model", "tags")
+    params = params_of(request, "account", "model", tags=True)
     principal = principal_of(request)
     account = account_in_scope(principal, params.get("account"))
     facts = _facts(params)
@@ -259,18 +262,9 @@ def _limit_status(status: LimitStatus) -> CounterStanding:
 
 
 def _facts(params: Mapping[str, str]) -> Facts | None:
-    """Return what the query says of a request: `model=` and `tags=user:u1,team:blue`. Raises `BadParameter`."""
-    if "model" not in params and "tags" not in params:
-        return None
-    tags = {}
-    for part in params.get("tags", "").split(",") if params.get("tags") else ():
-        name, colon, value = part.partition(":")
-        if not name or not colon:
-            raise BadParameter(
-                "tags are NAME:VALUE, several with commas, e.g. user:u1,team:blue", field="tags"
-            )
-        tags[name] = value
-    return Facts(params.get("model", ""), tags, "", "", "")
+    """Return what the query says of a request, `model=gpt-4o` and `tag.user=u1`; None when it says nothing."""
+    tags = {name.removeprefix(TAG): value for name, value in params.items() if name.startswith(TAG)}
+    return Facts(params.get("model", ""), tags, "", "", "") if tags or "model" in params else None
 
 
 def _amount(value: int | None, unit: str) -> int | str | None:

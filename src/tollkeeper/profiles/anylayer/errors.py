@@ -17,6 +17,8 @@ ERROR_TYPES: Final = {
     "account_inactive": "FORBIDDEN",
     "route_unknown": "NOT_FOUND",
     "layer_not_allowed": "FORBIDDEN",
+    "model_not_allowed": "FORBIDDEN",
+    "model_required": "FORBIDDEN",
 }
 """Reason of a denial → the vendor's code. Other error types are shown as they were reported."""
 TYPE_BY_STATUS: Final = {

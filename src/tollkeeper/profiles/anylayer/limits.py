@@ -95,7 +95,7 @@ def rate_headers(limit_statuses: Sequence[LimitStatus], limit_name: str = "") ->
     ]
     chosen = next((limit for limit in limits if limit.name == limit_name), None)
     if chosen is None:
-        general = [limit for limit in limits if limit.bucket is None and limit.is_whole]
+        general = [limit for limit in limits if limit.bucket is None and not limit.match]
         chosen = next((limit for limit in general if limit.window_s == 60), general[0] if general else None)
     if chosen is None:
         return []

@@ -43,6 +43,8 @@ def refusal(denial: Denial, limit_statuses: Sequence[LimitStatus], budget_status
             return unavailable()
         case "account_inactive" | "route_unknown" | "layer_not_allowed" | "price_unknown":
             return forbidden()
+        case "model_not_allowed" | "model_required":
+            return forbidden()
 
 
 def missing_key() -> Reply:

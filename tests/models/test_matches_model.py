@@ -1,0 +1,249 @@
+"""
+The gate with limits and budgets by model and tag, against an oracle of plain lists.
+
+The oracle knows no counters: it sums what each request took, by the model and end user that it named last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import Entitlement, resolve
+from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.matching import Facts, Match
+from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.gate import registry, request_plans
+from tollkeeper.gate.gate import Admission, Gate
+from tollkeeper.testing import ManualClock
+
+DAY_US = 86_400 * US_PER_S
+MODELS = ("gpt-4o", " GPT-4o-mini", "o3", "")
+USERS = ("u1", "u2", "U1", "")
+GPT4O, BY_USER, PER_MODEL, TOTAL = 3, 2, 90, 250
+
+
+class Counted(NamedTuple):
+    """One limit or budget as the oracle sees it."""
+
+    name: str
+    unit: str
+    amount: int
+    is_budget: bool
+
+    def value(self, model: str, user: str) -> str | None:
+        """Return of which of its values a request is; None when it does not count it."""
+        model = model.strip().lower()
+        if self.name == "gpt-4o":
+            return "" if model.startswith("gpt-4o") else None
+        if self.name == "user":
+            return user
+        if self.name == "model":
+            return model if user else None
+        return ""
+
+
+COUNTED = (
+    Counted("gpt-4o", "requests", GPT4O, is_budget=False),
+    Counted("user", "requests", BY_USER, is_budget=False),
+    Counted("model", "nanos", PER_MODEL, is_budget=True),
+    Counted("total", "nanos", TOTAL, is_budget=True),
+)
+LIMITS = [
+    Limit(name="gpt-4o", amount=GPT4O, window="1d", match=Match(models=["gpt-4o*"])),
+    Limit(name="user", amount=BY_USER, window="1d", per="tag.user"),
+]
+
+
+class Taking(NamedTuple):
+    model: str
+    user: str
+    day: int
+    nanos: int
+
+
+class MemorySources:
+    """The catalog and the ledger, in memory."""
+
+    def __init__(self) -> None:
+        self.total = TOTAL
+        self.rows: dict[tuple[str, int], int] = defaultdict(int)
+        self.windows: dict[str, dict[int, int]] = {}
+        self.commits = 0
+
+    def entitlement(self, secret_sha256: str) -> Entitlement:
+        return resolve(
+            Key(id="k", account="a"),
+            rotation_chain=["k"],
+            account=Account(id="a", name="A"),
+            subscription=None,
+            plan=Plan(slug="p", limits=LIMITS),
+            budgets=[
+                Budget(id="total", account="a", amount=self.total, period="day"),
+                Budget(
+                    id="model",
+                    account="a",
+                    amount=PER_MODEL,
+                    period="day",
+                    per="model",
+                    match=Match(tags={"user": "*"}),
+                ),
+            ],
+        )
+
+    def routes(self) -> list[Route]:
+        return [Route(id="chat", method="POST", path="/chat")]
+
+    def price(self, model: str, account_id: str, at_us: int) -> None:
+        return None
+
+    def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
+        return self.rows[counter_id, period_start_us], self.commits
+
+    def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
+        return dict(self.windows.get(counter_id, {}))
+
+    def book(self, account_id: str) -> tuple[CreditBook, int]:
+        return CreditBook(), self.commits
+
+
+class MatchesModel(RuleBasedStateMachine):
+    """After any sequence of calls each counter of each value is the sum of a list."""
+
+    admissions = Bundle("admissions")
+
+    @initialize()
+    def start(self) -> None:
+        self.bounds = registry.VALUES_MAX, request_plans.PLANS_MAX
+        registry.VALUES_MAX, request_plans.PLANS_MAX = 2, 2  # type: ignore[misc]
+        self.clock = ManualClock()
+        self.sources = MemorySources()
+        self.gate = Gate(self.sources, self.clock)
+        self.open: dict[str, Taking] = {}
+        self.used: list[Taking] = []
+        self.uncommitted: list[Any] = []
+
+    def teardown(self) -> None:
+        registry.VALUES_MAX, request_plans.PLANS_MAX = self.bounds  # type: ignore[misc]
+
+    @property
+    def day(self) -> int:
+        return self.clock.now_us() // DAY_US
+
+    def spent(self, counted: Counted, value: str, day: int) -> int:
+        return sum(
+            1 if counted.unit == "requests" else taking.nanos
+            for taking in [*self.open.values(), *self.used]
+            if taking.day == day and counted.value(taking.model, taking.user) == value
+        )
+
+    def amount(self, counted: Counted) -> int:
+        return self.sources.total if counted.name == "total" else counted.amount
+
+    @rule(
+        target=admissions,
+        model=st.sampled_from(MODELS),
+        user=st.sampled_from(USERS),
+        nanos=st.integers(0, 60),
+    )
+    def admit(self, model: str, user: str, nanos: int) -> Any:
+        refusing = [
+            counted.name
+            for counted in COUNTED
+            if (value := counted.value(model, user)) is not None
+            and self.spent(counted, value, self.day) + (1 if counted.unit == "requests" else max(1, nanos))
+            > self.amount(counted)
+        ]
+        tags = {"user": user} if user else {}
+        found = self.gate.admit("k", "POST", "/chat", Usage(model=model, cost_nanos=nanos), tags=tags)
+        if refusing:
+            assert isinstance(found, Denial)
+            assert found.limit in refusing
+            assert (found.status == 429) == any(name in ("gpt-4o", "user") for name in refusing)
+            return multiple()
+        assert isinstance(found, Admission), found
+        self.open[found.id] = Taking(model, user, self.day, nanos)
+        return found
+
+    @rule(
+        admission=consumes(admissions),
+        model=st.sampled_from(MODELS),
+        user=st.sampled_from(USERS),
+        nanos=st.integers(0, 90),
+        fails=st.booleans(),
+    )
+    def settle(self, admission: Admission, model: str, user: str, nanos: int, fails: bool) -> None:
+        """With whatever model and user: what is left out is the hold's."""
+        outcome = Outcome(usage=Usage(model=model, cost_nanos=nanos), tags={"user": user} if user else {})
+        if fails:
+            assert self.gate.claim(admission)
+            record, _ = self.gate.settle(admission, outcome, self.clock.now_us())
+            self.gate.unsettle(admission, record)
+            self.check_all()
+        held = self.open.pop(admission.id)
+        finished = self.gate.finish(admission, outcome, self.clock.now_us())
+        assert finished is not None
+        self.uncommitted += finished[1]
+        self.used.append(Taking(model or held.model, user or held.user, held.day, nanos))
+
+    @rule(admission=consumes(admissions))
+    def void(self, admission: Admission) -> None:
+        assert self.gate.claim(admission)
+        self.gate.void(admission)
+        admission.state = "ended"
+        del self.open[admission.id]
+
+    @rule()
+    def commit(self) -> None:
+        for _, counter_id, slots, _ in self.gate.dirty_windows():
+            self.sources.windows[counter_id] = slots
+        self.sources.commits += 1
+        charges: dict[tuple[str, str, int], int] = defaultdict(int)
+        for account_id, counter_id, start_us, amount in self.uncommitted:
+            charges[account_id, counter_id, start_us] += amount
+            self.sources.rows[counter_id, start_us] += amount
+        self.uncommitted.clear()
+        self.gate.booked(dict(charges), dict(charges), {}, self.sources.commits)
+
+    @rule(hours=st.sampled_from((1, 13, 24)))
+    def wait(self, hours: int) -> None:
+        self.clock.advance(seconds=hours * 3600)
+
+    @rule()
+    def evict(self) -> None:
+        for _ in range(4):
+            self.gate.evict_idle()
+
+    @rule(amount=st.integers(0, 400))
+    def change_amount(self, amount: int) -> None:
+        self.sources.total = amount
+        self.gate.forget("a")
+
+    @invariant()
+    def every_counter_is_the_sum_of_its_list(self) -> None:
+        self.check_all()
+
+    def check_all(self) -> None:
+        compiled_key = self.gate.compiled_key("k")
+        assert not isinstance(compiled_key, Denial)
+        for model in MODELS:
+            for user in USERS:
+                facts = Facts(model, {"user": user} if user else {}, "request", "POST", "/chat")
+                statuses = self.gate.limit_statuses(compiled_key, self.clock.now_us(), facts)
+                told = {status.name: status.used for status in statuses}
+                assert told == {
+                    counted.name: self.spent(counted, value, self.day)
+                    for counted in COUNTED
+                    if (value := counted.value(model, user)) is not None
+                }
+
+
+TestMatches = MatchesModel.TestCase
+TestMatches.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
