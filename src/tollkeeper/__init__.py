@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tollkeeper.embedded import Tollkeeper
     from tollkeeper.errors import TollkeeperError
     from tollkeeper.gate.gate import Admission
+    from tollkeeper.meter.provider_usage import usage_from
 
 _MODULES: Final = {
     "Admission": "tollkeeper.gate.gate",
@@ -32,6 +33,7 @@ _MODULES: Final = {
     "UsageQuery": "tollkeeper.domain.usage",
     "UsageReport": "tollkeeper.domain.usage",
     "freeze_gc": "tollkeeper.collector",
+    "usage_from": "tollkeeper.meter.provider_usage",
 }
 """Where each public name is defined."""
 
@@ -46,6 +48,7 @@ __all__ = [
     "UsageReport",
     "__version__",
     "freeze_gc",
+    "usage_from",
 ]
 
 

@@ -11,7 +11,7 @@ Everything here may be called from any thread. What waits (usage, ingest) blocks
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
+from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tollkeeper.http.asgi_types import ASGIApp
     from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
+    from tollkeeper.meter.price_preview import PreviewRow
 
 
 class Tollkeeper:
@@ -171,6 +173,68 @@ class Tollkeeper:
         Measures `quantity.NAME` are decimal text of units; money is whole nanos.
         """
         return quantities_as_text(query, self.installation.reports.usage(query))
+
+    def price(
+        self,
+        name: str,
+        *,
+        account_id: str = "",
+        variant: str = "",
+        plan: str = "",
+        at: datetime | None = None,
+    ) -> dict[str, Any]:
+        """
+        Return the price of a model's name: `name`, `model`, `seller`, `why`, `rates`, `request_nanos`, `tiers`.
+
+        Rates are decimal text, nanos per million units. A name without a price has `model` None, and `nearest`.
+
+        Args:
+            account_id: Whose price; `""` sees the general ones.
+            at: An aware instant; defaults to now.
+        """
+        from tollkeeper.catalog.shown_prices import NoPrice, no_price_json, price_json, show_price
+
+        shown = show_price(
+            self.installation.directory.price_book,
+            name,
+            at_us=self.installation.clock.now_us() if at is None else to_us(at),
+            account_id=account_id,
+            variant=variant,
+            plan=plan,
+        )
+        return no_price_json(shown) if isinstance(shown, NoPrice) else price_json(shown)
+
+    def preview_prices(
+        self,
+        toml: str,
+        *,
+        start: datetime,
+        end: datetime,
+        account_id: str | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[PreviewRow]:
+        """
+        Return what a span of history would cost under a file's prices, by account and model. Changes nothing.
+
+        Args:
+            toml: Prices, mark-ups and aliases, put over those of the catalog by their ids.
+            start: The span, half-open, in aware instants.
+            account_id: Only of this account.
+            progress: Called with the records that were read so far.
+
+        Raises:
+            BadParameter, Malformed: The file is wrong, or has entries of another kind.
+            Unavailable: The usage store is behind, or failed.
+        """
+        from tollkeeper.catalog.declaration import parse_declaration
+
+        return self.installation.price_preview.preview(
+            parse_declaration(toml),
+            from_us=to_us(start),
+            to_us=to_us(end),
+            account_id=account_id,
+            progress=progress,
+        )
 
     # -- set-up and maintenance -----------------------------------------------------------------------
 

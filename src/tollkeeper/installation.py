@@ -49,6 +49,7 @@ from tollkeeper.maintenance.rounds import Job, MaintenanceThread
 from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
 from tollkeeper.meter.ingest import Ingest
+from tollkeeper.meter.price_preview import PricePreview
 from tollkeeper.ports import UsageStore
 from tollkeeper.profile_context import LocalProfileContext
 from tollkeeper.profiles import switches, webhook_headers
@@ -167,6 +168,7 @@ class Installation:
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )
         self.adjustments = Adjustments(self.directory, self.store, self.pending, self.committer, self.clock)
+        self.price_preview = PricePreview(self.directory, self.store, self.delivery)
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
         )

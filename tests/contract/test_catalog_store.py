@@ -25,6 +25,7 @@ from tollkeeper.domain.catalog import (
     Key,
     Limit,
     Markup,
+    ModelAlias,
     Plan,
     PlanBudget,
     Price,
@@ -87,6 +88,7 @@ FULL: dict[str, Entry] = {
         policy="std",
         profile="shoal",
     ),
+    "models": ModelAlias(**{"id": "team/chat:1 a", "is": "azure/gpt-4o"}),
     "prices": Price(
         id="p1",
         model="gpt",
@@ -128,6 +130,7 @@ BARE: dict[str, Entry] = {
     "budgets": Budget(id="b1", account="acme", amount=0),
     "grants": Grant(id="g1", account="acme", amount_nanos=1),
     "routes": Route(id="r1", method="*", path="/"),
+    "models": ModelAlias(**{"id": "x", "is": "y"}),
     "prices": Price(id="p1", model="gpt"),
     "markups": Markup(id="m1"),
     "webhooks": Webhook(id="w1", account="acme", url="https://a.example"),

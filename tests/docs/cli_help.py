@@ -27,12 +27,15 @@ COMMANDS: Final = (
     "grants",
     "grants revoke",
     "plans",
+    "prices show",
+    "prices list",
+    "prices preview",
 )
 
 HEAD: Final = """# The command line
 
 Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. `projects`, `subscriptions`,
-`budgets`, `routes`, `prices`, `markups` and `webhooks` have the same commands as `accounts`.
+`budgets`, `routes`, `models`, `prices`, `markups` and `webhooks` have the same commands as `accounts`.
 
 Exit codes: 0 done; 1 failed, or `verify` or `prove` found something; 2 a wrong command line; 130 interrupted.
 Answers go to standard output, errors (`error: …`) and progress to standard error. `--json` and

@@ -178,6 +178,13 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "profile": texts,
         },
     ),
+    "models": _objects(
+        {
+            "id": st.sampled_from(["my-deployment", "team/chat:1", "a b", "ö@x"]),
+            "is": st.sampled_from(["azure/gpt-4o", "us.amazon.nova-pro-v1:0"]),
+        },
+        {},
+    ),
     "prices": _objects(
         {"id": ids, "model": st.text(min_size=1, max_size=20).filter(lambda model: "*" not in model)},
         {
@@ -238,6 +245,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "budgets": {"id": "b1", "account": "acme", "amount": 1},
     "grants": {"id": "g1", "account": "acme", "amount_nanos": 1},
     "routes": {"id": "r1", "method": "GET", "path": "/v1"},
+    "models": {"id": "team/chat", "is": "azure/gpt-4o"},
     "prices": {"id": "pr1", "model": "gpt-4o"},
     "markups": {"id": "m1"},
     "webhooks": {"id": "w1", "account": "acme", "url": "https://a.example"},

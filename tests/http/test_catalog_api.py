@@ -23,6 +23,7 @@ def bodies(account: str) -> dict[str, dict[str, Any]]:
         "subscriptions": {"plan": f"plan-{account}", "started_at": "2026-01-31T01:00:00+01:00"},
         "budgets": {"amount": "9007199254740993", "period": "30d"},
         "routes": {"method": "GET", "path": f"/{account}", "credits": 2},
+        "models": {"is": f"m-{account}"},
         "prices": {
             "model": f"m-{account}",
             "prompt_nanos_per_million": "150000000",
@@ -42,6 +43,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "subscriptions": {"status": "canceled"},
     "budgets": {"amount": "5"},
     "routes": {"credits": 3},
+    "models": {"is": "azure/gpt-4o"},
     "prices": {"prompt_nanos_per_million": "5", "rates": {"seconds": 6}},
     "markups": {"factor": "1.2", "request_nanos": "7"},
     "webhooks": {"actions": {"notify_admins": 90}},

@@ -76,6 +76,9 @@ def cases(world: World) -> list[Case]:
             403,
         ),
         Case("POST", "/tk/v1/apply", "/tk/v1/apply?dry_run=true", None, 200, 403, 403, 403),
+        Case("GET", "/tk/v1/prices/show", "/tk/v1/prices/show?name=gpt-4o", None, 200, 403, 403, 403),
+        Case("GET", "/tk/v1/prices/built-in", "/tk/v1/prices/built-in?seller=meta", None, 200, 403, 403, 403),
+        Case("POST", "/tk/v1/prices/preview", "/tk/v1/prices/preview", None, 200, 403, 403, 403),
         Case("POST", "/tk/v1/verify", "/tk/v1/verify", None, 200, 403, 403, 403),
         Case("POST", "/tk/v1/rebuild", "/tk/v1/rebuild", None, 200, 403, 403, 403),
         Case("POST", "/tk/v1/authorize", "/tk/v1/authorize", {}, 400, 403, 403, 403),
@@ -126,6 +129,7 @@ def _current(kind: str, world: World) -> dict[str, Any]:
         "budgets": {"account": a.account, "amount": "9000000000"},
         "grants": {"account": a.account, "amount_nanos": "5000000000"},
         "routes": {"method": "POST", "path": f"/v1/{a.account}", "price_nanos": "100"},
+        "models": {"is": "azure/gpt-4o"},
         "prices": {"model": f"model-of-{a.account}", "account": a.account},
         "webhooks": {"account": a.account, "url": "https://a.example"},
     }

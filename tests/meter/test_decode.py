@@ -188,6 +188,13 @@ quantities = st.dictionaries(
     amounts,
     max_size=4,
 ) | st.builds(lambda n: {f"n{i}": 1 for i in range(n)}, st.sampled_from([32, 33]))
+usage_objects = st.dictionaries(
+    st.sampled_from(
+        ["prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens", "extra"]
+    ),
+    whole | st.none() | fractions | texts,
+    max_size=4,
+) | st.just({"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}})
 NAMES = [*Event.__struct_fields__, "timestamp", "", "tokens.prompt"]
 
 
@@ -202,6 +209,8 @@ def events(draw: st.DrawFn) -> dict[str, Any]:
             "tokens": tokens,
             "cache": st.sampled_from(["hit", "no", ""]),
             "quantities": quantities | st.dictionaries(texts, junk, max_size=2),
+            "usage": usage_objects,
+            "usage_of": st.sampled_from(["openai", "anthropic", "gemini", "opanai", ""]),
         }
         action = draw(st.sampled_from(["drop", "likely", "likely", "junk"]))
         if action == "drop":
@@ -738,7 +747,8 @@ def test_columns_can_be_given_directly() -> None:
 
 def test_every_field_of_an_event_has_its_column() -> None:
     """A new field of `Event` must not be dropped without notice."""
-    fields = set(Event.__struct_fields__) - {"time", "latency_ms", "tokens"}
+    # A provider's usage object becomes the counts that it states.
+    fields = set(Event.__struct_fields__) - {"time", "latency_ms", "tokens", "usage", "usage_of"}
     fields |= {"occurred_at_us", "latency_us"} | {f"{name}_tokens" for name in COLUMN_CLASSES}
     assert set(EVENT_SCHEMA.names) == fields
     # The others are quantities.

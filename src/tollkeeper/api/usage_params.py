@@ -10,7 +10,7 @@ A filter's empty value stands for "none". Spans are half-open: an event at `to` 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 from typing import Final, NamedTuple, cast
@@ -195,6 +195,16 @@ def _range(scalars: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[int,
             field="from",
         )
     return from_us_, to_us_
+
+
+def parse_span(params: Mapping[str, str], now: datetime) -> tuple[int, int]:
+    """
+    Return the span that `from` and `to` of *params* state, microseconds since the Unix epoch; all events' by default.
+
+    Raises:
+        BadParameter: One is no date or time, or from is not before to.
+    """
+    return _range(dict(params), zone_of("UTC"), now)
 
 
 def _instant_us(text: str, name: str, zone: ZoneInfo) -> int:

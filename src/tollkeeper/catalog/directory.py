@@ -18,7 +18,17 @@ from tollkeeper.catalog.lookups import names_routes
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt
-from tollkeeper.domain.catalog import Account, Budget, Key, Markup, Plan, Price, Route, Subscription
+from tollkeeper.domain.catalog import (
+    Account,
+    Budget,
+    Key,
+    Markup,
+    ModelAlias,
+    Plan,
+    Price,
+    Route,
+    Subscription,
+)
 from tollkeeper.domain.entitlements import (
     CREDIT_COUNTER,
     BudgetScope,
@@ -442,10 +452,11 @@ class Directory:
         """Take over changed prices."""
         self.price_book = self.price_book.replace(*self._price_entries())
 
-    def _price_entries(self) -> tuple[list[Price], list[Markup]]:
+    def _price_entries(self) -> tuple[list[Price], list[Markup], list[ModelAlias]]:
         return (
             cast("list[Price]", list(self._catalog.entries("prices"))),
             cast("list[Markup]", list(self._catalog.entries("markups"))),
+            cast("list[ModelAlias]", list(self._catalog.entries("models"))),
         )
 
     def _remember(self, memory: dict[K, V], at: K, value: V, forgotten: int) -> None:

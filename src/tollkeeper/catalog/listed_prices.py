@@ -8,13 +8,14 @@ itself would refuse is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 from typing import Any, Final
 
+from tollkeeper.catalog.model_names import Listed, find_listed, nearest_names
 from tollkeeper.catalog.price_timeline import (
     ALWAYS_US,
     DAY_US,
@@ -76,8 +77,8 @@ class ListedPrices:
         at = (model, variant)
         timeline = self._timelines.get(at)
         if timeline is None:
-            found = _find_listed(self._data(), model) if model else None
-            timeline = UNKNOWN if found is None else self._of_listed(*found, variant)
+            found = self.found(model)
+            timeline = UNKNOWN if found is None else self._of_listed(found.seller, found.model, variant)
             self._timelines[at] = timeline
         return timeline
 
@@ -89,10 +90,24 @@ class ListedPrices:
             timeline = self._of_models[at] = _listed_timeline(provider, info, variant)
         return timeline
 
+    def found(self, model: str) -> Listed | None:
+        """Return which model of the list a name means, and why; None if it means none."""
+        return find_listed(self._data(), model) if model else None
+
+    def nearest(self, model: str) -> list[str]:
+        """Return the names of the list that look most like *model*, the nearest first."""
+        return nearest_names(self._data(), model)
+
+    def prices(self, at_us: int) -> Iterator[tuple[str, str, ModelPrice | None]]:
+        """Yield seller, model and price at *at_us* of everything on the list."""
+        for provider in self._data().providers:
+            for info in provider.models:
+                yield provider.id, info.id, self._of_listed(provider, info, "").at(at_us)
+
     def names(self, model: str) -> set[str]:
         """Return the names under which the list has *model*: none, or one."""
-        found = _find_listed(self._data(), model) if model else None
-        return set() if found is None else {found[1].id}
+        found = self.found(model)
+        return set() if found is None else {str(found.model.id)}
 
     def _data(self) -> Any:
         if self._snapshot is None or len(self._timelines) >= TIMELINES_MAX:
@@ -165,27 +180,6 @@ def _is_variant(listed: Any, variant: str) -> bool:
     The package names the setting of the request too (`processing`, `service_tier`, `speed`); one of ours has its value.
     """
     return all(value.lower() == variant for value in listed.when.values())
-
-
-def _find_listed(snapshot: Any, model: str) -> tuple[Any, Any] | None:
-    """
-    Return the provider and model that a reference names.
-
-    A known provider in front (`azure/…`) is the seller: what it does not sell has no price, even if another
-    sells it. Else the model's own vendor is meant, which the package tells from the name.
-    """
-    provider_name, slash, rest = model.partition("/")
-    provider, name = None, model
-    if slash and rest:
-        try:
-            provider, name = snapshot.find_provider(None, provider_name, None), rest
-        except LookupError:
-            provider = None  # No seller of that name: the slash is part of the model's name.
-    try:
-        provider, info = snapshot.find_provider_model(name, provider, None, None)
-    except LookupError:
-        return None
-    return provider, info
 
 
 def _exact_price(listed: Any, version: str, minimums: Mapping[str, int]) -> ModelPrice | None:

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from tollkeeper.catalog.entry_parsing import at_path
-from tollkeeper.domain.catalog import ID_PATTERN, Entry, Key, references
+from tollkeeper.domain.catalog import ID_PATTERN, KINDS, Entry, Key, references
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.matching import Match, is_route_id
@@ -32,7 +32,7 @@ def found_entry(catalog: Catalog, kind: str, entry_id: str, account: str | None)
             f"account is required: ids of {kind} are unique within an account only", field="account"
         )
     # What is no id names nothing, and need not reach the store.
-    sound = all(ID_PATTERN.match(name) for name in (entry_id, account) if name is not None)
+    sound = KINDS[kind].may_be_named(entry_id) and (account is None or ID_PATTERN.match(account))
     entry = catalog.get(kind, entry_id, account) if sound else None
     if entry is None:
         raise NotFound(f"there is no such entry among the {kind}")

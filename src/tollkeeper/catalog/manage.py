@@ -261,7 +261,9 @@ class Manage:
         check_kind(kind)
         if not 1 <= limit <= PAGE_SIZE_MAX:
             raise BadParameter(f"limit must be from 1 to {PAGE_SIZE_MAX}, not {limit}", field="limit")
-        if after is not None and not all(ID_PATTERN.match(part) for part in after.split("/", 1)):
+        # An id, or that of an account and one of an entry.
+        is_cursor = after is None or KINDS[kind].may_be_named(after)
+        if not is_cursor and not all(ID_PATTERN.match(part) for part in str(after).split("/", 1)):
             raise BadParameter("after must be the cursor that the page before ended with", field="after")
         if account is not None and not ID_PATTERN.match(account):
             raise NotFound("there is no such account")

@@ -10,13 +10,15 @@ included; after that a look-up is one dict hit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
 from tollkeeper.catalog.listed_prices import ListedPrices
+from tollkeeper.catalog.model_names import Listed
 from tollkeeper.catalog.price_timeline import TIMELINES_MAX, UNKNOWN, PriceTimeline, in_force, timeline_of
-from tollkeeper.domain.catalog import Markup, Price
+from tollkeeper.domain.catalog import Entry, Markup, ModelAlias, Price
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.model_aliases import alias_target
 from tollkeeper.domain.model_patterns import is_pattern, matches
 from tollkeeper.domain.price_entries import variant_of
 from tollkeeper.domain.pricing import (
@@ -36,13 +38,21 @@ class PriceBook:
     Args:
         prices: The catalog's price entries.
         markups: The catalog's mark-ups.
+        aliases: The catalog's other names of models.
         built_in: Whether models without an entry are looked up in the built-in list. Its import (0.2 s) waits
             until a model first needs it.
     """
 
     def __init__(
-        self, prices: Sequence[Price], markups: Sequence[Markup] = (), *, built_in: bool = True
+        self,
+        prices: Sequence[Price],
+        markups: Sequence[Markup] = (),
+        aliases: Sequence[ModelAlias] = (),
+        *,
+        built_in: bool = True,
     ) -> None:
+        self._stated: tuple[Sequence[Entry], ...] = (prices, markups, aliases)
+        self._aliases = {alias.id: alias.target for alias in aliases}
         self._built_in = ListedPrices() if built_in else None
         self._entries: dict[tuple[str, str, str], list[Price]] = {}
         """By the model's name, variant and account, `""` for all."""
@@ -98,11 +108,45 @@ class PriceBook:
             self._timelines[key] = timeline
         return timeline
 
-    def replace(self, prices: Sequence[Price], markups: Sequence[Markup] = ()) -> PriceBook:
+    @property
+    def own_names(self) -> list[str]:
+        """The names of models that the catalog's entries and aliases have, patterns left out."""
+        return sorted({name for name, _, _ in self._entries} | self._aliases.keys())
+
+    def means(self, model: str) -> str:
+        """Return the name that *model* stands for; itself where it is no alias."""
+        return alias_target(self._aliases, model)
+
+    def listed(self, model: str) -> Listed | None:
+        """Return which model of the built-in list a name means, and why; None if it means none."""
+        return None if self._built_in is None else self._built_in.found(model)
+
+    def nearest(self, model: str) -> list[str]:
+        """Return the names of the built-in list that look most like *model*, the nearest first."""
+        return [] if self._built_in is None else self._built_in.nearest(model)
+
+    def listed_prices(self, at_us: int) -> Iterator[tuple[str, str, ModelPrice | None]]:
+        """Yield seller, model and price at *at_us* of all that the built-in list has."""
+        if self._built_in is not None:
+            yield from self._built_in.prices(at_us)
+
+    def replace(
+        self, prices: Sequence[Price], markups: Sequence[Markup] = (), aliases: Sequence[ModelAlias] = ()
+    ) -> PriceBook:
         """Return a book with these catalog entries and this one's built-in list. This one is unchanged."""
-        book = PriceBook(prices, markups, built_in=False)
+        book = PriceBook(prices, markups, aliases, built_in=False)
         book._built_in = self._built_in
         return book
+
+    def with_entries(self, entries: Iterable[Entry]) -> PriceBook:
+        """Return the book as it would be with these prices, mark-ups and aliases put into the catalog, by their ids."""
+        put = {(entry.kind, entry.entry_id): entry for entry in entries}
+        merged: list[list[Any]] = []
+        for kind, stated in zip(("prices", "markups", "models"), self._stated, strict=True):
+            by_id = {entry.entry_id: entry for entry in stated}
+            by_id |= {entry_id: entry for (of, entry_id), entry in put.items() if of == kind}
+            merged.append(list(by_id.values()))
+        return self.replace(*merged)
 
     def _resolve(self, model: str, account_id: str, variant: str, plan: str) -> PriceTimeline:
         if not model:
@@ -126,17 +170,15 @@ class PriceBook:
         return timeline_of(starts_us, timeline.parts_us, prices)
 
     def _before_markups(self, model: str, account_id: str, variant: str) -> PriceTimeline:
-        listed = UNKNOWN if self._built_in is None else self._built_in.timeline(model, variant)
+        means = alias_target(self._aliases, model)
+        listed = UNKNOWN if self._built_in is None else self._built_in.timeline(means, variant)
         entries = [
-            *(
-                entry
-                for owner in {"", account_id}
-                for entry in self._entries.get((model, variant, owner), ())
-            ),
+            *self._of_name(model, means, account_id, variant),
             *(
                 entry
                 for entry in self._factors.get(variant, ())
-                if entry.account in (None, account_id) and matches(entry.model, model)
+                if entry.account in (None, account_id)
+                and (matches(entry.model, model) or matches(entry.model, means))
             ),
         ]
         if not entries:
@@ -163,6 +205,16 @@ class PriceBook:
                 prices.append(made.get(at))
         return timeline_of(starts_us, parts_us, prices)
 
+    def _of_name(self, model: str, means: str, account_id: str, variant: str) -> list[Price]:
+        """Return the entries of a model's whole name: of the name as it was sent, else of the one it stands for."""
+        for name in (model, means):
+            found = [
+                entry for owner in {"", account_id} for entry in self._entries.get((name, variant, owner), ())
+            ]
+            if found:
+                return found
+        return []
+
     def _markups_of(self, model: str, account_id: str, plan: str) -> list[Markup]:
         """Return the mark-ups that an event can have, at whatever time; the list's name of a model counts too."""
         found = [
@@ -170,9 +222,10 @@ class PriceBook:
             for scope in {("", ""), ("", plan), (account_id, "")}
             for markup in self._markups.get(scope, ())
         ]
-        names = {model}
+        means = alias_target(self._aliases, model)
+        names = {model, means}
         if found and self._built_in is not None:
-            names |= self._built_in.names(model)
+            names |= self._built_in.names(means)
         return [markup for markup in found if any(matches(markup.model, name) for name in names)]
 
 

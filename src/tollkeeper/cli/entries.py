@@ -13,6 +13,7 @@ import typer
 
 from tollkeeper.cli.apply import DryRun, apply_text, print_secrets, read_text
 from tollkeeper.cli.catalog import Json, catalog_of
+from tollkeeper.cli.prices import add_price_commands
 from tollkeeper.console import options
 from tollkeeper.console.failures import misused
 from tollkeeper.console.output import (
@@ -43,6 +44,7 @@ _SUMMARIES: Final = {
     "budgets": "The most that an account, project or key spends per period.",
     "grants": "Credit given to accounts, or bought by them.",
     "routes": "How requests to a method and path are metered.",
+    "models": "Other names of models: which price a deployment has.",
     "prices": "What models cost, from when on.",
     "markups": "What accounts pay beyond the price of models.",
     "webhooks": "Where to tell that a budget crossed a threshold.",
@@ -304,6 +306,14 @@ def _add_plan_commands(group: typer.Typer) -> None:
         apply_text(text, data=data, dry_run=dry_run, as_json=as_json, url=url, key=key)
 
 
+def _add_price_commands(group: typer.Typer) -> None:
+    of_entries = {command.name: command.callback for command in group.registered_commands}
+    list_entries, show_entry = of_entries["list"], of_entries["show"]
+    assert list_entries is not None
+    assert show_entry is not None
+    add_price_commands(group, list_entries, show_entry)
+
+
 # -- values -------------------------------------------------------------------------------------------
 
 
@@ -455,6 +465,7 @@ def _groups() -> list[typer.Typer]:
     _add_key_commands(groups["keys"])
     _add_grant_commands(groups["grants"])
     _add_plan_commands(groups["plans"])
+    _add_price_commands(groups["prices"])
     return list(groups.values())
 
 

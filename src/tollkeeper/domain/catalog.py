@@ -21,11 +21,13 @@ from tollkeeper.domain import periods
 from tollkeeper.domain.decisions import UNITS
 from tollkeeper.domain.entry import ID_PATTERN as ID_PATTERN
 from tollkeeper.domain.entry import REQUEST_NANOS_MAX as REQUEST_NANOS_MAX
-from tollkeeper.domain.entry import ChargeNanos, Count, Entry, Text
+from tollkeeper.domain.entry import ChargeNanos, Count, Text
+from tollkeeper.domain.entry import Entry as Entry
 from tollkeeper.domain.entry import Invalid as Invalid
 from tollkeeper.domain.entry import check_aware as _check_aware
 from tollkeeper.domain.entry import check_id as _check_id
 from tollkeeper.domain.matching import Match, Patterns, check_routes, parse_per
+from tollkeeper.domain.model_aliases import ModelAlias as ModelAlias
 from tollkeeper.domain.money import NANOS_MAX
 from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
 from tollkeeper.domain.price_entries import Markup as Markup
@@ -407,7 +409,20 @@ class Webhook(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 KINDS: Final[dict[str, type[Entry]]] = {
     entry.kind: entry
-    for entry in (Plan, Account, Project, Subscription, Key, Budget, Grant, Route, Price, Markup, Webhook)
+    for entry in (
+        Plan,
+        Account,
+        Project,
+        Subscription,
+        Key,
+        Budget,
+        Grant,
+        Route,
+        ModelAlias,
+        Price,
+        Markup,
+        Webhook,
+    )
 }
 """The kinds in the order in which references between them can be set up."""
 
@@ -427,6 +442,7 @@ REFERENCES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "markups": (("account", "accounts"), ("plan", "plans")),
     "webhooks": (("account", "accounts"), ("project", "projects")),
     "plans": (),
+    "models": (),
     "routes": (),
 }
 """For each kind: its fields that name an entry of another kind."""

@@ -38,6 +38,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def entry_id(self) -> str:
         return str(getattr(self, self.id_field))
 
+    @classmethod
+    def may_be_named(cls, name: str) -> bool:
+        """Return whether an entry of this kind may have *name* as its id."""
+        return ID_PATTERN.match(name) is not None
+
     def check(self) -> None:
         """Raise `Invalid` when the entry breaks a rule that it can know by itself."""
         check_id(self.entry_id, self.id_field)

@@ -61,7 +61,8 @@ class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     Disjoint classes of model tokens: a cached prompt token is not counted as a prompt token too.
 
-    Those after the first four are another spelling of the quantities `<class>_tokens`.
+    Those after the first four are another spelling of the quantities `<class>_tokens`. A provider's counts, most of
+    which include each other, are for `Event.usage`.
     """
 
     prompt: TokenCount | None = None
@@ -115,6 +116,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Of the model: `batch`, `flex`, …"""
     quantities: StatedQuantities | None = None
     """Name → units; see `quantities.parse_quantities`."""
+    usage: Any = None
+    """The usage object of the model's provider, as it was sent; in place of `tokens` (see `usage_forms`)."""
+    usage_of: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """Whose usage object: `openai`, `anthropic`, …; found by its fields when absent."""
     tags: Tags | None = None
 
 

@@ -172,9 +172,12 @@ def admitted_record(
         expected_variant: The variant of the hold, which *outcome* may leave out too.
     """
     status, usage, error_type, latency_us, bytes_out, cache, stated_tags, estimated = outcome
-    prompt, cached_prompt, completion, reasoning, model, stated_nanos, _, quantities, variant = usage
+    prompt, cached_prompt, completion, reasoning, model, stated_nanos, _, quantities, variant, answered = (
+        usage
+    )
     if not model:
-        model = expected_model
+        # The response's own name says neither the seller nor the deployment, which have the price.
+        model = expected_model or answered
     if expected_variant and not variant:
         variant = expected_variant
         usage = usage._replace(variant=variant)

@@ -116,7 +116,7 @@ def cost_nanos(price: ModelPrice, usage: Usage) -> tuple[int, int]:
 def _cost(price: ModelPrice, usage: Usage) -> int:
     # Unpacked at once: every request does this twice, and each name that is looked up costs 30 ns.
     _, request_nanos, tiers, divisor, total, minimums, _, _ = price
-    prompt, cached_prompt, completion, reasoning, _, _, _, quantities, _ = usage
+    prompt, cached_prompt, completion, reasoning, _, _, _, quantities = usage[:8]
     tier = tiers[0]
     if len(tiers) > 1:
         prompt_tokens = prompt + cached_prompt
@@ -181,23 +181,20 @@ def exact_price(
     return ModelPrice(
         version,
         int(whole_nanos),
-        tuple(
-            Tier(
-                over,
-                *(int(rates[name] * divisor) for name in TOKEN_COLUMNS),
-                {
-                    name: int(rate * divisor)
-                    for name, rate in rates.items()
-                    if name not in TOKEN_COLUMNS and (rate or is_token_class(name))
-                },
-            )
-            for over, rates in filled
-        ),
+        tuple(_tier(over, rates, divisor) for over, rates in filled),
         divisor,
         int(rest * TOKENS_PER_PRICE * divisor),
         dict(minimums or {}),
         frozenset() if prices_more else units,
     )
+
+
+def _tier(over: int, rates: Mapping[str, Fraction], divisor: int) -> Tier:
+    whole = {name: int(rate * divisor) for name, rate in rates.items()}
+    prompt, cached_prompt, completion, reasoning = (whole.pop(name) for name in TOKEN_COLUMNS)
+    # A token class that is free says so: else it would have the rate of its plain class when the price is scaled.
+    kept = {name: rate for name, rate in whole.items() if rate or is_token_class(name)}
+    return Tier(over, prompt, cached_prompt, completion, reasoning, kept)
 
 
 def with_plain_rates(rates: Mapping[str, Fraction]) -> dict[str, Fraction]:

@@ -24,6 +24,8 @@ class Usage(NamedTuple):
     """Name → micro-units, as `quantities.parse_quantities` makes them."""
     variant: str = ""
     """Of the model: `batch`, `flex`, …; it may have a price of its own."""
+    response_model: str = ""
+    """The model that the provider's response names; it counts where neither the caller nor the hold names one."""
 
     @property
     def tokens(self) -> int:

@@ -40,6 +40,7 @@ from tollkeeper.http.routes import (
     limit_status,
     maintenance,
     openapi,
+    prices,
     sessions,
     usage,
 )
@@ -59,6 +60,7 @@ from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.maintenance.reconcile import Reconcile
 from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
+from tollkeeper.meter.price_preview import PricePreview
 from tollkeeper.usage.event_lookup import EventLookup
 from tollkeeper.usage.report import Reports
 
@@ -89,6 +91,7 @@ def build_api(
         installation.settings.metrics_open,
     )
     topics = (
+        prices,
         catalog,
         keys,
         sessions,
@@ -128,6 +131,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
         Manage: installation.manage,
         MetricsSource: metrics,
         Pairing: installation.pairing,
+        PricePreview: installation.price_preview,
         Reconcile: installation.reconcile,
         Reports: installation.reports,
         Sessions: installation.sessions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -20,9 +20,15 @@ from tollkeeper.domain.events import (
     Variant,
 )
 
+ProviderName = Annotated[str, msgspec.Meta(max_length=64)]
+
 
 class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Disjoint classes of model tokens."""
+    """
+    Disjoint classes of model tokens: a cached prompt token is no prompt token, reasoning is no completion.
+
+    A provider's own counts mostly include each other: send them as `usage`.
+    """
 
     prompt: TokenCount = 0
     cached_prompt: TokenCount = 0
@@ -53,6 +59,9 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     id: Id | None = None
     model: Name = ""
     tokens: TokenCounts = TokenCounts()
+    usage: Any = None
+    """A provider's usage object, as it was sent, in place of `tokens`."""
+    usage_of: ProviderName | None = None
     cost_nanos: Nanos | None = None
     credits: Credits | None = None
     quantities: StatedQuantities = {}
@@ -98,6 +107,10 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     bytes_out: BytesOut = 0
     model: Name = ""
     tokens: TokenCounts = TokenCounts()
+    usage: Any = None
+    """The provider's usage object, as it was sent, in place of `tokens`: the response's own, or a stream's last."""
+    usage_of: ProviderName | None = None
+    """Whose usage object: `openai`, `openai-responses`, `anthropic`, `gemini`, `bedrock`, …; found when absent."""
     cache: Literal["", "hit", "miss", "none"] = ""
     cost_nanos: Nanos | None = None
     estimated_cost_nanos: Nanos | None = None
@@ -115,6 +128,8 @@ class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
     account: str
     cost_nanos: str
     cost_state: str
+    tokens: int
+    """Model tokens that were booked, of all classes together."""
     credits: int
     quantities: dict[str, str]
     """Name → units, as decimal text."""

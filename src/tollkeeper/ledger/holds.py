@@ -313,7 +313,10 @@ class Holds:
         """Return whether settling a hold with *outcome* reads no store."""
         held = self._open.find(hold_id, account_id)
         # With another model or other tags it may move to counters that are not in memory.
-        return held is not None and (held[0].matched is None or not (outcome.usage.model or outcome.tags))
+        return held is not None and (
+            held[0].matched is None
+            or not (outcome.usage.model or outcome.usage.response_model or outcome.tags)
+        )
 
     def void_hold(
         self, hold_id: str, future: CommitFuture, *, account_id: str | None = None
@@ -364,7 +367,7 @@ class Holds:
 
 def _fingerprint(key_id: str, method: str, path: str, expected: Usage, tags: Mapping[str, str]) -> str:
     # Without what is not stated, as holds have it that were made before there was any of it.
-    *tokens_and_cost, quantities, variant = expected
+    *tokens_and_cost, quantities, variant, _ = expected
     more = ([dict(sorted(quantities.items())), variant],) if quantities or variant else ()
     stated = (dict(sorted(tags.items())),) if tags else ()
     return msgspec.json.encode((key_id, method, path, *tokens_and_cost, *more, *stated)).decode()

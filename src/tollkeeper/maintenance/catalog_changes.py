@@ -75,7 +75,7 @@ class CatalogChanges:
         if made.keys:
             # First, as a key whose secret was brought may be used before this returns.
             self._readiness.wait(accounts)
-        if kinds & {"plans", "routes", "prices", "markups"}:
+        if kinds & {"plans", "routes", "models", "prices", "markups"}:
             self._directory.forget()
             self._gate.forget()
         for account_id in accounts:
@@ -89,9 +89,9 @@ class CatalogChanges:
                 raise
             self._budgets.wait_for_failed(accounts)
             log.warning("tollkeeper.budgets.deferred", extra={"reason": str(exc), "keys": len(made.keys)})
-        if kinds & {"prices", "markups"}:
+        if kinds & {"models", "prices", "markups"}:
             self._directory.reload_prices()
-        if "prices" in kinds:
+        if kinds & {"models", "prices"}:
             self._price_unpriced()
 
     def doubted(self) -> None:

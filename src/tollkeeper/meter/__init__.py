@@ -17,6 +17,9 @@ Files:
 * `decode` (bytes to columns) over `lines`, `fields`, `rejections` and its two ways, `exact` and `fast`; `access_log`.
 * `ingest` (one batch, from columns to the commit) over `resolve` (whose, which route, what cost), `dedupe` (known
   already?) and `charges` (what it charges to the counters), which asks `matched_rows`, the twin of `domain.matching`.
+* `provider_usage`: a provider's usage object into disjoint counts, over `usage_bodies` (finds it in a response) and
+  `usage_extractors` (which extractor of the price list's package reads it).
+* `price_preview`: what history would have cost under other prices.
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.
 * `adjustments`: money that moves without a request. `event_forms`: events with money as text, and as answers show them.

@@ -28,6 +28,7 @@ from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.meter.booking import book
+from tollkeeper.meter.provider_usage import counted_event
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of
 
@@ -213,6 +214,8 @@ class Amend:
         return charged
 
     def _amended(self, current: Record, changes: Event) -> Record:
+        if changes.usage is not None or changes.usage_of is not None:
+            changes = counted_event(changes, in_place_of_others=True)
         tokens = changes.tokens
         new = current._replace(
             status=_or(changes.status, current.status),

@@ -13,6 +13,7 @@ import numpy as np
 from tollkeeper.domain.events import FUTURE_S_MAX, TIME_MIN_US, Event, parse_time_us, stated_quantities
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.quantities import BadQuantity
+from tollkeeper.errors import BadParameter
 from tollkeeper.meter.arrays import Int64s
 from tollkeeper.meter.event_forms import plain_event
 from tollkeeper.meter.fields import Part, plain_table_of
@@ -24,6 +25,9 @@ EVENT_BYTES_MAX: Final = 256 * 1024
 Most bytes of one event. The largest that is in bounds has fewer than 100,000: 16 tags of 64 and 256 characters
 and all other texts, each character escaped as a pair of surrogates (12 bytes).
 """
+
+_FIELD_CHARS_MAX: Final = 128
+"""Most of the path of a field within a provider's usage object."""
 
 _T = TypeVar("_T")
 
@@ -55,6 +59,8 @@ def decode_each(
     for index, item in enumerate(items):
         try:
             event = decode(item)
+            if event.usage is not None or event.usage_of is not None:
+                event = _with_counts(event)
             times.append(_time_us(event, now_us))
         except (*UNREADABLE, Refused) as exc:
             rejected.add(int(places[index]), exc)
@@ -112,6 +118,16 @@ def _without_null_tags(plain: Any, error: msgspec.ValidationError) -> Event:
         raise error
     kept = {name: value for name, value in tags.items() if value is not None}
     return msgspec.convert({**plain, "tags": kept}, Event)
+
+
+def _with_counts(event: Event) -> Event:
+    """Return *event* with the counts that its provider's usage object states, in place of the object."""
+    from tollkeeper.meter.provider_usage import counted_event
+
+    try:
+        return counted_event(event)
+    except BadParameter as exc:
+        raise Refused(exc.field[:_FIELD_CHARS_MAX], "bad_usage", str(exc)) from None
 
 
 def _time_us(event: Event, now_us: int) -> int:

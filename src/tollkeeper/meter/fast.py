@@ -154,6 +154,9 @@ def _parse_options(
         ("tokens", pa.struct([(name, pa.int64()) for name in classes])),
         ("tags", pa.struct([(name, pa.string()) for name in tag_names])),
         ("quantities", struct_of(quantities)),
+        # Null is absent. An event that states them goes the exact way, which reads a provider's usage object.
+        ("usage", pa.null()),
+        ("usage_of", pa.null()),
     ]
     read = [(name, kind) for name, kind in fields if names is None or name in names]
     schema = pa.schema([("id", pa.string()), ("time", pa.string()), *read])

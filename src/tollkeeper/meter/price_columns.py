@@ -75,7 +75,8 @@ class _Used(NamedTuple):
     def of_row(self, row: int) -> Usage:
         """Return what one row used."""
         quantities = {name: int(micros[row]) for name, micros in self.quantities.items() if micros[row]}
-        return Usage(*(int(counts[row]) for counts in self.tokens), quantities=quantities)  # type: ignore[misc]
+        prompt, cached_prompt, completion, reasoning = (int(counts[row]) for counts in self.tokens)
+        return Usage(prompt, cached_prompt, completion, reasoning, quantities=quantities)
 
 
 def price_columns(

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tollkeeper.domain.requirements import requirement
+from tollkeeper.domain.usage_forms import form_hint
 from tollkeeper.errors import BodyTooLarge, Malformed
 from tollkeeper.meter.fields import CACHE_VALUES
 
@@ -38,7 +39,7 @@ class Rejection(NamedTuple):
     `index` is its position in the caller's batch, from 0: the line, blank lines not counted, or the place in
     the array. `field` is the path of the field at fault (`tokens.prompt`), `""` for the event as a whole.
     `code` is one of `malformed`, `missing_field`, `unknown_field`, `wrong_type`, `out_of_range`, `bad_value`,
-    `bad_time`, `time_too_old`, `time_in_future`. `reason` says what is wrong and what to do.
+    `bad_time`, `time_too_old`, `time_in_future`, `bad_usage`. `reason` says what is wrong and what to do.
     """
 
     index: int  # type: ignore[assignment]  # Hides `tuple.index`, which nobody needs here.
@@ -122,7 +123,7 @@ def _invalid(index: int, message: str) -> Rejection:
         return Rejection(index, field, "missing_field", f"{field} is required")
     if found := _UNKNOWN.fullmatch(what):
         field = _join(path, found[1][:ECHO_CHARS_MAX])
-        reason = f"{field} is not a field of an event; remove it, or send it as a tag"
+        reason = form_hint(field) or f"{field} is not a field of an event; remove it, or send it as a tag"
         return Rejection(index, field, "unknown_field", reason)
     if _BOUND.fullmatch(what):
         return Rejection(index, path, "out_of_range", f"{name} {requirement(what)}")

@@ -101,7 +101,8 @@ class _SqlCatalog(Catalog):
             _of_account(mapping, sa.select(mapping.table), account).order_by(*_order(mapping)).limit(limit)
         )
         if after is not None:
-            after_account, _, after_id = after.rpartition("/")
+            # Ids of models have slashes; they belong to no account.
+            after_account, _, after_id = ("", "", after) if mapping.account is None else after.rpartition("/")
             if mapping.is_account_scoped and account is None:
                 query = query.where(sa.tuple_(*_order(mapping)) > sa.tuple_(after_account, after_id))
             else:

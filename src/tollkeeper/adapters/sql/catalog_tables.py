@@ -173,6 +173,12 @@ routes: Final = _table(
     _text("profile", nullable=True),
 )
 
+models: Final = _table(
+    "models",
+    sa.Column("id", id_type(256), primary_key=True),
+    _text("is", 256),
+)
+
 prices: Final = _table(
     "prices",
     _id("id", primary_key=True),

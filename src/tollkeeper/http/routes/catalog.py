@@ -31,9 +31,9 @@ from tollkeeper.catalog.entry_parsing import entry_from
 from tollkeeper.catalog.manage import PAGE_SIZE_MAX, Manage
 from tollkeeper.domain.catalog import KINDS, Entry, Grant, Key, Plan, Webhook
 from tollkeeper.domain.pools import CreditBook
-from tollkeeper.errors import BadParameter, Conflict, Malformed, NotFound, UnsupportedMediaType
+from tollkeeper.errors import BadParameter, Conflict, NotFound
 from tollkeeper.http.auth import Principal
-from tollkeeper.http.bodies import decompressed, header
+from tollkeeper.http.paths import segment_text
 from tollkeeper.http.routes import keys
 from tollkeeper.http.routes.calls import (
     APPLY_BYTES_MAX,
@@ -66,6 +66,7 @@ from tollkeeper.http.routes.catalog_docs import (
     post_doc,
     put_doc,
 )
+from tollkeeper.http.routes.files import toml_of
 from tollkeeper.ledger.balances import Balances
 from tollkeeper.ports import cursor_of
 
@@ -121,6 +122,7 @@ class KindRoutes:
         return answer({"items": shown, "next": cursor_of(entries[-1]) if len(entries) == limit else None})
 
     def get_entry(self, request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
+        entry_id = segment_text(entry_id)
         account = self._account(request)
         entry = service(request, Manage).get(self.kind, entry_id, account)
         if not is_visible(principal_of(request), entry):
@@ -128,6 +130,7 @@ class KindRoutes:
         return answer(entry_view(request, entry))
 
     def put_entry(self, request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> Response[bytes]:
+        entry_id = segment_text(entry_id)
         raw = self._raw(request, body)
         id_field = KINDS[self.kind].id_field
         if raw.setdefault(id_field, entry_id) != entry_id:
@@ -146,6 +149,7 @@ class KindRoutes:
         return _written(request, entry, change)
 
     def delete_entry(self, request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
+        entry_id = segment_text(entry_id)
         account, manage = self._account(request), service(request, Manage)
         change = manage.delete(self.kind, entry_id, account, by=keys.customer_of(principal_of(request)))
         return answer({"change": change_json(change)})
@@ -252,17 +256,7 @@ def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
     """Apply a declarative file."""
     params = params_of(request, "dry_run")
     dry_run = truth(params.get("dry_run", "false"), "dry_run")
-    headers = request.scope["headers"]
-    media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
-    if media_type not in (b"application/toml", b"text/plain", b"text/toml", b""):
-        raise UnsupportedMediaType(
-            "Content-Type must be application/toml or text/plain (curl: `-H 'Content-Type: application/toml'`)"
-        )
-    try:
-        text = decompressed(body, headers, APPLY_BYTES_MAX).decode()
-    except UnicodeDecodeError:
-        raise Malformed("the file is not UTF-8") from None
-    entries = parse_declaration(text)
+    entries = parse_declaration(toml_of(request, body))
     manage = service(request, Manage)
     return answer(
         applied_json(

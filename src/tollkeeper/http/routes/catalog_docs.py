@@ -54,6 +54,7 @@ _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "prompt_nanos_per_million": "150000000",
         "completion_nanos_per_million": "600000000",
     },
+    "models": {"id": "my-deployment", "is": "azure/gpt-4o"},
     "markups": {"id": "claude-for-pro", "plan": "pro", "model": "claude-*", "factor": "1.35"},
     "webhooks": {
         "id": "alerts",

@@ -26,6 +26,7 @@ from tollkeeper.domain.events import (
 )
 from tollkeeper.domain.money_fields import BadMoney, is_money_name, with_nanos
 from tollkeeper.domain.requirements import requirement
+from tollkeeper.domain.usage_forms import form_hint
 from tollkeeper.errors import BadParameter
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -63,6 +64,10 @@ class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bytes_out: BytesOut | None = None
     model: Name | None = None
     tokens: Tokens | None = None
+    usage: Any = None
+    """The provider's usage object, as it was sent, in place of `tokens`: it replaces all counts of tokens."""
+    usage_of: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """Whose usage object; found by its fields when absent."""
     cache: Literal["hit", "miss", "none"] | None = None
     credits: Credits | None = None
     cost_nanos: Nanos | None = None
@@ -107,6 +112,8 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
     field = ".".join(part for part in (path, named["name"][:64] if named else "") if part)
     hint = ""
     if what.startswith("Object contains unknown"):
+        if form := form_hint(field):
+            raise BadParameter(form, field=field)
         hint = f": the fields are {', '.join(of.__struct_fields__)}" if not path else ""
         what = "unknown field"
     elif named:

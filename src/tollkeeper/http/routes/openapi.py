@@ -21,6 +21,7 @@ from litestar.routes import HTTPRoute
 
 from tollkeeper.api.events_answer import EventsAnswer
 from tollkeeper.api.paths import PREFIX
+from tollkeeper.api.price_answers import NoPriceAnswer, PriceAnswer
 from tollkeeper.catalog.quantity_amounts import AMOUNTS
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.domain.events import Event
@@ -130,13 +131,19 @@ HOT: Final[Mapping[str, OperationDoc]] = {
         OPERATOR,
         {200: json_answer(wire.SettleAnswer, "Booked, durably.")},
         description="Ends a hold. A repeat with the same outcome gets the same answer. A hold that expired "
-        "meanwhile is settled late.",
+        "meanwhile is settled late. What was used is stated in one of two forms: `tokens`, whose counts share no "
+        "token, or `usage`, the provider's usage object as it was sent, whose counts may include each other.",
         body=BodyDoc(
             {"application/json": wire.SettleRequest},
             {
                 "hold_id": "0198c0de-0000-7000-8000-000000000001",
                 "status": 200,
-                "tokens": {"prompt": 1200, "completion": 80},
+                "usage": {
+                    "prompt_tokens": 2006,
+                    "completion_tokens": 300,
+                    "prompt_tokens_details": {"cached_tokens": 1920},
+                },
+                "usage_of": "openai",
             },
         ),
         problems=(404, 409, 413),
@@ -157,7 +164,8 @@ HOT: Final[Mapping[str, OperationDoc]] = {
         CUSTOMER,
         {200: json_answer(EventsAnswer, "What became of each. What was accepted is durable.")},
         description="One event, an array, or NDJSON; gzip too. A repeat of an event counts once. A bad event "
-        "never sinks the others: `errors` has its index, field and reason.",
+        "never sinks the others: `errors` has its index, field and reason. What was used is stated in one of two "
+        "forms: `tokens`, whose counts share no token, or `usage`, the provider's usage object as it was sent.",
         body=BodyDoc(
             {
                 "application/json": {
@@ -388,6 +396,7 @@ def _schema(of: type | Schema) -> dict[str, Any]:
 def _schemas(endpoints: Iterable[OperationDoc]) -> dict[str, Any]:
     types: dict[str, type] = {entry.__name__: entry for entry in KINDS.values()}
     types |= {"Event": Event, "Problem": Problem}
+    types |= {answer.__name__: answer for answer in (PriceAnswer, NoPriceAnswer)}
     for of in endpoints:
         for sent in (*of.answers.values(), *([of.body] if of.body is not None else [])):
             types |= {each.__name__: each for each in sent.content.values() if isinstance(each, type)}
