@@ -58,6 +58,7 @@ rows = st.lists(
         st.sampled_from(["", "", "rate_limited"]),
         st.integers(0, 10**15),
     ),
+    min_size=1,
     max_size=12,
 )
 patterns = st.lists(
