@@ -194,7 +194,7 @@ def _timeline_per_row(
 ) -> tuple[NDArray[np.int64], list[PriceTimeline]]:
     """Return, per row, an index into a list of timelines, one per distinct model, variant, owner and plan."""
     combined = _coded(models)
-    distinct = [(name,) for name in combined[1]]
+    distinct: list[tuple[str, ...]] = [(name,) for name in combined[1]]
     codes = combined[0]
     for texts, only in ((accounts, book.own_accounts), (variants, None), (plans, book.own_plans)):
         # Only accounts and plans with entries of their own can differ: all others are one.
