@@ -12,6 +12,7 @@ from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import OwnAmount, TopUp
 
 CounterAt = tuple[str, str, int]
 """`(account_id, counter_id, period_start_us)`: names one row of the counters."""
@@ -101,6 +102,32 @@ class WindowState(NamedTuple):
     expires_at_us: int
 
 
+class OpenedPeriod(NamedTuple):
+    """A period of a budget that opened with its first use: see `domain.first_use`."""
+
+    account_id: str
+    counter_id: str
+    period: str
+    start_us: int
+    end_us: int
+
+
+class ToppedUp(NamedTuple):
+    """
+    What was added to one counter, and what decides how much is left of it.
+
+    Attributes:
+        posted: Its top-ups, the oldest first.
+        own: The own amounts that are kept, the oldest first; none without a top-up that lasts until it is used.
+        used: What each of its periods was charged, as of *commit_seq*; empty as *own*.
+    """
+
+    posted: list[TopUp]
+    own: list[OwnAmount]
+    used: dict[int, int]
+    commit_seq: int
+
+
 class Group(msgspec.Struct):
     """Everything that one transaction writes."""
 
@@ -109,6 +136,10 @@ class Group(msgspec.Struct):
     ended: list[EndedHold] = []
     charges: dict[CounterAt, int] = {}
     windows: list[WindowState] = []
+    opened_periods: list[OpenedPeriod] = []
+    """Periods that opened with their first use and that the ledger may not have yet."""
+    top_ups: list[TopUp] = []
+    own_amounts: list[OwnAmount] = []
     outbox: list[OutboxEntry] = []
     grants: list[Grant] = []
     scopes: list[tuple[BudgetScope, int]] = []

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Subscription
-from tollkeeper.domain.instants import from_us, to_us
-from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.instants import US_PER_S, from_us, to_us
+from tollkeeper.domain.periods import first_use_s, period_of
 
 CREDIT_COUNTER: Final = "credit"
 """Counter of what an account spent of its credit balance; it has the one period 0."""
@@ -52,8 +52,18 @@ class BudgetScope(NamedTuple):
         digest = hashlib.sha256("\n".join(sorted(key_ids)).encode()).hexdigest()
         return self._replace(members=digest[:16])
 
+    @property
+    def first_use_us(self) -> int:
+        """How long a period lasts that opens with the first use, in microseconds; 0 for all others."""
+        return first_use_s(self.period) * US_PER_S
+
     def span_us(self, at_us: int) -> tuple[int, int]:
-        """Return the period that holds *at_us* as `[start, end)` in microseconds since the epoch."""
+        """
+        Return the period that holds *at_us* as `[start, end)` in microseconds since the epoch.
+
+        Raises:
+            ValueError: Periods open with the first use: see `Directory.period_us`.
+        """
         span = period_of(
             from_us(at_us),
             self.period,
@@ -137,6 +147,7 @@ def resolve(
             subscription=subscription,
             plan=plan,
             budgets=budgets,
+            time_zone=account.time_zone,
         ),
         draws_on_credit=key.draws_on_credit and key.is_metered,
     )
@@ -191,8 +202,8 @@ def _amounts(limit: Limit) -> tuple[int, int]:
     return limit.amount, limit.amount if limit.burst is None else limit.burst
 
 
-def scope_of_budget(budget: Budget) -> BudgetScope:
-    """Return the scope that a budget of the catalog stands for."""
+def scope_of_budget(budget: Budget, time_zone: str = "UTC") -> BudgetScope:
+    """Return the scope that a budget of the catalog stands for; *time_zone* is its account's."""
     return BudgetScope(
         account_id=budget.account,
         counter_id=f"budget:{budget.id}",
@@ -200,7 +211,7 @@ def scope_of_budget(budget: Budget) -> BudgetScope:
         unit=budget.unit,
         amount=budget.amount,
         period=budget.period,
-        time_zone=budget.time_zone,
+        time_zone=budget.time_zone or time_zone,
         week_start=budget.week_start,
         anchor_at=budget.anchor_at,
         project_id=budget.project,
@@ -216,15 +227,17 @@ def budget_scopes(
     subscription: Subscription | None,
     plan: Plan | None,
     budgets: Sequence[Budget],
+    time_zone: str = "UTC",
 ) -> tuple[BudgetScope, ...]:
     """
     Return the budgets that an event of this account, project and key is charged to.
 
     Args:
         rotation_chain: As in `resolve`, after the chains of its makers; empty for an event without a key.
+        time_zone: The account's: that of the budgets which state none.
     """
     scopes = [
-        scope_of_budget(budget)
+        scope_of_budget(budget, time_zone)
         for budget in budgets
         if (budget.project is None or budget.project == project_id)
         and (budget.key is None or budget.key in rotation_chain)
@@ -251,7 +264,7 @@ def budget_scopes(
                 unit=planned.unit,
                 amount=planned.amount,
                 period=planned.period,
-                time_zone=planned.time_zone,
+                time_zone=planned.time_zone or time_zone,
                 week_start=planned.week_start,
                 anchor_at=subscription.started_at if subscription else None,
                 project_id=owner if per == "project" else None,
@@ -267,7 +280,8 @@ def fingerprint_of(scope: BudgetScope) -> str:
     anchor = "" if scope.anchor_at is None else str(to_us(scope.anchor_at))
     parts = (
         scope.unit,
-        scope.period,
+        # Told apart from periods of this name that were aligned to the day, before they opened with the first use.
+        f"first use {scope.period}" if scope.first_use_us else scope.period,
         scope.time_zone,
         scope.week_start,
         anchor,
@@ -277,6 +291,11 @@ def fingerprint_of(scope: BudgetScope) -> str:
         scope.members,
     )
     return "|".join(parts)
+
+
+def is_of_first_use(fingerprint: str, scope: BudgetScope) -> bool:
+    """Return whether a counter in force has the periods of *scope*, which open with the first use."""
+    return fingerprint.startswith(f"{scope.unit}|first use {scope.period}|")
 
 
 def _limit_counter(limit: Limit, key: Key, line_id: str, plan: Plan | None) -> str:

@@ -17,6 +17,7 @@ def wanted_scopes(
     keys: Sequence[StoredKey],
     budgets: Sequence[Budget],
     plan_of: Callable[[StoredKey], tuple[Subscription | None, Plan | None]],
+    time_zone: str = "UTC",
 ) -> dict[str, WantedScope]:
     """
     Return every budget scope of an account by its counter id.
@@ -25,6 +26,7 @@ def wanted_scopes(
         keys: All keys of the account, in any state.
         budgets: All budgets of the account.
         plan_of: Returns the subscription and the plan in force for a key.
+        time_zone: The account's.
     """
     bounding_keys_of = _bounding_keys(keys)
     counted_for: dict[str, list[str]] = {}
@@ -33,7 +35,7 @@ def wanted_scopes(
             counted_for.setdefault(name, []).append(stored.entry.id)
     wanted: dict[str, WantedScope] = {}
     for budget in budgets:
-        scope = scope_of_budget(budget)
+        scope = scope_of_budget(budget, time_zone)
         key_ids = None if budget.key is None else counted_for.get(budget.key, [budget.key])
         wanted[scope.counter_id] = (scope, key_ids)
     on_project: dict[str, list[str]] = {}
@@ -48,6 +50,7 @@ def wanted_scopes(
             subscription=subscription,
             plan=plan,
             budgets=[],
+            time_zone=time_zone,
         )
         for scope in planned:
             known = wanted.setdefault(scope.counter_id, (scope, []))[1]
