@@ -17,12 +17,15 @@ from tollkeeper.domain.bookings import (
     PendingRow,
     SetAside,
     StoredHold,
+    ToppedUp,
 )
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.first_use import Span
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.domain.pairing import BatchMark, LedgerPast, StorePast
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import TopUp
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.domain.webhooks import DeliveryResult, StoredWebhook, WebhookMessage
 
@@ -409,6 +412,23 @@ class Ledger(Protocol):
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         """Return the stored `slot → used` of a rate counter."""
+
+    def opened_periods(
+        self, account_id: str, counter_id: str, period: str, ends_after_us: int
+    ) -> tuple[int | None, list[Span]]:
+        """
+        Return from when on a budget in force counts (None: it is not in force), and its periods of the name *period*
+        that opened with their first use since then and that end after *ends_after_us*, ascending.
+        """
+
+    def top_up(self, account_id: str, top_up_id: str) -> TopUp | None:
+        """Return one top-up of a budget, or None."""
+
+    def topped_up(self, account_id: str, counter_id: str) -> ToppedUp:
+        """Return the top-ups of one counter, and what decides how much is left of them."""
+
+    def own_amounts(self, account_id: str) -> dict[str, int]:
+        """Return the newest own amount that is kept of each counter that has a top-up which lasts."""
 
     def book(self, account_id: str) -> tuple[CreditBook, int]:
         """Return an account's credit book, and the number of a commit that it is not older than."""

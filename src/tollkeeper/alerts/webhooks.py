@@ -214,8 +214,8 @@ class Webhooks:
         scope, _ = self._scopes[account_id].get(counter_id, (None, None))
         if scope is None or scope.amount is None:
             return
-        period_us = scope.span_us(start_us)
-        if period_us[0] != start_us or period_us[1] <= now_us - LOOK_BACK_US:
+        period_us = self._directory.period_us(scope, start_us)
+        if period_us is None or period_us[0] != start_us or period_us[1] <= now_us - LOOK_BACK_US:
             # Counted by periods that the budget no longer has, or past.
             return
         used: int | None = None
@@ -229,6 +229,9 @@ class Webhooks:
                 continue
             if used is None:
                 used, _ = self._ledger.counter(*at)
+                top_ups, charged, _ = self._directory.top_ups(scope)
+                added = top_ups.added(start_us, scope.amount, charged)
+                scope = scope._replace(amount=scope.amount + added)
             for threshold in crossed(used, scope.amount, new):
                 yield message_of(hook, scope, period_us, used, threshold, now_us)
 

@@ -24,17 +24,21 @@ from tollkeeper.domain.entitlements import (
     LimitScope,
     Maker,
     budget_scopes,
+    is_of_first_use,
     limit_scopes,
     of_rotations,
     resolve,
 )
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.first_use import Span, opens_period
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.meter import units_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
+from tollkeeper.domain.top_ups import TopUps
 from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
 from tollkeeper.gate.gate import Charge
+from tollkeeper.gate.openings import Openings
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.ports import CatalogStore, Ledger
 
@@ -81,6 +85,7 @@ class Directory:
         self._active: dict[str, dict[str, tuple[str, int]]] = {}
         self._route_table: RouteTable | None = None
         self._must_wait = must_wait
+        self.openings = Openings(ledger.opened_periods)
         self.price_book = PriceBook(cast("list[Price]", catalog.entries("prices")))
 
     @property
@@ -140,11 +145,18 @@ class Directory:
             makers=made_by,
         )
         active = self.scopes_in_force(account.id)
-        missing = [b for b in entitlement.budgets if b.counter_id not in active]
+        must_wait = self._must_wait(account.id)
+        missing = [
+            b
+            for b in entitlement.budgets
+            if b.counter_id not in active
+            # Of an earlier version, whose periods were aligned: its counter is about to begin again.
+            or (must_wait and b.first_use_us and not is_of_first_use(active[b.counter_id][0], b))
+        ]
         return entitlement._replace(
             limits=of_rotations(entitlement.limits, others),
             budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
-            waits_for=missing[0].name if missing and self._must_wait(account.id) else "",
+            waits_for=missing[0].name if missing and must_wait else "",
         )
 
     def _other_limits(
@@ -214,7 +226,7 @@ class Directory:
             return {}
         keys = self._catalog.keys_of_account(account_id)
         plan_of = _PlansOf(self._catalog, account).of
-        return wanted_scopes(account_id, keys, self._budgets(account_id), plan_of)
+        return wanted_scopes(account_id, keys, self._budgets(account_id), plan_of, account.time_zone)
 
     def credit_keys(self, account_id: str) -> list[str]:
         """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
@@ -302,6 +314,7 @@ class Directory:
             subscription=subscription,
             plan=plan,
             budgets=self._budgets(account_id),
+            time_zone=account.time_zone,
         )
         active = self.scopes_in_force(account_id)
         return Scopes(
@@ -322,15 +335,51 @@ class Directory:
             self._remember(self._active, account_id, active, forgotten)
         return active
 
+    def period_us(self, scope: BudgetScope, at_us: int, *, opens: bool = False) -> Span | None:
+        """
+        Return the period of a budget in force that holds *at_us*, as `[start, end)`.
+
+        Args:
+            opens: Opens the period where its periods open with the first use and none holds *at_us*; else that is None.
+
+        Raises:
+            Unavailable: The ledger cannot be read.
+        """
+        if not scope.first_use_us:
+            return scope.span_us(at_us)
+        return self.openings.period_us(scope, at_us, self._clock.now_us(), opens=opens)
+
+    def top_ups(self, scope: BudgetScope) -> tuple[TopUps, dict[int, int], int]:
+        """See `gate.Sources.top_ups`."""
+        found = self._ledger.topped_up(scope.account_id, scope.counter_id)
+
+        def start_us(at_us: int) -> int:
+            span = self.period_us(scope, at_us)
+            return at_us if span is None else span[0]
+
+        once: dict[int, int] = {}
+        lasting = []
+        for top_up in found.posted:
+            at_us = start_us(top_up.posted_at_us)
+            if top_up.until_used:
+                lasting.append((at_us, top_up.amount))
+            else:
+                once[at_us] = once.get(at_us, 0) + top_up.amount
+        own = tuple((start_us(amount.from_us), amount.amount) for amount in found.own)
+        # Rows of periods that the budget no longer has count no more.
+        used = {at: used for at, used in found.used.items() if start_us(at) == at}
+        return TopUps(once, tuple(sorted(lasting)), own), used, found.commit_seq
+
     def charges_of(self, record: Record) -> list[Charge]:
         """Return what one record charges, by the scopes in force now."""
         scopes = self.scopes(record.account_id, record.project_id, record.key_id)
         by_unit = units_of(record)
         charges = []
         for scope in scopes.budgets:
-            start_us = scope.span_us(record.occurred_at_us)[0]
-            if start_us >= self.active_from_us(record.account_id, scope.counter_id):
-                charges.append(Charge(record.account_id, scope.counter_id, start_us, by_unit[scope.unit]))
+            amount = by_unit[scope.unit]
+            span = self.period_us(scope, record.occurred_at_us, opens=opens_period(record, amount))
+            if span is not None and span[0] >= self.active_from_us(record.account_id, scope.counter_id):
+                charges.append(Charge(record.account_id, scope.counter_id, span[0], amount))
         if scopes.draws_on_credit:
             charges.append(Charge(record.account_id, CREDIT_COUNTER, 0, by_unit["nanos"]))
         return charges

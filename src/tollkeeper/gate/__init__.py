@@ -14,7 +14,8 @@ Invariants:
 
 Files: `gate.py` admits and ends · `admission.py` what a caller holds · `compiled_keys.py` keys, their counters per
 route, and their memory · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the contract of
-one · `windows.py` rate windows · `money.py` budgets and credit · `limit_statuses.py` where they stand ·
+one · `windows.py` rate windows · `budget_counter.py` budgets · `money.py` credit · `openings.py` when periods opened
+that open with the first use · `limit_statuses.py` where they stand ·
 `denials.py` how a refusal is worded · `routes.py` the policy of a path · `catalog_version.py` what is current ·
 `sources.py` what is read · `eviction.py` what leaves memory · `ids.py` ids of holds and events.
 

@@ -16,9 +16,10 @@ from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.counter import Counter, Taken
-from tollkeeper.gate.money import BudgetCounter, CreditPool
+from tollkeeper.gate.money import CreditPool
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.gate.sources import Sources
@@ -28,6 +29,8 @@ _KEYS_MAX: Final = 200_000
 _UNKNOWN_KEYS_MAX: Final = 10_000
 _IDLE_US: Final = 600 * US_PER_S
 """A key that was not admitted for so long is compiled again when it comes again, in some ms."""
+_HELD_US_MAX: Final = 8 * 86_400 * US_PER_S
+"""Longer than a request can be open: `gate.HOLD_S_MAX`."""
 _TRIES_MAX: Final = 8
 """How often a key is compiled because the catalog changed meanwhile, before its request is refused."""
 
@@ -287,6 +290,12 @@ class CompiledKeys:
 
     def begin_budgets(self, account_id: str, started: Iterable[StartedBudget]) -> None:
         """See `Gate.begin_budgets`."""
+        started = list(started)
+        oldest_us = self._now_us() - _HELD_US_MAX
+        for scope, _ in started:
+            if scope.first_use_us:
+                # What is open is found in its period under the lock, where nothing is read.
+                self._sources.openings.load(scope, oldest_us)
         with self._lock:
             self._forget(account_id)
             holding = self._dropped[account_id] = [k for k in self._dropped.get(account_id, ()) if k.open]

@@ -8,7 +8,6 @@ counters and keys; it is never held while a store is read or written.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, NamedTuple, TypeAlias
@@ -78,15 +77,14 @@ class Gate:
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self.admitted_count = 0
         """Requests admitted since start."""
-        self._ids = Ids()
-        self._own_ids = Ids()
+        self._ids, self._own_ids = Ids(), Ids()
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
-        self._lock = threading.Lock()
-        version = CatalogVersion()
-        self._version = version
-        self._counters = CounterRegistry(sources, version, self._lock)
+        # Of the openings, so that nobody opens a period between the question and the taking.
+        self._lock = sources.openings.lock
+        self._version = version = CatalogVersion()
+        self.counters = self._counters = CounterRegistry(sources, version, self._lock)
         self._keys = CompiledKeys(sources, self._counters, version, self._lock, clock.now_us)
         self._eviction = eviction(self._keys, self._counters, clock.now_us)
 
@@ -436,10 +434,10 @@ class Gate:
         self, compiled_key: CompiledKey, route: Route, admission_id: str, amounts: Amounts, at_us: int
     ) -> Admission:
         """Set aside the amounts of a stored hold after a restart, whether or not they still fit."""
-        route_plan = compiled_key.route_plan(route)
         taken: list[Taken] = []
+        self._counters.load_openings(compiled_key.budgets, at_us)
         with self._lock:
-            for counter in route_plan.taken:
+            for counter in compiled_key.route_plan(route).taken:
                 amount = amounts[counter.unit_index]
                 taken.append((counter, amount, counter.retake(amount, at_us)))
             self._keys.keep_open(compiled_key, taken, amounts, at_us)

@@ -8,9 +8,9 @@ from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import duration_s
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
-from tollkeeper.gate.money import BudgetCounter
 
 
 def limit_statuses(compiled_key: CompiledKey, now_us: int) -> list[LimitStatus]:
@@ -51,14 +51,14 @@ def _status_of_budget(counter: BudgetCounter, now_us: int) -> LimitStatus:
         unit=counter.unit,
         allowed=allowed,
         used=used,
-        starts_at=from_us(counter.start_us),
-        resets_at=from_us(counter.end_us),
+        starts_at=from_us(counter.span[0]),
+        resets_at=from_us(counter.span[1]),
     )
 
 
 def _window_start(limit: Limit, resets_at: datetime | None) -> datetime | None:
-    """Return when a fixed window began; the others have no start that all of their requests share."""
-    if resets_at is None or limit.algorithm != "fixed":
+    """Return when a fixed window began, or one from first use; the others have no start that their requests share."""
+    if resets_at is None or limit.algorithm not in ("fixed", "from_first"):
         return None
     return resets_at - timedelta(seconds=duration_s(limit.window))
 

@@ -23,11 +23,11 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt, OutboxEntry
 from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
-from tollkeeper.domain.events import FUTURE_S_MAX, Record
-from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.meter import units_of
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
+from tollkeeper.ledger.budget_periods import BudgetPeriods
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
 from tollkeeper.ledger.committer import Committer
@@ -124,6 +124,7 @@ class ScopeKeeper:
         self._clock = clock
         self._lock = threading.Lock()
         self._summing = threading.Lock()
+        self._periods = BudgetPeriods(directory, store)
         self.sum_s_max = SUM_S_MAX
 
     @contextmanager
@@ -181,35 +182,50 @@ class ScopeKeeper:
         made: Made,
     ) -> None:
         now_us = self._clock.now_us()
-        started = [(scope, scope.span_us(now_us)[0]) for scope, _ in counted]
-        # Their counters go on, from the period in which they began.
-        started += [(scope, active[scope.counter_id][1]) for scope, _ in grown]
+        # The counters of those that grew go on, from the period in which they began.
+        going_on = [(scope, active[scope.counter_id][1]) for scope, _ in grown]
         future = CommitFuture()
         if not counted:
             count: Callable[[], dict[CounterAt, int]] = dict
-            self._committer.submit(SwitchScopes(started, ended, future, count, grown))
+            self._committer.submit(SwitchScopes(going_on, ended, future, count, grown))
             future.wait()
             return
-        with self._relay.exclusive(self.sum_s_max):
-            since = self._sums(counted, now_us, made)
-            since.read_most(lambda: self._committer.outbox_seq)
-            members = [*counted, *grown]
-            self._committer.submit(
-                SwitchScopes(started, ended, future, lambda: self._missing(since), members)
-            )
-            future.wait()
+        try:
+            with self._relay.exclusive(self.sum_s_max):
+                began = [(scope, self._periods.begin(scope, active, now_us)) for scope, _ in counted]
+                since = self._sums(counted, dict(began), now_us, made)
+                since.read_most(lambda: self._committer.outbox_seq)
+                members = [*counted, *grown]
+                self._committer.submit(
+                    SwitchScopes([*began, *going_on], ended, future, lambda: self._missing(since), members)
+                )
+                future.wait()
+        except BaseException:
+            for scope, _ in counted:
+                self._periods.not_begun(scope)
+            raise
 
-    def _sums(self, counted: Sequence[Wanted], now_us: int, made: Made) -> _Since:
+    def _sums(
+        self, counted: Sequence[Wanted], began: dict[BudgetScope, int], now_us: int, made: Made
+    ) -> _Since:
         """Return the sums of each scope's periods in the usage store, as of an outbox row. The relay stands still."""
         old = [wanted for wanted in counted if not made.has_all_of(*wanted)]
         if not old and self._relay.delivered_seq <= made.after_seq:
-            return _Since(self._ledger, counted, now_us, {}, made.after_seq)
+            sums = {
+                (scope.account_id, scope.counter_id, start_us): 0
+                for scope, _ in counted
+                for start_us, _ in self._periods.coming(scope, now_us)
+            }
+            return _Since(self._ledger, self._periods, counted, began, sums, made.after_seq)
         self._relay.deliver_up_to(self._committer.outbox_seq)
         # Exactly these rows are in the usage store: nothing is on its way, and nothing comes meanwhile.
         seq = self._relay.delivered_seq
-        return _Since(self._ledger, counted, now_us, self._summed(counted, now_us), seq)
+        sums = self._summed(counted, began, now_us)
+        return _Since(self._ledger, self._periods, counted, began, sums, seq)
 
-    def _summed(self, counted: Sequence[Wanted], now_us: int) -> dict[CounterAt, int]:
+    def _summed(
+        self, counted: Sequence[Wanted], began: dict[BudgetScope, int], now_us: int
+    ) -> dict[CounterAt, int]:
         """Sum up the usage store. A thread of its own does it, as nothing else bounds how long the store takes."""
         if not self._summing.acquire(blocking=False):
             raise Unavailable("The usage store is still busy with an earlier budget. Try again shortly.")
@@ -220,7 +236,8 @@ class ScopeKeeper:
         def run() -> None:
             try:
                 for scope, key_ids in counted:
-                    for start_us, end_us in _periods(scope, now_us):
+                    self._periods.open_for_events(scope, key_ids, began[scope], now_us)
+                    for start_us, end_us in self._periods.coming(scope, now_us):
                         if given_up.is_set():
                             return
                         spent = self._store.charged(
@@ -254,6 +271,11 @@ class ScopeKeeper:
         self._directory.scopes_in_force(since.account_id)
         since.read()
         charges = {}
+        for scope in since.first_use_scopes:
+            # What another budget of this id was charged in a period that may open yet.
+            for (counter_id, start_us), _ in self._ledger.counter_rows(scope.account_id).items():
+                if counter_id == scope.counter_id and start_us >= since.from_us(scope):
+                    since.sums.setdefault((scope.account_id, counter_id, start_us), 0)
         for at, amount in since.sums.items():
             # Not 0 when the budget was in force before, with other keys or in an earlier life.
             has, _ = self._ledger.counter(*at)
@@ -285,23 +307,30 @@ class _Since:
     def __init__(
         self,
         ledger: Ledger,
+        periods: BudgetPeriods,
         counted: Sequence[Wanted],
-        now_us: int,
+        began: dict[BudgetScope, int],
         sums: dict[CounterAt, int],
         seq: int,
     ) -> None:
         self.account_id = counted[0][0].account_id
-        self.sums = {
-            (scope.account_id, scope.counter_id, start_us): 0
-            for scope, _ in counted
-            for start_us, _ in _periods(scope, now_us)
-        } | sums
+        self.sums = sums
         self._ledger = ledger
+        self._periods = periods
+        self._began = began
         self._scopes = [
-            (scope, None if key_ids is None else frozenset(key_ids), scope.span_us(now_us)[0])
+            (scope, None if key_ids is None else frozenset(key_ids), began[scope])
             for scope, key_ids in counted
         ]
         self._seq = seq
+
+    @property
+    def first_use_scopes(self) -> list[BudgetScope]:
+        return [scope for scope, _, _ in self._scopes if scope.first_use_us]
+
+    def from_us(self, scope: BudgetScope) -> int:
+        """Return from when on *scope* counts."""
+        return self._began[scope]
 
     def read_most(self, newest_seq: Callable[[], int]) -> None:
         """Read most rows of the outbox, so that little is left for the commit thread."""
@@ -331,10 +360,11 @@ class _Since:
                 if (key_ids is None or record.key_id in key_ids) and (
                     scope.project_id is None or record.project_id == scope.project_id
                 ):
-                    start_us = scope.span_us(record.occurred_at_us)[0]
-                    if start_us >= from_us:
-                        at = (scope.account_id, scope.counter_id, start_us)
-                        self.sums[at] = self.sums.get(at, 0) + units_of(record)[scope.unit]
+                    amount = units_of(record)[scope.unit]
+                    span = self._periods.of(scope, record, amount)
+                    if span is not None and span[0] >= from_us:
+                        at = (scope.account_id, scope.counter_id, span[0])
+                        self.sums[at] = self.sums.get(at, 0) + amount
 
     def _records(self, entry: OutboxEntry) -> list[Record]:
         if entry.format == "rows":
@@ -355,12 +385,3 @@ def _only_grew(wanted: Wanted, active: dict[str, tuple[str, int]], made: Made) -
         return False
     before = [key_id for key_id in key_ids if key_id not in made.keys]
     return active[scope.counter_id][0] == fingerprint_of(scope.of_members(before))
-
-
-def _periods(scope: BudgetScope, now_us: int) -> Iterator[tuple[int, int]]:
-    """Yield the periods that events may lie in which come now: they may be ahead of the clock."""
-    at_us = now_us
-    while at_us <= now_us + FUTURE_S_MAX * US_PER_S:
-        start_us, end_us = scope.span_us(at_us)
-        yield start_us, end_us
-        at_us = end_us

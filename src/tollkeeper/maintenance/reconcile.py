@@ -5,15 +5,18 @@ Verify: counter = ledger = sum of events, recomputed from the stores. Rebuild: d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.entitlements import CREDIT_COUNTER
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
+from tollkeeper.domain.first_use import Span
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import Unavailable
+from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.budget_scopes import ScopeKeeper, charged_in
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
@@ -54,6 +57,8 @@ class Books(NamedTuple):
     postings: dict[tuple[str, int], int]
     scopes: dict[str, tuple[str, int]]
     credit: CreditBook
+    opened: dict[str, list[Span]]
+    """Counter id → the periods in force that opened with the first use, ascending."""
 
 
 class Reconcile:
@@ -73,7 +78,9 @@ class Reconcile:
         clock: Clock,
         forget_answers: Callable[[], None],
         pairing: Pairing,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._pairing = pairing
         self._directory = directory
         self._ledger = ledger
@@ -159,6 +166,11 @@ class Reconcile:
             ledger.posting_sums(account_id),
             ledger.scopes(account_id),
             ledger.book(account_id)[0],
+            {
+                counter_id: ledger.opened_periods(account_id, counter_id, scope.period, 0)[1]
+                for counter_id, (scope, _) in self._directory.wanted_scopes(account_id).items()
+                if scope.first_use_us
+            },
         )
 
     def _compare(self, account_id: str, books: Books) -> list[Difference]:
@@ -178,25 +190,73 @@ class Reconcile:
             if counter_id not in wanted:
                 continue
             scope, key_ids = wanted[counter_id]
-            # A budget whose period was changed has rows of the old periods too, which count no more.
-            starts = {
-                start
-                for c, start in counters
-                if c == counter_id and start >= active_from_us and scope.span_us(start)[0] == start
-            }
-            for start_us in sorted(starts | {scope.span_us(self._clock.now_us())[0]}):
-                spent = self._store.charged(
-                    account_id,
-                    from_us=start_us,
-                    to_us=scope.span_us(start_us)[1],
-                    project_id=scope.project_id,
-                    key_ids=key_ids,
-                )
-                events, used = charged_in(spent, scope.unit), counters.get((counter_id, start_us), 0)
+            spans = self._spans(scope, active_from_us, books)
+            for start_us, end_us in spans:
+                events = self._charged(scope, key_ids, start_us, end_us)
+                used = counters.get((counter_id, start_us), 0)
                 if events != used:
                     what = f"counter {_name((counter_id, start_us))} against its events"
                     differences.append(Difference(account_id, what, events, used))
+            if scope.first_use_us:
+                differences += self._compare_openings(scope, key_ids, active_from_us, spans, books)
+            differences += self._compare_top_ups(scope)
         return differences + self._compare_credit(account_id, books)
+
+    def _spans(self, scope: BudgetScope, active_from_us: int, books: Books) -> list[Span]:
+        """Return the periods of a budget in force that were charged or that now is in, ascending."""
+        if scope.first_use_us:
+            return books.opened.get(scope.counter_id, [])
+        # A budget whose period was changed has rows of the old periods too, which count no more.
+        starts = {
+            start
+            for c, start in books.counters
+            if c == scope.counter_id and start >= active_from_us and scope.span_us(start)[0] == start
+        }
+        starts.add(scope.span_us(self._clock.now_us())[0])
+        return [scope.span_us(start) for start in sorted(starts)]
+
+    def _charged(self, scope: BudgetScope, key_ids: Sequence[str] | None, start_us: int, end_us: int) -> int:
+        spent = self._store.charged(
+            scope.account_id,
+            from_us=start_us,
+            to_us=end_us,
+            project_id=scope.project_id,
+            key_ids=key_ids,
+        )
+        return charged_in(spent, scope.unit)
+
+    def _compare_openings(
+        self,
+        scope: BudgetScope,
+        key_ids: Sequence[str] | None,
+        active_from_us: int,
+        spans: Sequence[Span],
+        books: Books,
+    ) -> list[Difference]:
+        """Compare the periods that opened with their first use with one another, and with the events of all time."""
+        differences = []
+        name = f"budget {scope.counter_id}"
+        for (_, end_us), (start_us, _) in pairwise(spans):
+            if start_us < end_us:
+                what = f"{name}: start of a period against the end of the one before"
+                differences.append(Difference(scope.account_id, what, end_us, start_us))
+        events = self._charged(scope, key_ids, active_from_us, 2**62)
+        used = sum(books.counters.get((scope.counter_id, start_us), 0) for start_us, _ in spans)
+        if events != used:
+            what = f"{name}: all periods since {to_text(from_us(active_from_us))} against their events"
+            differences.append(Difference(scope.account_id, what, events, used))
+        return differences
+
+    def _compare_top_ups(self, scope: BudgetScope) -> list[Difference]:
+        """Compare the top-ups by which the gate decides with those of the ledger."""
+        known = self._gate.counters.top_ups(scope.account_id, scope.counter_id)
+        if known is None:
+            return []
+        posted = sum(t.amount for t in self._ledger.topped_up(scope.account_id, scope.counter_id).posted)
+        if posted == known.total:
+            return []
+        what = f"top-ups of {scope.counter_id} in the gate against the ledger"
+        return [Difference(scope.account_id, what, posted, known.total)]
 
     def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:
         differences = []

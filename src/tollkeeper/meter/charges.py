@@ -12,7 +12,7 @@ import pyarrow as pa
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.entitlements import CREDIT_COUNTER
-from tollkeeper.meter.arrays import combinations, ints
+from tollkeeper.meter.arrays import combinations, equals, ints, text
 from tollkeeper.meter.columns import units_columns
 
 
@@ -25,6 +25,7 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
         return charges
     units = units_columns(table)
     occurred = ints(table, "occurred_at_us")
+    denied = ~equals(text(table, "denied_reason"), "")
     order = np.argsort(combos.codes, kind="stable")
     ends = np.cumsum(np.bincount(combos.codes, minlength=len(scopes)))
     for code, scope in enumerate(scopes):
@@ -37,9 +38,14 @@ def charge_columns(table: pa.Table, directory: Directory) -> dict[CounterAt, int
             amounts = units[budget.unit]
             active_from_us = directory.active_from_us(account_id, budget.counter_id)
             left = rows
+            if budget.first_use_us:
+                # As `domain.first_use.opens_period`; what uses nothing is charged nothing either.
+                left = rows[(amounts[rows] != 0) | ~denied[rows]]
             while len(left):
                 times = occurred[left]
-                start_us, end_us = budget.span_us(int(times.min()))
+                span = directory.period_us(budget, int(times.min()), opens=True)
+                assert span is not None
+                start_us, end_us = span
                 inside = times < end_us
                 if start_us >= active_from_us:
                     at = (account_id, budget.counter_id, start_us)

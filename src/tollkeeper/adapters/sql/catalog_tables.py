@@ -133,8 +133,8 @@ budgets: Final = _table(
     _id("key_id", nullable=True),
     _integer("amount"),
     _text("unit", 16),
-    _text("period", 16),
-    _text("time_zone", 64),
+    _text("period", 32),
+    _text("time_zone", 64, nullable=True),
     _text("week_start", 16),
     _integer("anchor_at_us", nullable=True),
 )
