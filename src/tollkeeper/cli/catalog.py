@@ -64,6 +64,9 @@ class CatalogTarget(Protocol):
     def set_state(self, key_id: str, account: str | None, state: str) -> Json:
         """Set a key's state; return the change."""
 
+    def top_up(self, budget: str, account: str, fields: Mapping[str, Any]) -> Json:
+        """Add to a budget once; return the top-up as it is in force."""
+
 
 @contextmanager
 def catalog_of(
@@ -126,6 +129,10 @@ class DataCatalog:
     def set_state(self, key_id: str, account: str | None, state: Any) -> Json:
         return change_json(self._manage.set_key_state(account, key_id, state))
 
+    def top_up(self, budget: str, account: str, fields: Mapping[str, Any]) -> Json:
+        posted: Json = msgspec.to_builtins(self._toll.top_up(account, budget, **fields))
+        return posted
+
     def _shown(self, entry: Entry) -> Json:
         if not isinstance(entry, Key):
             return entry_json(entry)
@@ -171,6 +178,9 @@ class ServerCatalog:
     def set_state(self, key_id: str, account: str | None, state: str) -> Json:
         change: Json = self._call("POST", "keys", key_id, account, "/state", {"state": state})["change"]
         return change
+
+    def top_up(self, budget: str, account: str, fields: Mapping[str, Any]) -> Json:
+        return self._call("POST", "budgets", budget, account, "/top-up", fields)
 
     def _call(
         self,

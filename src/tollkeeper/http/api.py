@@ -40,6 +40,7 @@ from tollkeeper.http.routes import (
     maintenance,
     openapi,
     sessions,
+    top_ups,
     usage,
 )
 from tollkeeper.http.routes.calls import (
@@ -54,6 +55,7 @@ from tollkeeper.http.routes.calls import (
 )
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.balances import Balances
+from tollkeeper.ledger.budget_top_ups import BudgetTopUps
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.maintenance.reconcile import Reconcile
 from tollkeeper.meter.amend import Amend
@@ -86,7 +88,7 @@ def build_api(
         probes,
         installation.settings.metrics_open,
     )
-    topics = (catalog, keys, sessions, limit_status, usage, events, maintenance, health, openapi)
+    topics = (catalog, keys, top_ups, sessions, limit_status, usage, events, maintenance, health, openapi)
     return Litestar(
         # In one router: registered one by one, handlers that share a path are wrapped in a thread twice.
         route_handlers=[
@@ -107,6 +109,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
     """Return what handlers may ask for, by its type."""
     return {
         Amend: installation.amend,
+        BudgetTopUps: installation.top_ups,
         Balances: Balances(
             installation.gate, installation.directory, installation.ledger, installation.clock
         ),
