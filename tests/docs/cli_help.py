@@ -23,6 +23,7 @@ COMMANDS: Final = (
     "keys",
     "keys issue",
     "keys rotate",
+    "budgets top-up",
     "grants",
     "plans",
 )
