@@ -218,7 +218,7 @@ class Webhooks:
         if period_us is None or period_us[0] != start_us or period_us[1] <= now_us - LOOK_BACK_US:
             # Counted by periods that the budget no longer has, or past.
             return
-        used: int | None = None
+        used, own = None, scope.amount
         for hook in self._hooks.get(account_id, ()):
             entry = hook.entry
             if entry.project not in (None, scope.project_id) or period_us[1] <= hook.created_at_us:
@@ -230,8 +230,8 @@ class Webhooks:
             if used is None:
                 used, _ = self._ledger.counter(*at)
                 top_ups, charged, _ = self._directory.top_ups(scope)
-                added = top_ups.added(start_us, scope.amount, charged)
-                scope = scope._replace(amount=scope.amount + added)
+                # Thresholds are of the amount in force.
+                scope = scope._replace(amount=own + top_ups.added(start_us, own, charged))
             for threshold in crossed(used, scope.amount, new):
                 yield message_of(hook, scope, period_us, used, threshold, now_us)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from tollkeeper.domain.bookings import OpenedPeriod
@@ -93,9 +93,9 @@ class Openings:
         for span in opened:
             insort(entry.spans, span)
             self._unsaved.setdefault(_at(scope), set()).add(span)
-        span = span_at(entry.spans, at_us)
-        assert span is not None
-        return span
+        found = span_at(entry.spans, at_us)
+        assert found is not None
+        return found
 
     def following(self, scope: BudgetScope, at_us: int) -> list[Span]:
         """See `domain.first_use.following`. Raises `NotLoaded`."""
@@ -207,8 +207,10 @@ class Openings:
                 OpenedPeriod(*at, *span) for at in sorted(self._unsaved) for span in sorted(self._unsaved[at])
             ]
 
-    def saved(self, opened: Iterable[OpenedPeriod]) -> None:
+    def saved(self, opened: Sequence[OpenedPeriod]) -> None:
         """Note that the ledger has *opened*."""
+        if not opened:
+            return
         with self.lock:
             for account_id, counter_id, period, start_us, end_us in opened:
                 at = (account_id, counter_id, period)
