@@ -124,7 +124,7 @@ class Tollkeeper:
         self,
         account: str,
         budget: str,
-        amount: str,
+        amount: str | int,
         *,
         id: str,
         until_used: bool = False,
@@ -138,7 +138,7 @@ class Tollkeeper:
 
         Args:
             budget: Its id, or its name in a plan; *plan*, *subscription*, *key* and *project* say which of several.
-            amount: In the budget's unit: money as `"5.00"`, others as `"100"`.
+            amount: In the budget's unit: money as text, `"5.00"`; others as `"100"` or 100.
             id: Names the top-up within its account.
 
         Raises:

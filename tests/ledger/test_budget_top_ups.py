@@ -53,7 +53,7 @@ class Pool(Api):
                 admitted += 1
         return admitted
 
-    def top_up(self, amount: str = "5.00", id: str = "", **fields: Any) -> PostedTopUp:
+    def top_up(self, amount: str | int = "5.00", id: str = "", **fields: Any) -> PostedTopUp:
         budget = fields.pop("budget", "pool")
         return self.toll.top_up(self.account, budget, amount, id=id or unique("t"), **fields)
 
@@ -230,6 +230,7 @@ def test_what_cannot_be_topped_up_is_told(pool):
         ("pool", {"amount": "-1.00"}, BadParameter),
         ("pool", {"amount": "9223372036.00"}, BadParameter),
         ("pool", {"amount": "five"}, BadParameter),
+        ("pool", {"amount": 5}, BadParameter),
         ("pool", {"id": "not an id"}, BadParameter),
         ("calls", {"amount": "1.5"}, BadParameter),
         ("calls", {"amount": "5"}, Conflict),
@@ -261,7 +262,8 @@ def test_a_period_from_first_use_is_topped_up_while_it_runs_or_until_used(pool, 
 def test_requests_are_topped_up_in_requests(pool):
     pool.budget("calls", amount=3, unit="requests", period="day")
     assert pool.dimes(5) == 3
-    assert pool.top_up("4", budget="calls").allowed == "7"
+    assert pool.top_up("3", budget="calls").allowed == "6"
+    assert pool.top_up(1, budget="calls").allowed == "7"
     assert pool.dimes(20) == 4
 
 

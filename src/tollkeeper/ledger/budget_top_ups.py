@@ -38,8 +38,8 @@ class TopUpRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     id: str
     """The caller's name for this top-up, unique within the account."""
-    amount: str
-    """In the budget's unit: money as `"5.00"`, requests, tokens and credits as `"100"`."""
+    amount: str | int
+    """In the budget's unit: money as text, `"5.00"`; requests, tokens and credits as `"100"` or 100."""
     until_used: bool = False
     """What is not used of it goes on in the next period. Else it is of the running period alone."""
     plan: str | None = None
@@ -270,7 +270,12 @@ def _selectors(found: list[WantedScope]) -> str:
     return f"state which, e.g. {' or '.join(shown)}"
 
 
-def _amount(text: str, unit: str) -> int:
+def _amount(text: str | int, unit: str) -> int:
+    if isinstance(text, int):
+        if unit == "nanos":
+            # Nobody can tell whether 5 are units or nanos.
+            raise BadParameter(f'amount: money is text: write "{text}.00" for {text} units', field="amount")
+        text = str(text)
     try:
         return parse_amount(text, unit)
     except ValueError as exc:
