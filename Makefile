@@ -7,7 +7,7 @@ PEERS := $(VENV)/.peers
 AUDIT := .venv-audit
 EVENTS ?= 10000000
 
-.PHONY: soak setup runtime audit demo test check lint types torture bench bench-peers scale clean
+.PHONY: soak setup runtime audit demo test test-long check lint types torture bench bench-peers scale clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ demo: $(READY)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The same tests; the costly ones take many more cases.
+test-long: check
+	TOLLKEEPER_LONG_TESTS=1 TOLLKEEPER_FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint types
 

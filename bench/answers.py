@@ -34,6 +34,8 @@ def run() -> list[Figure]:
         plain = [lambda number, answer: load.request("GET", "/")]
         question = load.request("GET", PATH, Authorization=f"Bearer {OPERATOR_KEY}")
         asked = [lambda number, answer: question]
+        connection.request("GET", PATH, headers=headers)  # The first answer imports and delivers.
+        assert connection.getresponse().read()
         load.run(server.port, asked, connections=2, seconds=1)
         rounds = [
             (

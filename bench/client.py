@@ -14,7 +14,7 @@ ANSWER_S_MAX = 900.0
 BUSY_S_MAX = 300.0
 TIMED_S_MAX = 30.0
 IDLE_S_MAX = 5.0
-"""A server may close a connection that was idle longer: it is made anew."""
+"""A server may close a connection that was idle longer: it is opened again."""
 
 
 class Client:

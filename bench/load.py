@@ -42,6 +42,7 @@ def run(port: int, steps: list[Step], *, connections: int, seconds: float) -> Lo
     here, there = context.Pipe()
     process = context.Process(target=_child, args=(there, port, steps, connections, seconds))
     process.start()
+    there.close()  # Only the child has it then: should that fail, there is an error and no waiting for ever.
     answer = json.loads(here.recv())
     process.join()
     return Load(**answer)

@@ -16,9 +16,9 @@ PAIRS = 3
 
 KINDS = {
     "middleware": "answers durable",
-    "middleware-calm": "answers durable, collector calmed",
+    "middleware-frozen": "answers durable, with freeze_gc()",
     "middleware-async": "booked within ms",
-    "middleware-async-calm": "booked within ms, collector calmed",
+    "middleware-async-frozen": "booked within ms, with freeze_gc()",
 }
 """Server of `bench.servers` → what it stands for."""
 
@@ -26,7 +26,7 @@ KINDS = {
 def run() -> list[Figure]:
     figures = []
     for name, what in KINDS.items():
-        # One at a time, so that no other server's upkeep takes from it.
+        # One at a time, so that no other server's maintenance takes CPU from it.
         with (
             directory() as one,
             directory() as two,

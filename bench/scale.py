@@ -292,12 +292,13 @@ This run: {machine()}; SQLite with `synchronous=FULL`, chDB; {took_s / 60:.0f} m
   each, the biggest with a third of all events, {traces.ROUTES} routes, {len(set(traces.MODELS))} models,
   {len(traces.STATUS_WEIGHTS)} statuses, one event every {SPAN_MS} ms, so 100 M are 30 days. Ids are UUIDv7.
   Batches of {BATCH:,}, {BURST // 1_000_000} M in a row, one caller.
-* All questions are about the biggest account, {ASKED} of each kind; a new event is its own. "All by model" covers
-  everything there is, so it has more hours to sum at each size. "While events come in" asks as up to
-  {BUSY_EVENTS_MAX // 1_000_000} M more are sent, a third of them that account's, as fast as they are taken: each
+* All queries are about the biggest account, {ASKED} of each kind; a new event belongs to it. "All by model" covers
+  all events, so it has more hours to sum at each size. "While events come in" queries while up to
+  {BUSY_EVENTS_MAX // 1_000_000} M more events are sent at full speed, a third of them of that account: each
   answer waits for the batches of {BATCH:,} that were acknowledged before it.
-* Memory is that of the server after all of this, and the most that it ever was. Disk is the active parts of the
-  usage store with its rollups and id index, merged as far as they were, and the ledger.
+* Memory is that of the server after the step, and its maximum so far: private (anonymous) pages, file-backed pages, and
+  both together. Disk is the active parts of the usage store with its rollups and id index, as far as they were merged,
+  and the ledger.
 """
 
 

@@ -50,7 +50,7 @@ def main() -> None:
         (path / "secrets.json").write_text(json.dumps(set_up(toll)))
         toll.installation.store.ready() or toll.verify()
         if name.startswith("middleware"):
-            if name.endswith("-calm"):
+            if name.endswith("-frozen"):
                 freeze_gc()
             serve_app(toll.middleware(hello, durable="async" not in name), port)
         else:

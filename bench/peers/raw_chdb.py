@@ -1,4 +1,4 @@
-"""chDB raw: its own insert of the same NDJSON, and the same usage question over its rows, in process."""
+"""chDB raw: its own insert of the same NDJSON, and the same usage query over its rows, in process."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ START_MS = 1_780_000_000_000
 SPAN_MS = 600
 SETTINGS = """
 * chDB in process, without HTTP: `INSERT … FORMAT JSONEachRow` of batches of 50,000 into a `MergeTree` ordered
-  by key and time, and the usage question as SQL over the rows. No price, no duplicate found, no limit; an
+  by key and time, and the usage query as SQL over the rows. No price, no duplicate found, no limit; an
   insert is not fsynced.
 * Ours: the same bytes over HTTP to `tollkeeper serve`: decoded, priced, deduplicated, booked to 26 budgets with
-  an fsync; the question over HTTP. A new event is one of the account that is asked about.
+  an fsync; the query over HTTP. A new event belongs to the account of the query.
 """
 
 TABLE = """

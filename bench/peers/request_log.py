@@ -55,7 +55,7 @@ SETTINGS = f"""
   grouping. Percentiles come from histograms, off by at most 1 %.
 * Disk: PostgreSQL's database without its WAL, SQLite's file with it, the active parts of our usage store and
   our ledger.
-* A new event is one of the account that is asked about. A question that takes long is asked fewer than 100 times.
+* A new event belongs to the account of the query. A slow query is run fewer than 100 times.
 """
 QUESTIONS = {
     "sums": "an account's sums by route",

@@ -44,7 +44,7 @@ class Metering:
     What the app may tell about its request: `scope["state"]["tollkeeper"]`.
 
     Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
-    count at all. A dialect that tells in its headers what a request used tells what is set when the response
+    count at all. A dialect with headers for usage sends the values that are set when the response
     starts.
     """
 
@@ -61,7 +61,7 @@ class Metering:
 
 
 class HasInstallation(Protocol):
-    """What the middleware is given, such as `embedded.Tollkeeper`."""
+    """The installation that the middleware uses, such as `embedded.Tollkeeper`."""
 
     @property
     def installation(self) -> Installation:
@@ -93,19 +93,24 @@ class Middleware:
     ) -> None:
         self.app = app
         self.toll = toll
-        self._holds = toll.installation.holds
+        installation = toll.installation
+        self._holds = installation.holds
         self._expect = expect
         self._exempt = frozenset(exempt)
         self._durable = durable
-        self._now_us = toll.installation.clock.now_us
-        self._request_id = toll.installation.gate.new_id
-        name = toll.installation.settings.root_profile if profile is None else profile
+        self._now_us = installation.clock.now_us
+        self._request_id = installation.gate.new_id
+        name = installation.settings.root_profile if profile is None else profile
         self._threads = Threads("admit", _THREADS)
-        self._dialect = Dialects(toll.installation).of(name)
+        self._dialect = Dialects(
+            installation.profile_settings, installation.gate, installation.directory, installation.clock
+        ).of(name)
         if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profile")
+            raise BadParameter(
+                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile"
+            )
 
-        forks.refuse_in_children(toll.installation, [self], _ForkedMiddleware)
+        forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -207,8 +212,8 @@ class Middleware:
         """
         Run an admitted handshake to the end of its connection.
 
-        It is settled when the app closes it, before the client hears of that, else when the app returns: an app
-        whose client went away may still state what it used. Its bytes are those of the messages sent.
+        It is settled when the app closes it, before the client gets the close frame; otherwise when the app returns:
+        an app whose client went away may still state its usage. Its bytes are those of the messages sent.
         """
         status = 0
         bytes_out = 0
@@ -289,7 +294,7 @@ class Middleware:
 
 
 class _ForkedMiddleware(Middleware):
-    """What the middleware is in a forked child: it admits nothing."""
+    """The middleware in a forked child: it admits nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]

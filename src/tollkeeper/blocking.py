@@ -1,8 +1,8 @@
 """
-Where a thread may not wait: on an event loop, which serves everybody else meanwhile.
+Guards event loops against blocking: a thread of a loop must not wait, since the loop serves all other callers.
 
-What reads a store asks `check_may_wait` first. A loop tries with `NOT_WAITING` what mostly needs no store, such as
-to admit a request of a known key; when it does need one, `WouldWait` sends it to a thread.
+Every read of a store calls `check_may_wait` first. A loop makes a call within `NOT_WAITING` that rarely needs a store,
+such as the admission of a known key; when the call does need one, `WouldWait` moves it to a thread.
 """
 
 from __future__ import annotations

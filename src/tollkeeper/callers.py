@@ -1,5 +1,5 @@
 """
-Who waits for an answer: whose turn at the usage store its queries take, and whether it is still there.
+The caller of a usage query: the account whose turns its queries take, and whether it is still connected.
 
 The server sets one around each call (`CALLER`); a call of the library has none, and no turns.
 """
@@ -51,7 +51,7 @@ class Caller:
                     self._stops.remove(stop)
 
     def leave(self) -> None:
-        """Say that nobody waits for the answer any more: stop what is under way for it. Blocking."""
+        """Note that the caller has left: stop the queries that are under way for it. Blocking."""
         with self._lock:
             self._gone = True
             stops, self._stops = self._stops, []
@@ -63,5 +63,5 @@ CALLER: Final[ContextVar[Caller | None]] = ContextVar("caller", default=None)
 
 
 def gone() -> Unavailable:
-    """Return how a call ends that nobody waits for."""
+    """Return the error that ends a call whose caller has left."""
     return Unavailable("The caller has gone, or the server stops: the query was stopped.")

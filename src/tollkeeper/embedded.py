@@ -1,5 +1,5 @@
 """
-Tollkeeper inside somebody's process.
+Tollkeeper inside your own process.
 
     toll = Tollkeeper.open("./data")
     app = toll.middleware(app)
@@ -109,7 +109,7 @@ class Tollkeeper:
         """Answer a usage query; the answer contains everything that was durable before the call."""
         return self.installation.reports.usage(query)
 
-    # -- set-up and upkeep ----------------------------------------------------------------------------
+    # -- set-up and maintenance -----------------------------------------------------------------------
 
     @property
     def manage(self) -> Manage:
@@ -166,7 +166,7 @@ class Tollkeeper:
         return self.installation.reconcile.verify()
 
     def rebuild(self) -> Mapping[str, int]:
-        """Make rollups and the id index anew from the records; return rows written per table."""
+        """Rebuild rollups and the id index from the records; return rows written per table."""
         return self.installation.reconcile.rebuild()
 
     def close(self) -> None:

@@ -8,11 +8,11 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   ├── UnsupportedMediaType          unsupported_media_type
     │   ├── BadParameter                  bad_parameter         a parameter or field has a bad value
     │   └── QueryTooLarge                 query_too_large       a usage query takes more than one may
-    ├── Unauthenticated                   unauthenticated       no credential, or not one of ours
+    ├── Unauthenticated                   unauthenticated       no credential, or an unknown one
     ├── Forbidden                         forbidden             a credential that may not do this
     ├── NotFound                          not_found
     │   └── HoldUnknown                   hold_unknown          no open hold of this id
-    ├── Conflict                          conflict              the state does not permit this
+    ├── Conflict                          conflict              the present state forbids this
     │   ├── EventConflict                 event_conflict        the id has another body
     │   ├── IdempotencyConflict           idempotency_conflict  the idempotency key has another body
     │   ├── HoldEnded                     hold_ended            the hold had another ending
@@ -55,10 +55,10 @@ class TollkeeperError(Exception):
 
 def cause_of(error: TollkeeperError) -> str:
     """Return what the engine said of *error*, for the log: shortened, and without passwords of URLs."""
-    told = error.fields.get("detail") or error.fields.get("cause") or ""
-    if not told and isinstance(error.__cause__, TollkeeperError):
+    detail = error.fields.get("detail") or error.fields.get("cause") or ""
+    if not detail and isinstance(error.__cause__, TollkeeperError):
         return cause_of(error.__cause__)
-    return _PASSWORD.sub(":***@", " ".join(str(told).split()))[:_CAUSE_CHARS_MAX]
+    return _PASSWORD.sub(":***@", " ".join(str(detail).split()))[:_CAUSE_CHARS_MAX]
 
 
 class BadInput(TollkeeperError):
@@ -80,7 +80,7 @@ class BodyTooLarge(BadInput):
 
 
 class UnsupportedMediaType(BadInput):
-    """The content type or encoding is none of those that the endpoint takes."""
+    """The endpoint does not take this content type or encoding."""
 
     code = "unsupported_media_type"
 
@@ -108,7 +108,7 @@ class QueryTooLarge(BadInput):
 
 
 class Unauthenticated(TollkeeperError):
-    """No credential was given, or it is none of ours."""
+    """No credential was given, or it is unknown."""
 
     code = "unauthenticated"
 
@@ -132,7 +132,7 @@ class HoldUnknown(NotFound):
 
 
 class Conflict(TollkeeperError):
-    """The state of the thing does not permit this."""
+    """The present state of the entry or hold does not permit this."""
 
     code = "conflict"
 

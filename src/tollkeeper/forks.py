@@ -1,5 +1,5 @@
 """
-What an installation is in a forked child: nothing that can be used, and nothing that can harm its owner's.
+Makes an installation unusable in a forked child, so that the child cannot harm its parent's.
 
 A child has a copy of the gate's memory and none of the threads: it would admit what its parent admits too, and
 wait for ever for a commit. So in a child every part of an open installation becomes one whose use raises `Forked`.

@@ -1,6 +1,6 @@
 """
-One installation of Tollkeeper: its stores, services and threads, put together once. The only place where ports meet
-adapters, and where services meet each other; it decides nothing.
+One installation of Tollkeeper: its stores, rooms and threads, wired once. The only place where ports meet
+adapters, and where the rooms meet each other; it decides nothing.
 
 Library, server and command line all drive an `Installation`; `tollkeeper.Tollkeeper` is its interface inside
 another process.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
 from tollkeeper import forks
 from tollkeeper.adapters.data_directory import DataDirectory
@@ -31,6 +31,7 @@ from tollkeeper.catalog.manage import Manage
 from tollkeeper.catalog.sessions import Sessions, check_login
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.gate.gate import Gate, GateSettings
+from tollkeeper.ledger.balances import Balances
 from tollkeeper.ledger.budget_scopes import ScopeKeeper
 from tollkeeper.ledger.budget_top_ups import BudgetTopUps
 from tollkeeper.ledger.committer import Committer
@@ -54,6 +55,7 @@ from tollkeeper.profiles import switches, webhook_headers
 from tollkeeper.profiles.base import Profile
 from tollkeeper.reactions import Reactions
 from tollkeeper.settings import Settings
+from tollkeeper.usage.event_lookup import EventLookup
 from tollkeeper.usage.freshness import Freshness
 from tollkeeper.usage.report import Reports
 
@@ -160,8 +162,8 @@ class Installation:
             self.directory, self.store, self.pending, self.committer, self.clock, self.labels
         )
         self.delivery = Delivery(self.committer, self.pending, self.relay)
-        freshness = Freshness(self.ledger, self.relay, self.pending, self.delivery, self.pairing)
-        self.reports = Reports(self.store, freshness, self.clock)
+        freshness = Freshness(self.ledger.outbox, self.relay, self.pending, self.pairing)
+        self.reports = Reports(self.store, freshness, self.delivery, self.clock)
         self.amend = Amend(
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )
@@ -183,6 +185,8 @@ class Installation:
             self.pairing,
             self.gate,
         )
+        self.balances = Balances(self.gate, self.directory, self.ledger, self.clock)
+        self.event_lookup = EventLookup(self.store, self.delivery)
         self._grants = GrantPosting(self.ledger, self.committer)
         self._catalog_changes = CatalogChanges(
             self.directory,
@@ -258,11 +262,15 @@ class Installation:
     def _must_compare(self) -> bool:
         return must_compare(self.store, self.pairing)
 
+    def profile_settings(self, profile: Profile) -> Mapping[str, Any]:
+        """Return the settings of *profile*, with the values that this deployment sets."""
+        return self._switches.get(profile.name, profile.settings)
+
     def context(self, profile: Profile) -> LocalProfileContext:
-        """Return the context of *profile*, with the switches that this deployment sets."""
+        """Return the context of *profile*, with the settings that this deployment sets."""
         return LocalProfileContext(
             profile.name,
-            self._switches.get(profile.name, profile.settings),
+            self.profile_settings(profile),
             catalog=self.catalog,
             directory=self.directory,
             gate=self.gate,

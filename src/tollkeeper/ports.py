@@ -1,6 +1,6 @@
 """
-What the services need of the world: one small Protocol per need, written so that an adapter can be made
-from it alone. `tollkeeper.testing` holds a contract suite for each.
+The ports: one small Protocol per need of the rooms, written so that an adapter can be made
+from it alone. `tests/contract` has a suite for each, run over every adapter.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ReportRows(NamedTuple):
 
 
 class CostSum(NamedTuple):
-    """What one scope was charged in one span, as the events say."""
+    """The charges of one scope in one span, as summed from events."""
 
     events: int
     requests: int
@@ -53,7 +53,7 @@ class CostSum(NamedTuple):
 
 class Losses(NamedTuple):
     """
-    What a usage store lacks, as far as a cheap look tells; a line each.
+    What a usage store lacks, as far as a cheap check can find out; a line each.
 
     Attributes:
         records: Answers have too little, and no rebuild brings it back.
@@ -211,7 +211,7 @@ class PlanVersion(NamedTuple):
 
 class Catalog(Protocol):
     """
-    Reads and writes of catalog entries. Called by the manage service and, to look things up, by the gate.
+    Reads and writes of catalog entries. Called by `catalog.manage` and, for look-ups, by the gate.
 
     *account* is an account's id: with it, an entry of another account does not exist (an entry of a kind
     that has no account, or a price for all, exists for everybody). Entries of projects, subscriptions,
@@ -317,23 +317,37 @@ def cursor_of(entry: Entry) -> str:
     return entry.entry_id
 
 
-class Outbox(Protocol):
+class OutboxReader(Protocol):
     """
-    Records that are committed and not yet in the usage store. The relay calls it, one thread at a time.
+    What waits in the outbox, and what became of it. Any thread may call.
 
-    `Ledger.commit` adds to it. Everything raises `Unavailable` when the database fails; then nothing of the call was
-    written.
+    Every method raises `Unavailable` when the database fails.
     """
 
     def pending(self, after_seq: int = 0, rows_max: int = ...) -> list[PendingRow]:
         """
         Return the first outbox rows after *after_seq* that are to be relayed, at most *rows_max*, oldest first.
 
-        Called at start until it returns nothing.
+        Called until it returns nothing, at start and when a budget comes into force.
         """
 
     def entries(self, seqs: Sequence[int]) -> dict[int, OutboxEntry]:
         """Return those outbox rows that are still there, by number: relayed ones are not."""
+
+    def delivered_records(self) -> int:
+        """Return how many records were delivered, at least: those before this was counted are not among them."""
+
+    def set_asides(self) -> list[SetAside]:
+        """Return what was set aside, oldest first."""
+
+
+class Outbox(OutboxReader, Protocol):
+    """
+    Records that are committed and not yet in the usage store. The relay calls it, one thread at a time.
+
+    `Ledger.commit` adds to it. Everything raises `Unavailable` when the database fails; then nothing of the call was
+    written.
+    """
 
     def next_batch(self, records_max: int, *, seq_max: int | None = None) -> OutboxBatch | None:
         """
@@ -343,7 +357,7 @@ class Outbox(Protocol):
         *records_max* records (at least one row), none beyond row *seq_max*.
 
         Raises:
-            LedgerInUse: The database forgot a batch that was begun or delivered here: it was put back.
+            LedgerInUse: The database lacks a batch that was begun or delivered here: it was restored from a copy.
         """
 
     def delivered(self, mark: BatchMark) -> None:
@@ -351,7 +365,7 @@ class Outbox(Protocol):
         Delete the rows of a batch, and count their records. A repeat changes nothing.
 
         Raises:
-            LedgerInUse: The database forgot that the batch was begun: it was put back.
+            LedgerInUse: The database has no trace that the batch was begun: it was restored from a copy.
         """
 
     def past(self) -> LedgerPast:
@@ -370,42 +384,21 @@ class Outbox(Protocol):
     def raise_delivered(self, records: int) -> None:
         """Count at least so many records as delivered: an earlier version delivered some without counting them."""
 
-    def delivered_records(self) -> int:
-        """Return how many records were delivered, at least: those before this was counted are not among them."""
-
     def set_aside(self, seq: int, reason: str) -> None:
         """Take an outbox row that cannot be read out of its batch, and keep it. A repeat changes nothing."""
 
-    def set_asides(self) -> list[SetAside]:
-        """Return what was set aside, oldest first."""
 
-
-class Ledger(Protocol):
+class LedgerReader(Protocol):
     """
-    The truth about money. Everything raises `Unavailable` when the database fails; then nothing of the call was
-    written.
-    """
+    What the ledger has of each account, as of its last commit. Any thread may call.
 
-    installation_id: str
-    """Names this installation for ever; part of every deduplication token."""
+    The port of services that read the ledger and write nothing. Every method raises `Unavailable` when the database
+    fails.
+    """
 
     @property
-    def outbox(self) -> Outbox:
+    def outbox(self) -> OutboxReader:
         """Records of the same database that must still be relayed."""
-
-    def commit(self, group: Group) -> Committed:
-        """
-        Write *group* in one transaction, durably.
-
-        Called by the committer only, one group at a time. Charging 0 writes nothing; a grant that is
-        posted already is left alone. When the database's answer to the commit itself is lost, this finds out
-        what came of it before it returns or raises.
-
-        Raises:
-            InvariantBroken: A credit book would not balance.
-            Conflict: A hold of the group exists.
-            BadInput: A value does not fit its column.
-        """
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         """Return what one counter was charged, and the number of the commit as of which that is."""
@@ -433,18 +426,6 @@ class Ledger(Protocol):
     def book(self, account_id: str) -> tuple[CreditBook, int]:
         """Return an account's credit book, and the number of a commit that it is not older than."""
 
-    def unposted_grants(self) -> list[Grant]:
-        """Return grants of the catalog that are not on a balance yet: a crash came between. Called at start."""
-
-    def open_holds(self) -> list[StoredHold]:
-        """Return all holds that have no ending, oldest first. Called at start."""
-
-    def hold(self, account_id: str, hold_id: str) -> StoredHold | None:
-        """Return a hold that is open, voided or expired; None for one that was settled or never made."""
-
-    def hold_owners(self, hold_id: str) -> list[str]:
-        """Return the accounts that have a hold of this id, in whatever state."""
-
     def scopes(self, account_id: str) -> dict[str, tuple[str, int]]:
         """Return the budget counters in force: counter id → (fingerprint, start of its first period)."""
 
@@ -456,6 +437,46 @@ class Ledger(Protocol):
 
     def charged_accounts(self) -> list[str]:
         """Return the accounts that have counters."""
+
+
+class Ledger(LedgerReader, Protocol):
+    """
+    The truth about money. Everything raises `Unavailable` when the database fails; then nothing of the call was
+    written.
+    """
+
+    installation_id: str
+    """The permanent id of this installation; part of every deduplication token."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Records of the same database that must still be relayed."""
+
+    def commit(self, group: Group) -> Committed:
+        """
+        Write *group* in one transaction, durably.
+
+        Called by the committer only, one group at a time. Charging 0 writes nothing; a grant that is
+        posted already is left alone. When the database's answer to the commit itself is lost, this finds out
+        what came of it before it returns or raises.
+
+        Raises:
+            InvariantBroken: A credit book would not balance.
+            Conflict: A hold of the group exists.
+            BadInput: A value does not fit its column.
+        """
+
+    def unposted_grants(self) -> list[Grant]:
+        """Return grants of the catalog that are not on a balance yet: a crash came between. Called at start."""
+
+    def open_holds(self) -> list[StoredHold]:
+        """Return all holds that have no ending, oldest first. Called at start."""
+
+    def hold(self, account_id: str, hold_id: str) -> StoredHold | None:
+        """Return a hold that is open, voided or expired; None for one that was settled or never made."""
+
+    def hold_owners(self, hold_id: str) -> list[str]:
+        """Return the accounts that have a hold of this id, in whatever state."""
 
     def purge(self, now_us: int) -> int:
         """Delete windows and ended holds that mean nothing any more; return how many rows."""
@@ -469,7 +490,7 @@ class Ledger(Protocol):
 
 class WebhookStore(Protocol):
     """
-    Webhooks, and what each was told or is to be told. Called by the webhooks service.
+    Webhooks, and the messages that were sent or are due. Called by `alerts.webhooks`.
 
     Every method raises `Unavailable` when the engine fails; then nothing of the call was written.
     """
@@ -504,7 +525,7 @@ class WebhookStore(Protocol):
         """Note that the keys of a message are inactive."""
 
     def purge(self, before_us: int) -> None:
-        """Remove what was sent of periods that ended before *before_us*, and all of webhooks that are gone."""
+        """Remove the sent messages of periods that ended before *before_us*, and all messages of deleted webhooks."""
 
 
 class WebhookSender(Protocol):

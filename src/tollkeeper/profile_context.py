@@ -27,16 +27,16 @@ from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import AddCharges
+from tollkeeper.ledger.commit_tasks import AddCharges, Settle
 from tollkeeper.ledger.committer import Committer
-from tollkeeper.ports import CatalogStore, Ledger
+from tollkeeper.ports import CatalogStore, LedgerReader
 from tollkeeper.profiles.toolkit import ACCOUNT_ZONE
 from tollkeeper.usage.report import Reports
 
 
 class LocalProfileContext:
     """
-    The context of one profile over the services of this process.
+    The context of one profile over the installation of this process.
 
     All methods block; any thread may call them. Keys are read from the directory in memory; balances, plans and
     subscriptions from their stores. A write is durable when its method returns.
@@ -54,7 +54,7 @@ class LocalProfileContext:
         catalog: CatalogStore,
         directory: Directory,
         gate: Gate,
-        ledger: Ledger,
+        ledger: LedgerReader,
         committer: Committer,
         manage: Manage,
         reports: Reports,
@@ -130,9 +130,8 @@ class LocalProfileContext:
         )
         version = self._committer.scopes_version
         future = CommitFuture()
-        self._committer.book(
-            record, self._directory.charges_of(record), version, counted=False, future=future
-        )
+        charges = self._directory.charges_of(record)
+        self._committer.book(Settle(record, charges, version, counted=False, future=future))
         future.wait()
 
     def rotation_chain(self, key: StoredKey) -> Sequence[str]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 
 LEDGER_FILE: Final = "ledger.sqlite3"
@@ -24,7 +25,7 @@ _PASSWORD: Final = re.compile(r"(?<=:)[^:/@]+(?=@)|(?<=password=)[^&#\s'\"]+")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator can set. Sizes are bytes, times seconds."""
+    """The settings of an operator. Sizes are bytes, times seconds."""
 
     data_dir: str = "./data"
     """Directory of the embedded stores; also of the lock that keeps a second process out."""
@@ -37,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     unknown_price: Literal["deny", "allow"] = "deny"
     """What the gate does with a model that has no price; `allow` admits it and records it as unpriced."""
     hold_s: Annotated[int, msgspec.Meta(ge=1)] = 300
-    """How long a hold made over HTTP stays open by default."""
+    """Seconds that a hold made over HTTP stays open by default."""
     body_bytes_max: Annotated[int, msgspec.Meta(ge=1)] = 64 * 1024 * 1024
     """Largest request body, as sent and after decompression."""
     usage_memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -73,7 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     client_address_header: str = ""
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
     metrics_open: bool = False
-    """Answers `/metrics` without an operator key, to everybody who can reach the port."""
+    """Answers `/metrics` without an operator key, to every caller that can reach the port."""
     webhook_allow_private: bool = False
     """Lets webhooks have http URLs and private or loopback addresses: for tests and local use."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -117,4 +118,4 @@ def load(values: Mapping[str, Any] | None = None, environ: Mapping[str, str] = o
         return msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as exc:
         field = str(exc).rpartition("$.")[2].rstrip("`") if "$." in str(exc) else ""
-        raise BadParameter(f"setting {field}: {exc}", field=field) from None
+        raise BadParameter(f"setting {field}: {requirement(str(exc))}", field=field) from None

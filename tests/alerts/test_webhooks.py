@@ -458,7 +458,7 @@ class TestDisabling:
         assert (shop.state("web"), shop.state("app")) == ("inactive", "inactive")
 
     def test_a_key_that_is_activated_again_stays_so(self, hand: Hand, shop: Shop) -> None:
-        """Whoever does that has decided; the next period may stop it again."""
+        """It is a decision of the operator; the next period may stop the key again."""
         shop.hook(actions=Actions(disable_keys=100))
         shop.spend(100)
         hand.tell()

@@ -299,7 +299,7 @@ TO: dict[str, list[Any]] = {
 @pytest.mark.parametrize("new", STATES)
 @pytest.mark.parametrize("old", STATES)
 def test_a_key_changes_state_only_where_that_is_legal(world: World, old: Any, new: Any, by_put: bool) -> None:
-    """Revoked and deleted are for good: whoever holds the secret must never get in again."""
+    """Revoked and deleted are for good: the holder of the secret must never get in again."""
     key = Key(id="k1", account="acme", sha256=SHA)
     world.manage.put(key)
     for state in TO[old]:

@@ -109,7 +109,7 @@ def test_a_first_start_that_is_killed_can_be_repeated(tmp_path: Path) -> None:
     "damage", [b"this is not a database " * 500, b"SQLite format 3\x00" + b"\xff" * 5000]
 )
 def test_a_damaged_file_is_named(tmp_path: Path, damage: bytes) -> None:
-    """Whoever reads the message must know which file to restore."""
+    """The reader of the message must know which file to restore."""
     path = tmp_path / "ledger.sqlite3"
     path.write_bytes(damage)
     with pytest.raises(Unavailable, match=str(path)):

@@ -329,7 +329,7 @@ class TestRules:
 
 class TestReferences:
     def test_kinds_come_after_those_that_they_name(self):
-        """Whoever sets entries up in this order never names one that is not there yet."""
+        """A set-up in this order never names an entry that does not exist yet."""
         order = list(KINDS)
         assert set(REFERENCES) == set(KINDS)
         for kind, named in REFERENCES.items():

@@ -192,7 +192,7 @@ def test_the_span_of_a_scope_is_the_period_that_holds_the_instant(period, zone, 
     ],
 )
 def test_what_changes_the_events_that_a_budget_counts_changes_its_fingerprint(change):
-    """A changed fingerprint makes the counter start anew; one that is missed leaves a wrong sum for good."""
+    """A changed fingerprint makes the counter start again; one that is missed leaves a wrong sum for good."""
     plain = {"id": "b", "account": "acme", "amount": 1}
     before = scope_of_budget(Budget(**plain))
     assert fingerprint_of(scope_of_budget(Budget(**plain, **change))) != fingerprint_of(before)

@@ -119,7 +119,8 @@ class TestRecords:
 
     def test_a_refused_request_is_counted_and_costs_nothing(self):
         denial = Denial("rate_limited", "Too fast.")
-        record = refused_record("acme", "p", "k", 10, "id", CHAT, "POST", "/v1/chat", denial, "m")
+        counted = free_record("acme", "p", "k", 10, "id", CHAT, "POST", "/v1/chat", 0)
+        record = refused_record(counted, denial, "m")
         assert (record.status, record.error_type, record.denied_reason) == (
             429,
             "rate_limited",

@@ -131,7 +131,7 @@ def test_a_new_grant_pays_the_overdraft_before_anything_else(pool, spent, more):
 
 @given(grants(), amounts, days)
 def test_the_balance_stands_still_until_the_next_expiry(pool, spent, at):
-    """The gate counts the balance anew only then."""
+    """The gate counts the balance again only then."""
     now = day(at)
     book = book_of(pool, 0).charged(spent, now)
     falls_at = book.next_expiry(now)

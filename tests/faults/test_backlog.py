@@ -91,17 +91,17 @@ def test_a_settled_request_in_the_backlog_answers_its_retry(
     hold_id = unique("hold")
     customer.authorize(hold_id)
     outcome = Outcome(status=201)
-    _, future = site.holds.settle_hold(hold_id, outcome, customer_ticket())
+    _, future = site.holds.settle_hold(hold_id, outcome, commit_future())
     assert future is not None
     future.wait()
     send(site, account, *(f"e{n}" for n in range(20)))
     assert len(site.pending._seqs) <= 8
     for owner in (account, None):
-        settled, future = site.holds.settle_hold(hold_id, outcome, customer_ticket(), account_id=owner)
+        settled, future = site.holds.settle_hold(hold_id, outcome, commit_future(), account_id=owner)
         assert (settled.replayed, settled.record.status, future) == (True, 201, None)
 
 
-def customer_ticket() -> Any:
+def commit_future() -> Any:
     from tollkeeper.ledger.commit_future import CommitFuture
 
     return CommitFuture()
@@ -110,7 +110,7 @@ def customer_ticket() -> Any:
 def test_an_answer_says_how_old_it_may_be(
     install: Install, away: Faulty, account: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever bills by it must know that the last minutes are missing; so must whoever watches the server."""
+    """Billing and monitoring must both learn that the last minutes are missing."""
     site = install(store=away)
     Customer(site, account)
     send(site, account, "a")
@@ -118,7 +118,7 @@ def test_an_answer_says_how_old_it_may_be(
     send(site, account, "b")
     clock.advance(seconds=30)
     with pytest.raises(Unavailable):
-        # It may have come all the same: what waits cannot go along with a question any more.
+        # It may have been delivered all the same: too many records are pending to be added to a query.
         site.relay.deliver()
     answer = site.reports.usage(asked(account))
     assert (answer.complete, answer.behind_s) == (False, 120)
@@ -195,7 +195,7 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
     store.refuse(0)
     monkeypatch.setattr(delivery, "FLUSH_S", 30.0)
     for _ in range(3):
-        site.reports.fresh(account)
+        site.delivery.fresh(account)
         # … and from then on, restarts included.
         result = send(site, account, "a", "b", "c")
         assert (result.accepted, result.duplicates, result.rejections) == (0, 3, [])

@@ -81,7 +81,7 @@ class Limited:
 def test_a_clock_set_back_opens_no_window_again(
     install: Install, account: str, clock: ManualClock, algorithm: str, back_s: int, restart: bool
 ) -> None:
-    """Else whoever can move the clock, or a bad time server, gets a limit twice; a restart changes nothing."""
+    """Otherwise a moved clock or a bad time server gives a limit twice; a restart changes nothing."""
     site = install()
     limited = Limited(site, account, algorithm)
     assert [limited.authorize(f"h{n}") for n in range(4)] == [True, True, True, False]
@@ -168,7 +168,7 @@ def test_a_daily_budget_is_not_spent_twice_by_a_jump(
 def test_a_day_that_was_left_long_ago_is_read_back(
     install: Install, account: str, clock: ManualClock
 ) -> None:
-    """Of the days between nothing is open, so memory has let go of the first; the ledger has what it spent."""
+    """Of the days between nothing is open, so the first was evicted from memory; the ledger has what it spent."""
     site = install()
     customer = Customer(site, account)
     set_up(site, Budget(id="daily", account=account, amount=14, period="day"))

@@ -1,4 +1,4 @@
-"""Files of the usage store are damaged between two starts: it is told, and what is derived is made anew."""
+"""Files of the usage store are damaged between two starts: that is reported, and derived data is rebuilt."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.effort import effort
 from tests.faults.test_disk import run
 
 COUNT: Final = 200
@@ -252,7 +253,7 @@ def test_records_that_were_removed_are_missed(damaged: Any) -> None:
     assert verdict[1] == ["counter budget:b against its events"]
     missing = f"events: {COUNT} of {COUNT} records are missing"
     assert verdict[2][0] == missing
-    # Made anew from what is left, the rollups would forget them too.
+    # Rebuilt from the remaining events, the rollups would forget them too.
     assert "nothing was rebuilt" in refused
     assert missing in refused
     assert any(line.startswith("usage_rollups: ") for line in verdict[2])
@@ -284,7 +285,7 @@ KILLED: Final = """
 
 def test_a_rebuild_that_is_killed_changes_no_answer(filled: Path, tmp_path: Path) -> None:
     """At whichever step; the next one takes up nothing that it left."""
-    for step in itertools.count():
+    for step in itertools.count(step=effort(3, 1)):
         directory = shutil.copytree(filled, tmp_path / str(step), symlinks=True)
         ended = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), str(step)],

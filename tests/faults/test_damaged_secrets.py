@@ -25,7 +25,7 @@ DAMAGES = {
 def test_a_damaged_secret_is_named_and_never_signs(
     install: Install, tmp_path: Path, name: str, damage: str
 ) -> None:
-    """Whoever knows that it is empty could sign; the copy that is put back opens, as nothing else was touched."""
+    """With an empty secret anybody could sign; the copy that is put back opens, as nothing else was touched."""
     install().close()
     path = tmp_path / "data" / name
     good = path.read_bytes()

@@ -222,7 +222,7 @@ def test_what_is_kept_is_booked_in_the_order_in_which_it_came(
             site.holds.settle(admission, Outcome())
     eventually(lambda: away.calls > 0)
     wait_until_idle(site)
-    assert site.reports.fresh(customer.account)
+    assert site.delivery.fresh(customer.account)
     stored = site.store.records([(customer.account, id_) for id_ in settled])
     assert len(stored) == len(settled)
 
@@ -508,10 +508,10 @@ def test_grants_that_a_crash_kept_from_being_posted_are_posted_at_the_next_start
     assert again.ledger.book(account)[0].balance_nanos(clock.now()) == 150
 
 
-# -- tickets ------------------------------------------------------------------------------------------------
+# -- futures ------------------------------------------------------------------------------------------------
 
 
-def test_a_ticket_can_be_waited_on_from_anywhere() -> None:
+def test_a_commit_future_can_be_waited_on_from_anywhere() -> None:
     """A retry of the same request may come to another loop or thread than the first."""
     loops: list[Any] = []
 
@@ -578,7 +578,7 @@ def test_who_waited_too_long_is_told_that_the_outcome_is_unknown() -> None:
 
 
 def test_bad_values_are_told_by_name() -> None:
-    """Whoever settles with nonsense must learn which value it was."""
+    """A caller that settles with an invalid value must learn which value it was."""
     from tests.ledger.test_pending import record
 
     with pytest.raises(BadParameter, match="status") as caught:

@@ -31,7 +31,7 @@ def test_a_ledger_that_is_gone_from_its_place_takes_nothing(
         return site.ingest.take(decode_events([event], now_us=NOON_US)).accepted
 
     assert send("a") == 1
-    assert site.reports.fresh(account)
+    assert site.delivery.fresh(account)
     path, aside = tmp_path / "data" / f"ledger.sqlite3{suffix}", tmp_path / "aside"
     path.rename(aside)
     if replaced:

@@ -175,7 +175,7 @@ def send(site: Installation, *ids: str) -> int:
 
 
 def deliver(site: Installation) -> None:
-    assert site.reports.fresh(None)
+    assert site.delivery.fresh(None)
 
 
 def settle(site: Installation, hold_id: str) -> None:

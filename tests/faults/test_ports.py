@@ -25,6 +25,7 @@ from tollkeeper.domain.events import Event
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import Unavailable
 from tollkeeper.installation import Installation
+from tollkeeper.ledger import relay
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ports import CatalogStore, Ledger, Outbox, UsageStore
 from tollkeeper.testing import Faulty, commit_all, lost_commits, verify
@@ -139,7 +140,8 @@ def live(day: Day, fault: Callable[[], None]) -> None:
 def opened(
     install: Install, usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], tuple[Installation, Faulty]]:
-    """Open an installation one port of which is faulty in one method."""
+    """Open an installation one port of which is faulty in one method. What tries again does so soon."""
+    monkeypatch.setattr(relay, "RETRY_S", (0.02, 0.1, 0.5))
 
     def open_(port: str, method: str) -> tuple[Installation, Faulty]:
         if port == "usage":
@@ -220,7 +222,7 @@ def test_a_slow_usage_store_is_overtaken(opened: Any, account: str, method: str)
     site, faulty = opened("usage", method)
     day = Day(site, account)
     send(site, account, "e1", "e2")
-    site.reports.fresh(account)
+    site.delivery.fresh(account)
     faulty.delay(1)
     if method == "append":
         late = threading.Thread(target=lambda: send(site, account, "e3"))

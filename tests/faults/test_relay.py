@@ -197,7 +197,7 @@ def test_what_may_have_been_begun_before_is_told_to_be(
 def test_a_batch_whose_end_the_ledger_did_not_tell_is_ended_once_and_not_inserted_again(
     engine: sa.Engine, usage_store: ClickHouseUsageStore
 ) -> None:
-    """The ledger may have let go of the rows and its answer be lost: nobody must wait for them for ever."""
+    """The ledger may have removed the rows and its answer be lost: no caller must wait for them for ever."""
     empty_tables(engine)
     account, ledger, store, pending = unique("acct"), SqlLedger(engine), Recorded(usage_store), Pending()
     rows = [record(account)]
@@ -289,7 +289,7 @@ def test_too_much_that_waits_for_the_store_is_refused(
     with pytest.raises(Unavailable, match="Too many events wait"):
         send(3)
     store.refuse(0)
-    assert site.reports.fresh(None)
+    assert site.delivery.fresh(None)
     assert send(3) == 1
 
 
@@ -346,7 +346,7 @@ def test_the_gate_refuses_what_is_new_while_too_much_waits_for_the_store(
     commit_all(site)
     assert site.pending.record_count == 5
     store.refuse(0)
-    assert site.reports.fresh(None)
+    assert site.delivery.fresh(None)
     # Delivered, and nothing was committed since.
     assert isinstance(authorize("five"), Admission)
 
@@ -440,7 +440,7 @@ def test_a_row_that_cannot_be_read_is_recognised(damaged: OutboxEntry) -> None:
 def test_a_row_that_cannot_be_read_holds_up_no_other(
     install: Install, account: str, restart: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is set aside and told to everybody who asks; neither relay nor start stumble over it for ever."""
+    """It is set aside and reported; neither relay nor start fail at it for ever."""
     site = install()
     set_up(site, Account(id=account, name="A"))
     rows = [
@@ -522,7 +522,7 @@ def test_what_a_killed_process_had_committed_is_known_and_delivered(
     conflict = decode_events([{**events[3], "cost_nanos": 99}], now_us=NOON_US)
     assert [r.code for r in site.ingest.take(conflict).rejections] == ["event_conflict"]
     store.refuse(0)
-    assert site.reports.fresh(account)
+    assert site.delivery.fresh(account)
     assert totals(usage_store, account) == (50, sum(range(50)))
     assert site.pending.disjoint([f"{account}\x00e1"])
 
@@ -537,7 +537,7 @@ def test_corrections_in_the_outbox_are_known_after_a_restart(
     event = {"id": "e", "time": "2026-03-18T11:00:00Z", "account": account, "cost_nanos": 5}
     batch = decode_events([event], now_us=NOON_US)
     site.ingest.take(batch)
-    assert site.reports.fresh(account)
+    assert site.delivery.fresh(account)
     store.refuse(10_000)
     site.amend.void(account, "e", "fix")
     site.close()

@@ -61,11 +61,11 @@ def test_a_batch_that_arrives_again_after_later_ones_counts_once(
     customer = Customer(site, account)
     for step in range(4):
         assert send(site, account, f"e{step}", f"f{step}").accepted == 2
-        site.reports.fresh(account)
+        site.delivery.fresh(account)
         site.amend.amend(
             account, f"e{step}", f"fix{step}", Event(id=f"e{step}", time=site.clock.now(), cost_nanos=11)
         )
-        site.reports.fresh(account)
+        site.delivery.fresh(account)
     assert len(store.order) != len(set(store.order)), "nothing came again"
     assert send(site, account, "f0", "f3").accepted == 0
     check(site, account, 8, 4 * (11 + 1))
@@ -92,10 +92,10 @@ def test_batches_in_swapped_order_sum_up_to_the_same(
 
     monkeypatch.setattr(usage_store, "append", note)
     send(site, account, "e1", "e2", "e3")
-    site.reports.fresh(account)
+    site.delivery.fresh(account)
     site.amend.amend(account, "e1", "fix1", Event(id="e1", time=site.clock.now(), cost_nanos=11))
     site.amend.void(account, "e2", "fix2")
-    site.reports.fresh(account)
+    site.delivery.fresh(account)
     expected = site.reports.usage(asked(account)).totals
     other = unique("acct")
     moved = [

@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 
 from tests.contract.test_usage_store import record, voided
+from tests.effort import effort
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import to_us
@@ -37,7 +38,8 @@ KILLS: Final = [
 ] + [(WHOLE,) * STEPS]
 _random = random.Random(20261121)
 POWER_CUTS: Final = [
-    tuple(_random.choice((WHOLE, ABSENT, PROMISED, UNSAID)) for _ in range(STEPS)) for _ in range(30)
+    tuple(_random.choice((WHOLE, ABSENT, PROMISED, UNSAID)) for _ in range(STEPS))
+    for _ in range(effort(8, 30))
 ]
 LEFT: Final = KILLS + POWER_CUTS
 
@@ -131,7 +133,7 @@ def test_a_torn_append_can_be_repeated_any_number_of_times(store: ClickHouseUsag
 
 
 def test_records_that_are_lost_are_not_forgotten_by_the_rollups_too(torn: Path, tmp_path: Path) -> None:
-    """A rollup made anew from what is left would look right."""
+    """A rollup rebuilt from the remaining events would look right."""
     number = LEFT.index((WHOLE,) * STEPS)
     place = shutil.copytree(torn, tmp_path / "usage", symlinks=True)
     link = place / "data" / "default" / "events"
@@ -147,7 +149,7 @@ def test_records_that_are_lost_are_not_forgotten_by_the_rollups_too(torn: Path, 
 
 
 def test_what_is_appended_is_on_the_disk_and_so_is_what_it_is_merged_into(tmp_path: Path) -> None:
-    """After it the ledger lets go of the records, so that nothing may be left to a cache."""
+    """After it the ledger removes the records, so no record may be in a cache only."""
     store = ClickHouseUsageStore.open(f"chdb://{tmp_path}")
 
     def synced() -> tuple[int, int]:

@@ -11,7 +11,7 @@ ODD: Final = (
     b"\\ud800", b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"-1", b"1e400", b"-0.0", b"NaN",
     b"9" * 30, b"1" * 5000, b"[" * 2000, b'{"a":' * 2000, b"'" * 3, b" " * 50, b"=", b"2" * 6, b"\x1f\x8b",
 )  # fmt: skip
-"""Pieces that parsers stumble over: half a surrogate, numbers without end, nesting without end."""
+"""Pieces that break parsers: half a surrogate, numbers without end, nesting without end."""
 
 
 @st.composite

@@ -241,7 +241,7 @@ def test_a_durable_hold_has_exactly_one_ending(site, account, clock):
 
     for number in range(12):
         admission = durable(site, secret, f"{account}-{number}", ttl_s=1)
-        # The upkeep of the installation looks for expired holds too.
+        # The maintenance thread of the installation looks for expired holds too.
         clock.advance(seconds=1 if number % 2 else 0)
         calls = [*[settle] * 8, *[void] * 8, *[expire] * 4]
         results = in_threads([lambda c=call, a=admission: c(a.id) for call in calls])

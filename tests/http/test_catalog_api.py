@@ -42,7 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", list(CHANGES))
 def test_an_entry_is_created_read_changed_listed_and_deleted(api: Api, account: str, kind: str) -> None:
-    """The same steps for every kind, so that whoever knows one knows all."""
+    """The same steps for every kind: to know one kind is to know all."""
     assert api("PUT", f"/tk/v1/plans/plan-{account}", {}).status_code == 201
     entry_id = f"one-{account}"
     whose = f"?account={account}" if kind in ("projects", "subscriptions", "budgets", "webhooks") else ""

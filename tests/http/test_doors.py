@@ -119,7 +119,7 @@ class Caller:
 
     def deliver(self) -> None:
         """Wait until the usage store has the account's events; its first insert takes long on a busy machine."""
-        assert any(self.installation.reports.fresh(self.account) for _ in range(10))
+        assert any(self.installation.delivery.fresh(self.account) for _ in range(10))
 
     def stored(self, id_: str) -> Record:
         self.deliver()

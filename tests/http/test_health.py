@@ -24,7 +24,7 @@ def test_readiness_says_why_not(
     api: Api, installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each thing that a request needs, and all of them at once."""
-    installation.reports.fresh(None)
+    installation.delivery.fresh(None)
     assert installation.store.records([("none", "none")]) == {}  # Waits until the engine is open.
     assert api("GET", "/readyz", key=None).json() == {"ready": True, "reasons": [], "warnings": []}
 

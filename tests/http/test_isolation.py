@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def cases(world: World) -> list[Case]:
-    """Return a case per operation. Its writes can be repeated by whoever may write."""
+    """Return a case per operation. Its writes can be repeated by every caller that may write."""
     a = world.a
     made = [_case for kind in KINDS for _case in _catalog_cases(world, kind)]
     of_key = f"/tk/v1/keys/{a.consumption_id}"

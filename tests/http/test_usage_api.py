@@ -1,4 +1,4 @@
-"""The usage question over HTTP: its parameters, its pages, its totals, JSON and CSV."""
+"""The usage query over HTTP: its parameters, its pages, its totals, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_default_range_has_what_happens_now(api: Api, account: str, installa
 
 
 def test_csv_has_the_same_rows_and_nothing_to_execute(api: Api, busy: str) -> None:
-    """A tag is text of whoever sends requests: a spreadsheet must not run it."""
+    """A tag is text from the sender of requests: a spreadsheet must not run it."""
     query = (
         f"/tk/v1/usage?account={busy}&{JANUARY}&group_by=tag.team,model&measures=requests,cost_nanos,kinds"
     )

@@ -24,7 +24,7 @@ from tollkeeper.usage.query_turns import OF_ACCOUNT
 
 
 class Hanging:
-    """A usage store whose reports are under way until they are let go, or stopped."""
+    """A usage store whose reports run until they are released or stopped."""
 
     def __init__(self) -> None:
         self.let_go = threading.Event()

@@ -735,7 +735,7 @@ def test_a_key_whose_budget_cannot_come_into_force_is_made_and_refused_until_it_
     assert denial.retry_after_s is not None
     with pytest.raises(Unavailable, match=r"sum up|busy"):
         api.budget("another")
-    # It was told that this is not in force: whoever has it, goes on.
+    # Its caller learned that the budget is not in force yet; requests of its keys go on.
     blocked.open.set()
     site.scopes.sum_s_max = SUM_S_MAX
     eventually(lambda: {"budget:b", "budget:another"} <= site.ledger.scopes(account).keys())

@@ -75,7 +75,7 @@ class Place:
         assert result.accepted == VALUES
 
     def booked(self, id_: str) -> Record:
-        assert self.site.reports.fresh(self.account)
+        assert self.site.delivery.fresh(self.account)
         return self.site.store.records([(self.account, id_)])[self.account, id_]
 
     def cost(self) -> tuple[int, int]:
@@ -216,10 +216,10 @@ def test_a_denied_request(place):
 
 def test_what_a_profile_records(place):
     """The method of such a call is the caller's."""
-    desk = place.site.context(load("shoal"))
+    context = place.site.context(load("shoal"))
     key = place.site.directory.key(f"{place.account}-key")
     for index in range(3 * VALUES):
-        desk.record(key, Route(id="x", method=f"M{index}", path="/x"), 200)
+        context.record(key, Route(id="x", method=f"M{index}", path="/x"), 200)
     assert place.grouped("method") == {*(f"M{i}" for i in range(VALUES)), OTHER}
 
 

@@ -2,7 +2,7 @@
 One id names one event of its account, through whichever door it comes: bulk events, holds, corrections.
 
 Each test ends with `verify`, and with a count of the stored records of each id: a second event of one id is never
-there, and whoever brings it gets a conflict, the same one on every retry.
+there, and every other use of it gets a conflict, the same one on every retry.
 """
 
 from __future__ import annotations

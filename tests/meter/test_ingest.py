@@ -177,7 +177,7 @@ class Tenant:
         return {at: used for at, used in self.toll.installation.ledger.counter_rows(self.id).items() if used}
 
     def booked(self, id_: str) -> Record:
-        assert self.toll.installation.reports.fresh(self.id)
+        assert self.toll.installation.delivery.fresh(self.id)
         return self.toll.installation.store.records([(self.id, id_)])[self.id, id_]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from tests.conftest import Install
+from tests.effort import effort
 from tests.ledger.test_holds import Api, cost
 from tests.ledger.test_one_id import amend, assert_one_event_an_id, record
 from tollkeeper.errors import EventConflict, HoldEnded, HoldUnknown, NotFound, TollkeeperError
@@ -175,6 +176,9 @@ def test_one_id_is_one_event_whatever_the_doors_and_their_order(
     run_state_machine_as_test(
         lambda: IdsModel(install, clock),
         settings=settings(
-            max_examples=3, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=effort(4, 30),
+            stateful_step_count=effort(15, 30),
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

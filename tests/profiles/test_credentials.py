@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.effort import effort
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Entry, Key, Project
 from tollkeeper.domain.keys import hash_secret
@@ -389,7 +390,9 @@ def test_a_body_that_is_no_object_is_400(
 TEXTS: Final = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=effort(10, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     params=st.dictionaries(
         st.sampled_from(

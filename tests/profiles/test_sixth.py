@@ -152,7 +152,7 @@ def test_it_words_an_unexpected_failure() -> None:
 @pytest.mark.usefixtures("as_a_module")
 def test_its_settings_are_checked(install: Install) -> None:
     with pytest.raises(
-        BadParameter, match="unknown_key_status of profile tally cannot be 500: one of 401, 404"
+        BadParameter, match="unknown_key_status of profile tally cannot be 500: it must be one of 401, 404"
     ):
         install(profile_settings='{"tally": {"unknown_key_status": 500}}')
 
@@ -204,7 +204,7 @@ def test_the_keys_of_a_profile_that_is_gone_make_no_new_ones(
     forget()
     with pytest.raises(Conflict, match=r"profile tally of key .* is not installed"):
         site.manage.rotate_key(account, key_id, 0)
-    with pytest.raises(BadParameter, match="profile is one of native, anylayer"):
+    with pytest.raises(BadParameter, match="profile must be one of native, anylayer"):
         set_up(site, Key(id=unique("key"), account=account, profile="tally"))
 
 

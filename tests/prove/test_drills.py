@@ -44,6 +44,12 @@ def test_minted_keys_admit_as_many_as_fit(admitted: int, kinds: list[str]) -> No
     assert [finding.kind for finding in minted("a", admitted, 9)] == kinds
 
 
+def test_calls_to_a_dialect_count_in_the_limit_of_their_key() -> None:
+    assert minted("a", MINTED_MAX - 2, 9, own_calls=2) == []
+    assert [finding.kind for finding in minted("a", MINTED_MAX - 3, 9, own_calls=2)] == ["other"]
+    assert [finding.kind for finding in minted("a", MINTED_MAX + 1, 9, own_calls=2)] == ["overshoot"]
+
+
 def test_a_try_without_an_answer_in_time_is_no_answer(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
     journal.write("void", "x", {})

@@ -70,7 +70,7 @@ TABLE: Final[dict[str, dict[str, tuple[int, ...]]]] = {
 """Profile → endpoint → the status that each of `WHO` gets."""
 
 REFUSED: Final[dict[tuple[str, str], dict[str, int]]] = {
-    # The vendor tells the state of a key to whoever has it.
+    # The vendor shows the state of a key to its holder.
     ("cheapestinference", "GET /v1/usage"): {"revoked": 403, "inactive": 403, "expired": 403, "deleted": 404},
 }
 """Where a bad credential gets another status than 401."""

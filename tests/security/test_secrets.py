@@ -1,5 +1,5 @@
 """
-A secret is shown once, to whoever made it: not on the disk, not in a log, an error, a metric or a `repr`.
+A secret is shown once, to the caller that made it: not on the disk, not in a log, an error, a metric or a `repr`.
 
 At rest there are hashes only, and none is compared in a way that could tell by its time.
 """

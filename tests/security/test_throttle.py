@@ -303,7 +303,7 @@ def test_behind_a_proxy_each_client_counts_by_itself(still: tuple[Caller, Manual
 
 
 def test_all_addresses_of_one_ipv6_network_count_together(still: tuple[Caller, ManualClock]) -> None:
-    """Whoever has one has 2**64 of them."""
+    """A client with one of them has 2**64."""
     call, clock = still
     clock.advance(seconds=FAILURES_WINDOW_S)
     guess = [(b"authorization", b"Bearer tk_guess")]
@@ -315,7 +315,7 @@ def test_all_addresses_of_one_ipv6_network_count_together(still: tuple[Caller, M
 
 
 def test_the_memory_of_failures_has_a_bound() -> None:
-    """Addresses are cheap to whoever has many. Who is blocked stays so, however many come after."""
+    """Addresses are cheap for some clients. A blocked address stays blocked, however many come after it."""
     throttle = Throttle(ManualClock())
     for _ in range(FAILURES_MAX):
         assert not throttle.refuses("192.0.2.1", [])

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from tests.effort import effort
 from tests.usage.test_report import Calls
 from tollkeeper.domain.catalog import Account
 from tollkeeper.domain.events import Event
@@ -93,7 +94,7 @@ class Traffic:
             self.site.amend.amend(account, id_, f"c{self.count}", changes)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(effort(1, 5)))
 def test_a_cached_report_is_the_one_that_the_store_would_give(
     site: Installation, account: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +112,7 @@ def test_a_cached_report_is_the_one_that_the_store_would_give(
         for query in rng.sample(queries(account), 2):
             asked += 1
             cached = site.reports.usage(query)
-            computed = Reports(site.store, site.reports._freshness, site.clock).usage(query)
+            computed = Reports(site.store, site.reports._freshness, site.delivery, site.clock).usage(query)
             assert meaning(cached) == meaning(computed)
             assert cached.complete
     assert asked_of_store.count < asked

@@ -1,4 +1,4 @@
-"""What is on its way to the usage store goes along with a question, once."""
+"""Pending records are added to a query, once."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_ledger_that_cannot_be_read_does_not_stop_the_question(
     settled(site)
     send(site, account, "a")
     outbox = Faulty(site.ledger.outbox, "entries")
-    monkeypatch.setattr(site.ledger, "outbox", outbox)
+    monkeypatch.setattr(site.reports._freshness, "_outbox", outbox)
     outbox.refuse()
     assert requests(site.reports.usage(asked(account))) == 1
 
@@ -291,7 +291,7 @@ class Waits:
 
 
 def test_little_gathers_longer(site: Installation, account: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes along with a question, which an insert would keep waiting."""
+    """It is added to the query, which would otherwise wait for an insert."""
     assert site.relay.deliver() == 0
     waits = Waits(site, monkeypatch)
     monkeypatch.setattr(relay_module, "LITTLE_RECORDS", 3)

@@ -1,4 +1,4 @@
-"""A remembered usage answer is as fresh as a new one, whoever writes meanwhile."""
+"""A cached usage answer is as fresh as a new one, also while others write."""
 
 from __future__ import annotations
 

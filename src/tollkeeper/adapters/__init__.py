@@ -16,7 +16,7 @@ Files:
 * `lazy_store.py`: a usage store that opens in the background, so that the first request need not wait for its engine.
 * `batch_marks.py`: the last batch of each installation, in a file beside the engine in this process.
 * `webhook_sender.py`: webhook messages over HTTP, to checked addresses.
-* `jwks.py`: the keys of a session issuer.
+* `jwks.py`: the keys of a session issuer. `redirects.py`: requests that follow no redirect, the console's too.
 
 Imports: domain, ports, `record_columns`; no room.
 """

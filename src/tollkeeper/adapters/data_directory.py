@@ -1,5 +1,5 @@
 """
-The data directory: one process has it at a time, and nobody but its owner reads its files.
+The data directory: one process has it at a time, and only its owner can read its files.
 
 It holds the lock, the secrets of this installation, and by default both stores.
 """
@@ -70,7 +70,7 @@ def read_or_make_secret(directory: Path, name: str) -> str:
         found = path.read_bytes()
     except OSError as exc:
         raise Unavailable(f"The secret {path} cannot be read: {exc.strerror}.") from exc
-    # One that was cut off could be guessed, and what an empty one signs anybody can sign.
+    # A truncated secret could be guessed, and an empty one lets anyone sign.
     if not _SECRET.fullmatch(found):
         raise Unavailable(
             f"The secret {path} is damaged: it must be {_SECRET_BYTES * 2} hexadecimal digits. "

@@ -15,6 +15,8 @@ from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import Any, Final
 
+from tollkeeper.adapters.redirects import NoRedirects
+
 JWKS_BYTES_MAX: Final = 1 << 20
 TIMEOUT_S: Final = 5.0
 """For each step: connecting, the handshake, a read."""
@@ -35,7 +37,7 @@ def read_jwks(source: str, *, deadline_s: float = DEADLINE_S) -> bytes:
             return _bounded(file.read(JWKS_BYTES_MAX + 1))
     with _Deadline(deadline_s) as deadline:
         opener = urllib.request.build_opener(
-            _NoRedirects, _Http(deadline), _Https(deadline), *_proxies(source)
+            NoRedirects, _Http(deadline), _Https(deadline), *_proxies(source)
         )
         with opener.open(source, timeout=TIMEOUT_S) as answer:
             found = _bounded(answer.read(JWKS_BYTES_MAX + 1))
@@ -53,13 +55,6 @@ def _bounded(document: bytes) -> bytes:
 def _proxies(source: str) -> list[urllib.request.BaseHandler]:
     # Plain http goes to this machine only, through no proxy.
     return [urllib.request.ProxyHandler({})] if source.lower().startswith("http://") else []
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Leaves a redirect to the handler of errors."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
 
 
 class _Deadline:

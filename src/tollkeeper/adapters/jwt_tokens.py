@@ -70,7 +70,7 @@ class JwtTokens:
 
 
 def _keys_of(jwks: bytes) -> dict[str, PyJWK]:
-    """Return the public keys of a JWKS by their ids; a shared secret in it is nobody's signature."""
+    """Return the public keys of a JWKS by their ids; a shared secret in it is ignored."""
     document = json.loads(jwks)
     found = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(found, list):

@@ -1,5 +1,5 @@
 """
-Opens the usage store beside the start, and compares it with the ledger before anybody uses it.
+Opens the usage store beside the start, and compares it with the ledger before its first use.
 
 Which of the two lacks something is the business of `ledger.pairing`; this says when they are compared.
 """

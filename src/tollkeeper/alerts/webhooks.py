@@ -33,12 +33,12 @@ from tollkeeper.domain.webhooks import (
     secret_of,
 )
 from tollkeeper.errors import Conflict, NotFound, Unavailable
-from tollkeeper.ports import Ledger, WebhookSender, WebhookStore
+from tollkeeper.ports import LedgerReader, WebhookSender, WebhookStore
 
 POLL_S: Final = 1.0
-"""How late a retry may be; what is new is noticed at once."""
+"""Most seconds that a retry is late; new crossings are found at once."""
 PAUSE_S: Final = 0.2
-"""Between two comparisons, whatever the traffic: it bounds what they cost."""
+"""Least time between two comparisons, at any traffic: it bounds their cost."""
 SENDERS: Final = 4
 """Messages on their way at a time, one of each account: a receiver that hangs holds up its own account only."""
 CLOSE_S: Final = 15.0
@@ -67,7 +67,7 @@ class Webhooks:
         self,
         store: WebhookStore,
         sender: WebhookSender,
-        ledger: Ledger,
+        ledger: LedgerReader,
         directory: Directory,
         manage: Manage,
         clock: Clock,
@@ -146,7 +146,7 @@ class Webhooks:
 
     def compare(self) -> None:
         """
-        Store a message for each threshold that was crossed since the last call, and do what it asks for.
+        Store a message for each threshold that was crossed since the last call, and run its actions.
 
         Raises:
             Unavailable: A store failed; the next call does what this one did not.

@@ -23,7 +23,7 @@ class EventRejection(msgspec.Struct, frozen=True, kw_only=True):
 
 class EventsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What became of the events. What was accepted is durable.
+    The result of a batch. Accepted events are durable.
 
     `errors` lists the first rejections; `rejected` counts all of them.
     """

@@ -1,4 +1,4 @@
-"""Where the API is."""
+"""The path prefix of the API."""
 
 from __future__ import annotations
 

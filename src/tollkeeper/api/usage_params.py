@@ -1,5 +1,5 @@
 """
-The usage question as parameters: the query string of `GET /tk/v1/usage`, and the command line's options.
+The usage query as parameters: the query string of `GET /tk/v1/usage`, and the command line's options.
 
     account=acme&from=2026-01-01&to=2026-02-01&group_by=key,model&granularity=day&model=gpt-4o,gpt-4o-mini
 
@@ -128,7 +128,7 @@ def _gathered(params: Iterable[tuple[str, str]], with_pending: Sequence[str]) ->
         if name.startswith(("tag.", "tag:")):
             name = f"tag:{name[4:]}"
             if name == "tag:":
-                raise BadParameter("a tag's filter is tag.<name>=<value>", field="tag.")
+                raise BadParameter("a tag's filter must be tag.<name>=<value>", field="tag.")
         elif name not in PARAMETERS:
             raise _unknown_parameter(name, with_pending)
         if name in _SCALARS and name != "account" and name in given:
@@ -166,7 +166,7 @@ def _zone(name: str) -> ZoneInfo:
         return zone_of(name)
     except ValueError:
         raise BadParameter(
-            f"time_zone is an IANA name such as Europe/Berlin, not {name[:64]!r}", field="time_zone"
+            f"time_zone must be an IANA name such as Europe/Berlin, not {name[:64]!r}", field="time_zone"
         ) from None
 
 
@@ -182,7 +182,7 @@ def _range(scalars: dict[str, str], zone: ZoneInfo, now: datetime) -> tuple[int,
         from_us_ = min(TIME_MIN_US, to_us_ - 1)
     if from_us_ >= to_us_:
         raise BadParameter(
-            f"from is before to: {from_us(from_us_).isoformat()} is not before {from_us(to_us_).isoformat()}",
+            f"from must be before to: {from_us(from_us_).isoformat()} is not before {from_us(to_us_).isoformat()}",
             field="from",
         )
     return from_us_, to_us_
@@ -199,7 +199,7 @@ def _instant_us(text: str, name: str, zone: ZoneInfo) -> int:
     except (ValueError, OverflowError):
         hint = "; in a URL, write + as %2B" if re.search(r" \d\d:\d\d\Z", text) else ""
         raise BadParameter(
-            f"{name} is a date such as 2026-01-31, or a date-time with an offset such as "
+            f"{name} must be a date such as 2026-01-31, or a date-time with an offset such as "
             f"2026-01-31T09:30:00Z, not {text[:64]!r}{hint}",
             field=name,
         ) from None
@@ -208,7 +208,7 @@ def _instant_us(text: str, name: str, zone: ZoneInfo) -> int:
 def _one_of(scalars: dict[str, str], name: str, allowed: Sequence[str]) -> str | None:
     value = scalars.get(name)
     if value is not None and value not in allowed:
-        raise BadParameter(f"{name} is one of {', '.join(allowed)}, not {value[:64]!r}", field=name)
+        raise BadParameter(f"{name} must be one of {', '.join(allowed)}, not {value[:64]!r}", field=name)
     return value
 
 
@@ -242,7 +242,7 @@ def _filters(given: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
             for value in values:
                 if value and not (value.isascii() and value.isdigit() and len(value) <= 3):
                     raise BadParameter(
-                        f"status is an HTTP status such as 429, not {value[:64]!r}", field="status"
+                        f"status must be an HTTP status such as 429, not {value[:64]!r}", field="status"
                     )
         filters[name] = values
     return filters
@@ -290,4 +290,4 @@ def _number(scalars: dict[str, str], name: str, default: int, most: int) -> int:
         return default
     if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= most:
         return int(text)
-    raise BadParameter(f"{name} is a whole number from 0 to {most}, not {text[:64]!r}", field=name)
+    raise BadParameter(f"{name} must be a whole number from 0 to {most}, not {text[:64]!r}", field=name)

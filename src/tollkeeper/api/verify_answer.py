@@ -20,12 +20,12 @@ class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What verify found; `ok` when there is no difference and everything could be compared."""
+    """The result of verify; `ok` is true if there is no difference and everything could be compared."""
 
     ok: bool
     differences: list[DifferenceAnswer]
     store_differences: list[str]
-    """Where rollups and id index of the usage store differ from its records."""
+    """Differences between the records of the usage store and its rollups or id index."""
     accounts: int
     counters: int
 

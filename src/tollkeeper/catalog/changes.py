@@ -1,4 +1,4 @@
-"""What a call did to the catalog: a change per entry, and the keys that it issued."""
+"""The changes of a call to the catalog, one per entry, and the keys that it issued."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class IssuedKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Applied(NamedTuple):
-    """What `apply` did: a change per entry, in the order of `KINDS`, and the keys that it issued."""
+    """The changes of `apply`, one per entry in the order of `KINDS`, and the keys that it issued."""
 
     changes: list[Change]
     issued: list[IssuedKey]

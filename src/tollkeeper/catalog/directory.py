@@ -40,7 +40,7 @@ from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
 from tollkeeper.gate.gate import Charge
 from tollkeeper.gate.openings import Openings
 from tollkeeper.gate.routes import RouteTable
-from tollkeeper.ports import CatalogStore, Ledger
+from tollkeeper.ports import CatalogStore, LedgerReader
 
 _REMEMBERED_MAX: Final = 200_000
 _UNSEEN: Final = object()
@@ -50,7 +50,7 @@ V = TypeVar("V")
 
 
 class Scopes(NamedTuple):
-    """What an event of one account, project and key is charged to."""
+    """The counters that an event of one account, project and key is charged to."""
 
     budgets: tuple[BudgetScope, ...]
     draws_on_credit: bool
@@ -58,7 +58,7 @@ class Scopes(NamedTuple):
 
 class Directory:
     """
-    Answers from memory; reads the stores for what it has not seen. Any thread may call.
+    Answers from memory; reads the stores on a miss. Any thread may call.
 
     Args:
         must_wait: Whether keys of an account must not be admitted without a budget that is not in force yet.
@@ -67,7 +67,7 @@ class Directory:
     def __init__(
         self,
         catalog: CatalogStore,
-        ledger: Ledger,
+        ledger: LedgerReader,
         clock: Clock,
         *,
         must_wait: Callable[[str], bool] = lambda account_id: False,
@@ -77,7 +77,7 @@ class Directory:
         self._clock = clock
         self._lock = threading.Lock()
         self._forgotten = 0
-        """How often `forget` was called: what was read before it must not be remembered after it."""
+        """Number of calls of `forget`: a value that was read before a call must not be cached after it."""
         self._accounts: dict[str, Account | None] = {}
         self._keys: dict[str, StoredKey | None] = {}
         self._projects: dict[tuple[str, str], bool] = {}
@@ -90,7 +90,7 @@ class Directory:
 
     @property
     def version(self) -> int:
-        """A number that changes with every `forget`: what was read under another one may be out of date."""
+        """A number that changes with every `forget`: a value that was read under another one may be out of date."""
         return self._forgotten
 
     # -- for the gate (`gate.Sources`) ----------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, cast, get_args
 import msgspec
 
 from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 from tollkeeper.profiles import names
 from tollkeeper.profiles.base import NATIVE
@@ -54,7 +55,7 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
         raise BadParameter(f"{field}: {exc}", field=field) from None
     if isinstance(entry, Key) and entry.profile not in (NATIVE, *names()):
         field = at_path(path, "profile")
-        raise BadParameter(f"{field}: profile is one of {', '.join((NATIVE, *names()))}", field=field)
+        raise BadParameter(f"{field}: profile must be one of {', '.join((NATIVE, *names()))}", field=field)
     return _in_utc(entry, path)
 
 
@@ -67,7 +68,7 @@ def checked(entry: E, path: str = "") -> E:
 def check_kind(kind: str) -> None:
     """Raise `BadParameter` unless *kind* is one of the ten."""
     if kind not in KINDS:
-        raise BadParameter(f"kind is one of {', '.join(KINDS)}", field="kind")
+        raise BadParameter(f"kind must be one of {', '.join(KINDS)}", field="kind")
 
 
 def at_path(path: str, field: str) -> str:
@@ -86,7 +87,9 @@ def _in_utc(entry: Entry, path: str) -> Entry:
             instants[field] = at.astimezone(UTC)
         except OverflowError:
             where = at_path(path, field)
-            raise BadParameter(f"{where}: an instant is within the years 1 to 9999", field=where) from None
+            raise BadParameter(
+                f"{where}: an instant must be within the years 1 to 9999", field=where
+            ) from None
     return msgspec.structs.replace(entry, **instants) if instants else entry
 
 
@@ -109,9 +112,9 @@ def _bad_field(
     elif match := re.fullmatch(r"Object missing required field `(.*)`", text):
         inner, text = at_path(inner, match[1]), "missing: this field is required"
     elif text.startswith("Invalid enum value"):
-        text = f"one of {', '.join(_literals_in(holder))}"
+        text = f"must be one of {', '.join(_literals_in(holder))}"
     else:
-        text = text.replace("`", "")
+        text = requirement(text)
     field = at_path(path, inner) or entry_type.__name__.lower()
     return BadParameter(f"{field}: {text}", field=field)
 

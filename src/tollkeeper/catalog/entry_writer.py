@@ -1,12 +1,11 @@
 """
-Writes entries of every kind within one transaction, and gathers what it did, to be announced after the commit.
+Writes entries of every kind within one transaction, and gathers its changes, to be announced after the commit.
 
 Keys are the business of `key_writer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -15,42 +14,32 @@ from tollkeeper.catalog.changes import Change, IssuedKey, change_of, differences
 from tollkeeper.catalog.customer_terms import budgets_of, plans_of
 from tollkeeper.catalog.entry_parsing import at_path
 from tollkeeper.catalog.key_rules import check_same
-from tollkeeper.catalog.key_writer import KeyWriter
+from tollkeeper.catalog.key_writer import KeyWriter, WriteTerms
 from tollkeeper.catalog.lookups import owner_of
-from tollkeeper.catalog.quotas import NO_QUOTAS, check_quota
-from tollkeeper.domain.bounds import Customer, project_objection
+from tollkeeper.catalog.quotas import check_quota
+from tollkeeper.domain.bounds import project_objection
 from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Price, Project
 from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
-from tollkeeper.ports import Catalog
 
 STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "status"}
-"""What is set by hand in the course of things: a declaration that does not name it leaves it alone."""
+"""Fields that are often changed outside of a declaration: one that does not name them keeps them."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
 
 
 class EntryWriter:
-    """The steps of one transaction; arguments as those of `KeyWriter`."""
+    """The steps of one transaction."""
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        now_us: int,
-        choice: Callable[[str], str],
-        *,
-        issue: bool,
-        by: Customer | None = None,
-        quotas: Mapping[str, int] = NO_QUOTAS,
-    ) -> None:
-        self.keys = KeyWriter(catalog, now_us, choice, issue=issue, by=by, quotas=quotas)
-        self._catalog = catalog
-        self._quotas = quotas
-        self._now_us = now_us
-        self._by = by
+    def __init__(self, terms: WriteTerms) -> None:
+        self.keys = KeyWriter(terms)
+        self._catalog = terms.catalog
+        self._quotas = terms.quotas
+        self._now_us = terms.now_us
+        self._by = terms.by
 
     @property
     def changes(self) -> list[Change]:
-        """What was done so far, in order."""
+        """The changes so far, in order."""
         return self.keys.changes
 
     @property

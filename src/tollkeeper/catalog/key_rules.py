@@ -1,4 +1,4 @@
-"""What may become of a key: its states, its end, the fields that stay. Checks of values; nothing is read or stored."""
+"""The permitted changes of a key: its states, its end, the fields that stay. Pure checks of values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY_TRANSITIONS: Final[dict[KeyState, frozenset[KeyState]]] = {
 
 IMMUTABLE_KEY_FIELDS: Final = ("role", "type", "profile")
 CUSTOMER_KEY_FIELDS: Final = ("name", "project", "subscription", "expires_at", "metadata")
-"""What a customer changes of a key; everything else of it stays as it is stored."""
+"""The fields of a key that a customer may change; all others stay as stored."""
 
 
 def prefix_of(key: Key) -> str:

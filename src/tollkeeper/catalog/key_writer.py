@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,7 +27,7 @@ from tollkeeper.catalog.key_rules import (
     set_by_operator,
 )
 from tollkeeper.catalog.lookups import found_key
-from tollkeeper.catalog.quotas import NO_QUOTAS, check_quota
+from tollkeeper.catalog.quotas import check_quota
 from tollkeeper.domain.bounds import Customer, inherited_objection, key_objection
 from tollkeeper.domain.catalog import Key, KeyState
 from tollkeeper.domain.instants import from_us, to_us
@@ -35,33 +36,37 @@ from tollkeeper.errors import BadParameter, Conflict, Forbidden
 from tollkeeper.ports import Catalog
 
 
-class KeyWriter:
+class WriteTerms(NamedTuple):
     """
-    The steps of one transaction that touch keys.
+    What holds for all steps of one transaction.
 
-    Args:
+    Attributes:
+        catalog: The catalog within the transaction.
+        choice: Picks one character of an alphabet, for secrets.
         issue: A key without `sha256` gets a secret; else it must bring one.
         by: The customer that asks; None for the operator.
         quotas: Kind → most entries of the account.
     """
 
-    def __init__(
-        self,
-        catalog: Catalog,
-        now_us: int,
-        choice: Callable[[str], str],
-        *,
-        issue: bool,
-        by: Customer | None = None,
-        quotas: Mapping[str, int] = NO_QUOTAS,
-    ) -> None:
-        self._catalog = catalog
-        self._quotas = quotas
-        self._now_us = now_us
-        self._choice = choice
-        self._issue = issue
-        self._by = by
-        self.actor: Actor = "operator" if by is None else "customer"
+    catalog: Catalog
+    now_us: int
+    choice: Callable[[str], str]
+    issue: bool
+    by: Customer | None
+    quotas: Mapping[str, int]
+
+
+class KeyWriter:
+    """The steps of one transaction that touch keys."""
+
+    def __init__(self, terms: WriteTerms) -> None:
+        self._catalog = terms.catalog
+        self._quotas = terms.quotas
+        self._now_us = terms.now_us
+        self._choice = terms.choice
+        self._issue = terms.issue
+        self._by = terms.by
+        self.actor: Actor = "operator" if terms.by is None else "customer"
         self.changes: list[Change] = []
         self.issued: list[IssuedKey] = []
 
@@ -70,7 +75,7 @@ class KeyWriter:
         startable = ("active", "inactive") if key.sha256 is None else ("active", "inactive", "revoked")
         if key.state not in startable:
             raise BadParameter(
-                f"{at_path(path, 'state')}: a new key is {' or '.join(startable)}, not {key.state}",
+                f"{at_path(path, 'state')}: a new key must be {' or '.join(startable)}, not {key.state}",
                 field=at_path(path, "state"),
             )
         origin = set_by_operator(key)
@@ -80,7 +85,7 @@ class KeyWriter:
         if key.sha256 is None:
             if not self._issue:
                 raise BadParameter(
-                    f"{at_path(path, 'sha256')}: a new key brings its sha256: issue it to get a secret",
+                    f"{at_path(path, 'sha256')}: a new key must have its sha256; to get a secret, issue it",
                     field=at_path(path, "sha256"),
                 )
             secret = new_secret(prefix_of(key), self._choice)

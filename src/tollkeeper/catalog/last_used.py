@@ -32,7 +32,7 @@ class LastUsed:
             self._used.update(used)
 
     def save(self) -> None:
-        """Write what was noted; what the store does not take is kept for the next call."""
+        """Write the noted times; times that the store does not take are kept for the next call."""
         # Also of requests that were never settled, so that no commit took them.
         self.note(self._take_uncommitted())
         with self._lock:

@@ -18,6 +18,7 @@ from tollkeeper.catalog.changes import Applied, Change, IssuedKey, change_of
 from tollkeeper.catalog.entry_parsing import at_path, check_kind, checked
 from tollkeeper.catalog.entry_writer import EntryWriter
 from tollkeeper.catalog.key_rules import KEY_TRANSITIONS, check_transition
+from tollkeeper.catalog.key_writer import WriteTerms
 from tollkeeper.catalog.lookups import ACCOUNT_SCOPED, as_of, check_references, found_entry, found_key
 from tollkeeper.catalog.quotas import NO_QUOTAS
 from tollkeeper.clock import Clock
@@ -135,10 +136,7 @@ class Manage:
         """
         key = checked(entry, "")
         with self._transaction() as catalog:
-            quotas = self._quotas_of(by)
-            writer = EntryWriter(
-                catalog, self._clock.now_us(), self._choice, issue=True, by=by, quotas=quotas
-            )
+            writer = self._writer(catalog, self._clock.now_us(), issue=True, by=by)
             writer.keys.create(key, "")
             check_references(catalog, key, "")
         self._announce(writer.changes)
@@ -161,11 +159,12 @@ class Manage:
             QuotaExceeded: A customer's quota is used up: the old key counts until it is revoked or deleted.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
-            raise BadParameter(f"overlap_s is from 0 to {OVERLAP_S_MAX} seconds", field="overlap_s")
+            raise BadParameter(
+                f"overlap_s must be from 0 to {OVERLAP_S_MAX} seconds, not {overlap_s}", field="overlap_s"
+            )
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            quotas = self._quotas_of(by)
-            writer = EntryWriter(catalog, now_us, self._choice, issue=True, by=by, quotas=quotas)
+            writer = self._writer(catalog, now_us, issue=True, by=by)
             writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s)
         self._announce(writer.changes)
         return writer.issued[0]
@@ -184,10 +183,10 @@ class Manage:
             Conflict: The state may not follow the one that the key has (`KEY_TRANSITIONS`).
         """
         if state not in KEY_TRANSITIONS:
-            raise BadParameter(f"state is one of {', '.join(KEY_TRANSITIONS)}", field="state")
+            raise BadParameter(f"state must be one of {', '.join(KEY_TRANSITIONS)}", field="state")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
-            writer = EntryWriter(catalog, now_us, self._choice, issue=False, by=by)
+            writer = self._writer(catalog, now_us, issue=False, by=by)
             stored = writer.keys.managed(found_key(catalog, account, key_id))
             old, owner = stored.state_at(now_us), stored.entry.account
             if old == "expired" and state == "active":
@@ -235,9 +234,9 @@ class Manage:
         """
         check_kind(kind)
         if not 1 <= limit <= PAGE_SIZE_MAX:
-            raise BadParameter(f"limit is from 1 to {PAGE_SIZE_MAX}", field="limit")
+            raise BadParameter(f"limit must be from 1 to {PAGE_SIZE_MAX}, not {limit}", field="limit")
         if after is not None and not all(ID_PATTERN.match(part) for part in after.split("/", 1)):
-            raise BadParameter("after is the cursor that the page before ended with", field="after")
+            raise BadParameter("after must be the cursor that the page before ended with", field="after")
         if account is not None and not ID_PATTERN.match(account):
             raise NotFound("there is no such account")
         now_us = self._clock.now_us()
@@ -267,7 +266,9 @@ class Manage:
         with self._transaction() as catalog:
             entry = found_entry(catalog, kind, entry_id, account)
             if kind == "grants":
-                raise Conflict(f"grant {entry_id} is posted for good: balances never forget")
+                raise Conflict(
+                    f"grant {entry_id} is posted and cannot be deleted: balances keep their grants"
+                )
             owner = getattr(entry, "account", None)
             if account is not None and account != (entry_id if kind == "accounts" else owner):
                 # An account sees the entries for all accounts, but only the operator changes them.
@@ -282,8 +283,9 @@ class Manage:
         self._announce([change])
         return change
 
-    def _quotas_of(self, by: Customer | None) -> Mapping[str, int]:
-        return NO_QUOTAS if by is None else self._quotas
+    def _writer(self, catalog: Catalog, now_us: int, *, issue: bool, by: Customer | None) -> EntryWriter:
+        quotas = NO_QUOTAS if by is None else self._quotas
+        return EntryWriter(WriteTerms(catalog, now_us, self._choice, issue, by, quotas))
 
     def _write(
         self,
@@ -302,12 +304,9 @@ class Manage:
         for entry, path in pairs:
             if isinstance(entry, Webhook) and not (self._plain_http or entry.url.startswith("https:")):
                 field = at_path(path, "url")
-                raise BadParameter(f"{field}: url begins with https://", field=field)
+                raise BadParameter(f"{field}: url must begin with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
-            quotas = self._quotas_of(by)
-            writer = EntryWriter(
-                catalog, self._clock.now_us(), self._choice, issue=issue, by=by, quotas=quotas
-            )
+            writer = self._writer(catalog, self._clock.now_us(), issue=issue, by=by)
             for entry, path in pairs:
                 if (
                     issue

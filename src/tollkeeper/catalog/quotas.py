@@ -1,4 +1,4 @@
-"""How many entries an account's own calls may bring it to. The operator's calls have no bound."""
+"""The most entries that an account's own calls may create. The operator's calls have no quota."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class Sessions:
             finally:
                 self._reading.release()
         elif key_id not in self._keys and self._reading.locked():
-            # Nobody is refused for being second, unless the other login is slow: then it holds up one thread only.
+            # A second caller waits for the read of the first, unless that login is slow: then one thread waits.
             left_s = _WAIT_S - (self._clock.now_us() - self._read_at_us) / US_PER_S
             if self._reading.acquire(timeout=min(max(left_s, 0.0), _WAIT_S)):
                 self._reading.release()

@@ -1,5 +1,5 @@
 """
-The command line: `tollkeeper …`. It translates between the shell and services, and decides nothing.
+The command line: `tollkeeper …`. It translates between the shell and the rooms, and decides nothing.
 
 Modules of this package import nothing heavy (stores, Arrow, the HTTP server) at their top, so that help and
 mistakes are answered at once; a test says so.

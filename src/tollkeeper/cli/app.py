@@ -1,4 +1,4 @@
-"""All commands together, and what becomes of an error: one line on stderr, never a traceback for ours."""
+"""All commands together. An error of ours is one line on stderr, without a traceback."""
 
 from __future__ import annotations
 

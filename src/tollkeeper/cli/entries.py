@@ -65,7 +65,7 @@ def _group(kind: str) -> typer.Typer:
     """Return the commands of one kind: list, show, put, delete."""
     group = typer.Typer(name=kind, help=_SUMMARIES[kind], no_args_is_help=True)
     fields = {field.name for field in msgspec.structs.fields(KINDS[kind])}
-    # Accounts, plans and routes belong to nobody; the option is there, so that the error can say so.
+    # Accounts, plans and routes have no owner; the option is there, so that the error can say so.
     account_option: Any = typer.Option(
         None,
         "--account",
@@ -379,14 +379,14 @@ def _is_text(field_type: Any) -> bool:
 
 
 def print_entries(kind: str, entries: Sequence[Json]) -> None:
-    """Print entries for people: the columns that tell something in at least one of them."""
+    """Print entries for people: the columns that have a value in at least one of them."""
     defaults = {
         field.name: msgspec.to_builtins(field.default)
         for field in msgspec.structs.fields(KINDS[kind])
         if field.default is not msgspec.NODEFAULT
     }
     names = list(dict.fromkeys(name for entry in entries for name in entry))
-    told = [
+    shown = [
         name
         for name in names
         if name in _ALWAYS_COLUMNS
@@ -395,8 +395,8 @@ def print_entries(kind: str, entries: Sequence[Json]) -> None:
             and any(not _is_default(entry.get(name), defaults.get(name)) for entry in entries)
         )
     ]
-    columns = [Column(_heading(name), numeric=_is_money(name) or name == "amount") for name in told]
-    print_table(columns, [[_cell(entry, name) for name in told] for entry in entries])
+    columns = [Column(_heading(name), numeric=_is_money(name) or name == "amount") for name in shown]
+    print_table(columns, [[_cell(entry, name) for name in shown] for entry in entries])
 
 
 def _is_default(value: Any, default: Any) -> bool:

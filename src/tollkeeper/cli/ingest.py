@@ -64,7 +64,7 @@ class LineError(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class FileResult:
-    """What became of a file's events. `rejected` counts all, `errors` lists the first."""
+    """The result of a file's events. `rejected` counts all, `errors` lists the first."""
 
     accepted: int = 0
     duplicates: int = 0
@@ -235,7 +235,7 @@ def _local_book(
         decoded = log.decode(chunk, now_us=now_us) if log else decode_ndjson(chunk, now_us=now_us)
         result = installation.ingest.take(decoded)
         # What is booked waits in memory for the usage store: by this never more than one chunk.
-        installation.reports.fresh(None)
+        installation.delivery.fresh(None)
         return events_answer(result)
 
     return book
@@ -324,7 +324,7 @@ def _unzipped(raw: io.BufferedReader) -> BinaryIO:
 
 
 def _size(raw: io.BufferedReader) -> int | None:
-    # Nobody knows how much will come through a pipe.
+    # The length of a pipe is unknown.
     return os.fstat(raw.fileno()).st_size if raw.seekable() else None
 
 

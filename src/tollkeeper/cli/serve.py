@@ -1,4 +1,4 @@
-"""`tollkeeper serve`: run the server until it is told to stop."""
+"""`tollkeeper serve`: run the server until SIGINT or SIGTERM."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def serve(
     ] = None,
     metrics_open: Annotated[
         bool | None,
-        _setting("metrics-open", "Answer /metrics without a key, to everybody who can reach the port."),
+        _setting("metrics-open", "Answer /metrics without a key, to every caller that can reach the port."),
     ] = None,
     webhook_allow_private: Annotated[
         bool | None,

@@ -1,4 +1,4 @@
-"""`tollkeeper usage`: the usage question, answered as table, JSON or CSV."""
+"""`tollkeeper usage`: the usage query, answered as table, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def usage(
     """
     Show what was used: requests, tokens, cost, latency, … by any grouping.
 
-    The answer contains every event that was acknowledged before the question.
+    The answer contains every event that was acknowledged before the query.
     """
     form = options.output_format(format, as_json)
     given = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDTH_WITHOUT_TERMINAL: Final = 1_000
-"""Columns to fill when nobody's window bounds them: a table in a file is not cut."""
+"""Columns to fill without a terminal: a table in a file is not cut."""
 _ACTING: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode's categories of what has an effect and no shape: controls, marks of direction, invisible characters, line
 and paragraph ends; and halves of characters, which no output can encode."""

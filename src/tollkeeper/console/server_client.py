@@ -8,24 +8,16 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.adapters.redirects import NoRedirects
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console.failures import Failure, misused
 
 TIMEOUT_S: Final = 600
 """A verify of a large installation takes its time."""
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows none: the key is for the host that was named, and for no other."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> None:
-        return None
 
 
 class Server:
@@ -42,7 +34,8 @@ class Server:
             raise misused(f"{url} is no address of a server: give one such as http://127.0.0.1:8080.")
         self.url = url.rstrip("/").removesuffix(PREFIX)
         self._key = key
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirects()]
+        # The key is for the host that was named, and for no other.
+        handlers: list[urllib.request.BaseHandler] = [NoRedirects()]
         if _is_loopback(parts.hostname):
             # A proxy of the environment cannot reach this machine's own ports.
             handlers.append(urllib.request.ProxyHandler({}))

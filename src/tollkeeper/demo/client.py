@@ -62,7 +62,7 @@ class ApiClient:
         return answer.body
 
     def close(self) -> None:
-        """Close all connections. Nobody may be calling."""
+        """Close all connections. No call may be under way."""
         for close in self._close:
             close()
 

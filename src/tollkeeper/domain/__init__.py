@@ -17,6 +17,7 @@ Files, by what they are about:
   record that says so), `events` (the wire format and the record), `pricing` (what tokens cost).
 * what is set up: `catalog`, `keys`, `entitlements` (what a key permits now), `bounds` (what a customer may make).
 * money and time: `money`, `pools` (the credit balance), `periods`, `zones`, `instants`, `limit_status`.
+* what is sent: `requirements` (what a value of the wrong type must be).
 * what was used: `usage` (the query), `rollups`, `increments` (a report brought up to date), `alerts`, `webhooks`.
 * the stores: `bookings` (what one commit writes), `pairing` (which ledger belongs to which usage store), `addresses`.
 

@@ -1,5 +1,5 @@
 """
-Alerts and recommendations: what deserves somebody's attention in the figures of an account or a key.
+Alerts and recommendations: figures of an account or a key that need attention.
 
 Each rule compares one figure with one threshold. Its message names the figure, its advice follows from it, and
 a rule whose figure is within bounds says nothing.
@@ -33,7 +33,7 @@ class Alert(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """When each rule speaks. Percentages are whole numbers from 0 to 100, figures at a threshold cross it."""
+    """The thresholds of each rule. Percentages are whole numbers from 0 to 100, figures at a threshold cross it."""
 
     utilisation_percent: int = 80
     utilisation_percent_high: int = 95

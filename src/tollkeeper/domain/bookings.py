@@ -34,7 +34,7 @@ class HoldBody(msgspec.Struct, frozen=True):
     at_us: int
     expires_at_us: int
     fingerprint: str
-    """What the caller asked, so that a retry can be told from another request under the same id."""
+    """What the caller sent, to distinguish a retry from another request under the same id."""
     tags: dict[str, str] = {}
     project: str | None = None
     """That of the key when the request was admitted, `""` for none; None in holds from before this was kept."""

@@ -1,5 +1,5 @@
 """
-Bounds: what a customer makes or changes is never freer than what the operator gave it.
+Bounds: a customer cannot create or change an entry beyond the operator's bounds of its account.
 
 The one predicate of every door: management keys, dashboard sessions, keys that make keys. A budget bounds a
 customer only when the customer cannot multiply it. A budget per key is multiplied by making keys, one per project

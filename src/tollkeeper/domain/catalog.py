@@ -120,16 +120,18 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         _check_id(self.name, f"{path}.name")
         if self.algorithm == "concurrency":
             if self.unit != "requests":
-                raise Invalid(f"{path}.unit", "a concurrency limit counts requests")
+                raise Invalid(f"{path}.unit", "a concurrency limit must count requests: leave unit out")
             return
         try:
             seconds = periods.duration_s(self.window)
         except ValueError as exc:
             raise Invalid(f"{path}.window", str(exc)) from None
         if seconds > 366 * 86_400:
-            raise Invalid(f"{path}.window", "a window is at most 366 days: use a budget for longer spans")
+            raise Invalid(
+                f"{path}.window", "a window must be at most 366 days: use a budget for longer spans"
+            )
         if self.burst is not None and (self.algorithm != "permits" or self.burst < 1):
-            raise Invalid(f"{path}.burst", "burst is for algorithm = 'permits' and is at least 1")
+            raise Invalid(f"{path}.burst", "burst must be at least 1, with algorithm = 'permits'")
 
 
 class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -247,14 +249,16 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.role == "management" and self.type == "credit":
             raise Invalid("type", "a management key makes no requests that credit could pay: leave type out")
         if self.sha256 is not None and not _SHA256.match(self.sha256):
-            raise Invalid("sha256", "sha256 is 64 lower-case hex digits: the SHA-256 of the whole secret")
+            raise Invalid(
+                "sha256", "sha256 must be 64 lower-case hex digits: the SHA-256 of the whole secret"
+            )
         for index, limit in enumerate(self.limits or []):
             limit.check(f"limits[{index}]")
             if limit.per != "key":
                 # Shared by name, the amount of whichever key came last would hold for all.
                 raise Invalid(
                     f"limits[{index}].per",
-                    "a key's own limits count that key: put what counts its project or account into a plan",
+                    "a key's own limits must have per = 'key': put limits per project or account into a plan",
                 )
         _check_unique([limit.name for limit in self.limits or []], "limits", "name")
 
@@ -285,7 +289,7 @@ class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_span(self.period, self.time_zone, self.week_start, "")
         _check_aware(self.anchor_at, "anchor_at")
         if self.project is not None and self.key is not None:
-            raise Invalid("key", "a budget is for a project or for a key, not for both: drop one")
+            raise Invalid("key", "a budget must name a project or a key, not both: drop one")
 
 
 class Grant(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -338,11 +342,11 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def check(self) -> None:
         super().check()
         if self.method not in _METHODS:
-            raise Invalid("method", f"method is one of {', '.join(sorted(_METHODS))}")
+            raise Invalid("method", f"method must be one of {', '.join(sorted(_METHODS))}")
         if not self.path.startswith("/") or "*" in self.path[:-1]:
-            raise Invalid("path", "path begins with / and has * only as its last character")
+            raise Invalid("path", "path must begin with / and may have * only as its last character")
         if self.free and (self.credits or self.price_nanos):
-            raise Invalid("free", "a free route has neither credits nor price_nanos")
+            raise Invalid("free", "a free route must have neither credits nor price_nanos")
 
 
 PRICE_NANOS_MAX: Final = 2_000_000_000_000
@@ -377,7 +381,7 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Actions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What happens at which of a webhook's thresholds, beside telling it; nothing where absent."""
+    """The thresholds of a webhook's actions; an absent action never happens."""
 
     notify_admins: int | None = None
     """From this threshold on, messages ask the receiver to notify the admins, and the operator's log has it."""
@@ -455,8 +459,8 @@ def _check_id(value: str, field: str) -> None:
     if not ID_PATTERN.match(value):
         raise Invalid(
             field,
-            f"{value[:64]!r} is not an id: 1 to 128 letters, digits or . _ : @ + -, "
-            "starting with a letter or digit",
+            f"{value[:64]!r} is not an id: an id must have 1 to 128 letters, digits or . _ : @ + - "
+            "and must begin with a letter or digit",
         )
 
 
@@ -464,11 +468,11 @@ def _check_aware(value: datetime | None, field: str) -> None:
     if value is None:
         return
     if value.tzinfo is None:
-        raise Invalid(field, f"{field} needs an offset, e.g. 2026-01-31T00:00:00Z")
+        raise Invalid(field, f"{field} must have an offset, e.g. 2026-01-31T00:00:00Z")
     try:
         value.astimezone(UTC)
     except OverflowError:
-        raise Invalid(field, f"{field} is before the year 1 or after the year 9999 in UTC") from None
+        raise Invalid(field, f"{field} must be within the years 1 to 9999 in UTC") from None
 
 
 def check_zone(name: str, path: str = "") -> None:
@@ -481,16 +485,16 @@ def check_zone(name: str, path: str = "") -> None:
 
 def _check_url(url: str) -> None:
     if not _URL.match(url):
-        raise Invalid("url", "url begins with https:// and has no blanks, nor letters beyond ASCII")
+        raise Invalid("url", "url must begin with https:// and must have no blanks, nor letters beyond ASCII")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
     if not host or port == 0:
-        raise Invalid("url", "url names a host, and a port from 1 to 65535 if any")
+        raise Invalid("url", "url must name a host; its port, if any, must be from 1 to 65535")
     if "@" in parts.netloc:
-        raise Invalid("url", "url has no user and password: messages are signed instead")
+        raise Invalid("url", "url must have no user and password: messages are signed instead")
 
 
 def _check_span(period: str, time_zone: str | None, week_start: str, path: str) -> None:
@@ -501,7 +505,7 @@ def _check_span(period: str, time_zone: str | None, week_start: str, path: str) 
     if time_zone is not None:
         check_zone(time_zone, path)
     if week_start not in periods.WEEKDAYS:
-        raise Invalid(f"{path}week_start", f"week_start is one of {', '.join(periods.WEEKDAYS)}")
+        raise Invalid(f"{path}week_start", f"week_start must be one of {', '.join(periods.WEEKDAYS)}")
 
 
 def _check_unique(names: list[str], path: str, field: str) -> None:

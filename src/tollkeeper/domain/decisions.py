@@ -48,7 +48,7 @@ UNITS: Final = ("requests", "tokens", "nanos", "credits")
 
 
 class Amounts(NamedTuple):
-    """What one request takes, per unit, in the order of `UNITS`."""
+    """The amounts that one request takes, per unit, in the order of `UNITS`."""
 
     requests: int = 1
     tokens: int = 0

@@ -93,7 +93,7 @@ class LimitScope(NamedTuple):
 
 
 class Maker(NamedTuple):
-    """A key that made the one in question: its limits and budgets hold for both together."""
+    """The key that made this key: its limits and budgets hold for both together."""
 
     key: Key
     rotation_chain: Sequence[str]
@@ -101,7 +101,7 @@ class Maker(NamedTuple):
 
 
 class Entitlement(NamedTuple):
-    """What a key permits: everything that the gate needs to decide without asking anyone."""
+    """The entitlement of a key: all data that the gate needs to decide without a further read."""
 
     key: Key
     account: Account
@@ -129,7 +129,7 @@ def resolve(
 
     Args:
         rotation_chain: The ids of the keys that rotations made of one another, *key* among them, the first one first.
-            They share their counters, so that rotating frees nobody of a limit.
+            They share their counters, so a rotation does not reset a limit.
         plan: The plan in force: the key's own, else its subscription's, else its account's.
         budgets: The budgets of the account, of any scope.
         makers: The keys that made it, the first one first: making keys frees no key of a bound.

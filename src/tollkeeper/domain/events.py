@@ -27,13 +27,22 @@ COST_NANOS_MAX: Final = 10**15
 BYTES_MAX: Final = 2**50
 TAGS_MAX: Final = 16
 FUTURE_S_MAX: Final = 300
-"""How far ahead of our clock an event's time may lie."""
+"""Most seconds that an event's time may be ahead of our clock."""
 TIME_MIN_US: Final = 946_684_800_000_000
 """2000-01-01: an earlier time is taken for a unit error."""
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_CHARS_MAX)]
 Name = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 TokenCount = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+Status = Annotated[int, msgspec.Meta(ge=0, le=999)]
+Reason = Annotated[str, msgspec.Meta(max_length=64)]
+LatencyMs = Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MS_MAX)]
+BytesOut = Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)]
+Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
+Credits = Nanos
+Tags = Annotated[
+    dict[Annotated[str, msgspec.Meta(min_length=1, max_length=64)], Name], msgspec.Meta(max_length=TAGS_MAX)
+]
 
 
 class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,29 +67,20 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     route: Annotated[str, msgspec.Meta(max_length=ROUTE_CHARS_MAX)] | None = None
     kind: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     """`request` when absent."""
-    status: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
+    status: Status | None = None
     error_type: Name | None = None
-    denied_reason: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MS_MAX)] | None = None
-    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)] | None = None
+    denied_reason: Reason | None = None
+    latency_ms: LatencyMs | None = None
+    bytes_out: BytesOut | None = None
     model: Name | None = None
     tokens: Tokens | None = None
     cache: Literal["hit", "miss", "none"] | None = None
-    credits: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
-    cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
-    """What it actually cost; priced by us from tokens and route when absent."""
-    estimated_cost_nanos: Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)] | None = None
-    """What a job is expected to cost; counts until its actual cost comes with a correction."""
-    tags: (
-        Annotated[
-            dict[
-                Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
-                Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)],
-            ],
-            msgspec.Meta(max_length=TAGS_MAX),
-        ]
-        | None
-    ) = None
+    credits: Credits | None = None
+    cost_nanos: Nanos | None = None
+    """The actual cost; computed from tokens and route when absent."""
+    estimated_cost_nanos: Nanos | None = None
+    """The expected cost of a job; it counts until a correction brings the actual cost."""
+    tags: Tags | None = None
 
 
 CostState = Literal["given", "priced", "estimated", "unpriced", "free"]
@@ -150,7 +150,7 @@ def parse_time_us(text: str) -> int:
     """
     match = _RFC3339.match(text)
     if match is None:
-        raise ValueError("time is an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
+        raise ValueError("time must be an RFC 3339 date-time with an offset, e.g. 2026-01-31T09:30:00.125Z")
     year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
     zone = UTC
     if sign is not None:

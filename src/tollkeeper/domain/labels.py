@@ -14,7 +14,7 @@ from typing import Final
 from tollkeeper.domain.instants import US_PER_S
 
 OTHER: Final = "other"
-"""Stored in place of a text beyond the bound. A real value of this name cannot be told from it."""
+"""Stored in place of a text beyond the bound. A real value of this name is indistinguishable from it."""
 LABELS: Final = ("method", "route", "kind", "error_type", "denied_reason", "model")
 """The fields of `events.Record` that callers name freely and that the rollups group by."""
 COMBINATIONS_PER_VALUE: Final = 4

@@ -1,4 +1,4 @@
-"""Where a key stands with its limits, budgets and balance; and who signed in to a dashboard."""
+"""The state of a limit, budget or balance of a key; and the session of a dashboard user."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """
 The meter: what a request costs, and the record that says so. Each rule of it stands here once.
 
-A request reaches us by one of four doors: the gate in this process, authorize and settle over HTTP, ingest, and a
-correction. All four ask `cost_of`, so that the same request costs the same at each. Ingest does it for a batch at
+A request reaches us in one of four ways: the gate in this process, authorize and settle over HTTP, ingest, and a
+correction. All four call `cost_of`, so that the same request costs the same in each. Ingest does it for a batch at
 a time, in `meter.columns`, the declared twin of this module: a property test holds the two together.
 
 The rules, the first that applies:
@@ -37,9 +37,9 @@ Cost: TypeAlias = tuple[int, CostState, int, str]
 """`(cost_nanos, cost_state, credits, price_version)`. A plain tuple: every request makes one."""
 
 NOT_OF_BODY: Final = frozenset({"received_at_us", "revision", "sign", "amendment_id", "price_version"})
-"""What we say of an event, and not its sender."""
+"""Fields that we set, never the sender."""
 PRICE_OF_BODY: Final = frozenset({"cost_nanos", "cost_state", "credits"})
-"""What we say unless the sender does."""
+"""Fields that we set unless the sender does."""
 
 _DIGEST_BYTES: Final = 16
 
@@ -188,21 +188,11 @@ def admitted_record(
     )
 
 
-def refused_record(
-    account_id: str,
-    project_id: str,
-    key_id: str,
-    at_us: int,
-    id_: str,
-    route: Route,
-    method: str,
-    path: str,
-    denial: Denial,
-    model: str = "",
-) -> Record:
-    """Return the record that counts a request that the gate refused; it costs nothing."""
-    record = free_record(account_id, project_id, key_id, at_us, id_, route, method, path, denial.status)
-    return record._replace(error_type=denial.reason, denied_reason=denial.reason, model=model)
+def refused_record(record: Record, denial: Denial, model: str = "") -> Record:
+    """Return *record*, which `free_record` made, as that of a request that the gate refused."""
+    return record._replace(
+        status=denial.status, error_type=denial.reason, denied_reason=denial.reason, model=model
+    )
 
 
 def free_record(
@@ -227,7 +217,8 @@ def counted_path(route: Route, path: str) -> str:
     """
     Return the path under which a request of the gate is counted: its route's template.
 
-    A request that no route knows is counted under the path as it was called.
+    A request that no route knows is counted under the path as it was called. Ingest differs for a template that ends
+    with `*`: see `meter.resolve`.
     """
     return bounded_path(path) if route is UNKNOWN_ROUTE else route.path
 

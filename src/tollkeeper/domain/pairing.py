@@ -54,7 +54,7 @@ class StorePast(NamedTuple):
     What the usage store says of the batches that it took.
 
     Attributes:
-        last: The last batch of this installation that it may have; None if it was told of none.
+        last: The last batch of this installation that it may have; None if it was given none.
         others: Ids of other installations that it took batches of.
         records: How many records it has, of whatever installation.
     """

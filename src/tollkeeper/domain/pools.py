@@ -15,7 +15,7 @@ from tollkeeper.errors import InvariantBroken
 
 
 class GrantBalance(NamedTuple):
-    """What is left of one grant. Fields in the order in which grants are drawn on."""
+    """The remainder of one grant. Its fields are in the order in which grants are spent."""
 
     priority: int
     expires_at: datetime
@@ -26,7 +26,7 @@ class GrantBalance(NamedTuple):
 
 
 class CreditBook(NamedTuple):
-    """All grants of one account, in drawing order, and what was spent beyond them."""
+    """All grants of one account, in the order of spending, and the amount spent beyond them."""
 
     grants: tuple[GrantBalance, ...] = ()
     overdraft_nanos: int = 0

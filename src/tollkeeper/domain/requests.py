@@ -7,7 +7,7 @@ from typing import Final, Literal, NamedTuple
 
 
 class Usage(NamedTuple):
-    """What a request is expected to use (at `admit`), or did use (at `settle`)."""
+    """The expected usage of a request (at `admit`), or the actual one (at `settle`)."""
 
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
@@ -28,7 +28,7 @@ NO_USAGE: Final = Usage()
 
 
 class Outcome(NamedTuple):
-    """How a request ended, beside what it used."""
+    """The outcome of a request, with its usage."""
 
     status: int = 200
     usage: Usage = NO_USAGE

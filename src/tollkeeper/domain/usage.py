@@ -1,5 +1,5 @@
 """
-The usage question and its answer: one query language for the API, the command line, the dashboard and
+The usage query and its answer: one query language for the API, the command line, the dashboard and
 every profile.
 """
 
@@ -73,7 +73,7 @@ PAGE_SIZE_MAX: Final = 50_000
 
 class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One question about usage in `[from_us, to_us)`.
+    One query about usage in `[from_us, to_us)`.
 
     Args:
         account_id: Whose usage; None asks for all accounts (the operator only).

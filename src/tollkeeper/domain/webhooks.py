@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class StoredWebhook(NamedTuple):
-    """A webhook as it is kept; *created_at_us* also tells it from an earlier one of its id."""
+    """A webhook as it is stored; *created_at_us* distinguishes it from an earlier one of its id."""
 
     entry: Webhook
     created_at_us: int
@@ -162,7 +162,7 @@ class DeliveryResult(NamedTuple):
 
     Attributes:
         status: Of the answer; 0 without one.
-        reason: Why it failed, in words that may be logged; "" of a success.
+        reason: Why it failed, as text that is safe to log; "" for a success.
     """
 
     status: int

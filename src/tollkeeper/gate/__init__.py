@@ -1,5 +1,5 @@
 """
-The gate: decides each request from memory, before it runs, and ends what it admitted.
+The gate: decides each request from memory, before it runs, and ends each admission.
 
 It is not the truth: the ledger is, and the gate reads it once per key, window and budget period. It prices no
 record by rules of its own, writes nothing and knows no store: `Sources` is what it reads, and the committer takes
@@ -12,12 +12,13 @@ Invariants:
 * One lock guards all of it, for µs. No store is read or written while it is held, and nothing outside takes it.
 * What was read before a change of the catalog amends nothing after it.
 
-Files: `gate.py` admits and ends · `admission.py` what a caller holds · `compiled_keys.py` keys, their counters per
-route, and their memory · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the contract of
-one · `windows.py` rate windows · `budget_counter.py` budgets · `money.py` credit · `openings.py` when periods opened
-that open with the first use · `limit_statuses.py` where they stand ·
-`denials.py` how a refusal is worded · `routes.py` the policy of a path · `catalog_version.py` what is current ·
-`sources.py` what is read · `eviction.py` what leaves memory · `ids.py` ids of holds and events.
+Files: `gate.py` admits and ends · `admission.py` the admission of a caller · `compiled_keys.py` keys, their counters
+per route, and their memory · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the
+contract of one · `windows.py` rate windows · `budget_counter.py` budgets · `money.py` credit ·
+`openings.py` when periods opened that open with the first use · `limit_statuses.py` their state ·
+`denials.py` the text of a refusal · `routes.py` the policy of a path · `catalog_version.py` which compiled keys are
+current · `sources.py` the reads of stores · `eviction.py` eviction of idle keys and counters · `ids.py` ids of holds
+and events.
 
 Imports: `domain`, `clock`. No other room.
 """

@@ -1,4 +1,4 @@
-"""What a caller of the gate holds: an admission with what it has set aside, or one counted call."""
+"""The results of the gate: an admission with the amounts that it holds, or one counted call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_TAGS: Final[Mapping[str, str]] = {}
 
 
 class Charge(NamedTuple):
-    """What one settled request adds to one counter of the ledger, in the counter's unit."""
+    """The amount that one settled request adds to one counter of the ledger, in the counter's unit."""
 
     account_id: str
     counter_id: str

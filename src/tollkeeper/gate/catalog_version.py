@@ -1,4 +1,4 @@
-"""The version of the catalog: what was read as of an older one must neither be remembered nor amend a counter."""
+"""The version of the catalog: a value read as of an older one must neither be cached nor change a counter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ class CatalogVersion:
     """Counts the changes of the catalog. Read without the gate's lock; advanced and compared with it."""
 
     NEVER_CURRENT = -1
-    """What is compiled as of this version amends no counter that others share."""
+    """A key that is compiled as of this version changes no shared counter."""
 
     def __init__(self) -> None:
         self.current = 0

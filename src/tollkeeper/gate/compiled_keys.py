@@ -1,5 +1,5 @@
 """
-Compiled keys: what each key may do and which counters it takes from, worked out once per key and route.
+Compiled keys: the permissions and counters of each key, computed once per key and route.
 
 `CompiledKeys` remembers them by the hash of their secret, and forgets those whose catalog entries changed or that
 are idle. What they admitted is still open then; a budget that comes into force counts it too.
@@ -32,7 +32,7 @@ _IDLE_US: Final = 600 * US_PER_S
 _HELD_US_MAX: Final = 8 * 86_400 * US_PER_S
 """Longer than a request can be open: `gate.HOLD_S_MAX`."""
 _TRIES_MAX: Final = 8
-"""How often a key is compiled because the catalog changed meanwhile, before its request is refused."""
+"""Most compilations of a key for one request. Each further one follows a change of the catalog meanwhile."""
 
 _UNKNOWN_KEY: Final = Denial("key_unknown", "The api key is not known here.")
 

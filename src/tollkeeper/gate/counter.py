@@ -29,7 +29,7 @@ class NotRead(Exception):
 
 
 class Counter(Protocol):
-    """What the gate needs of a limit, budget or balance."""
+    """The contract between the gate and a limit, budget or balance."""
 
     account_id: str
     counter_id: str

@@ -1,4 +1,9 @@
-"""How the gate words its refusals: which limit, how much was asked, what would fit, and when it lifts."""
+"""
+The text of the gate's refusals (402, 429): which limit, how much was asked, what would fit, and when it lifts.
+
+`http/denials.py` makes the problem document of it, a profile its vendor's answer. Money is in whole units here, since
+people read it; the fields of a `Denial` are in nanos.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from collections.abc import Iterable
 
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.money import format_nanos
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
 
@@ -31,7 +37,7 @@ def denial_of(counter: Counter, counters: Iterable[Counter], amounts: Amounts, n
         retry_after_s = max(1, -(-(lifts_at_us - now_us) // US_PER_S))
     return Denial(
         reason=counter.reason,  # type: ignore[arg-type]
-        message=_message(counter, amount, allowed, used),
+        message=_message(counter, amount, allowed, used, retry_after_s),
         limit=counter.name,
         unit=counter.unit,
         allowed=allowed,
@@ -51,11 +57,23 @@ def expired(compiled_key: CompiledKey, now_us: int) -> Denial:
     return Denial("key_expired", "The api key has expired. Ask for a new one.")
 
 
-def _message(counter: Counter, amount: int, allowed: int | None, used: int) -> str:
+def _message(counter: Counter, amount: int, allowed: int | None, used: int, retry_after_s: int | None) -> str:
     if counter.reason == "credit_exhausted":
         return "The account's credit balance is used up. Top up to continue."
     if counter.reason == "budget_exhausted":
-        return f"Budget {counter.name} is used up: {used} of {allowed} {counter.unit}, {amount} asked."
+        return f"Budget {counter.name} is used up: {_share(counter.unit, amount, allowed, used)}."
     if counter.reason == "too_many_concurrent":
         return f"Limit {counter.name}: {used} of {allowed} requests are under way."
-    return f"Rate limit {counter.name} exceeded: {used} of {allowed} {counter.unit} used, {amount} asked."
+    advice = (
+        "The limit never has room for that much: send a smaller request."
+        if retry_after_s is None
+        else f"Try again in {retry_after_s} s."
+    )
+    return f"Rate limit {counter.name} exceeded: {_share(counter.unit, amount, allowed, used)}. {advice}"
+
+
+def _share(unit: str, amount: int, allowed: int | None, used: int) -> str:
+    if unit != "nanos":
+        return f"{used} of {allowed} {unit} used, {amount} needed"
+    most = "unlimited" if allowed is None else format_nanos(allowed)
+    return f"{format_nanos(used)} of {most} used, {format_nanos(amount)} needed"

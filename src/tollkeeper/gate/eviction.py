@@ -13,7 +13,7 @@ _STEP: Final = 1_000
 
 
 def eviction(keys: CompiledKeys, counters: CounterRegistry, now_us: Callable[[], int]) -> Iterator[None]:
-    """Go round all keys and then all counters, for ever; each step ends when it gave back the lock."""
+    """Visit all keys and then all counters, again and again; each step ends after it released the lock."""
     while True:
         hashes = keys.hashes()
         for first in range(0, len(hashes), _STEP):

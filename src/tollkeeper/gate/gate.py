@@ -24,6 +24,7 @@ from tollkeeper.domain.meter import (
     bounded_path,
     cost_of,
     counted_path,
+    free_record,
     refused_record,
 )
 from tollkeeper.domain.pools import CreditBook
@@ -57,7 +58,7 @@ HOLD_S_MAX: Final = 7 * 86_400
 
 
 class GateSettings(NamedTuple):
-    """What the gate does where the catalog is silent."""
+    """The decision of the gate where the catalog has none."""
 
     unknown_route: Literal["deny", "allow"] = "deny"
     unknown_price: Literal["deny", "allow"] = "deny"
@@ -72,12 +73,14 @@ class Gate:
 
     def __init__(self, sources: Sources, clock: Clock, settings: GateSettings = GateSettings()) -> None:
         self.abandoned: deque[tuple[CompiledKey, list[Taken]]] = deque()
-        """What admissions had taken that were dropped without an ending."""
+        """The amounts of admissions that were garbage-collected without an ending; they are given back."""
         self.refusing: str | None = None
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self.admitted_count = 0
         """Requests admitted since start."""
         self._ids, self._own_ids = Ids(), Ids()
+        self.own_ids_ending: Final = self._own_ids.ending
+        """How the ids of requests end that are under way in this process and in no store yet."""
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
@@ -250,9 +253,8 @@ class Gate:
 
     def credit_of(self, compiled_key: CompiledKey, now_us: int) -> tuple[CreditBook, int] | None:
         """
-        Return the committed book that a key draws on, and what is settled or held beyond it.
-
-        Both as of one moment, so that a commit in between moves nothing out of sight. None without a balance.
+        Return the committed book that a key draws on, and the amount settled or held beyond it, as of one moment.
+        None without a balance.
         """
         pool = compiled_key.pool
         if pool is None:
@@ -283,7 +285,7 @@ class Gate:
         """
         End *admission* with what was really used; return the record and what it charges.
 
-        The caller has claimed the admission (see `claim`) and hands both to the committer.
+        The caller has claimed the admission (`claim`) and hands both to the committer.
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
@@ -294,7 +296,7 @@ class Gate:
     def finish(
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
-        """Do `claim` and `settle` in one step; None when somebody else ended *admission*, or does."""
+        """Do `claim` and `settle` in one step; None when another caller ended *admission*, or is ending it."""
         record = admission.record(self._sources.price, outcome, received_at_us)
         actual = _used(record)
         with self._lock:
@@ -333,10 +335,10 @@ class Gate:
     def void(self, admission: Admission) -> None:
         """End *admission* as if it never was. The caller has claimed it."""
         with self._lock:
-            self._give_back(admission.compiled_key, admission.taken)
+            _give_back(admission.compiled_key, admission.taken)
 
     def claim(self, admission: Admission) -> bool:
-        """Make the caller the one that ends *admission*; False when somebody else did or does."""
+        """Make the caller the one that ends *admission*; False when another caller did or does."""
         with self._lock:
             if admission.state != "open":
                 return False
@@ -353,7 +355,7 @@ class Gate:
         """Return the record that counts a refused request in the statistics; it costs nothing."""
         routes = self._keys.routes or self._keys.load_routes()
         route = routes.match(method, path, compiled_key.profile) or UNKNOWN_ROUTE
-        return refused_record(
+        record = free_record(
             compiled_key.account_id,
             compiled_key.project_id,
             compiled_key.key_id,
@@ -362,9 +364,9 @@ class Gate:
             route,
             method,
             counted_path(route, path),
-            denial,
-            model,
+            denial.status,
         )
+        return refused_record(record, denial, model)
 
     # -- keys -----------------------------------------------------------------------------------------
 
@@ -397,12 +399,16 @@ class Gate:
 
     def evict_idle(self) -> None:
         """
-        Look at the next keys and counters, a bounded number, and evict those that are idle. Called every half
-        second or so. It changes no decision: what is evicted is read again, as it was, when it is needed.
+        Evict the idle ones of the next keys and counters, a bounded number. Called about every half second.
+        No decision changes: an evicted key or counter is read again when it is needed.
         """
         next(self._eviction)
 
     # -- for the committer ----------------------------------------------------------------------------
+
+    def refuse(self, reason: str | None) -> None:
+        """Admit nothing from now on, for *reason*; with None, admit again. Nobody else sets `refusing`."""
+        self.refusing = reason
 
     def booked(
         self,
@@ -449,11 +455,6 @@ class Gate:
         """Return a fresh id: see `Ids`."""
         return self._ids.new_id(now_us)
 
-    @property
-    def own_ids_ending(self) -> str:
-        """How the ids of requests end that are under way in this process and in no store yet."""
-        return self._own_ids.ending
-
     def _collect_abandoned(self) -> None:
         while self.abandoned:
             try:
@@ -461,12 +462,14 @@ class Gate:
             except IndexError:
                 return
             with self._lock:
-                self._give_back(compiled_key, taken)
+                _give_back(compiled_key, taken)
 
-    def _give_back(self, compiled_key: CompiledKey, taken: list[Taken]) -> None:
-        compiled_key.open.pop(id(taken), None)
-        for counter, held, mark in taken:
-            counter.give_back(mark, held)
+
+def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
+    """Take back what was set aside. The gate's lock is held."""
+    compiled_key.open.pop(id(taken), None)
+    for counter, held, mark in taken:
+        counter.give_back(mark, held)
 
 
 def _used(record: Record) -> _Actual:

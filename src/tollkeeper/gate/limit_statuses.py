@@ -1,4 +1,4 @@
-"""Where the limits, budgets and balance of a key stand. Callers hold the gate's lock; each may raise `NotRead`."""
+"""The states of the limits, budgets and balance of a key. Callers hold the gate's lock; each may raise `NotRead`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _NEVER_US: Final = 2**62
 
 
 class CreditPool:
-    """What is left of one account's credit balance: the committed book, less what is settled or held here."""
+    """The remainder of one account's credit balance: the committed book, less the amounts settled or held here."""
 
     __slots__ = (
         "__weakref__",

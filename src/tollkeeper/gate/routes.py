@@ -9,7 +9,7 @@ from typing import Final
 from tollkeeper.domain.catalog import Route
 
 _CACHE_MAX: Final = 8_192
-"""Paths remembered; when full the memory starts anew, so that made-up paths cannot grow it."""
+"""Most paths in the cache. A full cache is cleared, so that made-up paths cannot grow it."""
 
 
 class RouteTable:

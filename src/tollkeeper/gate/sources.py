@@ -1,4 +1,4 @@
-"""What the gate reads of the catalog and the ledger: once per key, counter or period, never with its lock held."""
+"""The reads of the gate from catalog and ledger: once per key, counter or period, never with its lock held."""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@ The rate windows: what a limit allows per window, and how many requests may be u
 Each is a `Counter` (`gate/counter.py`). A window never rolls backwards: when the clock jumps back, the later
 window goes on counting, so that a jump can delay a request but not overshoot. What a window counted is saved
 with the next commit, so that a crash does not empty it.
+
+`fits`, `take` and `settle` stand in full in each window: every request calls them, and a shared step would cost
+about 0.1 µs a call.
 """
 
 from __future__ import annotations
@@ -63,6 +66,11 @@ class Window(ABC):
         self.reason = "rate_limited"
         self.width_us = 0 if limit.algorithm == "concurrency" else duration_s(limit.window) * US_PER_S
         self.dirty = False
+        self._restore(limit, now_us, stored)
+
+    @abstractmethod
+    def _restore(self, limit: Limit, now_us: int, stored: dict[int, int]) -> None:
+        """Begin with what was saved: `slot → used`, as `slots` returned it; empty for a new window."""
 
     def amend(self, limit: Limit) -> None:
         """Take over a changed amount of the same limit; what is used stays used."""
@@ -121,16 +129,7 @@ class FixedWindow(Window):
 
     __slots__ = ("start_us", "used")
 
-    def __init__(
-        self,
-        account_id: str,
-        counter_id: str,
-        limit: Limit,
-        now_us: int,
-        stored: dict[int, int],
-        changed: list[Window],
-    ) -> None:
-        super().__init__(account_id, counter_id, limit, now_us, stored, changed)
+    def _restore(self, limit: Limit, now_us: int, stored: dict[int, int]) -> None:
         self.start_us = max(now_us - now_us % self.width_us, max(stored, default=0))
         self.used = stored.get(self.start_us, 0)
 
@@ -180,16 +179,7 @@ class FirstCallWindow(FixedWindow):
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        account_id: str,
-        counter_id: str,
-        limit: Limit,
-        now_us: int,
-        stored: dict[int, int],
-        changed: list[Window],
-    ) -> None:
-        super().__init__(account_id, counter_id, limit, now_us, stored, changed)
+    def _restore(self, limit: Limit, now_us: int, stored: dict[int, int]) -> None:
         # None is open yet, or one that is over: either way the next request opens one.
         self.start_us = max(stored, default=-self.width_us)
         self.used = stored.get(self.start_us, 0)
@@ -224,16 +214,7 @@ class SlidingWindow(Window):
 
     __slots__ = ("_slots", "latest_us", "slot_us", "used")
 
-    def __init__(
-        self,
-        account_id: str,
-        counter_id: str,
-        limit: Limit,
-        now_us: int,
-        stored: dict[int, int],
-        changed: list[Window],
-    ) -> None:
-        super().__init__(account_id, counter_id, limit, now_us, stored, changed)
+    def _restore(self, limit: Limit, now_us: int, stored: dict[int, int]) -> None:
         self.slot_us = max(1, self.width_us // SLIDING_SLOTS)
         # Also those that count nothing yet: a hold by estimate may settle there.
         self._slots: deque[list[int]] = deque([start, used] for start, used in sorted(stored.items()))
@@ -336,16 +317,7 @@ class PermitBucket(Window):
 
     __slots__ = ("burst", "last_us", "level")
 
-    def __init__(
-        self,
-        account_id: str,
-        counter_id: str,
-        limit: Limit,
-        now_us: int,
-        stored: dict[int, int],
-        changed: list[Window],
-    ) -> None:
-        super().__init__(account_id, counter_id, limit, now_us, stored, changed)
+    def _restore(self, limit: Limit, now_us: int, stored: dict[int, int]) -> None:
         self.burst = limit.burst if limit.burst is not None else limit.amount
         permits, part = stored.get(_PERMITS), stored.get(_PART, 0)
         self.level = self.burst * self.width_us if permits is None else permits * self.width_us + part
@@ -406,16 +378,7 @@ class Concurrency(Window):
     __slots__ = ("used",)
     counts_open: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        account_id: str,
-        counter_id: str,
-        limit: Limit,
-        now_us: int,
-        stored: dict[int, int],
-        changed: list[Window],
-    ) -> None:
-        super().__init__(account_id, counter_id, limit, now_us, stored, changed)
+    def _restore(self, limit: Limit, now_us: int, stored: dict[int, int]) -> None:
         self.reason = "too_many_concurrent"
         self.used = 0
 

@@ -110,11 +110,9 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
     return {
         Amend: installation.amend,
         BudgetTopUps: installation.top_ups,
-        Balances: Balances(
-            installation.gate, installation.directory, installation.ledger, installation.clock
-        ),
+        Balances: installation.balances,
         Directory: installation.directory,
-        EventLookup: EventLookup(installation.store, installation.reports),
+        EventLookup: installation.event_lookup,
         Gate: installation.gate,
         Manage: installation.manage,
         MetricsSource: metrics,

@@ -77,7 +77,9 @@ class App:
         self.hot = HotEndpoints(
             installation.holds,
             installation.ingest,
-            Dialects(installation),
+            Dialects(
+                installation.profile_settings, installation.gate, installation.directory, installation.clock
+            ),
             installation.clock,
             new_id=installation.gate.new_id,
             threads=self.executors.hot,
@@ -248,7 +250,7 @@ class App:
 
 
 class _ForkedApp(App):
-    """What the surface is in a forked child: it answers that nothing can be done here."""
+    """The surface in a forked child: it answers every request with 503."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -295,9 +297,9 @@ def _closing(send: Send) -> Send:
     """
     Return *send* with answers that end the connection.
 
-    For every chunked body: of a request with both lengths the server (hyper, in granian) shows only
-    `Transfer-Encoding`, so one cannot be told from an honest one, and RFC 9112, section 6.1, demands that the
-    connection is closed after it.
+    Used after every chunked body: of a request with both lengths the server (hyper, in granian) shows only
+    `Transfer-Encoding`. Such a request looks like an honest one, and RFC 9112, section 6.1, says that the connection
+    must be closed after it.
     """
 
     async def send_last(message: Message) -> None:

@@ -1,9 +1,9 @@
 """
-Who calls the product's own API: an operator (`ok_`), a management key (`mk_`), or a consumption key.
+The caller of the product's own API: an operator (`ok_`), a management key (`mk_`), or a consumption key.
 
-Keys are looked up by their SHA-256, so timing tells nothing. A good credential is always served: only answers to
+Keys are looked up by their SHA-256, so timing reveals nothing. A good credential is always served: only answers to
 failing ones are throttled, by address (`Throttle`), in bounded memory. A key has 190 bits, so there is nothing to
-guess, and an address may be a proxy's, with everybody behind it.
+guess, and an address may be a proxy's, with many clients behind it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Authenticator:
         Return whom the request's credential stands for.
 
         Raises:
-            Unauthenticated: No credential, or none of ours, or one that is no longer valid.
+            Unauthenticated: No credential, an unknown one, or one that is no longer valid.
             Forbidden: The key's account is not active.
         """
         secret = credential(headers)

@@ -83,7 +83,9 @@ def decompressed(body: bytes, headers: RawHeaders, bytes_max: int) -> bytes:
     if encoding in (b"", b"identity"):
         return body
     if encoding != b"gzip":
-        raise UnsupportedMediaType("content-encoding is gzip, or none.")
+        raise UnsupportedMediaType(
+            f"Content-Encoding must be gzip, or left out, not {encoding[:64].decode('latin-1')!r}"
+        )
     pieces = []
     size = members = 0
     engine = None
@@ -112,7 +114,7 @@ def decompressed(body: bytes, headers: RawHeaders, bytes_max: int) -> bytes:
                 if engine.eof:
                     rest, engine = engine.unused_data, None
     except zlib.error:
-        raise Malformed("the body is not gzip, though content-encoding says so") from None
+        raise Malformed("the body must be gzip, since Content-Encoding says so") from None
     if engine is not None:
         raise Malformed("the gzip body ends too early")
     return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""How a denial looks over HTTP: an RFC 9457 problem that says which limit, and when it lifts."""
+"""A denial over HTTP: its RFC 9457 problem document and its headers. `gate/denials.py` has its text."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Threads:
             with NOT_WAITING:
                 return call(*args, **kwargs)
         except WouldWait:
-            pass  # Not from in here, or its error would be told as one of this.
+            pass  # Not here: its error would be reported as one of this call.
         return await self.run(call, *args, **kwargs)
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
@@ -70,12 +70,12 @@ class Threads:
         return self._executor.submit(call)
 
     def close(self) -> None:
-        """Let the threads end what they are at; begin nothing that still waits for one."""
+        """Let the threads finish their calls; begin none of the waiting ones."""
         self._executor.shutdown(cancel_futures=True)
 
 
 class Probe:
-    """One question to a store, in a thread of its own, that is never asked twice at once."""
+    """One probe of a store, in a thread of its own. It never runs twice at once."""
 
     def __init__(self, name: str, ask: Callable[[], str | None], too_late: str) -> None:
         """
@@ -159,7 +159,7 @@ class Executors:
             caller.leave()
 
     def close(self) -> None:
-        """Let all threads end what they are at, but for usage queries, which are stopped."""
+        """Let all threads finish their calls, except usage queries, which are stopped."""
         self.stop_queries()
         for threads in self._threads.values():
             threads.close()

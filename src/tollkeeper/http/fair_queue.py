@@ -1,5 +1,5 @@
 """
-Who of many callers gets a thread next, and how many bytes each may have under way.
+A fair queue: which caller gets a thread next, and how many bytes each may have under way.
 
 A payer (an account, or the operator) never has a second piece of work started while another payer's first one
 waits; so a batch waits for at most one batch of each thread, however many one account sends. It is not a rate

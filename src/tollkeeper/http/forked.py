@@ -1,4 +1,4 @@
-"""The answer of a forked child, which can use nothing of the installation that it inherited."""
+"""The 503 of a forked child, which must not use the installation that it inherited."""
 
 from __future__ import annotations
 

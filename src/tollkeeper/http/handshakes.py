@@ -1,4 +1,4 @@
-"""How a WebSocket is refused before it opens: the client gets an HTTP answer, and no connection."""
+"""Refuses a WebSocket before it opens: the client gets an HTTP answer, and no connection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def refuse_handshake(
 
 
 def unsupported(scope: Mapping[str, Any]) -> NotImplementedError:
-    """Return the error for a type of scope that nobody here can admit, so that nothing of it is served."""
+    """Return the error for a type of scope that the middleware cannot admit, so that nothing of it is served."""
     return NotImplementedError(
         f"A scope of type {scope['type']!r} must not pass Tollkeeper: it serves http, websocket and lifespan."
     )

@@ -1,7 +1,7 @@
 """
 The hot endpoints as plain ASGI: authorize, settle, void, events.
 
-Each answers only after the group commit that holds its work, so what it says survives a crash.
+Each answers only after the group commit that holds its work, so its result survives a crash.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.auth import Principal
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
 SMALL_BODY_BYTES_MAX: Final = 64 * 1024
 BODIES_OF_PAYER_MAX: Final = 2
-"""An account may have batches of so many largest bodies under way, as sent: one works while another arrives."""
+"""Most bytes of batches that an account may have under way, in largest bodies: one is booked while another arrives."""
 BODIES_MAX: Final = 8
-"""All accounts together may have so many, and the operator as many: 512 MiB each at the default."""
+"""The same for all accounts together, and for the operator: 512 MiB each at the default."""
 
 HotAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
 T = TypeVar("T")
@@ -209,7 +210,10 @@ class HotEndpoints:
             if decoded.count == 1 and decoded.rejections and decoded.rejections[0].code == "malformed":
                 raise Malformed(decoded.rejections[0].reason)
         else:
-            raise UnsupportedMediaType("content-type is application/json or application/x-ndjson")
+            raise UnsupportedMediaType(
+                "Content-Type must be application/json (curl: `--json`) or application/x-ndjson, "
+                f"not {media_type[:64].decode('latin-1')!r}"
+            )
         result = self._ingester.take(decoded, account_id=principal.account_id)
         return events_answer(result)
 
@@ -234,7 +238,7 @@ def _decoded(decode: Callable[[bytes], T], body: bytes) -> T:
         message = str(exc)
         what, _, where = message.rpartition(" - at `$")
         field = where.strip("`.") if what else ""
-        raise BadParameter((what or message) + (f" (field {field})" if field else ""), field=field) from None
+        raise BadParameter(f"{field or 'body'}: {requirement(message)}", field=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed(f"the body is not JSON: {exc}") from None
 

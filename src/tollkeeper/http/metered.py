@@ -6,17 +6,18 @@ The middleware and `POST /tk/v1/authorize` both ask here, so a customer sees the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
+from tollkeeper.catalog.directory import Directory
+from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.meter import UNKNOWN_ROUTE
 from tollkeeper.domain.requests import Outcome
-from tollkeeper.gate.gate import Admission, CompiledKey
-from tollkeeper.installation import Installation
+from tollkeeper.gate.gate import Admission, CompiledKey, Gate
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
 
@@ -34,11 +35,15 @@ def encoded(headers: TextHeaders) -> list[tuple[bytes, bytes]]:
 class Dialect:
     """One profile as metered traffic meets it."""
 
-    def __init__(self, installation: Installation, name: str) -> None:
-        self._installation = installation
-        self.profile: Profile = load(name)
-        self._more = self.profile if isinstance(self.profile, MeteredProfile) else None
-        self._settings = installation.context(self.profile).settings
+    def __init__(
+        self, profile: Profile, settings: Mapping[str, Any], gate: Gate, directory: Directory, clock: Clock
+    ) -> None:
+        self.profile = profile
+        self._more = profile if isinstance(profile, MeteredProfile) else None
+        self._settings = settings
+        self._gate = gate
+        self._directory = directory
+        self._clock = clock
 
     def credential(self, headers: Mapping[str, str]) -> str:
         """Return the api key that a request's headers (lower-case names) carry."""
@@ -64,7 +69,7 @@ class Dialect:
         Return *worded*, the headers of an admitted request, with what it is known to have used.
 
         Args:
-            outcome: As stated when the answer begins. Of one that has still to come, nothing is told.
+            outcome: As stated when the answer begins. An outcome that is not known yet has no headers.
         """
         if self._more is None:
             return worded
@@ -73,7 +78,7 @@ class Dialect:
             return worded
         usage = outcome.usage
         complete = usage.cost_nanos is not None or usage.tokens > 0 or outcome.cache == "hit"
-        record = self._installation.gate.record_of(admission, outcome, self._installation.clock.now_us())
+        record = self._gate.record_of(admission, outcome, self._clock.now_us())
         # The hold is still counted at its estimate.
         beyond_nanos = record.cost_nanos - admission.amounts.nanos
         limit_statuses = [
@@ -92,15 +97,11 @@ class Dialect:
         """Return the headers that tell what a settled request used."""
         if self._more is None:
             return ()
-        directory = self._installation.directory
-        compiled_key = self._installation.gate.compiled_key_of(
-            lambda: directory.entitlement_of_id(record.key_id)
-        )
+        directory = self._directory
+        compiled_key = self._gate.compiled_key_of(lambda: directory.entitlement_of_id(record.key_id))
         if compiled_key is None:
             return ()
-        route = self._installation.directory.route_table().match(
-            record.method, record.route, self.profile.name
-        )
+        route = directory.route_table().match(record.method, record.route, self.profile.name)
         metered = self._metered(compiled_key, route or UNKNOWN_ROUTE, "")
         return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 
@@ -108,22 +109,21 @@ class Dialect:
         self, secret: str, method: str, path: str, headers: Mapping[str, str], denial: Denial, request_id: str
     ) -> Reply:
         """Return the refusal of a request, headers included."""
-        installation = self._installation
         if denial.reason != "unavailable":
             if self._bars(secret):
                 denial = _BARRED
             elif self._is_foreign(secret):
                 denial = _FOREIGN
-        compiled_key = None if denial is _BARRED else installation.gate.compiled_key(secret)
+        compiled_key = None if denial is _BARRED else self._gate.compiled_key(secret)
         metered = None
-        matched = installation.directory.route_table().match(method, path, self.profile.name)
+        matched = self._directory.route_table().match(method, path, self.profile.name)
         if isinstance(compiled_key, CompiledKey) and compiled_key.profile == self.profile.name:
             route = matched or UNKNOWN_ROUTE
             if denial.status == 402 and self.profile.refusals_count:
-                limited = installation.gate.pass_limits(compiled_key, route)
+                limited = self._gate.pass_limits(compiled_key, route)
                 denial = limited or denial
             metered = self._metered(compiled_key, route, request_id)
-        now = installation.clock.now()
+        now = self._clock.now()
         call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)
         return self.profile.refused(call, denial, metered)
 
@@ -132,24 +132,37 @@ class Dialect:
 
     def _is_foreign(self, secret: str) -> bool:
         """Whether this is the key of another profile: in whatever state, it is unknown in this one."""
-        stored = self._installation.directory.key_by_hash(hash_secret(secret)) if secret else None
+        stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
         return stored is not None and stored.entry.profile != self.profile.name
 
     def _metered(self, compiled_key: CompiledKey, route: Route, request_id: str) -> Metered | None:
-        installation = self._installation
-        key: StoredKey | None = installation.directory.key(compiled_key.key_id)
+        key: StoredKey | None = self._directory.key(compiled_key.key_id)
         if key is None:
             return None
-        now = installation.clock.now()
-        limit_statuses = installation.gate.limit_statuses(compiled_key, installation.clock.now_us())
+        now = self._clock.now()
+        limit_statuses = self._gate.limit_statuses(compiled_key, self._clock.now_us())
         return Metered(key, route, limit_statuses, now, request_id, self._settings, compiled_key.entitlement)
 
 
 class Dialects:
-    """The dialects, made when they are first needed."""
+    """
+    The dialects, made when they are first needed.
 
-    def __init__(self, installation: Installation) -> None:
-        self._installation = installation
+    Args:
+        settings_of: Returns the settings of a profile that this deployment has.
+    """
+
+    def __init__(
+        self,
+        settings_of: Callable[[Profile], Mapping[str, Any]],
+        gate: Gate,
+        directory: Directory,
+        clock: Clock,
+    ) -> None:
+        self._settings_of = settings_of
+        self._gate = gate
+        self._directory = directory
+        self._clock = clock
         self._dialects: dict[str, Dialect] = {}
 
     def of(self, name: str) -> Dialect | None:
@@ -157,16 +170,19 @@ class Dialects:
         if name not in names():
             return None
         if name not in self._dialects:
-            self._dialects[name] = Dialect(self._installation, name)
+            profile = load(name)
+            self._dialects[name] = Dialect(
+                profile, self._settings_of(profile), self._gate, self._directory, self._clock
+            )
         return self._dialects[name]
 
     def settled_headers(self, record: Record) -> TextHeaders:
         """Return the headers that tell what a settled request used, as the dialect of its key words them."""
-        key = self._installation.directory.key(record.key_id)
+        key = self._directory.key(record.key_id)
         dialect = None if key is None or key.entry.profile == "native" else self.of(key.entry.profile)
         return () if dialect is None else dialect.settled_headers(record)
 
     def of_secret(self, secret: str) -> Dialect | None:
         """Return the dialect of the key of *secret*, in whatever state it is; None for native or unknown."""
-        stored = self._installation.directory.key_by_hash(hash_secret(secret)) if secret else None
+        stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
         return None if stored is None else self.of(stored.entry.profile)

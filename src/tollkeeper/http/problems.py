@@ -57,7 +57,7 @@ class ProblemReply(NamedTuple):
 
 def to_problem(exc: BaseException, *, instance: str, request_id: str) -> ProblemReply:
     """
-    Return the problem that tells a caller of *exc*. What is not ours is logged, and told without details.
+    Return the problem document of *exc*. An error that is not ours is logged, and shown without details.
 
     Args:
         instance: The path that was called.

@@ -32,7 +32,7 @@ ALL: Final = "all"
 """The value of the setting `profiles` that stands for every one that is installed."""
 BODY_BYTES_MAX: Final = 64 * 1024
 QUERY_BYTES_MAX: Final = 8_192
-"""The dispatcher refuses a longer one: cut off, it would be another question."""
+"""The dispatcher refuses a longer one: cut off, it would be another query."""
 
 _encode: Final = msgspec.json.Encoder().encode
 log = logging.getLogger("tollkeeper.profiles")
@@ -59,7 +59,7 @@ class ProfileSite:
             return failure(self.profile, call, exc)
 
     def is_failed_credential(self, call: Call, reply: Reply) -> bool:
-        """Return whether *reply* is one to a credential that authenticates nobody. Blocking."""
+        """Return whether *reply* answers a credential that is not valid. Blocking."""
         # Some dialects refuse a bad key with another status, and a path that is not there refuses nobody, but its
         # headers tell a good key from a bad one.
         if reply.status not in (401, 404, 405, self.context.settings.get("invalid_key_status")):
@@ -75,14 +75,14 @@ class ProfileSite:
                 return False
             return context.session(secret) is None
         except Unavailable:
-            return False  # Nobody was told anything.
+            return False  # No answer was sent.
         except Exception:
             # The reply stands: what failed is only our look at who asked.
             log.exception("tollkeeper.profile.failed", extra={"request_id": call.request_id})
             return False
 
     def rejected_early(self, call: Call, why: Denial | BadInput) -> Reply:
-        """Return the reply to *call* that no handler sees, and whose caller nobody knows. Never blocks."""
+        """Return the reply to *call* without a handler and without a known caller. Never blocks."""
         call = call._replace(settings=self.context.settings, path=segment_text(call.path))
         if isinstance(why, Denial):
             return self.profile.refused(call, why, None)
@@ -122,7 +122,9 @@ class Profiles:
 
     def _site(self, name: str) -> ProfileSite:
         if name not in names():
-            raise BadParameter(f"{name!r} is no profile: one of {', '.join(names())}", field="profiles")
+            raise BadParameter(
+                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profiles"
+            )
         profile = load(name)
         return ProfileSite(profile, self._context_of(profile))
 

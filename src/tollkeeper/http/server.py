@@ -22,7 +22,7 @@ from tollkeeper.installation import Installation
 OPERATOR_KEY_CHARS_MIN: Final = 20
 _MALLOC: Final = ((-8, 2), (-3, 32 << 20), (-1, 64 << 20))
 """mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes. Smaller ones return memory sooner, and
-make every batch fault its pages in anew: half of the ingest speed."""
+make every batch fault its pages in again: half of the ingest speed."""
 
 _HANDLES_RESERVED: Final = 400
 """File handles that connections leave to the stores, which open files as they read and merge."""
@@ -46,7 +46,7 @@ def ensure_operator_key(installation: Installation, given: str | None) -> str | 
     if given:
         if not given.startswith(OPERATOR_PREFIX) or len(given) < OPERATOR_KEY_CHARS_MIN:
             raise BadParameter(
-                f"TOLLKEEPER_OPERATOR_KEY begins with {OPERATOR_PREFIX} and has at least "
+                f"TOLLKEEPER_OPERATOR_KEY must begin with {OPERATOR_PREFIX} and have at least "
                 f"{OPERATOR_KEY_CHARS_MIN} characters",
                 field="TOLLKEEPER_OPERATOR_KEY",
             )
@@ -89,7 +89,7 @@ def serve(
 
 
 def connections_max(handles: int) -> int:
-    """Return how many connections may be open at once in a process that may have so many file handles."""
+    """Return how many connections may be open at once in a process with so many file handles."""
     return min(max(handles - _HANDLES_RESERVED, handles // 2), _CONNECTIONS_MAX)
 
 

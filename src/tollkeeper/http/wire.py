@@ -6,16 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from tollkeeper.domain.events import COST_NANOS_MAX, TAGS_MAX, Id, Name, TokenCount
-
-Nanos = Annotated[int, msgspec.Meta(ge=0, le=COST_NANOS_MAX)]
-Tags = Annotated[
-    dict[
-        Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
-        Annotated[str, msgspec.Meta(max_length=256)],
-    ],
-    msgspec.Meta(max_length=TAGS_MAX),
-]
+from tollkeeper.domain.events import BytesOut, Credits, Id, LatencyMs, Name, Nanos, Status, Tags, TokenCount
 
 
 class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,16 +34,16 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     model: Name = ""
     tokens: TokenCounts = TokenCounts()
     cost_nanos: Nanos | None = None
-    credits: Nanos | None = None
+    credits: Credits | None = None
     ttl_s: int | None = None
-    """How long the hold stays open before it is voided."""
+    """Seconds until an open hold expires; defaults to the setting `hold_s`."""
     tags: Tags = {}
     profile: Name = ""
-    """Whose words a refusal uses when the key is not known; the native ones by default."""
+    """The profile whose form the refusal of an unknown key has; defaults to `native`."""
 
 
 class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The hold that was made, durably. Settle or void it."""
+    """The hold, durably committed. Settle or void it."""
 
     allowed: bool
     hold_id: str
@@ -65,12 +56,12 @@ class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     held_credits: int
     expires_at: str
     headers: dict[str, str]
-    """What to add to your answer, as the key's profile has it; empty for native keys."""
+    """Headers to add to your answer, as in the key's profile; empty for native keys."""
 
 
 class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What the request used. Safe to repeat.
+    The usage of the request. Safe to repeat.
 
     With `estimated_cost_nanos` and no `cost_nanos` the job is still under way: the estimate counts until an
     amendment of the event brings the actual cost.
@@ -79,21 +70,21 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     hold_id: Id
     account: Name | None = None
     """Needed only when several accounts use the same hold id."""
-    status: Annotated[int, msgspec.Meta(ge=0, le=999)] = 200
+    status: Status = 200
     error_type: Name = ""
-    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=604_800_000)] | None = None
-    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=2**50)] = 0
+    latency_ms: LatencyMs | None = None
+    bytes_out: BytesOut = 0
     model: Name = ""
     tokens: TokenCounts = TokenCounts()
     cache: Literal["", "hit", "miss", "none"] = ""
     cost_nanos: Nanos | None = None
     estimated_cost_nanos: Nanos | None = None
-    credits: Nanos | None = None
+    credits: Credits | None = None
     tags: Tags = {}
 
 
 class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What was booked, durably."""
+    """The booked request, durably committed."""
 
     hold_id: str
     event_id: str
@@ -102,11 +93,11 @@ class SettleAnswer(msgspec.Struct, frozen=True, kw_only=True):
     cost_state: str
     credits: int
     beyond_hold_nanos: str
-    """What was booked beyond the hold; it may have overdrawn a budget or balance."""
+    """The cost beyond the hold; it may have overdrawn a budget or balance."""
     replayed: bool
     """Whether this answers a repeat."""
     headers: dict[str, str]
-    """What to add to your answer, in place of `authorize`'s of the same name; empty for most profiles."""
+    """Headers to add to your answer. They replace those of `authorize` with the same name; empty for most profiles."""
 
 
 class VoidRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.gate.gate import Gate
-from tollkeeper.ports import Ledger
+from tollkeeper.ports import LedgerReader
 
 
 class CreditState(NamedTuple):
@@ -22,7 +22,7 @@ class CreditState(NamedTuple):
 class Balances:
     """Reads balances. Any thread may call."""
 
-    def __init__(self, gate: Gate, directory: Directory, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, gate: Gate, directory: Directory, ledger: LedgerReader, clock: Clock) -> None:
         self._gate = gate
         self._directory = directory
         self._ledger = ledger

@@ -32,7 +32,7 @@ from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
-from tollkeeper.ports import CostSum, Ledger, UsageStore
+from tollkeeper.ports import CostSum, LedgerReader, OutboxReader, UsageStore
 from tollkeeper.record_columns import records_of
 
 SWITCHED_MAX: Final = 32
@@ -108,7 +108,7 @@ class ScopeKeeper:
     def __init__(
         self,
         directory: Directory,
-        ledger: Ledger,
+        ledger: LedgerReader,
         store: UsageStore,
         committer: Committer,
         relay: Relay,
@@ -216,12 +216,12 @@ class ScopeKeeper:
                 for scope, _ in counted
                 for start_us, _ in self._periods.coming(scope, now_us)
             }
-            return _Since(self._ledger, self._periods, counted, began, sums, made.after_seq)
+            return _Since(self._ledger.outbox, self._periods, counted, began, sums, made.after_seq)
         self._relay.deliver_up_to(self._committer.outbox_seq)
         # Exactly these rows are in the usage store: nothing is on its way, and nothing comes meanwhile.
         seq = self._relay.delivered_seq
         sums = self._summed(counted, began, now_us)
-        return _Since(self._ledger, self._periods, counted, began, sums, seq)
+        return _Since(self._ledger.outbox, self._periods, counted, began, sums, seq)
 
     def _summed(
         self, counted: Sequence[Wanted], began: dict[BudgetScope, int], now_us: int
@@ -306,7 +306,7 @@ class _Since:
 
     def __init__(
         self,
-        ledger: Ledger,
+        outbox: OutboxReader,
         periods: BudgetPeriods,
         counted: Sequence[Wanted],
         began: dict[BudgetScope, int],
@@ -315,7 +315,7 @@ class _Since:
     ) -> None:
         self.account_id = counted[0][0].account_id
         self.sums = sums
-        self._ledger = ledger
+        self._outbox = outbox
         self._periods = periods
         self._began = began
         self._scopes = [
@@ -342,8 +342,8 @@ class _Since:
     def read(self, seq_max: int | None = None) -> int:
         """Add the rows that were committed since, at least up to *seq_max*; return how many records they had."""
         count = 0
-        while (seq_max is None or self._seq < seq_max) and (rows := self._ledger.outbox.pending(self._seq)):
-            entries = self._ledger.outbox.entries([row.seq for row in rows])
+        while (seq_max is None or self._seq < seq_max) and (rows := self._outbox.pending(self._seq)):
+            entries = self._outbox.entries([row.seq for row in rows])
             for row in rows:
                 # One that cannot be read is for the relay to set aside, and counts nowhere.
                 with suppress(Unreadable):

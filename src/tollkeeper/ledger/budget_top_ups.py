@@ -28,7 +28,7 @@ from tollkeeper.ledger.budget_scopes import ScopeKeeper
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import PostTopUps
 from tollkeeper.ledger.committer import Committer
-from tollkeeper.ports import Ledger
+from tollkeeper.ports import LedgerReader
 
 Done: TypeAlias = Callable[[BaseException | None], None]
 
@@ -77,7 +77,7 @@ class BudgetTopUps:
     def __init__(
         self,
         directory: Directory,
-        ledger: Ledger,
+        ledger: LedgerReader,
         committer: Committer,
         scopes: ScopeKeeper,
         gate: Gate,

@@ -133,8 +133,9 @@ class Settle(CommitTask):
     One record with its charges, and the end of its hold if that is durable.
 
     Args:
-        scopes_version: Of the budget scopes that the charges were made from. When it is no longer current, the
-            charges are made again from the scopes in force.
+        record: Queued by `Committer.book`, which puts the labels that are stored in place of those that were sent.
+        scopes_version: Read from the committer before the charges were made. When it is no longer current, they are
+            made again from the scopes in force.
         counted: The gate's counters have the charges already.
         ended: The hold that the record ends. Its id is checked again here: of several that name an event by this
             id at the same time, only the first one is committed.

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tollkeeper.clock import Clock
-from tollkeeper.domain.bookings import Committed, EndedHold, OutboxEntry, WindowState
+from tollkeeper.domain.bookings import Committed, OutboxEntry, WindowState
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
@@ -140,33 +140,19 @@ class Committer:
 
     def _is_taken_beyond(self, task: CommitTask) -> bool:
         """Return whether *task* is queued though too much waits already. The lock is held."""
-        self._gate.refusing = _QUEUE_FULL
+        self._gate.refuse(_QUEUE_FULL)
         return task.kept
 
-    def book(
-        self,
-        record: Record,
-        charges: list[Charge],
-        scopes_version: int,
-        *,
-        counted: bool = True,
-        future: CommitFuture | None = None,
-        ended: EndedHold | None = None,
-        late: bool = False,
-        done: Callable[[BaseException | None], None] | None = None,
-    ) -> Record:
+    def book(self, task: Settle) -> Record:
         """
-        Queue one record with its charges, and return it as it is stored: see `commit_tasks.Settle` for the arguments.
-
-        Args:
-            scopes_version: Read from here before *charges* were made.
+        Queue one record with its charges, and return it as it is stored.
 
         Raises:
             Unavailable: As `submit`.
         """
         # Last, since price and charges go by the labels as sent.
-        stored = self._stored_of(record)
-        self.submit(Settle(stored, charges, scopes_version, counted, future, ended, late, done))
+        stored = task.record = self._stored_of(task.record)
+        self.submit(task)
         return stored
 
     @property
@@ -184,7 +170,7 @@ class Committer:
         with self._lock:
             # Any other reason was set by the commit thread, which knows when it is over.
             if self._gate.refusing in (None, TOO_MANY):
-                self._gate.refusing = self._fullness()
+                self._gate.refuse(self._fullness())
 
     def _fullness(self) -> str | None:
         return TOO_MANY if self._pending.is_full else None
@@ -206,7 +192,7 @@ class Committer:
             try:
                 self._commit(tasks)
             except Exception as exc:
-                # A defect of ours. Callers must not wait for ever, and the next group may succeed.
+                # A bug. Callers must get an answer, and the next group may succeed.
                 log.exception("tollkeeper.committer.failed")
                 self._fail(tasks, Unavailable("The commit failed: its outcome is unknown."), exc)
             self._under_way = 0
@@ -248,7 +234,7 @@ class Committer:
         with self._arrived:
             self._queue[:0] = kept
             if not kept:
-                self._gate.refusing = self._fullness()
+                self._gate.refuse(self._fullness())
             if self._failures:
                 delay_s = RETRY_S[min(self._failures, len(RETRY_S)) - 1]
                 left_s = max(0.0, self._close_by - time.monotonic())
@@ -390,7 +376,7 @@ class Committer:
         if kept:
             self._kept += kept
             with self._lock:
-                self._gate.refusing = _LEDGER_AWAY
+                self._gate.refuse(_LEDGER_AWAY)
         log.warning("tollkeeper.committer.unavailable", extra={"reason": str(error), "kept": len(kept)})
 
     def _reject(self, task: CommitTask, error: Exception) -> None:

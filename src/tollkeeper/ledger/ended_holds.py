@@ -22,7 +22,7 @@ from tollkeeper.domain.requests import Outcome
 from tollkeeper.errors import HoldEnded, HoldUnknown
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import EndHold
+from tollkeeper.ledger.commit_tasks import EndHold, Settle
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.open_holds import HoldName, OpenHolds, one_owner
 from tollkeeper.ledger.pending import Pending, key_of
@@ -31,7 +31,7 @@ from tollkeeper.ports import Ledger, UsageStore
 
 
 class Settled(NamedTuple):
-    """What a settle booked."""
+    """The booking of a settle."""
 
     record: Record
     held_nanos: int
@@ -39,7 +39,7 @@ class Settled(NamedTuple):
 
     @property
     def beyond_hold_nanos(self) -> int:
-        """What was settled beyond the hold: booked all the same, and shown as overdraft."""
+        """The amount settled beyond the hold: booked, and shown as overdraft."""
         return max(0, self.record.cost_nanos - self.held_nanos)
 
 
@@ -159,15 +159,9 @@ class EndedHolds:
                 self._gate.void(admission)
             commit_ends.close()
 
+        ended = EndedHold(account_id, hold_id, "settled", now_us)
         booked = self._committer.book(
-            record,
-            charges,
-            version,
-            counted=False,
-            future=future,
-            ended=EndedHold(account_id, hold_id, "settled", now_us),
-            late=True,
-            done=done,
+            Settle(record, charges, version, counted=False, future=future, ended=ended, late=True, done=done)
         )
         return Settled(booked, 0), future
 

@@ -25,7 +25,7 @@ from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, HoldEnded, IdempotencyConflict, Unavailable
 from tollkeeper.gate.gate import HOLD_S_MAX, Admission, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import EndHold, OpenHold
+from tollkeeper.ledger.commit_tasks import EndHold, OpenHold, Settle
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.ended_holds import EndedHolds, OpenedMeanwhile, Settled
 from tollkeeper.ledger.open_holds import HoldName, OpenHolds
@@ -104,12 +104,9 @@ class Holds:
             raise HoldEnded(f"Request {admission.id} was ended before: settle or void once.")
         record, charges = finished
         try:
-            return self._committer.book(
-                record,
-                charges,
-                version if admission.compiled_key.current else _CHARGE_AT_COMMIT,
-                future=future,
-            )
+            if not admission.compiled_key.current:
+                version = _CHARGE_AT_COMMIT
+            return self._committer.book(Settle(record, charges, version, future=future))
         except Unavailable:
             self._gate.unsettle(admission, record)
             raise
@@ -135,7 +132,7 @@ class Holds:
             return
         now_us = self._now_us()
         record = self._gate.denied_record(compiled_key, method, path, denial, now_us, model)
-        self._committer.book(record, [], self._committer.scopes_version, counted=False)
+        self._committer.book(Settle(record, [], self._committer.scopes_version, counted=False))
 
     # -- over HTTP ------------------------------------------------------------------------------------
 
@@ -164,7 +161,7 @@ class Holds:
         """
         ttl_s = self._hold_s if ttl_s is None else ttl_s
         if not 1 <= ttl_s <= HOLD_S_MAX:
-            raise BadParameter(f"ttl_s is from 1 to {HOLD_S_MAX} seconds", field="ttl_s")
+            raise BadParameter(f"ttl_s must be from 1 to {HOLD_S_MAX} seconds, not {ttl_s}", field="ttl_s")
         if hold_id is None:
             return self._authorize(secret, method, path, expected, future, None, "", ttl_s, tags)
         compiled_key = self._gate.compiled_key(secret)
@@ -291,14 +288,10 @@ class Holds:
                     # It was never committed: its authorize failed in the same group.
                     self._open.end(admission)
 
-        stored = self._committer.book(
-            record,
-            charges,
-            version if admission.compiled_key.current else _CHARGE_AT_COMMIT,
-            future=future,
-            ended=EndedHold(admission.account_id, hold_id, "settled", now_us),
-            done=done,
-        )
+        if not admission.compiled_key.current:
+            version = _CHARGE_AT_COMMIT
+        ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
+        stored = self._committer.book(Settle(record, charges, version, future=future, ended=ended, done=done))
         return Settled(stored, admission.amounts.nanos), future
 
     def is_open(self, hold_id: str, account_id: str | None) -> bool:

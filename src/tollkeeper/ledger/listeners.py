@@ -1,5 +1,5 @@
 """
-Who hears of commits and deliveries, in one object per publisher, given at its construction.
+The listeners of commits and deliveries, one object per publisher, given at its construction.
 
 The methods run on the thread that commits or delivers, so they must be quick, and must not wait for a commit.
 """

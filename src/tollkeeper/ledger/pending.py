@@ -1,6 +1,8 @@
 """
 The index of pending records: those that are committed and not yet in the usage store, by id and by account.
 
+It is a look-up. Whether an event is a duplicate or a conflict is decided in `meter/dedupe.py`.
+
 An id is taken when it is in this index or in the usage store. A look-up reads the store first and then this
 index. So that it misses no id that is delivered in between, delivered ids stay here until every look-up that was
 under way has ended (`looking_up`).
@@ -111,7 +113,7 @@ class Pending:
         return key in self._held
 
     def is_own(self, key: str) -> bool:
-        """Return whether *key* names a request of this process: unless it is recorded, nobody else may book it."""
+        """Return whether *key* names a request of this process: unless it is recorded, no other caller may book it."""
         return key.endswith(self.own_ids_ending)
 
     def is_recorded(self, key: str) -> bool:

@@ -28,7 +28,7 @@ from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.errors import Unavailable, cause_of
 from tollkeeper.ledger.listeners import NO_LISTENER, DeliveryListener
 from tollkeeper.ledger.pending import Pending, decode_keys, key_of
-from tollkeeper.ports import Outbox, UsageStore
+from tollkeeper.ports import Outbox, OutboxReader, UsageStore
 from tollkeeper.record_columns import SCHEMA, concat, from_ipc, records_of, table_of
 
 BATCH_RECORDS_MAX: Final = 60_000
@@ -313,7 +313,7 @@ class Unreadable(Exception):
     """An outbox row is damaged: `str(error)` says how."""
 
 
-def read_back(outbox: Outbox) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
+def read_back(outbox: OutboxReader) -> Callable[[Sequence[int]], Iterator[pa.Table]]:
     """Return a function that reads outbox rows by number: those that are still there and can be read."""
 
     def tables(seqs: Sequence[int]) -> Iterator[pa.Table]:

@@ -36,15 +36,17 @@ def check_storable(record: Record) -> None:
     for value in _counts_of(record):
         if type(value) is not int or not 0 <= value <= COUNT_MAX:
             names = ", ".join(_COUNT_FIELDS)
-            raise BadParameter(f"{value!r}: {names} are whole numbers from 0 to {COUNT_MAX}", field="usage")
+            raise BadParameter(
+                f"{value!r}: {names} must be whole numbers from 0 to {COUNT_MAX}", field="usage"
+            )
     if type(record.status) is not int or not 0 <= record.status <= STATUS_MAX:
-        raise BadParameter(f"status is a whole number from 0 to {STATUS_MAX}", field="status")
+        raise BadParameter(f"status must be a whole number from 0 to {STATUS_MAX}", field="status")
     latency_us = record.latency_us
     if latency_us is not None and (type(latency_us) is not int or not 0 <= latency_us <= COUNT_MAX):
-        raise BadParameter("latency_us is a whole number of microseconds", field="latency_us")
+        raise BadParameter("latency_us must be a whole number of microseconds", field="latency_us")
     for text in _texts_of(record):
         if not isinstance(text, str):
-            raise BadParameter(f"{text!r}: {', '.join(_TEXT_FIELDS)} are text", field="outcome")
+            raise BadParameter(f"{text!r}: {', '.join(_TEXT_FIELDS)} must be text", field="outcome")
     for name, value in record.tags.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise BadParameter("tags are a map of text to text", field="tags")
+            raise BadParameter("tags must be a map of text to text", field="tags")

@@ -16,7 +16,7 @@ from tollkeeper.domain.entitlements import fingerprint_of
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
 from tollkeeper.ledger.budget_top_ups import BudgetTopUps
-from tollkeeper.ports import Ledger
+from tollkeeper.ports import LedgerReader
 
 RETRY_S: Final = 0.5
 """The shortest wait before a budget that could not be brought into force is tried again."""
@@ -32,7 +32,7 @@ class BudgetEnforcement:
     def __init__(
         self,
         directory: Directory,
-        ledger: Ledger,
+        ledger: LedgerReader,
         scopes: ScopeKeeper,
         readiness: BudgetReadiness,
         top_ups: BudgetTopUps,

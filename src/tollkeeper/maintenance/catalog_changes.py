@@ -113,7 +113,7 @@ class CatalogChanges:
             log.warning("tollkeeper.budgets.deferred", extra={"reason": str(exc), "keys": 0})
 
     def retry(self) -> None:
-        """Do what was left undone when a store failed, or when the last process ended between two steps."""
+        """Finish the steps that a failed store or an ended process left open."""
         self._compare()
         self._budgets.retry()
 

@@ -23,7 +23,7 @@ from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.relay import Relay
-from tollkeeper.ports import Ledger, UsageStore
+from tollkeeper.ports import LedgerReader, UsageStore
 
 CHANGE_TRIES: Final = 5
 CHANGE_WAIT_S: Final = 0.05
@@ -70,7 +70,7 @@ class Reconcile:
     def __init__(
         self,
         directory: Directory,
-        ledger: Ledger,
+        ledger: LedgerReader,
         store: UsageStore,
         committer: Committer,
         relay: Relay,

@@ -8,7 +8,7 @@ queries about usage.
 Invariants:
 
 * An id names one event of its account for good: the same event again is a duplicate, another one is a conflict.
-* A bad event never sinks the others; it is rejected by its place in the batch.
+* A bad event does not affect the others; it is rejected by its place in the batch.
 * A call costs in proportion to its bytes, and what it costs is bounded before anything is parsed.
 * A record never changes: a correction appends its reversal and its successor.
 
@@ -19,6 +19,7 @@ Files:
   already?) and `charges` (what it charges to the counters).
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.
+* `booking`: hands a table of records to the committer, for `ingest` and `amend`.
 
 It may import the domain, the ports, the gate, the catalog and the ledger; no room that comes after the ledger.
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,14 +21,14 @@ from tollkeeper.domain.events import Event, Record, latency_us
 from tollkeeper.domain.labels import LABELS, OTHER
 from tollkeeper.domain.meter import NOT_OF_BODY, UNKNOWN_ROUTE, recharged, same_fields
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
-from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
+from tollkeeper.meter.booking import book
 from tollkeeper.ports import UsageStore
-from tollkeeper.record_columns import records_of, table_of, to_ipc
+from tollkeeper.record_columns import records_of, table_of
 
 T = TypeVar("T")
 
@@ -41,22 +41,10 @@ _STATED: Final = frozenset({"given", "estimated"})
 
 
 class Correction(NamedTuple):
-    """What a correction left: the record in force (`sign` -1 when voided), and whether it was a repeat."""
+    """The result of a correction: the record in force (`sign` -1 when voided), and whether it was a repeat."""
 
     record: Record
     repeated: bool
-
-
-class Freshness(Protocol):
-    """What a correction asks of the usage reports, which are a room above this one."""
-
-    def fresh(self, account_id: str | None) -> bool:
-        """
-        Deliver the events of an account (None: of all) that still wait for the usage store.
-
-        Returns False when some of them still wait.
-        """
-        ...
 
 
 class Amend:
@@ -297,22 +285,9 @@ class Amend:
         return known > 0
 
     def _book(self, rows: Sequence[Record], keys: list[str]) -> None:
-        table = table_of(rows)
-        future = CommitFuture()
         version = self._committer.scopes_version
-        self._committer.submit(
-            Batch(
-                table,
-                to_ipc(table),
-                keys,
-                {row.account_id for row in rows},
-                self._directory.charges_of_all(rows),
-                version,
-                future,
-                corrections=True,
-            )
-        )
-        future.wait()
+        charges = self._directory.charges_of_all(rows)
+        book(self._committer, table_of(rows), keys, charges, version, corrections=True)
 
 
 def _pricing_id(record: Record) -> str:

@@ -56,7 +56,7 @@ class Decoded(NamedTuple):
 
     @property
     def rejected(self) -> int:
-        """How many events were not taken."""
+        """The number of rejected events."""
         return self.count - len(self.indexes)
 
 
@@ -112,7 +112,7 @@ def decode_events(events: Sequence[Event | Mapping[str, Any]], *, now_us: int) -
     """
     Decode events given as objects; each is checked as if it had come as JSON. See `decode_ndjson`.
 
-    Raises nothing: the caller has the objects already, so no bound protects anybody.
+    Raises nothing: the caller has the objects already, so a bound would protect nothing.
     """
     rejected = Rejected(gives_up=False)
     return _assemble([decode_each(events, from_object, now_us, rejected, range(len(events)))], rejected)

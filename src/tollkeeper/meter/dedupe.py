@@ -1,5 +1,5 @@
 """
-Which events of a batch are new, which repeat one that is known, and which contradict it.
+Duplicates: which events of a batch are new, which repeat a known one, and which contradict it.
 
 An event is known by its account and id, in the usage store, among the pending records, or earlier in the batch.
 """

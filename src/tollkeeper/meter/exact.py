@@ -104,7 +104,7 @@ def _without_null_tags(plain: Any, error: msgspec.ValidationError) -> Event:
 
 
 def _time_us(event: Event, now_us: int) -> int:
-    """Return when *event* occurred; raises `Refused` if it has no acceptable time, or nobody who pays."""
+    """Return when *event* occurred; raises `Refused` if it has no acceptable time, or neither account nor key."""
     if not event.account and not event.key_id:
         raise Refused("account", "missing_field", "account or key_id is required, to know who pays")
     try:

@@ -36,7 +36,7 @@ from tollkeeper.meter.lines import BLOCK_BYTES, Lines
 from tollkeeper.meter.rejections import Rejected
 
 PIECE_LINES: Final = 4096
-"""When Arrow cannot read a batch, it is tried again in pieces of so many lines."""
+"""Lines of a piece when a batch that Arrow cannot read is tried again in pieces."""
 TAG_NAMES_MAX: Final = 64
 """Distinct tag names in a batch for which columns are made; a batch with more goes the exact way."""
 
@@ -98,7 +98,7 @@ def _sample(lines: Lines) -> tuple[frozenset[str], tuple[str, ...]] | None:
     """
     Return the fields and, sorted, the tag names that some of the lines have; None if these make no columns.
 
-    Arrow is told the names, rather than left to find them: it makes a column of every name that it finds, so
+    Arrow is given the names, rather than left to find them: it makes a column of every name that it finds, so
     that a batch of 50,000 events with a name each would ask for 50,000 columns of 50,000 rows. It then fails
     on a name that the sample does not have.
     """

@@ -2,7 +2,7 @@
 Ingest: batches of meter events, from columns to the ledger, without an object per event.
 
 A batch is resolved and priced (`meter.resolve`), compared with the ids that are known (`meter.dedupe`), summed per
-counter (`meter.charges`) and handed to the committer as one piece. A bad event never sinks the others: it is
+counter (`meter.charges`) and handed to the committer as one piece. A bad event does not affect the others: it is
 rejected by its place in the batch.
 """
 
@@ -14,27 +14,26 @@ from typing import Final, NamedTuple
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import Batch, Stale
+from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import TOO_MANY, Pending
+from tollkeeper.meter.booking import book
 from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import Decoded
 from tollkeeper.meter.dedupe import dedupe, keys_of
 from tollkeeper.meter.rejections import REJECTIONS_SHOWN, Rejection
 from tollkeeper.meter.resolve import resolve
 from tollkeeper.ports import UsageStore
-from tollkeeper.record_columns import to_ipc
 
 STALE_TRIES: Final = 20
 
 
 class IngestResult(NamedTuple):
     """
-    What became of a batch. `accepted + duplicates + rejected` is the number of its events.
+    The result of a batch. `accepted + duplicates + rejected` is the number of its events.
 
-    `rejections` are the first `REJECTIONS_SHOWN` of those that were not taken, in order.
+    `rejections` are the first `REJECTIONS_SHOWN` of its rejected events, in order.
 
     A duplicate is an event whose id is known with the same body: it counted the first time, and only then.
     """
@@ -68,7 +67,7 @@ class Ingest:
 
     def take(self, decoded: Decoded, *, account_id: str | None = None) -> IngestResult:
         """
-        Book a batch; when this returns, what was accepted is durable.
+        Book a batch; when this returns, accepted events are durable.
 
         Args:
             account_id: Only events of this account are taken (a management key's); None takes all.
@@ -101,20 +100,9 @@ class Ingest:
                     return IngestResult(0, duplicates, rejections, rejected)
                 # Last, so that repeats are compared and prices found by what was sent.
                 fresh = self._labels.of_table(fresh)
-                future = CommitFuture()
-                self._committer.submit(
-                    Batch(
-                        fresh,
-                        to_ipc(fresh),
-                        keys_of(fresh),
-                        set(fresh.column("account_id").unique().to_pylist()),
-                        charge_columns(fresh, self._directory),
-                        version,
-                        future,
-                    )
-                )
+                charges = charge_columns(fresh, self._directory)
                 try:
-                    future.wait()
+                    book(self._committer, fresh, keys_of(fresh), charges, version)
                 except Stale:
                     continue  # An id of the batch was booked meanwhile, or a budget changed: look again.
             return IngestResult(fresh.num_rows, duplicates, rejections, rejected)

@@ -3,7 +3,7 @@ Pricing over columns: the twin of `domain.pricing.cost_nanos` for a batch; a pro
 
 One price is looked up per distinct model, account and span of the price book; the rest is integer arithmetic
 over arrays. No value leaves 64 bits: with at most 1e9 tokens a class (`events.TOKENS_MAX`) and 2e12 nanos per
-million (`catalog.PRICE_NANOS_MAX`) the largest sum, of the remainders, is 4 × 1e6 × 2e12 = 8e18 < 9.2e18.
+million (`domain.catalog.PRICE_NANOS_MAX`) the largest sum, of the remainders, is 4 × 1e6 × 2e12 = 8e18 < 9.2e18.
 """
 
 from __future__ import annotations

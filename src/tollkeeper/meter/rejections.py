@@ -1,5 +1,5 @@
 """
-The events of a batch that are not taken: each with its place, its field, a code, and words for its sender.
+The events of a batch that are not taken: each with its place, its field, a code, and the reason as text.
 
 Rejections beyond `REJECTIONS_SHOWN` are counted, never made.
 """
@@ -11,32 +11,24 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BodyTooLarge, Malformed
 from tollkeeper.meter.fields import CACHE_VALUES
 
 REJECTIONS_SHOWN: Final = 1_000
-"""A batch lists so many rejections; it counts all."""
+"""Most rejections that a batch lists; all are counted."""
 EVENTS_MAX: Final = 1_000_000
 """Most events of one body. The smallest event has 65 bytes, so a body of 64 MiB with more holds few events."""
 GIVEN_UP_AFTER: Final = 10_000
-"""A body whose first events, so many, are all bad is not a body of events."""
+"""A body is refused if its first events, this many, are all bad."""
 ECHO_CHARS_MAX: Final = 64
 """Most of the caller's input that a rejection repeats."""
 
 _INVALID: Final = re.compile(r"(?P<what>.*) - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_TYPE: Final = re.compile(r"Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`")
-_BOUND: Final = re.compile(r"Expected `(?P<type>[^`]*)` (?P<bound>.*)")
-
-_TYPE_WORDS: Final = {
-    "str": "text",
-    "int": "an integer",
-    "float": "a number",
-    "bool": "a boolean",
-    "object": "an object",
-    "array": "an array",
-}
+_TYPE: Final = re.compile(r"Expected `[^`]*`, got `[^`]*`")
+_BOUND: Final = re.compile(r"Expected `[^`]*` .*")
 
 
 class Rejection(NamedTuple):
@@ -65,7 +57,7 @@ class Refused(Exception):
 
 class Rejected:
     """
-    The rejections of one batch: the first in words, all of them in number.
+    The rejections of one batch: the first ones with their reasons, all of them as a number.
 
     Args:
         gives_up: Whether a batch that begins with `GIVEN_UP_AFTER` bad events is given up.
@@ -108,7 +100,7 @@ def path_of(message: str) -> str:
 
 
 def rejection_of(index: int, error: Exception) -> Rejection:
-    """Return *error*, raised for the event at *index*, in words for the caller."""
+    """Return *error*, raised for the event at *index*, as a rejection."""
     if isinstance(error, Refused):
         return Rejection(index, error.field, error.code, str(error))
     if isinstance(error, msgspec.ValidationError):
@@ -132,9 +124,8 @@ def _invalid(index: int, message: str) -> Rejection:
         field = _join(path, found[1][:ECHO_CHARS_MAX])
         reason = f"{field} is not a field of an event; remove it, or send it as a tag"
         return Rejection(index, field, "unknown_field", reason)
-    if found := _BOUND.fullmatch(what):
-        reason = f"{name} must be {_TYPE_WORDS[found['type']]} {found['bound']}"
-        return Rejection(index, path, "out_of_range", reason)
+    if _BOUND.fullmatch(what):
+        return Rejection(index, path, "out_of_range", f"{name} {requirement(what)}")
     if what == "Number out of range":
         return Rejection(index, path, "out_of_range", f"{name} is a number too large to represent")
     if what.startswith("Invalid enum value"):
@@ -142,10 +133,8 @@ def _invalid(index: int, message: str) -> Rejection:
         return Rejection(index, path, "bad_value", reason)
     if path == "tags":
         return Rejection(index, path, "wrong_type", "tags must be an object whose values are text")
-    if found := _TYPE.fullmatch(what):
-        expected, got = found["expected"].removesuffix(" | null"), found["got"]
-        reason = f"{name} must be {_TYPE_WORDS[expected]}, not {_TYPE_WORDS.get(got, got)}"
-        return Rejection(index, path, "wrong_type", reason)
+    if _TYPE.fullmatch(what):
+        return Rejection(index, path, "wrong_type", f"{name} {requirement(what)}")
     return Rejection(index, path, "wrong_type", f"{name} is not of the type that an event has there")
 
 

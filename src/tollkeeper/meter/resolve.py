@@ -190,7 +190,8 @@ def _routes(called: Combinations, directory: Directory) -> list[Route]:
 
 def _counted(route: Route, path: str) -> str:
     """Return the path under which an event is counted: its route's template, so that ids do not multiply rollups."""
-    # A template that ends with `*` says too little of a path, and an unknown route says nothing of it.
+    # One that ends with `*` stands for any path, and an unknown route for all. The gate counts under the first all the
+    # same (`domain.meter.counted_path`): its callers choose the path, while the sender of an event states a route.
     return path if route.path.endswith("*") else route.path
 
 

@@ -80,10 +80,10 @@ def switches(text: str) -> dict[str, Mapping[str, Any]]:
     except ValueError as exc:
         raise _bad(f"is not JSON: {exc}") from None
     if not isinstance(given, dict) or not all(isinstance(values, dict) for values in given.values()):
-        raise _bad('is a JSON object of objects, e.g. {"shoal": {"invalid_key_status": 403}}')
+        raise _bad('must be a JSON object of objects, e.g. {"shoal": {"invalid_key_status": 403}}')
     for name in given:
         if name not in names():
-            raise _bad(f"{name!r} is no profile: one of {', '.join(names())}")
+            raise _bad(f"{name!r} is no profile: it must be one of {', '.join(names())}")
     return {name: settings_of(load(name), values) for name, values in given.items()}
 
 

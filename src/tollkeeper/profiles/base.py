@@ -33,6 +33,7 @@ from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus, Session
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, TollkeeperError, TooManyQueries, without_handles
 
@@ -375,8 +376,8 @@ def setting_fault(profile: Profile, name: str, value: Any) -> str | None:
     except msgspec.ValidationError as exc:
         choices = _choices(check)
         if choices:
-            return f"one of {', '.join(map(repr, choices))}"
-        return str(exc).replace("`", "").partition(" - at ")[0]
+            return f"it must be one of {', '.join(map(repr, choices))}"
+        return f"it {requirement(str(exc))}"
     except ValueError as exc:
         return str(exc)
     return None

@@ -3,7 +3,7 @@ One client process of a round: walks through the steps of its connections, all a
 
     python -m tollkeeper.prove.client PORT SEED ROUND CLIENT ROUNDS CLIENTS CONNECTIONS JOURNAL
 
-It writes one byte to stdout per answer, so that whoever started it can count. A call without an answer (the
+It writes one byte to stdout per answer, so that its parent process can count. A call without an answer (the
 server was killed, or the connection cut on purpose) is sent again, the same, until an answer comes.
 """
 
@@ -148,7 +148,7 @@ class ClientConnection:
                 tries += 1
                 self._http.request(method, PREFIX + path, content, self._headers)
                 answer = self._http.getresponse()
-                told = msgspec.json.decode(answer.read())
+                received = msgspec.json.decode(answer.read())
             except (OSError, HTTPException, msgspec.DecodeError) as exc:
                 # A killed server resets or refuses the connection: only one that runs and hangs times out.
                 if isinstance(exc, TimeoutError):
@@ -159,7 +159,7 @@ class ClientConnection:
             if answer.status == 503 or (answer.status == 409 and op in _BEING_ENDED):
                 time.sleep(_AGAIN_S)
                 continue
-            self._journal.write(op, id_, told, answer.status)
+            self._journal.write(op, id_, received, answer.status)
             os.write(1, b".")
             if op == "authorize" and answer.status in REFUSED and tries > 1:
                 self._doubtful.append(id_)
@@ -190,7 +190,7 @@ class ClientConnection:
 
 _OF_EVENT: Final = ("amend", "void_event")
 _BEING_ENDED: Final = ("settle", "void")
-"""While the try that was cut off is still being committed, the next one is told 409: ask again."""
+"""While the try that was cut off is still being committed, the next one gets 409: send it again."""
 
 
 def main(port: int, seed: int, number: int, client: int, scale: Scale, journal: Journal) -> int:

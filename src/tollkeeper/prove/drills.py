@@ -315,7 +315,7 @@ def _go_on(site: Site, drill: Drill, again: Sequence[Callable[[], object]]) -> N
 
 
 def _wrong_ledger(site: Site, drill: Drill) -> list[Finding]:
-    """Put an empty ledger, or another installation's, beside the store: it must be refused, in words."""
+    """Put an empty ledger, or another installation's, beside the store: it must be refused, with the reason."""
     other = ServerProcess(
         site.server.directory.with_name("other"),
         site.server.directory.with_name("other.log"),

@@ -34,17 +34,24 @@ def check_minting(port: int, number: int) -> list[Finding]:
         admitted = [
             name for name, secret in enumerate(secrets) for _ in range(TRIES) if door.authorize(secret)
         ]
-        found += minted(account, len(admitted), len(secrets))
+        limited = account == f"mint-key-{number}"
+        found += minted(account, len(admitted), len(secrets), door.own_calls if limited else 0)
         found += [Finding("other", f"{account}: {what}") for what in door.errors]
     return found
 
 
-def minted(account: str, admitted: int, keys: int) -> list[Finding]:
-    """Return the finding of an account by whose *keys* so many requests were admitted, if there is one."""
+def minted(account: str, admitted: int, keys: int, own_calls: int = 0) -> list[Finding]:
+    """
+    Return the finding of an account by whose *keys* so many requests were admitted, if there is one.
+
+    Args:
+        own_calls: Calls to a dialect's endpoints with a key of the account, where its bound is a rate limit: these
+            calls count in it too.
+    """
     if admitted > MINTED_MAX:
         what = f"{account}: {admitted} requests were admitted with {keys} keys where {MINTED_MAX} fit"
         return [Finding("overshoot", what, fault="minting")]
-    if admitted < MINTED_MAX:
+    if admitted < MINTED_MAX - own_calls:
         what = f"{account}: {admitted} requests were admitted with {keys} keys where {MINTED_MAX} fit"
         return [Finding("other", what, fault="minting")]
     return []
@@ -55,6 +62,7 @@ class _Door:
 
     def __init__(self, port: int, account: str) -> None:
         self.errors: list[str] = []
+        self.own_calls = 0
         self._port = port
         self._account = account
 
@@ -78,6 +86,7 @@ class _Door:
             yield from self._rotated(manages, self._account)
         for credential, limit in product((own, manages), (None, {"requestsPerMinute": 1_000})):
             body = {"name": "minted"} if limit is None else {"name": "minted", "rateLimit": limit}
+            self.own_calls += credential == own
             status, answer = self._call("POST", "/anylayer/v1/developer/keys", credential, body)
             if status in (200, 201) and "apiKey" in answer:
                 yield answer["apiKey"]

@@ -3,7 +3,7 @@ One customer who does all at once what costs a server most, in a process of its 
 
     python -m tollkeeper.prove.noisy PORT ROUND
 
-Nobody judges its answers. What is judged is that everybody else's calls are answered meanwhile, and exact.
+Its answers are not checked. Checked are the calls of all other customers: answered meanwhile, and exact.
 """
 
 from __future__ import annotations

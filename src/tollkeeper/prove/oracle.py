@@ -249,7 +249,7 @@ def _sums(plan: Round, booked: dict[str, BookedEvent], seen: Seen) -> Iterator[F
     for id_, event in booked.items():
         there = seen.events.get(id_, _NOTHING)
         before = due.get(event.key, _NOTHING)
-        # An event that counts twice is told of already: here it is due once.
+        # An event that counts twice is reported above: here it is due once.
         once = there if there.events < 2 else Counted(1, event.cost)
         due[event.key] = Counted(before.events + once.events, before.cost_nanos + once.cost_nanos)
     for key in sorted(due.keys() | seen.keys.keys()):
@@ -283,11 +283,13 @@ def _accepted(calls: Sequence[JournaledCall]) -> Iterator[Finding]:
     if accepted > len(distinct):
         yield Finding("double-counted", f"{accepted} events were accepted where {len(distinct)} were sent")
     for call in posts:
-        told = call.answer
-        if told["accepted"] + told["duplicates"] + told["rejected"] != len(call.body):
+        answer = call.answer
+        if answer["accepted"] + answer["duplicates"] + answer["rejected"] != len(call.body):
             yield Finding("other", f"batch {call.id}: the answer does not add up", (call.id,))
-        if any(error["code"] != "event_conflict" for error in told["errors"]):
-            yield Finding("other", f"batch {call.id}: events were rejected: {told['errors'][0]}", (call.id,))
+        if any(error["code"] != "event_conflict" for error in answer["errors"]):
+            yield Finding(
+                "other", f"batch {call.id}: events were rejected: {answer['errors'][0]}", (call.id,)
+            )
 
 
 def _grants(plan: Round, calls: Sequence[JournaledCall], seen: Seen) -> Iterator[Finding]:

@@ -62,7 +62,7 @@ class Proof(NamedTuple):
 
     @property
     def by_fault(self) -> dict[str, dict[str, int]]:
-        """How often each fault was made, and what was found while it was."""
+        """The number of each fault, and the findings during it."""
         times = dict(self.drawn)
         return {
             fault: {
@@ -91,7 +91,7 @@ def prove(
     only: Sequence[Fault] = (),
 ) -> Proof:
     """
-    Attack a new installation and return what was found.
+    Attack a new installation and return the findings.
 
     Args:
         only: Make these faults in every round; none lets the seed draw them.
@@ -260,7 +260,7 @@ class Run:
         return f"all rounds once more after a clean restart: {_counted(found)}"
 
     def proof(self) -> Proof:
-        """Return what was found so far."""
+        """Return the findings so far."""
         calls = [call for _, calls, _, _ in self.rounds for call in calls]
         return Proof(
             self._seed,

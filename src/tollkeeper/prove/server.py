@@ -78,7 +78,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=log,
                 env=environment(variables),
-                # Ctrl-C is for whoever runs the proof, who then ends this process.
+                # Ctrl-C reaches the parent process, which then ends this one.
                 start_new_session=True,
             )
         return self._process

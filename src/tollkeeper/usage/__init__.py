@@ -1,5 +1,5 @@
 """
-Usage: the report, the answer to "what was used?".
+Usage: the reports.
 
 A report is a pure function of its query and of the events that were acknowledged before it.
 
@@ -14,7 +14,7 @@ Invariants:
 
 Files:
 
-* `report.py`: the report; its table says which way each query takes, and at which cost.
+* `report.py`: the report; its table says how each query gets the newest events, and at which cost.
 * `freshness.py`: the acknowledged events that the usage store may not have yet.
 * `report_cache.py`: earlier reports, and as of which outbox row each is.
 * `query_turns.py`: how many queries of one account run at once.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import BadParameter, NotFound, Unavailable
+from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ports import UsageStore
-from tollkeeper.usage.report import Reports
 
 
 class EventLookup:
@@ -16,9 +16,9 @@ class EventLookup:
         Unavailable: The usage store does not answer, or is behind.
     """
 
-    def __init__(self, store: UsageStore, reports: Reports) -> None:
+    def __init__(self, store: UsageStore, delivery: Delivery) -> None:
         self._store = store
-        self._reports = reports
+        self._delivery = delivery
 
     def owner(self, event_id: str, account_id: str | None) -> str:
         """
@@ -54,7 +54,7 @@ class EventLookup:
         return record
 
     def _catch_up(self, account_id: str | None) -> None:
-        if not self._reports.fresh(account_id):
+        if not self._delivery.fresh(account_id):
             raise Unavailable("The usage store is behind. Try again.")
 
 

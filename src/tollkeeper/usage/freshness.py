@@ -1,5 +1,7 @@
 """
-Freshness of reports: the acknowledged events that the usage store may not have yet, and how a report gets them.
+The pending events of a report: those that were acknowledged and may not be in the usage store yet.
+
+`report.py` decides which of them a report needs, and how it gets them; its table has the cases.
 
 An event is acknowledged at its commit and delivered by the relay later. In between it is *pending*: its record lies
 in a row of the outbox. The relay's mark stays the same for as long as the usage store has exactly what was delivered;
@@ -13,11 +15,10 @@ from typing import Final, NamedTuple
 
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.relay import LITTLE_RECORDS, Relay, Unreadable, records_of_entry
-from tollkeeper.ports import Ledger
+from tollkeeper.ports import OutboxReader
 
 BATCH_WAIT_S: Final = 0.25
 """How long a report waits for a batch that is on its way; events that come later would need another batch."""
@@ -46,17 +47,15 @@ class Freshness:
 
     def __init__(
         self,
-        ledger: Ledger,
+        outbox: OutboxReader,
         relay: Relay,
         pending: Pending,
-        delivery: Delivery,
         pairing: Pairing,
     ) -> None:
-        self._ledger = ledger
+        self._outbox = outbox
         self._relay = relay
         self._pending = pending
         self._pairing = pairing
-        self.delivery = delivery
         self._read: dict[int, _ReadRow] = {}
         """By number, the outbox rows that the last report looked through: the next one needs some of them."""
 
@@ -113,7 +112,7 @@ class Freshness:
         known = self._read
         try:
             missing = [seq for seq in seqs if seq not in known]
-            entries = self._ledger.outbox.entries(missing) if missing else {}
+            entries = self._outbox.entries(missing) if missing else {}
             read = {
                 seq: _ReadRow(len(entry.payload), records_of_entry(entry)) for seq, entry in entries.items()
             }

@@ -30,6 +30,7 @@ from tollkeeper.callers import CALLER
 from tollkeeper.clock import Clock
 from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ports import ReportRows, UsageStore
 from tollkeeper.usage.freshness import Freshness
 from tollkeeper.usage.query_turns import QueryTurns
@@ -42,10 +43,10 @@ PENDING_TRIES: Final = 3
 class Reports:
     """Blocking: callers on an event loop use a thread. Any thread may call."""
 
-    def __init__(self, store: UsageStore, freshness: Freshness, clock: Clock) -> None:
+    def __init__(self, store: UsageStore, freshness: Freshness, delivery: Delivery, clock: Clock) -> None:
         self._store = store
         self._freshness = freshness
-        self._delivery = freshness.delivery
+        self._delivery = delivery
         self._clock = clock
         self._cache = ReportCache()
         self._turns = QueryTurns()
@@ -118,10 +119,6 @@ class Reports:
         if caller.is_operator:
             return self._turns.taken(None)
         return self._turns.taken(caller.account_id or query.account_id)
-
-    def fresh(self, account_id: str | None) -> bool:
-        """Deliver what is pending of an account (None: of all); return whether the usage store took it in time."""
-        return self._delivery.fresh(account_id)
 
     def events_added(self, accounts: set[str], after_seq: int) -> None:
         """Note that *accounts* have new events, in outbox rows after *after_seq*: see `CommitListener`."""

@@ -40,7 +40,7 @@ _IN_PROCESS: Final = {
     "compile_aggregate_expressions": 0,
 }
 _DAMAGED_FILE: Final = re.compile(r"While reading or decompressing \S*?([^/\s]+/[^/\s]+) ")
-"""The engine names the file by its whole path, which is not for everybody to see."""
+"""The engine names the file by its whole path, which callers must not see."""
 _UNKNOWN_ZONE: Final = "Cannot load time zone"
 
 

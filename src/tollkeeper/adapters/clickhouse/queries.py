@@ -384,7 +384,7 @@ def _is_in_force(scope: Sequence[str]) -> str:
 def _check(query: UsageQuery) -> None:
     """Raise BadParameter unless every name in *query* is one of ours."""
     if query.granularity is not None and query.granularity not in GRANULARITIES:
-        raise BadParameter(f"granularity is one of {', '.join(GRANULARITIES)}", field="granularity")
+        raise BadParameter(f"granularity must be one of {', '.join(GRANULARITIES)}", field="granularity")
     for field, names in (("group_by", query.group_by), ("filters", tuple(query.filters))):
         for name in names:
             if name not in DIMENSIONS and not (name.startswith(TAG_PREFIX) and len(name) > len(TAG_PREFIX)):
@@ -399,12 +399,13 @@ def _check(query: UsageQuery) -> None:
         if term.removeprefix("-") not in columns:
             raise BadParameter(f"sort takes a column of the answer, not {term!r}", field="sort")
     if query.week_start not in WEEKDAYS:
-        raise BadParameter(f"week_start is one of {', '.join(WEEKDAYS)}", field="week_start")
+        raise BadParameter(f"week_start must be one of {', '.join(WEEKDAYS)}", field="week_start")
     if query.limit < 0 or query.offset < 0:
-        raise BadParameter("limit and offset are not negative", field="limit")
+        raise BadParameter("limit and offset must not be negative", field="limit")
     try:
         zone_of(query.time_zone)
     except ValueError as exc:
         raise BadParameter(
-            f"time_zone is an IANA name such as Europe/Berlin, not {query.time_zone!r}", field="time_zone"
+            f"time_zone must be an IANA name such as Europe/Berlin, not {query.time_zone!r}",
+            field="time_zone",
         ) from exc

@@ -20,7 +20,7 @@ from tollkeeper.errors import QueryTooLarge, QueryTooSlow, Unavailable
 
 _STOP_EVERY_S: Final = 0.05
 _STOPS_MAX: Final = 40
-"""How often a query is told to stop: one that has not begun yet does not hear of it."""
+"""How often a query is cancelled: one that has not begun yet ignores the first attempts."""
 _TOO_MANY_ROWS: Final = 158
 _TIMEOUT_EXCEEDED: Final = 159
 _MEMORY_LIMIT_EXCEEDED: Final = 241

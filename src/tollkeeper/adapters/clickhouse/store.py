@@ -217,7 +217,7 @@ class ClickHouseUsageStore:
                     "KILL QUERY WHERE Settings['log_comment'] = {tag:String} ASYNC", parameters={"tag": tag}
                 )
         except Unavailable as exc:
-            # It ends by its own limit of time then; nobody waits for it.
+            # It then ends by its own time limit; no caller waits for it.
             log.warning("tollkeeper.usage.stop_failed", extra={"reason": str(exc), "detail": exc.fields})
 
     def charged(

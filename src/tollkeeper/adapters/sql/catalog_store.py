@@ -361,7 +361,7 @@ def _of_account(mapping: _Mapping, query: sa.Select[Any], account: str | None) -
 
 
 def _equals(column: sa.Column[Any], text: str) -> sa.ColumnElement[bool]:
-    """Whether *column* is *text*. PostgreSQL refuses a question about a text with a NUL, which nothing has."""
+    """Whether *column* is *text*. PostgreSQL refuses a query with a NUL in its text; no stored text has one."""
     return sa.false() if "\x00" in text else column == text
 
 

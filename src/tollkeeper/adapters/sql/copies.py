@@ -1,5 +1,5 @@
 """
-Copies of a ledger in PostgreSQL, row by row, as an asynchronous replica has them: what was committed at one instant.
+Copies of a ledger in PostgreSQL, row by row, as an asynchronous replica has them: the commits up to one instant.
 
 For `tollkeeper prove`, which puts an older copy back. It is not the way to back up: `pg_dump` is.
 """

@@ -85,7 +85,7 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
             cursor.execute("PRAGMA foreign_keys=ON")
             cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
             cursor.execute(f"PRAGMA cache_size={memory_pages}")
-            # Payloads of the outbox pass through: without this the WAL keeps its largest size for ever.
+            # Payloads of the outbox pass through: without this the WAL never shrinks.
             cursor.execute("PRAGMA journal_size_limit=67108864")
             cursor.close()
 
@@ -93,7 +93,7 @@ def open_engine(url: str, *, memory_pages: int = 4_000) -> sa.Engine:
 
 
 class _Connections(QueuePool):
-    """A pool that lends no connection to a thread that may not wait: what it would run might take long."""
+    """A pool that gives no connection to a thread that must not wait: its statement might take long."""
 
     def connect(self) -> PoolProxiedConnection:
         check_may_wait()
@@ -145,7 +145,7 @@ def migrate(engine: sa.Engine) -> None:
 
 def check_empty(engine: sa.Engine) -> None:
     """
-    See that nobody has put anything into a PostgreSQL database, in any schema.
+    Check that a PostgreSQL database is empty, in every schema.
 
     Raises:
         BadParameter: It is no PostgreSQL.

@@ -41,7 +41,7 @@ class SqlOutbox:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Number the batches that begin from now on in a new epoch: a ledger that was put back repeats numbers."""
+        """Number the batches that begin from now on in a new epoch: a restored ledger repeats numbers."""
         self._epoch = uuid.uuid4().hex
 
     def put(self, tx: sa.Connection, entries: Sequence[OutboxEntry], now_us: int) -> list[int]:

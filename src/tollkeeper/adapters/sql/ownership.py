@@ -1,7 +1,7 @@
 """
 Who may run on a PostgreSQL database: one process at a time, as one process has a data directory.
 
-The gate decides from its own memory, so two processes would each admit what is left. A lock of a database session
+The gate decides from its own memory, so two processes would both admit the same remainder. A lock of a database session
 keeps the second one out. The database releases it when the session ends, however its process did; until the
 owner has taken it again somebody else may, which is why the ledger also sees another's commits
 (`SqlLedger.claim`).
@@ -23,7 +23,7 @@ TAKE_MS_MAX: Final = 5_000
 _CLASS: Final = 0x746F6C6C
 """Keeps our locks apart from those of others; one-number locks, as of the catalog, are another space anyway."""
 _SESSION: Final = (
-    # The wait for the lock has a limit of its own, which says what it is.
+    # The wait for the lock has a limit of its own, with an error of its own.
     "SET statement_timeout = 0",
     f"SET lock_timeout = {TAKE_MS_MAX}",
     # A machine that lost its power says no goodbye: ask after it, or its lock stays for two hours.
@@ -79,7 +79,7 @@ class Ownership:
             raise Unavailable(f"The ledger cannot be reached: {cause}. Try again shortly.") from exc
 
     def close(self) -> None:
-        """Let go of it. A repeat changes nothing."""
+        """Release the lock. A repeat changes nothing."""
         session, self._session = self._session, None
         if session is not None:
             session.close()

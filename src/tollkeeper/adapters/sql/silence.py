@@ -1,7 +1,7 @@
 """
-Connections to PostgreSQL that do not wait for ever: for a statement, or for a server that says nothing.
+Connections to PostgreSQL with time limits: for a statement, and for a server that sends nothing.
 
-The server ends a statement that takes too long. A server whose processes stand still (a frozen host, storage that
+The server ends a statement that takes too long. A server that hangs (a frozen host, storage that
 hangs) cannot, and keeps its connections up: so a connection on which nothing moves for `SILENCE_S_MAX` is given up
 here, like one that was cut off. What it was at counts as not known: `SqlLedger.commit` finds out.
 """
@@ -17,7 +17,7 @@ import psycopg
 
 STATEMENT_S_MAX: Final = 5
 IDLE_IN_TRANSACTION_S_MAX: Final = 60
-"""No transaction of ours waits for anything but the server: one that does belongs to a process that stands still."""
+"""No transaction of ours waits for anything but the server: one that does belongs to a process that hangs."""
 SILENCE_S_MAX: Final = 8.0
 """More than a statement may take: while its server lives, that one ends first."""
 _INTERVAL_S: Final = 0.1

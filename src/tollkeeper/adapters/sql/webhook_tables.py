@@ -1,4 +1,4 @@
-"""What webhooks were told, or are to be told: one row per webhook, budget, period and threshold."""
+"""The messages of webhooks, sent or due: one row per webhook, budget, period and threshold."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ webhook_deliveries: Final = sa.Table(
     sa.Column("due_at_us", sa.BigInteger(), nullable=False),
     sa.Index("ix_webhook_deliveries_state_due_at_us", "state", "due_at_us"),
 )
-"""The primary key is the promise that a threshold is told once; a row outlives its period by 30 days."""
+"""The primary key keeps a threshold from being reported twice; a row outlives its period by 30 days."""

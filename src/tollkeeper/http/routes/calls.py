@@ -178,7 +178,7 @@ def account_in_scope(principal: Principal, asked: str | None) -> str | None:
 
 
 def no_such_account() -> NotFound:
-    """Return the one answer for an account that is unknown or another's: they cannot be told apart."""
+    """Return the one answer for an account that is unknown or another's: the two are indistinguishable."""
     return NotFound("There is no such account.")
 
 
@@ -233,13 +233,13 @@ def whole_number(text: str, name: str, least: int, most: int) -> int:
     """Return the number that parameter *name* states. Raises `BadParameter`."""
     if text.isascii() and text.isdigit() and len(text) <= 18 and least <= int(text) <= most:
         return int(text)
-    raise BadParameter(f"{name} is a whole number from {least} to {most}", field=name)
+    raise BadParameter(f"{name} must be a whole number from {least} to {most}, not {text[:64]!r}", field=name)
 
 
 def truth(text: str, name: str) -> bool:
     """Return the boolean that parameter *name* states. Raises `BadParameter`."""
     if text not in ("true", "false"):
-        raise BadParameter(f"{name} is true or false", field=name)
+        raise BadParameter(f"{name} must be true or false, not {text[:64]!r}", field=name)
     return text == "true"
 
 
@@ -259,7 +259,7 @@ def json_object(request: AnyRequest, body: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         raise Malformed(f"The body is not JSON: {exc}.") from None
     if not isinstance(value, dict):
-        raise Malformed("The body is a JSON object: { … }.")
+        raise Malformed("The body must be a JSON object: { … }.")
     return value
 
 
@@ -269,7 +269,7 @@ def json_body(request: AnyRequest, body: bytes) -> bytes:
     body = decompressed(body, headers, BODY_BYTES_MAX)
     media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
     if body and media_type not in (b"application/json", b""):
-        raise UnsupportedMediaType("content-type is application/json")
+        raise UnsupportedMediaType("Content-Type must be application/json (curl: `--json`)")
     return body
 
 

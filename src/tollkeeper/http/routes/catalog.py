@@ -231,7 +231,7 @@ class KeyRoutes(KindRoutes):
             query=(
                 QueryDoc(
                     "dry_run",
-                    "`true` only tells what would change.",
+                    "`true` only returns the changes that it would make.",
                     {"type": "boolean", "default": False},
                 ),
             ),
@@ -251,7 +251,9 @@ def apply(request: AnyRequest, body: RawBody) -> Response[bytes]:
     headers = request.scope["headers"]
     media_type = header(headers, b"content-type").partition(b";")[0].strip().lower()
     if media_type not in (b"application/toml", b"text/plain", b"text/toml", b""):
-        raise UnsupportedMediaType("content-type is application/toml or text/plain")
+        raise UnsupportedMediaType(
+            "Content-Type must be application/toml or text/plain (curl: `-H 'Content-Type: application/toml'`)"
+        )
     try:
         text = decompressed(body, headers, APPLY_BYTES_MAX).decode()
     except UnicodeDecodeError:

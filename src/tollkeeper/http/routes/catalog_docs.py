@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the operations on catalog entries, kind by kind."""
+"""The OpenAPI texts of the operations on catalog entries, kind by kind."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _POST_KEY: Final = (
 )
 _DELETIONS: Final = {
     "keys": "A key leaves a tombstone: its id and secret stay taken, its usage stays.",
-    "grants": "Balances never forget: a grant cannot be deleted.",
+    "grants": "A grant cannot be deleted: balances keep their grants.",
 }
 
 
@@ -109,8 +109,8 @@ def put_doc(kind: str) -> OperationDoc:
         kind,
         _writers(kind),
         {
-            200: json_answer(_written_schema(kind), "It was changed, or is as it was."),
-            201: json_answer(_written_schema(kind), "It was created."),
+            200: json_answer(_written_schema(kind), "The entry was changed, or was equal before."),
+            201: json_answer(_written_schema(kind), "The entry was created."),
         },
         description="A field that is left out gets its default. A repeat changes nothing."
         + (_PUT_KEY if kind == "keys" else ""),
@@ -131,7 +131,7 @@ def post_doc(kind: str) -> OperationDoc:
         summary = f"Create one of the {kind}"
         more = "The same entry again changes nothing; another one of the same id is a conflict."
         answers = {
-            201: json_answer(_written_schema(kind), "It was created."),
+            201: json_answer(_written_schema(kind), "The entry was created."),
             200: json_answer(_written_schema(kind), "It is as it was."),
         }
     made = "The id is made when it is left out; a repeat then makes another one. "

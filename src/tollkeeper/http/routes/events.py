@@ -67,7 +67,7 @@ _EVENT_SCHEMA: Final[dict[str, Any]] = {
         "estimated_cost_nanos": {"type": "string", "description": "In nanos."},
         "cost_state": {"type": "string", "enum": ["given", "priced", "estimated", "unpriced", "free"]},
         "price_version": {"type": "string"},
-        "revision": {"type": "integer", "description": "How often it was amended or priced anew."},
+        "revision": {"type": "integer", "description": "How often it was amended or repriced."},
         "voided": {"type": "boolean"},
     },
 }
@@ -102,7 +102,7 @@ def handlers() -> list[HTTPRouteHandler]:
 )
 @in_thread("events")
 def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
-    """Tell an event as it stands."""
+    """Return an event as it stands."""
     params = params_of(request, "account")
     events, event_id = service(request, EventLookup), segment_text(event_id)
     account = account_in_scope(principal_of(request), params.get("account"))
@@ -119,7 +119,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
             "events",
             OPERATOR,
             {200: json_answer(CorrectionAnswer, "The event as it stands now.")},
-            description="The old record stays beside the new one; totals follow. Without `correction_id` "
+            description="The old record is kept beside the new one; totals count the new one. Without `correction_id` "
             "one is made, and a retry is another correction: it is not safe.",
             query=(_ACCOUNT,),
             body=BodyDoc(
@@ -158,8 +158,8 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
             "events",
             OPERATOR,
             {200: json_answer(CorrectionAnswer, "The event, out of all totals.")},
-            description="The record stays; totals follow. Without `correction_id` one is made, and a retry "
-            "is told that there is no such event any more.",
+            description="The record is kept and leaves all totals. Without `correction_id` one is made, and a retry "
+            "gets 404: the event is void already.",
             query=(_ACCOUNT,),
             body=BodyDoc({"application/json": VoidEventRequest}, {"correction_id": "refund-7"}),
             problems=(404, 413, 415),

@@ -1,4 +1,4 @@
-"""Small request bodies as structs, and how their faults are told."""
+"""Small request bodies as structs, and the errors for a body that does not fit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ import msgspec
 
 from tollkeeper.catalog.manage import OVERLAP_S_MAX
 from tollkeeper.domain.events import (
-    BYTES_MAX,
-    LATENCY_MS_MAX,
-    TAGS_MAX,
-    TEXT_CHARS_MAX,
+    BytesOut,
+    Credits,
     Id,
+    LatencyMs,
     Name,
+    Nanos,
+    Reason,
+    Status,
+    Tags,
     Tokens,
 )
+from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
-from tollkeeper.http.wire import Nanos
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -28,49 +31,40 @@ _NAMED: Final = re.compile(r"Object (?:contains unknown|missing required) field 
 
 
 class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long the old key goes on working beside the new one."""
+    """Seconds for which the old key stays valid beside the new one."""
 
     overlap_s: Annotated[int, msgspec.Meta(ge=0, le=OVERLAP_S_MAX)] = 0
 
 
 class StateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state that a key shall have."""
+    """The state that the key must have from now on."""
 
     state: Literal["active", "inactive", "revoked", "deleted"]
 
 
 class Amendment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
-    What an event shall say instead; what is left out stays. The cost is found anew.
+    The fields of an event to change; a field that is left out stays. The cost is computed again.
 
-    What names an event (account, project, key, method, route, kind, time) cannot be amended: void it, and
-    send another event.
+    The fields that identify an event (account, project, key, method, route, kind, time) cannot be amended: void the
+    event and send another one.
     """
 
     correction_id: Id | None = None
     """Makes a retry safe: the same id again is the same correction. Without one, a retry amends again."""
-    status: Annotated[int, msgspec.Meta(ge=0, le=999)] | None = None
+    status: Status | None = None
     error_type: Name | None = None
-    denied_reason: Annotated[str, msgspec.Meta(max_length=64)] | None = None
-    latency_ms: Annotated[float, msgspec.Meta(ge=0, le=LATENCY_MS_MAX)] | None = None
-    bytes_out: Annotated[int, msgspec.Meta(ge=0, le=BYTES_MAX)] | None = None
+    denied_reason: Reason | None = None
+    latency_ms: LatencyMs | None = None
+    bytes_out: BytesOut | None = None
     model: Name | None = None
     tokens: Tokens | None = None
     cache: Literal["hit", "miss", "none"] | None = None
-    credits: Nanos | None = None
+    credits: Credits | None = None
     cost_nanos: Nanos | None = None
     """The actual cost; found from tokens and prices when absent."""
     estimated_cost_nanos: Nanos | None = None
-    tags: (
-        Annotated[
-            dict[
-                Annotated[str, msgspec.Meta(min_length=1, max_length=64)],
-                Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)],
-            ],
-            msgspec.Meta(max_length=TAGS_MAX),
-        ]
-        | None
-    ) = None
+    tags: Tags | None = None
 
 
 class VoidEventRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,4 +95,4 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
         what = "unknown field"
     elif named:
         what = "missing: this field is required"
-    raise BadParameter(f"{field or 'body'}: {what.replace('`', '')}{hint}", field=field)
+    raise BadParameter(f"{field or 'body'}: {requirement(what)}{hint}", field=field)

@@ -44,7 +44,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool
     reasons: list[str]
     warnings: list[str]
-    """What an operator must look at, though requests are served."""
+    """Faults that an operator must look at while requests are served."""
 
 
 def handlers() -> list[HTTPRouteHandler]:
@@ -87,7 +87,7 @@ def healthz(request: AnyRequest) -> Response[bytes]:
     ),
 )
 async def readyz(request: AnyRequest) -> Response[bytes]:
-    """Say whether requests can be served, in `PROBE_S_MAX` at the latest: nobody's calls are in front of it."""
+    """Say whether requests can be served, in `PROBE_S_MAX` at the latest: no other call is queued before it."""
     context = context_of(request)
     gate, pairing = service(request, Gate), service(request, Pairing)
     found = await asyncio.gather(*(probe.answer() for probe in context.probes))

@@ -170,7 +170,7 @@ def new_by_management(manage: Manage, principal: Principal, raw: dict[str, Any])
 
 def changed_by_management(manage: Manage, principal: Principal, raw: dict[str, Any], now_us: int) -> Entry:
     """
-    Return the key that a management key's PUT asks for: what it may not set stays.
+    Return the key after a management key's PUT: fields that it must not set stay.
 
     Raises:
         NotFound: Its account has no such key.

@@ -1,4 +1,4 @@
-"""Where an account and a key stand now: the credit balance, and what each limit and budget has left."""
+"""The state of an account and of a key: the credit balance, and the remainder of each limit and budget."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from tollkeeper.http.routes.calls import (
 from tollkeeper.ledger.balances import Balances, CreditState
 
 
-class GrantStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """What is left of one grant, in the order in which grants are drawn on."""
+class GrantStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The remainder of one grant. Grants are listed in the order in which they are spent."""
 
     id: str
     amount_nanos: str
@@ -49,14 +49,14 @@ class GrantStanding(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     expires_at: str | None
     expired: bool
-    """What remains of an expired grant can no longer be spent."""
+    """The remainder of an expired grant cannot be spent."""
 
 
 class Balance(msgspec.Struct, frozen=True, kw_only=True):
     """
     An account's credit. `available_nanos` is `balance_nanos` less `held_nanos`.
 
-    What was settled beyond the grants is `overdraft_nanos`; the balance is then negative.
+    The amount settled beyond the grants is `overdraft_nanos`; the balance is then negative.
     """
 
     account: str
@@ -65,12 +65,12 @@ class Balance(msgspec.Struct, frozen=True, kw_only=True):
     available_nanos: str
     spent_nanos: str
     overdraft_nanos: str
-    grants: list[GrantStanding]
+    grants: list[GrantStatus]
 
 
-class CounterStanding(msgspec.Struct, frozen=True, kw_only=True):
+class LimitStatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """
-    Where one limit, budget or balance stands. Amounts of money (unit `nanos`) are text.
+    The status of one limit, budget or balance. Amounts of money (unit `nanos`) are text.
 
     `allowed` and `remaining` are null where there is no bound.
     """
@@ -82,11 +82,11 @@ class CounterStanding(msgspec.Struct, frozen=True, kw_only=True):
     """Used and held."""
     remaining: int | str | None
     resets_at: str | None
-    """When the window or period ends; null without one."""
+    """End of the window or period; null without one."""
 
 
-class KeyStanding(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key may still do. A key that is not active, or of management, has no counters here."""
+class KeyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The remaining limits of a key. An inactive key and a management key have no counters here."""
 
     key_id: str
     account: str
@@ -96,9 +96,9 @@ class KeyStanding(msgspec.Struct, frozen=True, kw_only=True):
     plan: str | None
     subscription: str | None
     expires_at: str | None
-    limits: list[CounterStanding]
-    budgets: list[CounterStanding]
-    credit: CounterStanding | None
+    limits: list[LimitStatusAnswer]
+    budgets: list[LimitStatusAnswer]
+    credit: LimitStatusAnswer | None
     """The account's balance, for a key that draws on it."""
 
 
@@ -158,7 +158,7 @@ def balance(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
             "What a key has left",
             "keys",
             ANYBODY,
-            {200: json_answer(KeyStanding, "Each limit, budget and balance of the key.")},
+            {200: json_answer(KeyStatus, "Each limit, budget and balance of the key.")},
             description="A consumption key may ask about itself.",
             query=(QueryDoc("account", "The account that the key belongs to."),),
             problems=(404,),
@@ -175,7 +175,7 @@ def key_state(request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
         raise NotFound("there is no such entry among the keys")
     stored = service(request, Manage).stored_key(account, entry_id)
     directory, gate = service(request, Directory), service(request, Gate)
-    return answer(limit_status_of(stored, directory, gate, now_us_of(request)))
+    return answer(key_status_of(stored, directory, gate, now_us_of(request)))
 
 
 def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
@@ -190,7 +190,7 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
         spent_nanos=str(book.spent_nanos),
         overdraft_nanos=str(book.overdraft_nanos),
         grants=[
-            GrantStanding(
+            GrantStatus(
                 id=grant.grant_id,
                 amount_nanos=str(grant.amount_nanos),
                 remaining_nanos=str(grant.remaining_nanos),
@@ -203,7 +203,7 @@ def balance_of(state: CreditState, account_id: str, now: datetime) -> Balance:
     )
 
 
-def limit_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us: int) -> KeyStanding:
+def key_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us: int) -> KeyStatus:
     """Return what a key has left."""
     key = stored.entry
     state = stored.state_at(now_us)
@@ -214,7 +214,7 @@ def limit_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us:
         compiled_key = gate.compiled_key_of(lambda: directory.entitlement_of_id(key.id))
         limit_statuses = [] if compiled_key is None else gate.limit_statuses(compiled_key, now_us)
     of_credit = [s for s in limit_statuses if s.kind == "credit"]
-    return KeyStanding(
+    return KeyStatus(
         key_id=key.id,
         account=key.account,
         project=key.project,
@@ -223,14 +223,14 @@ def limit_status_of(stored: StoredKey, directory: Directory, gate: Gate, now_us:
         plan=entitlement.plan.slug if entitlement is not None and entitlement.plan is not None else None,
         subscription=key.subscription,
         expires_at=None if key.expires_at is None else to_text(key.expires_at),
-        limits=[_limit_status(s) for s in limit_statuses if s.kind in ("limit", "concurrency")],
-        budgets=[_limit_status(s) for s in limit_statuses if s.kind == "budget"],
-        credit=_limit_status(of_credit[0]) if of_credit else None,
+        limits=[_limit_status_answer(s) for s in limit_statuses if s.kind in ("limit", "concurrency")],
+        budgets=[_limit_status_answer(s) for s in limit_statuses if s.kind == "budget"],
+        credit=_limit_status_answer(of_credit[0]) if of_credit else None,
     )
 
 
-def _limit_status(status: LimitStatus) -> CounterStanding:
-    return CounterStanding(
+def _limit_status_answer(status: LimitStatus) -> LimitStatusAnswer:
+    return LimitStatusAnswer(
         name=status.name,
         unit=status.unit,
         allowed=_amount(status.allowed, status.unit),

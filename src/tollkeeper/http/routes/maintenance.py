@@ -41,7 +41,7 @@ def handlers() -> list[HTTPRouteHandler]:
     opt=operation(
         OperationDoc(
             "Verify counter = ledger = sum of events",
-            "upkeep",
+            "maintenance",
             OPERATOR,
             {200: json_answer(VerifyAnswer, "What was found: look at `ok`.")},
             description="Recomputes everything from the records. While requests are being settled, figures "
@@ -66,10 +66,10 @@ def verify(request: AnyRequest) -> Response[bytes]:
     opt=operation(
         OperationDoc(
             "Rebuild rollups and the id index",
-            "upkeep",
+            "maintenance",
             OPERATOR,
             {200: json_answer(RebuildAnswer, "Rows written.", {"rows": {"usage_rollups": 1280}})},
-            description="Makes them anew from the records; answers go on meanwhile. Safe to repeat.",
+            description="Rebuilds them from the records. Usage queries are answered meanwhile. Safe to repeat.",
         )
     ),
 )

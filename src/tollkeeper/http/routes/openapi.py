@@ -76,12 +76,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 PROBLEM_WORDS: Final = {
     400: "The request cannot be understood: `malformed`, `bad_parameter`, `bad_input`.",
-    401: "No credential, or none of ours: `unauthenticated`.",
+    401: "No credential, or an unknown one: `unauthenticated`.",
     402: "Nothing left to spend: `budget_exhausted`, `credit_exhausted`. It lifts at `resets_at`, if ever.",
     403: "A credential that may not do this: `forbidden`.",
     404: "It does not exist, or is another account's: `not_found`.",
     405: "The path does not take this method: `method_not_allowed`.",
-    409: "The state does not permit it: `conflict`, `idempotency_conflict`, `event_conflict`, `hold_ended`.",
+    409: "The present state does not permit it: `conflict`, `idempotency_conflict`, `event_conflict`, `hold_ended`.",
     413: "`body_too_large`.",
     415: "`unsupported_media_type`.",
     429: "Too fast, or too many failed authentications: wait for `Retry-After`.",

@@ -1,4 +1,4 @@
-"""Session tokens of our own login: the provider's dashboard asks for one when somebody signed in there."""
+"""Session tokens of our own login: the provider's dashboard requests one when a user has signed in there."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ Named = Annotated[Name, msgspec.Meta(min_length=1)]
 
 
 class SessionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who signed in, and for how long: a user of an account, as the provider's own login knows them."""
+    """The user of an account who signed in at the provider's own login, and the lifetime of the session."""
 
     account: Named
     user: Named
-    """Limits per dashboard user count by it."""
+    """Limits per dashboard user are counted by this name."""
     ttl_s: Annotated[int, msgspec.Meta(ge=1, le=TTL_S_MAX)] = OWN_TTL_S
 
 
 class SessionAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A session token. It cannot be taken back: give it a short life."""
+    """A session token. It cannot be revoked, so its lifetime should be short."""
 
     token: str
-    """Goes to the profiles' endpoints as `Authorization: Bearer <token>`."""
+    """Sent to the profiles' endpoints as `Authorization: Bearer <token>`."""
     expires_at: str
 
 

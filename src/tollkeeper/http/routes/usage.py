@@ -1,4 +1,4 @@
-"""`GET /tk/v1/usage`: the usage question over HTTP, answered as JSON or CSV."""
+"""`GET /tk/v1/usage`: the usage query over HTTP, answered as JSON or CSV."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _EXAMPLE: Final = {
 
 
 def handlers() -> list[HTTPRouteHandler]:
-    """Return the handler of the usage question."""
+    """Return the handler of the usage query."""
     return [usage]
 
 
@@ -132,7 +132,7 @@ def handlers() -> list[HTTPRouteHandler]:
 )
 @in_thread("usage")
 def usage(request: AnyRequest) -> Response[bytes] | Stream:
-    """Answer the usage question."""
+    """Answer the usage query."""
     principal = principal_of(request)
     pairs = query_pairs(request)
     form = _format(pairs)

@@ -57,7 +57,7 @@ def error_type(kind: str, status: int) -> str:
 
 
 def description(code: str) -> str:
-    """Return an error type in words; an unknown one is its own words, with blanks for underscores."""
+    """Return an error type as text; an unknown one is itself, with blanks for underscores."""
     return DESCRIPTIONS.get(code) or code.replace("_", " ").strip().capitalize()
 
 

@@ -52,7 +52,7 @@ def _check_thresholds(given: Mapping[str, Any]) -> None:
     """Raise ValueError unless *given* are thresholds of `domain.alerts`, whole numbers."""
     for name, value in given.items():
         if name not in alerts.Thresholds._fields or type(value) is not int or value < 0:
-            raise ValueError(f"whole numbers under {', '.join(alerts.Thresholds._fields)}")
+            raise ValueError(f"it must have whole numbers under {', '.join(alerts.Thresholds._fields)}")
 
 
 SETTING_TYPES: Final[Mapping[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Headers of RegPilot's answers: rate limit, what is left of the budget, what a request used."""
+"""Headers of RegPilot's answers: rate limit, remaining budget, usage of a request."""
 
 from __future__ import annotations
 

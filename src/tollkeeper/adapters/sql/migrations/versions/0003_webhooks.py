@@ -1,4 +1,4 @@
-"""Webhooks, and what each was told of which budget."""
+"""Webhooks, and their messages: one row per webhook, budget, period and threshold."""
 
 import sqlalchemy as sa
 from alembic import op

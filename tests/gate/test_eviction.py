@@ -1,4 +1,4 @@
-"""The gate lets go of what is idle, and of nothing that a decision, a hold or a commit still needs."""
+"""The gate evicts idle keys and counters, and none that a decision, a hold or a commit still needs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_an_open_hold_keeps_its_counters(site: Site, clock: ManualClock) -> None
 
 
 def test_what_is_not_committed_stays(site: Site, clock: ManualClock) -> None:
-    """The ledger does not have it yet: read anew, the budget and the balance would be full again."""
+    """The ledger does not have it yet: read again, the budget and the balance would be full again."""
     site.settle(admitted(site), nanos=300)
     site.gate.take_last_used()
     clock.advance(seconds=7_200)
