@@ -297,6 +297,28 @@ def test_a_late_event_opens_a_period_of_the_past_and_none_of_now(five_hours, clo
     assert sorted(rows.values()) == [1, 1, 10, 11]
 
 
+def test_the_events_of_a_batch_open_periods_in_the_order_of_time(five_hours, clock):
+    """Whatever the order of the lines and whosever key it was: else the second key's would be cut short."""
+    five_hours.key("k2")
+    clock.set(FIRST + timedelta(hours=11))
+    hours = {"k1": (1.5, 7.0), "k2": (5.9, 0.0, 1.0)}
+    sent = [
+        {
+            "id": unique("e"),
+            "time": to_text(FIRST + timedelta(hours=at)),
+            "account": five_hours.account,
+            "key_id": f"{five_hours.account}-{name}",
+        }
+        for name, ats in hours.items()
+        for at in ats
+    ]
+    five_hours.site.ingest.take(decode_events(sent, now_us=clock.now_us()))
+    second = FIRST + timedelta(hours=5.9)
+    assert opened(five_hours) == [(FIRST, FIRST + HOURS_5), (second, second + HOURS_5)]
+    rows = five_hours.site.ledger.counter_rows(five_hours.account)
+    assert sorted(rows.values()) == [2, 3]
+
+
 def test_an_event_ahead_of_the_clock_shortens_no_period(five_hours, clock):
     """Else 100 in the minutes before it and 100 after it would be 200 in five hours."""
     five_hours.ingest(unique("e"), FIRST + timedelta(seconds=200), 1)
