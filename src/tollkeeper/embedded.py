@@ -28,6 +28,7 @@ from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
 from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.installation import Installation
+from tollkeeper.ledger.budget_top_ups import PostedTopUp, TopUpRequest
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.settings import load
@@ -246,6 +247,44 @@ class Tollkeeper:
     def issue_key(self, entry: Key) -> IssuedKey:
         """Make a key; its secret is in the answer and nowhere else."""
         return self.manage.issue_key(entry)
+
+    def top_up(
+        self,
+        account: str,
+        budget: str,
+        amount: str | int,
+        *,
+        id: str,
+        until_used: bool = False,
+        plan: str | None = None,
+        subscription: str | None = None,
+        key: str | None = None,
+        project: str | None = None,
+        values: Mapping[str, str] = {},
+    ) -> PostedTopUp:
+        """
+        Add to a budget once: to its running period, or with *until_used* until it is used. A repeat adds nothing.
+
+        Args:
+            budget: Its id, or its name in a plan; *plan*, *subscription*, *key* and *project* say which of several.
+            amount: In the budget's unit: money as `"5.00"`, a quantity as `"61.5"`; others as `"100"` or 100.
+            values: Of a budget that counts values apart, which: `{"tag.user": "u1"}`.
+            id: Names the top-up within its account.
+
+        Raises:
+            NotFound, BadParameter, Conflict, IdempotencyConflict, Unavailable: See `BudgetTopUps.post`.
+        """
+        request = TopUpRequest(
+            id=id,
+            amount=amount,
+            until_used=until_used,
+            plan=plan,
+            subscription=subscription,
+            key=key,
+            project=project,
+            values=dict(values),
+        )
+        return self.installation.top_ups.post(account, budget, request)
 
     def apply(self, toml: str, *, dry_run: bool = False) -> Applied:
         """Set up what a declarative file says; a repeat changes nothing."""

@@ -33,6 +33,7 @@ from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.gate.gate import Gate, GateSettings
 from tollkeeper.ledger.balances import Balances
 from tollkeeper.ledger.budget_scopes import ScopeKeeper
+from tollkeeper.ledger.budget_top_ups import BudgetTopUps
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.grant_posting import GrantPosting
@@ -146,6 +147,7 @@ class Installation:
             self.directory.charges_of,
             self.labels.of_record,
             reactions,
+            self.directory.openings,
         )
         self.relay = Relay(self.ledger.outbox, self.store, self.pending, self._must_compare, reactions)
         self.holds = Holds(
@@ -172,6 +174,9 @@ class Installation:
         self.scopes = ScopeKeeper(
             self.directory, self.ledger, self.store, self.committer, self.relay, self.gate, self.clock
         )
+        self.top_ups = BudgetTopUps(
+            self.directory, self.ledger, self.committer, self.scopes, self.gate, self.clock
+        )
         self.reconcile = Reconcile(
             self.directory,
             self.ledger,
@@ -182,6 +187,7 @@ class Installation:
             self.clock,
             self.reports.invalidate_all,
             self.pairing,
+            self.gate,
         )
         self.balances = Balances(self.gate, self.directory, self.ledger, self.clock)
         self.event_lookup = EventLookup(self.store, self.delivery)
@@ -190,7 +196,7 @@ class Installation:
             self.directory,
             self.gate,
             self.committer,
-            BudgetEnforcement(self.directory, self.ledger, self.scopes, readiness),
+            BudgetEnforcement(self.directory, self.ledger, self.scopes, readiness, self.top_ups),
             readiness,
             self.amend,
             self._notify_webhooks,
@@ -299,6 +305,7 @@ class Installation:
             Job(self.pairing.maintain, every=_PURGE_EVERY),
             Job(lambda: self.ledger.purge(self.clock.now_us()), every=_PURGE_EVERY, repeats=True),
             Job(self.webhooks.purge, every=_PURGE_EVERY),
+            Job(lambda: self.directory.openings.evict_idle(self.clock.now_us()), every=_PURGE_EVERY),
         ]
 
     # -- called by one service for another that is made later -----------------------------------------

@@ -17,13 +17,19 @@ from tollkeeper.domain.bookings import (
     PendingRow,
     SetAside,
     StoredHold,
+    ToppedUp,
 )
 from tollkeeper.domain.catalog import Entry, Grant, Key, KeyState, Plan, Price
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.first_use import Span
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, LedgerPast, StorePast
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.store_answers import CostSum as CostSum
+from tollkeeper.domain.store_answers import Losses as Losses
+from tollkeeper.domain.store_answers import ReportRows as ReportRows
+from tollkeeper.domain.top_ups import TopUp
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.domain.webhooks import DeliveryResult, StoredWebhook, WebhookMessage
 
@@ -31,48 +37,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class ReportRows(NamedTuple):
-    """The answer of a usage store to a query; `UsageReport` describes the members."""
-
-    rows: list[dict[str, Any]]
-    totals: dict[str, Any]
-    row_count: int
-
-
-class CostSum(NamedTuple):
-    """The charges of one scope in one span, as summed from events."""
-
-    events: int
-    requests: int
-    tokens: int
-    cost_nanos: int
-    """Less what adjustments gave."""
-    credits: int
-    quantities: Mapping[str, int] = {}
-    """Name → micro-units."""
-    adjustments_nanos: int = 0
-    """What adjustments gave; `cost_nanos` is less by it."""
-
-
-class Losses(NamedTuple):
-    """
-    What a usage store lacks, as far as a cheap check can find out; a line each.
-
-    Attributes:
-        records: Answers have too little, and no rebuild brings it back.
-        derived: Rollups or ids: nothing is answered from them until a rebuild.
-    """
-
-    records: list[str]
-    derived: list[str]
-
-
 class UsageStore(Protocol):
     """
     The projection that answers usage queries: every record, and rollups of them.
 
-    One thread writes (the relay); any thread may read. Every method raises `Unavailable` when the engine
-    fails; nothing else of the engine's errors gets out.
+    One thread writes (the relay); any may read. Every method raises `Unavailable`, and no other error of the engine.
     """
 
     def past(self, installation_id: str) -> StorePast:
@@ -172,6 +141,23 @@ class UsageStore(Protocol):
         Return the same sums for each combination of the values *by* (`matching.values_of`) that the events have.
 
         With no *by*, that is the one of `()`, whether or not there are events.
+        """
+
+    def first_by(
+        self,
+        account_id: str,
+        by: Sequence[str],
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
+    ) -> dict[tuple[str, ...], int]:
+        """
+        Return when the first event of each of these combinations occurred, voided ones included.
+
+        Arguments as of `charged_by`. Without events a combination is absent, `()` too.
         """
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
@@ -429,6 +415,23 @@ class LedgerReader(Protocol):
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         """Return the stored `slot → used` of a rate counter."""
+
+    def opened_periods(
+        self, account_id: str, counter_id: str, period: str, ends_after_us: int
+    ) -> tuple[int | None, list[Span]]:
+        """
+        Return from when on a budget in force counts (None: it is not in force), and its periods of the name *period*
+        that opened with their first use since then and that end after *ends_after_us*, ascending.
+        """
+
+    def top_up(self, account_id: str, top_up_id: str) -> TopUp | None:
+        """Return one top-up of a budget, or None."""
+
+    def topped_up(self, account_id: str, counter_id: str) -> ToppedUp:
+        """Return the top-ups of one counter, and what decides how much is left of them."""
+
+    def own_amounts(self, account_id: str) -> dict[str, int]:
+        """Return the newest own amount that is kept of each counter that has a top-up which lasts."""
 
     def book(self, account_id: str) -> tuple[CreditBook, int]:
         """Return an account's credit book, and the number of a commit that it is not older than."""

@@ -30,6 +30,7 @@ from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import AddCharges, Settle
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ports import CatalogStore, LedgerReader
+from tollkeeper.profiles.toolkit import ACCOUNT_ZONE
 from tollkeeper.usage.report import Reports
 
 
@@ -135,6 +136,13 @@ class LocalProfileContext:
 
     def rotation_chain(self, key: StoredKey) -> Sequence[str]:
         return self._directory.rotation_chain_of(key)
+
+    def time_zone(self, account_id: str) -> str:
+        stated = str(self.settings.get("time_zone", ACCOUNT_ZONE))
+        if stated != ACCOUNT_ZONE:
+            return stated
+        account = self._directory.account(account_id)
+        return "UTC" if account is None else account.time_zone
 
     def limit_statuses(self, key: StoredKey) -> list[LimitStatus]:
         compiled_key = self._compiled_key(key)

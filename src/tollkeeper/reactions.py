@@ -53,6 +53,12 @@ class Reactions:
             self._site.directory.scopes_changed(account_id)
             members = [member for member in change.members if member[0].account_id == account_id]
             self._site.gate.begin_budgets(account_id, members)
+        # Last: no key that is current asks for what is no longer in force.
+        for scope, _ in change.started:
+            openings = self._site.directory.openings
+            openings.end(scope.account_id, scope.counter_id, but_period=scope.period)
+        for account_id, counter_id in change.ended:
+            self._site.directory.openings.end(account_id, counter_id)
 
     def charged(self, counters: Collection[CounterAt]) -> None:
         self._site.webhooks.charged(counters)

@@ -19,11 +19,13 @@ from tollkeeper.domain.bookings import (
     EndedHold,
     Group,
     HoldBody,
+    OpenedPeriod,
     OutboxEntry,
     PendingRow,
     RevokedGrant,
     SetAside,
     StoredHold,
+    ToppedUp,
     WindowState,
 )
 from tollkeeper.domain.catalog import Account, Grant
@@ -32,6 +34,7 @@ from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, fingerpr
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import OwnAmount, TopUp
 from tollkeeper.errors import BadInput, Conflict, InvariantBroken, Unavailable
 
 NOW = datetime(2026, 5, 4, 10, 30, tzinfo=UTC)
@@ -453,6 +456,88 @@ def test_windows_are_replaced_by_slot(ledger: SqlLedger) -> None:
         ledger.commit(Group(now_us=NOW_US, windows=[WindowState("acme", "l", slots, NOW_US)]))
     assert ledger.slots("acme", "l") == {60: 1, 120: 4, 180: 1}
     assert ledger.slots("acme", "other") == {}
+
+
+def opened(start_us: int, end_us: int, period: str = "5h", counter_id: str = "budget:b1") -> OpenedPeriod:
+    return OpenedPeriod("acme", counter_id, period, start_us, end_us)
+
+
+def test_opened_periods_are_those_of_a_budget_in_force(ledger: SqlLedger) -> None:
+    five = scope(period="5h")
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 0) == (None, [])
+    ledger.commit(Group(now_us=NOW_US, scopes=[(five, 100)]))
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 0) == (100, [])
+    periods = [
+        opened(120, 220),
+        opened(100, 110),
+        opened(300, 400, "1h"),
+        opened(100, 200, "5h", "budget:b2"),
+    ]
+    ledger.commit(Group(now_us=NOW_US, opened_periods=periods))
+    # A repeat after a lost answer changes nothing.
+    ledger.commit(Group(now_us=NOW_US, opened_periods=[opened(120, 220), opened(220, 320)]))
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 0) == (100, [(100, 110), (120, 220), (220, 320)])
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 219) == (100, [(120, 220), (220, 320)])
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 220) == (100, [(220, 320)])
+
+
+def test_a_budget_that_begins_again_keeps_the_periods_since_then(ledger: SqlLedger) -> None:
+    five = scope(period="5h")
+    periods = [opened(100, 200), opened(200, 300)]
+    ledger.commit(Group(now_us=NOW_US, scopes=[(five, 100)], opened_periods=periods))
+    ledger.commit(Group(now_us=NOW_US, scopes=[(five, 200)], opened_periods=[opened(150, 200)]))
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 0) == (200, [(200, 300)])
+    ledger.commit(Group(now_us=NOW_US, scopes=[(scope(period="1h"), 200)]))
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 0) == (200, [])
+    ledger.commit(Group(now_us=NOW_US, opened_periods=[opened(400, 500, "1h")]))
+    ledger.commit(Group(now_us=NOW_US, ended_scopes=[("acme", "budget:b1")]))
+    ledger.commit(Group(now_us=NOW_US, scopes=[(scope(period="1h"), 200)]))
+    assert ledger.opened_periods("acme", "budget:b1", "1h", 0) == (200, [])
+
+
+def top_up(id_: str = "t1", **fields: Any) -> TopUp:
+    values = {
+        "account_id": "acme",
+        "id": id_,
+        "counter_id": "budget:b1",
+        "budget": "b1",
+        "unit": "nanos",
+        "amount": 500,
+        "until_used": False,
+        "posted_at_us": NOW_US,
+    }
+    return TopUp(**{**values, **fields})
+
+
+def test_a_top_up_is_posted_once(ledger: SqlLedger) -> None:
+    assert ledger.top_up("acme", "t1") is None
+    ledger.commit(Group(now_us=NOW_US, top_ups=[top_up()]))
+    assert ledger.top_up("acme", "t1") == top_up()
+    with pytest.raises(Conflict):
+        ledger.commit(Group(now_us=NOW_US, top_ups=[top_up(amount=600)]))
+    ledger.commit(Group(now_us=NOW_US, top_ups=[top_up(account_id="other")]))
+    assert ledger.top_up("acme", "t1") == top_up()
+    assert ledger.top_up("other", "t1") == top_up(account_id="other")
+
+
+def test_what_is_left_of_top_ups_is_decided_by_what_each_period_was_charged(ledger: SqlLedger) -> None:
+    ledger.commit(Group(now_us=NOW_US, charges={("acme", "budget:b1", 10): 7, ("acme", "other", 10): 9}))
+    assert ledger.topped_up("acme", "budget:b1") == ToppedUp([], [], {}, 0)
+    ledger.commit(Group(now_us=NOW_US, top_ups=[top_up()]))
+    # One for its period alone needs nothing else.
+    assert ledger.topped_up("acme", "budget:b1") == ToppedUp([top_up()], [], {}, 0)
+    lasting = top_up("t2", until_used=True, posted_at_us=NOW_US + 1)
+    own = [OwnAmount("acme", "budget:b1", at_us, amount) for at_us, amount in ((20, 200), (10, 100))]
+    ledger.commit(Group(now_us=NOW_US, top_ups=[lasting], own_amounts=own))
+    last = ledger.commit(Group(now_us=NOW_US, own_amounts=[OwnAmount("acme", "budget:b1", 20, 300)]))
+    assert ledger.topped_up("acme", "budget:b1") == ToppedUp(
+        [top_up(), lasting],
+        [OwnAmount("acme", "budget:b1", 10, 100), OwnAmount("acme", "budget:b1", 20, 300)],
+        {10: 7},
+        last.commit_seq,
+    )
+    assert ledger.own_amounts("acme") == {"budget:b1": 300}
+    assert ledger.own_amounts("other") == {}
 
 
 def test_scopes_come_into_and_go_out_of_force(ledger: SqlLedger) -> None:

@@ -24,6 +24,7 @@ COMMANDS: Final = (
     "keys",
     "keys issue",
     "keys rotate",
+    "budgets top-up",
     "grants",
     "grants revoke",
     "plans",

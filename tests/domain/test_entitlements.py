@@ -163,7 +163,7 @@ def test_the_subscription_anchors_the_plans_budgets():
     assert end_us == to_us(datetime(2026, 3, 31, 9, tzinfo=UTC))
 
 
-PERIODS = ("day", "week", "month", "year", "anniversary", "5h", "30d", "7m", "total")
+PERIODS = ("day", "week", "month", "quarter", "year", "anniversary", "anniversary_year", "30d", "total")
 
 
 @given(
@@ -211,3 +211,35 @@ def test_the_members_of_a_scope_are_told_apart_in_any_order(members, chance):
     chance.shuffle(shuffled)
     assert scope.of_members(members) == scope.of_members(shuffled)
     assert fingerprint_of(scope.of_members(members)) != fingerprint_of(scope.of_members([*members, "k4"]))
+
+
+def test_a_budget_that_states_no_zone_has_that_of_its_account():
+    india = Account(id="acme", name="Acme", time_zone="Asia/Kolkata")
+    plan = Plan(
+        slug="pro",
+        budgets=[
+            PlanBudget(name="theirs", amount=1, period="day"),
+            PlanBudget(name="stated", amount=1, period="day", time_zone="Europe/Berlin"),
+        ],
+    )
+    own = [
+        Budget(id="own", account="acme", amount=1),
+        Budget(id="utc", account="acme", amount=1, time_zone="UTC"),
+    ]
+    found = resolve(
+        key(), rotation_chain=["k1"], account=india, subscription=None, plan=plan, budgets=own
+    ).budgets
+    zones = {scope.name: scope.time_zone for scope in found}
+    assert zones == {
+        "own": "Asia/Kolkata",
+        "utc": "UTC",
+        "theirs": "Asia/Kolkata",
+        "stated": "Europe/Berlin",
+    }
+
+
+def test_a_period_from_first_use_is_told_from_one_that_was_aligned_to_the_day():
+    """An installation from before has counters of aligned spans: these must not go on as if they were the same."""
+    scope = scope_of_budget(Budget(id="b", account="acme", amount=1, period="5h"))
+    assert "|first use 5h|" in fingerprint_of(scope)
+    assert scope.first_use_us == 5 * 3_600_000_000

@@ -11,10 +11,20 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tollkeeper.domain.periods import WEEKDAYS, Period, check_period, duration_s, period_of
+from tollkeeper.domain.periods import (
+    WEEKDAYS,
+    Period,
+    aligned,
+    check_period,
+    duration_s,
+    first_use_s,
+    period_of,
+)
 
 MICROSECOND = timedelta(microseconds=1)
-CALENDAR = ("day", "week", "month", "year")
+CALENDAR = ("day", "week", "month", "quarter", "year")
+ANNIVERSARIES = {"anniversary": 1, "anniversary_quarter": 3, "anniversary_year": 12}
+FIRST_USE = ("1m", "7m", "90m", "1440m", "1h", "5h", "7h", "12h", "24h")
 
 ZONES = (
     "UTC",
@@ -33,9 +43,9 @@ ZONES = (
 zones = st.sampled_from(ZONES)
 instants = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(lambda at: at.replace(tzinfo=UTC))
 counted = st.builds("{}{}".format, st.integers(1, 400), st.just("d")) | st.sampled_from(
-    ["1m", "7m", "90m", "1440m", "1h", "5h", "7h", "12h", "24h", "1d", "30d", "36500d"]
+    ["1d", "30d", "36500d", *(f"{period}_aligned" for period in FIRST_USE)]
 )
-any_period = st.sampled_from([*CALENDAR, "anniversary"]) | counted
+any_period = st.sampled_from([*CALENDAR, *ANNIVERSARIES]) | counted
 
 
 def _clock_changes(zone_name: str) -> list[datetime]:
@@ -90,8 +100,10 @@ def test_calendar_periods_begin_at_a_local_midnight(at, period, zone, week_start
     if period == "week":
         assume(zone != "Pacific/Apia")  # Where one Friday is missing.
         assert WEEKDAYS[local.weekday()] == week_start
-    if period in ("month", "year"):
+    if period in ("month", "quarter", "year"):
         assert local.day == 1
+    if period == "quarter":
+        assert local.month in (1, 4, 7, 10)
     if period == "year":
         assert local.month == 1
 
@@ -109,16 +121,50 @@ def test_a_day_has_as_many_hours_as_its_clock_shows(at, hours):
     st.datetimes(datetime(2000, 1, 1), datetime(2050, 1, 1)).map(
         lambda at: at.replace(month=(1, 3, 5, 7, 8, 10, 12)[at.month % 7], day=29 + at.day % 3)
     ),
-    st.integers(-120, 600),
+    st.integers(-40, 200),
+    st.sampled_from(sorted(ANNIVERSARIES)),
 )
-def test_an_anniversary_on_a_day_that_a_month_lacks_is_its_last_day(anchor, months):
+def test_an_anniversary_on_a_day_that_a_month_lacks_is_its_last_day(anchor, steps, period):
     """31 January, 28 February, 31 March: the anchor's day is not forgotten on the way."""
     anchor = anchor.replace(tzinfo=UTC)
+    months = steps * ANNIVERSARIES[period]
     year, month0 = divmod(anchor.year * 12 + anchor.month - 1 + months, 12)
     day = min(anchor.day, calendar.monthrange(year, month0 + 1)[1])
     expected = anchor.replace(year=year, month=month0 + 1, day=day)
-    assert period_of(expected, "anniversary", anchor_at=anchor).start_at == expected
-    assert period_of(expected - MICROSECOND, "anniversary", anchor_at=anchor).end_at == expected
+    assert period_of(expected, period, anchor_at=anchor).start_at == expected
+    assert period_of(expected - MICROSECOND, period, anchor_at=anchor).end_at == expected
+
+
+@pytest.mark.parametrize(
+    ("anchor", "period", "bounds"),
+    [
+        (
+            "2024-02-29",
+            "anniversary_year",
+            ["2024-02-29", "2025-02-28", "2026-02-28", "2027-02-28", "2028-02-29"],
+        ),
+        (
+            "2025-11-30",
+            "anniversary_quarter",
+            ["2025-11-30", "2026-02-28", "2026-05-30", "2026-08-30", "2026-11-30"],
+        ),
+        ("2026-01-31", "anniversary", ["2026-01-31", "2026-02-28", "2026-03-31", "2026-04-30"]),
+        ("2026-01-31", "quarter", ["2026-01-01", "2026-04-01", "2026-07-01", "2026-10-01", "2027-01-01"]),
+        ("2026-01-31", "year", ["2026-01-01", "2027-01-01", "2028-01-01"]),
+    ],
+)
+def test_quarters_and_years_are_those_of_the_calendar_or_of_the_anchor(anchor, period, bounds):
+    days = [datetime.fromisoformat(day).replace(tzinfo=UTC) for day in bounds]
+    anchor_at = datetime.fromisoformat(anchor).replace(tzinfo=UTC)
+    for start_at, end_at in pairwise(days):
+        for at in (start_at, start_at + (end_at - start_at) / 2, end_at - MICROSECOND):
+            assert period_of(at, period, anchor_at=anchor_at) == (start_at, end_at)
+
+
+def test_a_quarter_begins_at_midnight_of_its_zone():
+    period = period_of(datetime(2026, 5, 1, tzinfo=UTC), "quarter", time_zone="America/New_York")
+    # Of New York's summer, at both ends.
+    assert period == (datetime(2026, 4, 1, 4, tzinfo=UTC), datetime(2026, 7, 1, 4, tzinfo=UTC))
 
 
 def test_an_anniversary_keeps_its_local_time_over_a_clock_change():
@@ -129,9 +175,25 @@ def test_an_anniversary_keeps_its_local_time_over_a_clock_change():
     assert period == (datetime(2026, 3, 10, 8, tzinfo=UTC), datetime(2026, 4, 10, 7, tzinfo=UTC))
 
 
+@pytest.mark.parametrize("text", FIRST_USE)
+def test_spans_of_hours_and_minutes_open_with_the_first_use(text):
+    """No clock says when: where nobody remembers the first use, the period is refused instead of cut at midnight."""
+    check_period(text)
+    assert first_use_s(text) == duration_s(text)
+    with pytest.raises(ValueError, match="first use"):
+        period_of(datetime(2026, 1, 1, tzinfo=UTC), text)
+
+
+@given(any_period | st.just("total"))
+def test_all_other_periods_are_known_to_the_clock(text):
+    assert first_use_s(text) == 0
+    assert aligned(text) == text
+
+
 @given(instants, st.integers(1, 24))
-def test_hour_spans_are_cut_at_midnight(at, hours):
-    period = period_of(at, f"{hours}h")
+def test_aligned_spans_of_hours_are_cut_at_midnight(at, hours):
+    period = period_of(at, f"{hours}h_aligned")
+    assert aligned(f"{hours}h") == f"{hours}h_aligned"
     midnight = at.replace(hour=0, minute=0, second=0, microsecond=0)
     assert (period.start_at - midnight) % timedelta(hours=hours) == timedelta()
     assert period.end_at == min(period.start_at + timedelta(hours=hours), midnight + timedelta(days=1))
@@ -163,7 +225,24 @@ def test_what_is_no_duration_is_refused(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "days", "Month", "1w", "60s", "0d", "25h", "1441m", "36501d", "999999d", "5 h", "month\n"]
+    "text",
+    [
+        "",
+        "days",
+        "Month",
+        "1w",
+        "60s",
+        "0d",
+        "25h",
+        "1441m",
+        "36501d",
+        "999999d",
+        "5 h",
+        "month\n",
+        "1d_aligned",
+        "25h_aligned",
+        "_aligned",
+    ],
 )
 def test_what_is_no_period_is_refused_before_it_is_used(text):
     with pytest.raises(ValueError):

@@ -6,14 +6,16 @@ from collections import defaultdict
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.entitlements import Entitlement, resolve
+from tollkeeper.domain.entitlements import BudgetScope, Entitlement, resolve
 from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.pools import CreditBook, GrantBalance
 from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.domain.top_ups import TopUps
 from tollkeeper.gate.gate import Admission, Charge, Gate
+from tollkeeper.gate.openings import Openings
 from tollkeeper.testing import ManualClock
 
 LIMITS = [
@@ -38,6 +40,8 @@ class Site:
         self.books: dict[str, CreditBook] = {}
         self.commits = 0
         self.settled: list[Charge] = []
+        self.openings = Openings(lambda *of: (0, []))
+        self.top_ups_ = TopUps()
         self.gate = Gate(self, clock)
         self.secrets: dict[str, str] = {}
 
@@ -63,6 +67,14 @@ class Site:
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         return self.used[account_id, counter_id, period_start_us], self.commits
+
+    def top_ups(self, scope: BudgetScope) -> tuple[TopUps, dict[int, int], int]:
+        used = {
+            start: amount
+            for (_, counter_id, start), amount in self.used.items()
+            if counter_id == scope.counter_id
+        }
+        return self.top_ups_, used, self.commits
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         return dict(self.windows[account_id, counter_id])

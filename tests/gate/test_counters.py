@@ -15,8 +15,10 @@ from tollkeeper.domain.catalog import Budget, Limit
 from tollkeeper.domain.entitlements import scope_of_budget
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.top_ups import TopUps
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.counter import NotRead
-from tollkeeper.gate.money import BudgetCounter
+from tollkeeper.gate.openings import Openings
 from tollkeeper.gate.windows import SLIDING_SLOTS, WINDOWS
 
 T0 = to_us(datetime(2026, 3, 18, 12, tzinfo=UTC))
@@ -418,17 +420,26 @@ class FakeLedger:
         return self.rows[period_start_us], self.commit
 
 
+NO_TOP_UPS = (TopUps(), {}, 0)
+
+
+def nothing_opened() -> Openings:
+    return Openings(lambda *of: (0, []))
+
+
 class ReadBudget(BudgetCounter):
     """Reads each period when it needs it, as the gate does between two tries."""
 
-    def __init__(self, scope, now_us, stored):
+    def __init__(self, scope, now_us, stored, openings=None):
         self.stored = stored
-        super().__init__(scope)
+        super().__init__(scope, openings or nothing_opened())
         self.fits(0, now_us)
 
     def _turn_to(self, at_us):
-        if not self.is_read(at_us):
-            period = self.begin_read(at_us)
+        if self.needs_top_ups:
+            self.end_top_ups(self.begin_top_ups(), NO_TOP_UPS)
+        for start_us in self.unread(at_us):
+            period = self.begin_read(start_us)
             self.end_read(period, self.stored(self.account_id, self.counter_id, period.start_us))
         super()._turn_to(at_us)
 
@@ -515,7 +526,8 @@ def test_a_budget_agrees_with_three_lists_per_period(data):
 def test_commits_while_a_period_is_read_count_once_whenever_it_was_read(data):
     """The ledger is read without the gate's lock: holds, endings and commits go on, and several may read at once."""
     ledger = FakeLedger()
-    counter = BudgetCounter(budget())
+    counter = BudgetCounter(budget(), nothing_opened())
+    counter.end_top_ups(counter.begin_top_ups(), NO_TOP_UPS)
     mark = budget().span_us(T0)[0]
     readers: list[list[Any]] = []
     held: list[int] = []
@@ -549,7 +561,7 @@ def test_commits_while_a_period_is_read_count_once_whenever_it_was_read(data):
             amount, counted, commit = unheard.pop(0)
             counter.booked(mark, amount, counted=counted, commit=commit)
         elif step == "begin":
-            readers.append([counter.begin_read(T0), None])
+            readers.append([counter.begin_read(mark), None])
         elif step == "read" and readers:
             reader = data.draw(st.sampled_from(readers))
             reader[1] = reader[1] or ledger.stored("acme", "b", mark)
@@ -560,10 +572,10 @@ def test_commits_while_a_period_is_read_count_once_whenever_it_was_read(data):
         counter.booked(mark, amount, counted=counted, commit=commit)
     for period, committed in readers:
         counter.end_read(period, committed)
-    if not counter.is_read(T0):
+    if counter.unread(T0):
         with pytest.raises(NotRead):
             counter.fits(0, T0)
-        counter.end_read(counter.begin_read(T0), ledger.stored("acme", "b", mark))
+        counter.end_read(counter.begin_read(mark), ledger.stored("acme", "b", mark))
     assert counter.allowed_used(T0) == (100, ledger.rows[mark] + sum(held) + sum(settled))
 
 

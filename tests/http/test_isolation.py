@@ -46,6 +46,16 @@ def cases(world: World) -> list[Case]:
         *made,
         Case("POST", f"{keys}/rotate", "/tk/v1/keys/none/rotate", {}, 404, 404, 404, 403),
         Case("POST", f"{keys}/state", f"{of_key}/state", {"state": "active"}, 200, 200, 404, 403),
+        Case(
+            "POST",
+            "/tk/v1/budgets/{entry_id}/top-up",
+            f"/tk/v1/budgets/none/top-up{whose}",
+            {"id": "t", "amount": "1.00"},
+            404,
+            403,
+            403,
+            403,
+        ),
         Case("GET", f"{keys}/state", f"{of_key}/state", None, 200, 200, 404, 200),
         Case("GET", balance, f"/tk/v1/accounts/{a.account}/balance", None, 200, 200, 404, 403),
         Case(

@@ -95,7 +95,10 @@ class Api:
         """What the ledger has in the current period of a budget in force."""
         commit_all(self.site)
         scope = self.site.directory.wanted_scopes(self.account)[counter_id][0]
-        start_us, _ = scope.span_us(self.site.clock.now_us())
+        span = self.site.directory.period_us(scope, self.site.clock.now_us())
+        if span is None:
+            return 0
+        start_us, _ = span
         return self.site.ledger.counter(self.account, counter_id, start_us)[0]
 
     def used(self, name: str, limit: str = "b") -> int | None:

@@ -16,11 +16,13 @@ SCOPE = scope_of_budget(Budget(id="b", account="a1", amount=5))
 
 
 class Stores:
-    """The directory, the ledger and the keeper of scopes, of some accounts with a budget each."""
+    """The directory, the ledger, the keeper of scopes and the top-ups, of some accounts with a budget each."""
 
     def __init__(self) -> None:
         self.in_force = {"a1", "a2"}
         self.away = False
+        self.own: dict[str, int] = {}
+        """Account → the own amount that is kept of its budget, while a top-up of it lasts."""
 
     def accounts(self) -> list[Account]:
         return [Account(id=name, name=name) for name in ("a1", "a2", "a3")]
@@ -34,6 +36,15 @@ class Stores:
     def scopes(self, account_id: str) -> dict[str, Any]:
         self._check()
         return {SCOPE.counter_id: (fingerprint_of(SCOPE), 0)} if account_id in self.in_force else {}
+
+    def own_amounts(self, account_id: str) -> dict[str, int]:
+        return {SCOPE.counter_id: self.own[account_id]} if account_id in self.own else {}
+
+    def keep_own_amounts(self, account_id: str) -> None:
+        self._check()
+        if account_id in self.own:
+            assert SCOPE.amount is not None
+            self.own[account_id] = SCOPE.amount
 
     def refresh(self, account_id: str, made: Any) -> None:
         self._check()
@@ -56,7 +67,7 @@ def readiness() -> BudgetReadiness:
 
 @pytest.fixture
 def budgets(stores: Any, readiness: BudgetReadiness) -> BudgetEnforcement:
-    return BudgetEnforcement(stores, stores, stores, readiness)
+    return BudgetEnforcement(stores, stores, stores, readiness, stores)
 
 
 def waiting(readiness: BudgetReadiness) -> list[str]:
@@ -129,3 +140,17 @@ def test_a_budget_that_failed_is_tried_again_and_its_keys_wait(
     stores.away = False
     budgets.enforce({"a1"})
     assert waiting(readiness) == []
+
+
+def test_an_amount_that_was_changed_just_before_a_crash_is_kept_after_it(
+    stores: Stores, readiness: BudgetReadiness, budgets: BudgetEnforcement
+) -> None:
+    """What is left of a top-up depends on the own amount of each period: without it, too much would be left."""
+    stores.in_force.add("a3")
+    stores.own["a2"] = 3
+    assert budgets.begin_comparing()
+    budgets.compare_some()
+    assert waiting(readiness) == ["a2"]
+    budgets.retry()
+    assert waiting(readiness) == []
+    assert stores.own == {"a2": 5}

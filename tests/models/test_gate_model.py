@@ -12,17 +12,28 @@ from typing import Any, NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+)
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Amounts, Denial
-from tollkeeper.domain.entitlements import resolve, scope_of_budget
+from tollkeeper.domain.entitlements import BudgetScope, resolve, scope_of_budget
 from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.periods import FAR_FUTURE, period_of
 from tollkeeper.domain.pools import CreditBook, GrantBalance
 from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.domain.top_ups import TopUps
 from tollkeeper.gate.gate import Admission, Gate
+from tollkeeper.gate.openings import Openings
 from tollkeeper.testing import ManualClock
 
 MINUTE_US = 60 * US_PER_S
@@ -72,6 +83,11 @@ class FakeSources:
         self.rows: dict[int, int] = defaultdict(int)
         self.book_ = CreditBook()
         self.commit = 0
+        self.openings = Openings(lambda *of: (0, []))
+        self.posted: list[tuple[int, int, bool]] = []
+        """Top-ups: `(posted at, amount, until used)`."""
+        self.own: list[tuple[int, int]] = []
+        """`(from, own amount)`: what the ledger keeps while top-ups last."""
 
     def entitlement(self, secret_sha256: str) -> Any:
         for name, secret in SECRETS.items():
@@ -98,6 +114,18 @@ class FakeSources:
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         return self.rows[period_start_us], self.commit
+
+    def top_ups(self, scope: BudgetScope) -> tuple[TopUps, dict[int, int], int]:
+        def start(at_us: int) -> int:
+            return scope.span_us(at_us)[0]
+
+        once: dict[int, int] = defaultdict(int)
+        for at_us, amount, lasts in self.posted:
+            if not lasts:
+                once[start(at_us)] += amount
+        lasting = tuple(sorted((start(at_us), amount) for at_us, amount, lasts in self.posted if lasts))
+        own = tuple((start(at_us), amount) for at_us, amount in self.own)
+        return TopUps(dict(once), lasting, own), dict(self.rows), self.commit
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         return {}
@@ -152,10 +180,9 @@ class GateModel(RuleBasedStateMachine):
         if free:
             return found
         period_us = self.period_us(now_us)
-        unbooked = [*self.open.values(), *(taking for taking, _ in self.settled)]
-        spent = sum(t.amounts[2] for t in unbooked if t.period_us == period_us) + self.sources.rows[period_us]
-        found.append(("b", "nanos", self.sources.budget.amount, spent))
+        found.append(("b", "nanos", self.amount_in_force(period_us), self.spent(period_us)))
         if key == "credit":
+            unbooked = [*self.open.values(), *(taking for taking, _ in self.settled)]
             book, out = self.sources.book_, 0
             over = [at for at in book.expiries if at <= from_us(now_us)]
             for taking in sorted((t for t in unbooked if t.key == "credit"), key=lambda t: t.at_us):
@@ -167,6 +194,34 @@ class GateModel(RuleBasedStateMachine):
             balance = book.balance_nanos(from_us(now_us))
             found.append(("credit", "nanos", max(0, balance), out + min(0, balance) * -1))
         return found
+
+    def spent(self, period_us: int) -> int:
+        unbooked = [*self.open.values(), *(taking for taking, _ in self.settled)]
+        return sum(t.amounts[2] for t in unbooked if t.period_us == period_us) + self.sources.rows.get(
+            period_us, 0
+        )
+
+    def amount_in_force(self, period_us: int) -> int:
+        """Go through all periods from the first top-up on, hour by hour, as one would with a purse and a list."""
+        purse, own = 0, self.sources.budget.amount
+        posted = [(self.period_us(at_us), amount, lasts) for at_us, amount, lasts in self.sources.posted]
+        once = sum(amount for start, amount, lasts in posted if start == period_us and not lasts)
+        starts = {start for start, _, lasts in posted if lasts and start <= period_us}
+        if not starts:
+            return own + once
+        first = min(starts)
+        unbooked = [*self.open.values(), *(taking for taking, _ in self.settled)]
+        starts |= {
+            at for at in (*self.sources.rows, *(t.period_us for t in unbooked)) if first <= at <= period_us
+        }
+        for start in sorted(starts):
+            purse += sum(amount for at, amount, lasts in posted if lasts and at == start)
+            if start == period_us:
+                break
+            then = [amount for at, amount in self.sources.own if self.period_us(at) <= start][-1]
+            alone = sum(amount for at, amount, lasts in posted if at == start and not lasts)
+            purse -= min(purse, max(0, self.spent(start) - then - alone))
+        return own + once + purse
 
     def refusal(
         self, key: str, *, free: bool, tokens: int, nanos: int, seconds: int
@@ -417,9 +472,28 @@ class GateModel(RuleBasedStateMachine):
     @rule(amount=st.integers(0, 600))
     def change_amount(self, amount):
         self.sources.budget = Budget(id="b", account="acme", amount=amount, period=self.sources.budget.period)
+        if self.sources.own:
+            self.sources.own.append((self.now_us, amount))
         self.gate.forget("acme")
+        self.gate.counters.topped_up("acme", "budget:b")
 
-    @rule(period=st.sampled_from(("day", "week", "1h", "month")))
+    @rule(amount=st.integers(1, 300), lasts=st.booleans())
+    def top_up(self, amount, lasts):
+        """It counts at once, for requests and for what is said of the budget."""
+        if lasts and not self.sources.own:
+            self.sources.own.append((self.now_us, self.sources.budget.amount))
+        self.sources.posted.append((self.now_us, amount, lasts))
+        self.sources.commit += 1
+        self.gate.counters.topped_up("acme", "budget:b")
+
+    @rule()
+    def next_period(self):
+        """What is left of top-ups shows in the next period."""
+        _, end_us = scope_of_budget(self.sources.budget).span_us(self.now_us)
+        self.clock.advance(us=end_us - self.now_us)
+
+    @precondition(lambda self: not self.sources.own)
+    @rule(period=st.sampled_from(("day", "week", "quarter", "month")))
     def change_period(self, period):
         """The new period has its own row of the ledger; holds stay in the period that they were made in."""
         self.sources.budget = Budget(id="b", account="acme", amount=self.sources.budget.amount, period=period)

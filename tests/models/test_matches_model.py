@@ -15,13 +15,15 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.entitlements import Entitlement, resolve
+from tollkeeper.domain.entitlements import BudgetScope, Entitlement, resolve
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.matching import Facts, Match
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.domain.top_ups import TopUps
 from tollkeeper.gate import registry, request_plans
 from tollkeeper.gate.gate import Admission, Gate
+from tollkeeper.gate.openings import Openings
 from tollkeeper.testing import ManualClock
 
 DAY_US = 86_400 * US_PER_S
@@ -77,6 +79,7 @@ class MemorySources:
         self.rows: dict[tuple[str, int], int] = defaultdict(int)
         self.windows: dict[str, dict[int, int]] = {}
         self.commits = 0
+        self.openings = Openings(lambda *of: (0, []))
 
     def entitlement(self, secret_sha256: str) -> Entitlement:
         return resolve(
@@ -101,8 +104,11 @@ class MemorySources:
     def routes(self) -> list[Route]:
         return [Route(id="chat", method="POST", path="/chat")]
 
-    def price(self, model: str, account_id: str, at_us: int) -> None:
+    def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> None:
         return None
+
+    def top_ups(self, scope: BudgetScope) -> tuple[TopUps, dict[int, int], int]:
+        return TopUps(), {}, 0
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         return self.rows[counter_id, period_start_us], self.commits

@@ -856,7 +856,7 @@ def test_case_4_a_new_period_begins_at_zero(opened: Open, account: str, clock: M
 def test_case_4_hours_count_from_midnight(opened: Open, account: str, clock: ManualClock) -> None:
     """Five hours: 00, 05, 10, 15, 20 and again 00."""
     site = opened()
-    secret = set_up(site.installation, *limit_status(account, period="5h"))[f"{account}-k"]
+    secret = set_up(site.installation, *limit_status(account, period="5h_aligned"))[f"{account}-k"]
     pay(site.installation, secret, DOLLAR)
     for hour, resets_at, spent in (
         (12, "18T15", 1.0),
@@ -867,6 +867,24 @@ def test_case_4_hours_count_from_midnight(opened: Open, account: str, clock: Man
         clock.set(NOON.replace(hour=0) + timedelta(hours=hour))
         budget = site.ask("/v1/usage", secret).json()["budget"]
         expected = (spent, "5h", f"2026-03-{resets_at}:00:00.000Z")
+        assert (budget["spent"], budget["duration"], budget["resets_at"]) == expected
+
+
+def test_case_4_five_hours_from_the_first_use(opened: Open, account: str, clock: ManualClock) -> None:
+    """A budget of `5h` begins when it is used; until then it would begin now."""
+    site = opened()
+    secret = set_up(site.installation, *limit_status(account, period="5h"))[f"{account}-k"]
+    for minutes, resets_at, spent in (
+        (7, "18T17:07", 0.0),
+        (10, "18T17:10", 1.0),
+        (309, "18T17:10", 1.0),
+        (311, "18T22:11", 0.0),
+    ):
+        clock.set(NOON + timedelta(minutes=minutes))
+        if minutes == 10:
+            pay(site.installation, secret, DOLLAR)
+        budget = site.ask("/v1/usage", secret).json()["budget"]
+        expected = (spent, "5h", f"2026-03-{resets_at}:00.000Z")
         assert (budget["spent"], budget["duration"], budget["resets_at"]) == expected
 
 

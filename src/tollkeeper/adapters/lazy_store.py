@@ -149,6 +149,21 @@ class LazyUsageStore:
             account_id, by, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids, match=match
         )
 
+    def first_by(
+        self,
+        account_id: str,
+        by: Sequence[str],
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
+    ) -> dict[tuple[str, ...], int]:
+        return self._store.first_by(
+            account_id, by, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids, match=match
+        )
+
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         return self._store.unpriced(model, limit, after)
 

@@ -14,10 +14,11 @@ from typing import Final, NamedTuple, TypeVar, cast
 import msgspec
 
 from tollkeeper.blocking import WouldWait
+from tollkeeper.catalog.key_families import makers_of, rotations_of, successor
 from tollkeeper.catalog.lookups import names_routes
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
-from tollkeeper.domain.bookings import CounterAt
+from tollkeeper.domain.bookings import CounterAt, ToppedUp
 from tollkeeper.domain.catalog import (
     Account,
     Budget,
@@ -37,18 +38,22 @@ from tollkeeper.domain.entitlements import (
     Maker,
     RouteCalls,
     budget_scopes,
+    is_of_first_use,
     limit_scopes,
     of_rotations,
     resolve,
 )
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.first_use import Span, opens_period
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.matching import matcher_of
 from tollkeeper.domain.meter import facts_of, units_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
+from tollkeeper.domain.top_ups import TopUps
 from tollkeeper.domain.wanted_scopes import WantedScope, wanted_scopes
 from tollkeeper.gate.gate import Charge
+from tollkeeper.gate.openings import Openings
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.ports import CatalogStore, LedgerReader
 
@@ -103,6 +108,7 @@ class Directory:
         self._route_table: RouteTable | None = None
         self._calls: RouteCalls | None = None
         self._must_wait = must_wait
+        self.openings = Openings(ledger.opened_periods)
         self.price_book = PriceBook(*self._price_entries())
 
     @property
@@ -120,7 +126,8 @@ class Directory:
             # What its events are charged to is known from now on, without reading.
             key = found.key
             at = (key.account, key.project or "", key.id)
-            self._remember(self._scopes, at, Scopes(found.budgets, key.draws_on_credit), forgotten)
+            plan = "" if found.plan is None else found.plan.slug
+            self._remember(self._scopes, at, Scopes(found.budgets, key.draws_on_credit, plan), forgotten)
         return found
 
     def routes(self) -> list[Route]:
@@ -147,14 +154,14 @@ class Directory:
             return None
         plans = _PlansOf(self._catalog, account)
         makers = self.makers_of(stored)
-        key = _ended_with(stored.entry, [self._successor(maker) for maker in makers])
+        key = _ended_with(stored.entry, [successor(self._catalog, maker) for maker in makers])
         subscription, plan = plans.of(stored)
-        rotations = self._rotations_of(stored)
+        rotations = rotations_of(self._catalog, stored)
         rotation_chain = [other.entry.id for other in rotations]
         made_by: list[Maker] = []
         others: list[Sequence[LimitScope]] = []
         for maker in makers:
-            maker_rotations = self._rotations_of(maker)
+            maker_rotations = rotations_of(self._catalog, maker)
             maker_chain = [other.entry.id for other in maker_rotations]
             made_by.append(Maker(maker.entry, maker_chain, plans.of(maker)[1]))
             others += self._other_limits(maker, maker_rotations, plans, ())
@@ -170,11 +177,18 @@ class Directory:
             routes=self._route_calls(),
         )
         active = self.scopes_in_force(account.id)
-        missing = [b for b in entitlement.budgets if b.counter_id not in active]
+        must_wait = self._must_wait(account.id)
+        missing = [
+            b
+            for b in entitlement.budgets
+            if b.counter_id not in active
+            # Of an earlier version, whose periods were aligned: its counter is about to begin again.
+            or (must_wait and b.first_use_us and not is_of_first_use(active[b.counter_id][0], b))
+        ]
         return entitlement._replace(
             limits=of_rotations(entitlement.limits, others),
             budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
-            waits_for=missing[0].name if missing and self._must_wait(account.id) else "",
+            waits_for=missing[0].name if missing and must_wait else "",
         )
 
     def _other_limits(
@@ -199,35 +213,11 @@ class Directory:
 
     def rotation_chain_of(self, stored: StoredKey) -> list[str]:
         """Return the ids of the keys that rotations made of one another, the first one first."""
-        return [key.entry.id for key in self._rotations_of(stored)]
-
-    def _rotations_of(self, stored: StoredKey) -> list[StoredKey]:
-        if stored.rotation_chain_id == stored.entry.id and stored.replaced_by is None:
-            return [stored]
-        chain = [
-            other
-            for other in self._catalog.keys_of_account(stored.entry.account)
-            if other.rotation_chain_id == stored.rotation_chain_id
-        ]
-        return sorted(chain, key=lambda key: key.entry.id != stored.rotation_chain_id)
+        return [key.entry.id for key in rotations_of(self._catalog, stored)]
 
     def makers_of(self, stored: StoredKey) -> list[StoredKey]:
         """Return the consumption keys that made a key, the first one first; most keys have none."""
-        makers: list[StoredKey] = []
-        made_by = stored.made_by
-        while made_by is not None and (maker := self._catalog.find_key(made_by)) is not None:
-            makers.insert(0, maker)
-            made_by = maker.made_by
-        return makers
-
-    def _successor(self, stored: StoredKey) -> StoredKey:
-        """Return the key that rotations put in the place of a key, itself if there is none."""
-        while stored.replaced_by is not None:
-            found = self._catalog.find_key(stored.replaced_by)
-            if found is None:
-                break
-            stored = found
-        return stored
+        return makers_of(self._catalog, stored)
 
     def _bounding_keys(self, stored: StoredKey) -> list[str]:
         """Return the ids of the keys whose budgets count a key: those of its makers' chains, then of its own."""
@@ -246,7 +236,9 @@ class Directory:
         plan_of = _PlansOf(self._catalog, account).of
         projects = [project.entry_id for project in self._catalog.entries("projects", account_id)]
         budgets = self._budgets(account_id)
-        return wanted_scopes(account_id, keys, budgets, plan_of, projects, self._route_calls())
+        return wanted_scopes(
+            account_id, keys, budgets, plan_of, projects, self._route_calls(), time_zone=account.time_zone
+        )
 
     def credit_keys(self, account_id: str) -> list[str]:
         """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
@@ -353,6 +345,7 @@ class Directory:
             plan=plan,
             budgets=self._budgets(account_id),
             routes=self._route_calls(),
+            time_zone=account.time_zone,
         )
         active = self.scopes_in_force(account_id)
         return Scopes(
@@ -374,10 +367,28 @@ class Directory:
             self._remember(self._active, account_id, active, forgotten)
         return active
 
+    def period_us(self, scope: BudgetScope, at_us: int, *, opens: bool = False) -> Span | None:
+        """
+        Return the period of a budget in force that holds *at_us*, as `[start, end)`.
+
+        Args:
+            opens: Opens the period where its periods open with the first use and none holds *at_us*; else that is None.
+
+        Raises:
+            Unavailable: The ledger cannot be read.
+        """
+        if not scope.first_use_us:
+            return scope.span_us(at_us)
+        return self.openings.period_us(scope, at_us, self._clock.now_us(), opens=opens)
+
+    def top_ups(self, scope: BudgetScope) -> tuple[TopUps, dict[int, int], int]:
+        """See `gate.Sources.top_ups`."""
+        return top_ups_of(self._ledger.topped_up(scope.account_id, scope.counter_id), scope, self.period_us)
+
     def charges_of(self, record: Record) -> list[Charge]:
         """Return what one record charges, by the scopes in force now."""
         scopes = self.scopes(record.account_id, record.project_id, record.key_id)
-        return _charged(record, scopes, self.active_from_us)
+        return _charged(record, scopes, self.active_from_us, self.period_us)
 
     def decides_by(self, account_id: str, field: str, text: str, owner: tuple[str, str] | None) -> bool:
         """
@@ -468,7 +479,12 @@ class Directory:
             memory[at] = value
 
 
-def _charged(record: Record, scopes: Scopes, active_from_us: Callable[[str, str], int]) -> list[Charge]:
+def _charged(
+    record: Record,
+    scopes: Scopes,
+    active_from_us: Callable[[str, str], int],
+    period_us: Callable[..., Span | None],
+) -> list[Charge]:
     """Return what a record charges to *scopes*: a budget counts from the period on in which it came into force."""
     by_unit = units_of(record)
     facts = facts_of(record)
@@ -477,14 +493,40 @@ def _charged(record: Record, scopes: Scopes, active_from_us: Callable[[str, str]
         counter_id = scope.counter_of(facts)
         if counter_id is None:
             continue
-        start_us = scope.span_us(record.occurred_at_us)[0]
-        if start_us >= active_from_us(record.account_id, scope.counter_id):
-            charges.append(Charge(record.account_id, counter_id, start_us, by_unit.get(scope.unit, 0)))
+        amount = by_unit.get(scope.unit, 0)
+        # Each value has periods of its own, where these open with the first use.
+        counted = scope._replace(counter_id=counter_id) if scope.by else scope
+        span = period_us(counted, record.occurred_at_us, opens=opens_period(record, amount))
+        if span is not None and span[0] >= active_from_us(record.account_id, scope.counter_id):
+            charges.append(Charge(record.account_id, counter_id, span[0], amount))
     # An adjustment that names no key is of the account's balance.
     if scopes.draws_on_credit or (record.adjustment_nanos and not record.key_id):
         at_us = record.occurred_at_us
         charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))
     return charges
+
+
+def top_ups_of(
+    found: ToppedUp, scope: BudgetScope, period_us: Callable[[BudgetScope, int], Span | None]
+) -> tuple[TopUps, dict[int, int], int]:
+    """Return the top-ups of a counter by the periods of *scope*, as `gate.Sources.top_ups`."""
+
+    def start_us(at_us: int) -> int:
+        span = period_us(scope, at_us)
+        return at_us if span is None else span[0]
+
+    once: dict[int, int] = {}
+    lasting = []
+    for top_up in found.posted:
+        at_us = start_us(top_up.posted_at_us)
+        if top_up.until_used:
+            lasting.append((at_us, top_up.amount))
+        else:
+            once[at_us] = once.get(at_us, 0) + top_up.amount
+    own = tuple((start_us(amount.from_us), amount.amount) for amount in found.own)
+    # Rows of periods that the budget no longer has count no more.
+    used = {at: used for at, used in found.used.items() if start_us(at) == at}
+    return TopUps(once, tuple(sorted(lasting)), own), used, found.commit_seq
 
 
 def _ended_with(key: Key, makers: Iterable[StoredKey]) -> Key:

@@ -71,6 +71,9 @@ class CatalogTarget(Protocol):
     def adjust(self, fields: Mapping[str, Any]) -> Json:
         """Move an account's money; return `{"adjustment": …, "repeated": …, "warnings": […]}`."""
 
+    def top_up(self, budget: str, account: str, fields: Mapping[str, Any]) -> Json:
+        """Add to a budget once; return the top-up as it is in force."""
+
 
 @contextmanager
 def catalog_of(
@@ -143,6 +146,10 @@ class DataCatalog:
         answer: Json = msgspec.to_builtins(adjustment_answer(adjusted))
         return answer
 
+    def top_up(self, budget: str, account: str, fields: Mapping[str, Any]) -> Json:
+        posted: Json = msgspec.to_builtins(self._toll.top_up(account, budget, **fields))
+        return posted
+
     def _shown(self, entry: Entry) -> Json:
         if isinstance(entry, Grant):
             return grant_json(entry, self._toll.installation.ledger.book(entry.account)[0].grant(entry.id))
@@ -198,6 +205,9 @@ class ServerCatalog:
     def adjust(self, fields: Mapping[str, Any]) -> Json:
         answer: Json = self._server.call("POST", "/adjustments", body=msgspec.json.encode(fields))
         return answer
+
+    def top_up(self, budget: str, account: str, fields: Mapping[str, Any]) -> Json:
+        return self._call("POST", "budgets", budget, account, "/top-up", fields)
 
     def _call(
         self,

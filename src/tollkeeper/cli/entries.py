@@ -281,6 +281,80 @@ def _add_grant_commands(group: typer.Typer) -> None:
             _print_change({"change": catalog.revoke_grant(entry_id, account)}, as_json=as_json)
 
 
+def _add_budget_commands(group: typer.Typer) -> None:
+    @group.command("top-up")
+    def top_up(
+        budget: Annotated[
+            str, typer.Argument(metavar="BUDGET", help="The budget's id, or its name in a plan.")
+        ],
+        amount: Annotated[
+            str,
+            typer.Argument(metavar="AMOUNT", help="In the budget's unit: money as 5.00, others as 100."),
+        ],
+        account: Annotated[
+            str, typer.Option("--account", metavar="ID", help="The account whose budget it is.")
+        ],
+        top_up_id: Annotated[
+            str, typer.Option("--id", metavar="ID", help="Names this top-up: the same id again adds nothing.")
+        ],
+        until_used: Annotated[
+            bool, typer.Option("--until-used", help="What is not used goes on in the next period.")
+        ] = False,
+        plan: Annotated[
+            str | None, typer.Option("--plan", metavar="SLUG", help="The plan whose budget it is.")
+        ] = None,
+        subscription: Annotated[
+            str | None, typer.Option("--subscription", metavar="ID", help="Whose budget of the plan.")
+        ] = None,
+        api_key: Annotated[
+            str | None, typer.Option("--api-key", metavar="ID", help="Whose budget of the plan.")
+        ] = None,
+        project: Annotated[
+            str | None, typer.Option("--project", metavar="ID", help="Whose budget of the plan.")
+        ] = None,
+        value: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--value",
+                metavar="NAME=VALUE",
+                help="Of a budget that counts values apart, which: tag.user=u1. Once for each part of its per.",
+            ),
+        ] = None,
+        data: options.Data = None,
+        as_json: options.AsJson = False,
+        url: options.Url = None,
+        key: options.ServerKey = None,
+    ) -> None:
+        """Add to a budget once: to its running period, or until it is used."""
+        values = {}
+        for stated in value or []:
+            name, equals, text = stated.partition("=")
+            if not equals:
+                raise typer.BadParameter(
+                    f"{stated!r} must be NAME=VALUE, e.g. tag.user=u1", param_hint="--value"
+                )
+            values[name] = text
+        named = {"plan": plan, "subscription": subscription, "key": api_key, "project": project}
+        fields = {
+            "id": top_up_id,
+            "amount": amount,
+            "until_used": until_used,
+            **{name: text for name, text in named.items() if text is not None},
+            **({"values": values} if values else {}),
+        }
+        with catalog_of(data, url, key) as catalog:
+            posted = catalog.top_up(budget, account, fields)
+        if as_json:
+            print_json(posted)
+            return
+        unit = "" if posted["unit"] == "nanos" else f" {posted['unit']}"
+        done = "was added before" if posted["repeated"] else "added"
+        until = ", until it is used" if posted["until_used"] else ""
+        print(plain(f"{posted['amount']}{unit} {done} to budget {posted['budget']}{until}."))
+        if posted["allowed"] is not None:
+            print(plain(f"Its period allows {posted['allowed']}{unit} now."))
+
+
 def _add_plan_commands(group: typer.Typer) -> None:
     @group.command("apply")
     def apply_plans(
@@ -466,6 +540,7 @@ def _groups() -> list[typer.Typer]:
     _add_grant_commands(groups["grants"])
     _add_plan_commands(groups["plans"])
     _add_price_commands(groups["prices"])
+    _add_budget_commands(groups["budgets"])
     return list(groups.values())
 
 

@@ -13,6 +13,7 @@ from tollkeeper.domain.draws import Draws
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import OwnAmount, TopUp
 
 CounterAt = tuple[str, str, int]
 """
@@ -116,6 +117,32 @@ class RevokedGrant(NamedTuple):
     grant_id: str
 
 
+class OpenedPeriod(NamedTuple):
+    """A period of a budget that opened with its first use: see `domain.first_use`."""
+
+    account_id: str
+    counter_id: str
+    period: str
+    start_us: int
+    end_us: int
+
+
+class ToppedUp(NamedTuple):
+    """
+    What was added to one counter, and what decides how much is left of it.
+
+    Attributes:
+        posted: Its top-ups, the oldest first.
+        own: The own amounts that are kept, the oldest first; none without a top-up that lasts until it is used.
+        used: What each of its periods was charged, as of *commit_seq*; empty as *own*.
+    """
+
+    posted: list[TopUp]
+    own: list[OwnAmount]
+    used: dict[int, int]
+    commit_seq: int
+
+
 class Group(msgspec.Struct):
     """Everything that one transaction writes."""
 
@@ -126,6 +153,10 @@ class Group(msgspec.Struct):
     draws: dict[str, Draws] = {}
     """Account → the times of what its credit is charged; the part that is not in here is drawn at *now_us*."""
     windows: list[WindowState] = []
+    opened_periods: list[OpenedPeriod] = []
+    """Periods that opened with their first use and that the ledger may not have yet."""
+    top_ups: list[TopUp] = []
+    own_amounts: list[OwnAmount] = []
     outbox: list[OutboxEntry] = []
     grants: list[Grant] = []
     """Posted before anything is drawn."""

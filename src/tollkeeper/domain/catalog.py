@@ -69,6 +69,7 @@ class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     plan: str | None = None
     """Default plan of the account's keys."""
     time_zone: str = "UTC"
+    """Of its budgets, its own and its plans', that state none."""
     active: bool = True
     metadata: dict[str, str] = {}
 
@@ -91,17 +92,17 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """
     The most to do per window.
 
-    `fixed` windows are aligned to the Unix epoch. `sliding` counts the last *window* at every instant, in
-    sixtieths of the window: never more than *amount* in any span of that length. `concurrency` counts what
-    is under way and has no window. `permits` is a token bucket: it holds up to *burst* permits and gains
-    *amount* per window.
+    `fixed` windows are aligned to the Unix epoch. `from_first` windows open with the first request after the one
+    before ended. `sliding` counts the last *window* at every instant, in sixtieths of the window: never more than
+    *amount* in any span of that length. `concurrency` counts what is under way and has no window. `permits` is a
+    token bucket: it holds up to *burst* permits and gains *amount* per window.
     """
 
     name: str
     amount: Count
     window: str = "1m"
     unit: Unit = "requests"
-    algorithm: Literal["fixed", "sliding", "concurrency", "permits"] = "fixed"
+    algorithm: Literal["fixed", "from_first", "sliding", "concurrency", "permits"] = "fixed"
     burst: Count | None = None
     """Capacity of a `permits` limit; *amount* when absent."""
     bucket: str | None = None
@@ -153,7 +154,8 @@ class PlanBudget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Counts only these requests; all when absent."""
     per: str | list[str] = "subscription"
     """As of a limit, or `subscription`. With values alone (`tag.user`), the account's."""
-    time_zone: str = "UTC"
+    time_zone: str | None = None
+    """Its account's when absent."""
     week_start: str = "monday"
 
     def check(self, path: str) -> None:
@@ -193,7 +195,7 @@ class Plan(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Subscription(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An account's tie to a plan. Its start anchors the plan's anniversary and `<n>d` budgets."""
+    """An account's tie to a plan. Its start anchors the plan's budgets by anniversary and `<n>d`."""
 
     kind = "subscriptions"
 
@@ -290,7 +292,8 @@ class Budget(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     amount: Count
     unit: Unit = "nanos"
     period: str = "month"
-    time_zone: str = "UTC"
+    time_zone: str | None = None
+    """Its account's when absent."""
     week_start: str = "monday"
     anchor_at: datetime | None = None
     match: Match | None = None
@@ -506,12 +509,13 @@ def _check_url(url: str) -> None:
         raise Invalid("url", "url must have no user and password: messages are signed instead")
 
 
-def _check_span(period: str, time_zone: str, week_start: str, path: str) -> None:
+def _check_span(period: str, time_zone: str | None, week_start: str, path: str) -> None:
     try:
         periods.check_period(period)
     except ValueError as exc:
         raise Invalid(f"{path}period", str(exc)) from None
-    check_zone(time_zone, path)
+    if time_zone is not None:
+        check_zone(time_zone, path)
     if week_start not in periods.WEEKDAYS:
         raise Invalid(f"{path}week_start", f"week_start must be one of {', '.join(periods.WEEKDAYS)}")
 

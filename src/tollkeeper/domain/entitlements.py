@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Subscription
-from tollkeeper.domain.instants import from_us, to_us
+from tollkeeper.domain.instants import US_PER_S, from_us, to_us
 from tollkeeper.domain.matching import (
     Conditions,
     Facts,
@@ -25,7 +25,7 @@ from tollkeeper.domain.matching import (
     parse_per,
     values_of,
 )
-from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.periods import first_use_s, period_of
 
 CREDIT_COUNTER: Final = "credit"
 """Counter of what an account spent of its credit balance; it has the one period 0."""
@@ -81,8 +81,22 @@ class BudgetScope(NamedTuple):
         digest = hashlib.sha256("\n".join(sorted(key_ids)).encode()).hexdigest()
         return self._replace(members=digest[:16])
 
+    def of_values(self, values: Sequence[str]) -> BudgetScope:
+        """Return the scope of one combination of the values that this one counts apart."""
+        return self._replace(counter_id=counter_of_values(self.counter_id, values)) if self.by else self
+
+    @property
+    def first_use_us(self) -> int:
+        """How long a period lasts that opens with the first use, in microseconds; 0 for all others."""
+        return first_use_s(self.period) * US_PER_S
+
     def span_us(self, at_us: int) -> tuple[int, int]:
-        """Return the period that holds *at_us* as `[start, end)` in microseconds since the epoch."""
+        """
+        Return the period that holds *at_us* as `[start, end)` in microseconds since the epoch.
+
+        Raises:
+            ValueError: Periods open with the first use: see `Directory.period_us`.
+        """
         span = period_of(
             from_us(at_us),
             self.period,
@@ -185,6 +199,7 @@ def resolve(
             plan=plan,
             budgets=budgets,
             routes=routes,
+            time_zone=account.time_zone,
         ),
         draws_on_credit=key.draws_on_credit and key.is_metered,
         models=tuple(dict.fromkeys(tuple(models) for models in lists if models is not None)),
@@ -246,8 +261,13 @@ def _amounts(limit: Limit) -> tuple[int, int]:
     return limit.amount, limit.amount if limit.burst is None else limit.burst
 
 
-def scope_of_budget(budget: Budget, routes: RouteCalls = NO_ROUTES) -> BudgetScope:
-    """Return the scope that a budget of the catalog stands for: that of its account, project or key."""
+def scope_of_budget(budget: Budget, routes: RouteCalls = NO_ROUTES, *, time_zone: str = "UTC") -> BudgetScope:
+    """
+    Return the scope that a budget of the catalog stands for: that of its account, project or key.
+
+    Args:
+        time_zone: Its account's.
+    """
     return BudgetScope(
         account_id=budget.account,
         counter_id=f"budget:{budget.id}",
@@ -255,7 +275,7 @@ def scope_of_budget(budget: Budget, routes: RouteCalls = NO_ROUTES) -> BudgetSco
         unit=budget.unit,
         amount=budget.amount,
         period=budget.period,
-        time_zone=budget.time_zone,
+        time_zone=budget.time_zone or time_zone,
         week_start=budget.week_start,
         anchor_at=budget.anchor_at,
         project_id=budget.project,
@@ -279,6 +299,7 @@ def budget_scopes(
     plan: Plan | None,
     budgets: Sequence[Budget],
     routes: RouteCalls = NO_ROUTES,
+    time_zone: str = "UTC",
 ) -> tuple[BudgetScope, ...]:
     """
     Return the budgets that an event of this account, project and key is charged to.
@@ -287,6 +308,7 @@ def budget_scopes(
 
     Args:
         rotation_chain: As in `resolve`, after the chains of its makers; empty for an event without a key.
+        time_zone: The account's: that of the budgets which state none.
     """
     scopes = []
     for budget in budgets:
@@ -294,7 +316,7 @@ def budget_scopes(
             continue
         if not (budget.key is None or budget.key in rotation_chain):
             continue
-        scope, owned_by = scope_of_budget(budget, routes), owner_of_budget(budget)
+        scope, owned_by = scope_of_budget(budget, routes, time_zone=time_zone), owner_of_budget(budget)
         if owned_by == "project":
             owner = project_id or ""
             scope = scope._replace(counter_id=f"{scope.counter_id}:project:{owner}", project_id=owner)
@@ -327,7 +349,7 @@ def budget_scopes(
                 unit=planned.unit,
                 amount=planned.amount,
                 period=planned.period,
-                time_zone=planned.time_zone,
+                time_zone=planned.time_zone or time_zone,
                 week_start=planned.week_start,
                 anchor_at=subscription.started_at if subscription else None,
                 project_id=owner_id if per == "project" else None,
@@ -345,7 +367,8 @@ def fingerprint_of(scope: BudgetScope) -> str:
     anchor = "" if scope.anchor_at is None else str(to_us(scope.anchor_at))
     parts: tuple[str, ...] = (
         scope.unit,
-        scope.period,
+        # Told apart from periods of this name that were aligned to the day, before they opened with the first use.
+        f"first use {scope.period}" if scope.first_use_us else scope.period,
         scope.time_zone,
         scope.week_start,
         anchor,
@@ -357,6 +380,11 @@ def fingerprint_of(scope: BudgetScope) -> str:
     if not scope.is_whole:
         parts += ("" if scope.match is None else scope.match.text, *scope.by)
     return "|".join(parts)
+
+
+def is_of_first_use(fingerprint: str, scope: BudgetScope) -> bool:
+    """Return whether a counter in force has the periods of *scope*, which open with the first use."""
+    return fingerprint.startswith(f"{scope.unit}|first use {scope.period}|")
 
 
 def _limit_counter(limit: Limit, per: Per, key: Key, line_id: str, plan: Plan | None) -> str:

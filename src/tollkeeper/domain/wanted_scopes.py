@@ -26,6 +26,8 @@ def wanted_scopes(
     plan_of: Callable[[StoredKey], tuple[Subscription | None, Plan | None]],
     project_ids: Sequence[str] = (),
     routes: RouteCalls = NO_ROUTES,
+    *,
+    time_zone: str = "UTC",
 ) -> dict[str, WantedScope]:
     """
     Return every budget scope of an account by its counter id.
@@ -36,6 +38,7 @@ def wanted_scopes(
         plan_of: Returns the subscription and the plan in force for a key.
         project_ids: All projects of the account.
         routes: What matches that name a route's id stand for.
+        time_zone: The account's.
     """
     bounding_keys_of = _bounding_keys(keys)
     counted_for: dict[str, list[str]] = {}
@@ -47,13 +50,20 @@ def wanted_scopes(
     per_project = [budget for budget in budgets if owner_of_budget(budget) == "project"]
     for project_id in ("", *project_ids) if per_project else ():
         for scope in budget_scopes(
-            account_id, project_id, (), subscription=None, plan=None, budgets=per_project, routes=routes
+            account_id,
+            project_id,
+            (),
+            subscription=None,
+            plan=None,
+            budgets=per_project,
+            routes=routes,
+            time_zone=time_zone,
         ):
             wanted[scope.counter_id] = (scope, None)
     for budget in budgets:
         if budget in per_key or budget in per_project:
             continue
-        scope = scope_of_budget(budget, routes)
+        scope = scope_of_budget(budget, routes, time_zone=time_zone)
         key_ids = None if budget.key is None else counted_for.get(budget.key, [budget.key])
         wanted[scope.counter_id] = (scope, key_ids)
     on_project: dict[str, list[str]] = {}
@@ -70,6 +80,7 @@ def wanted_scopes(
             plan=plan,
             budgets=per_key,
             routes=routes,
+            time_zone=time_zone,
         )
         for scope in planned:
             known = wanted.setdefault(scope.counter_id, (scope, []))[1]

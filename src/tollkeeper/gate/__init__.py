@@ -16,7 +16,8 @@ Files: `gate.py` admits and ends · `admission.py` the admission of a caller · 
 per route, and their memory · `matched.py` counters that depend on a request's model, tags, kind and route, and
 `request_plans.py` their memory · `settling.py` the counters and charges of a settlement · `keyless_limits.py` limits
 that belong to no key · `registry.py` finds, makes, reads and evicts shared counters · `counter.py` the contract of
-one · `windows.py` rate windows · `money.py` budgets · `credit.py` credit balances · `limit_statuses.py` their state ·
+one · `windows.py` rate windows · `budget_counter.py` budgets · `credit.py` credit balances · `openings.py` when periods
+opened that open with the first use · `limit_statuses.py` their state ·
 `denials.py` the text of a refusal · `routes.py` the policy of a path · `catalog_version.py` which compiled keys are
 current · `sources.py` the reads of stores · `eviction.py` eviction of idle keys and counters · `ids.py` ids of holds
 and events.

@@ -17,11 +17,11 @@ from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.matching import Facts, ModelList, values_of
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.counter import Counter, Taken
 from tollkeeper.gate.credit import CreditPool
 from tollkeeper.gate.matched import Matched, MatchedBudget, MatchedLimit
-from tollkeeper.gate.money import BudgetCounter
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.routes import RouteTable
 from tollkeeper.gate.sources import Sources
@@ -40,6 +40,8 @@ StartedBudget: TypeAlias = tuple[BudgetScope, "Sequence[str] | None"]
 """A budget that comes into force, and the ids of the keys that it counts; None: every event of its scope."""
 
 
+_Lacking: TypeAlias = tuple[BudgetCounter, "CompiledKey", list[Taken], UnitAmounts, int]
+"""`(counter, key, taken, amounts, at_us)`: something open that does not count in a budget yet."""
 HeldBy: TypeAlias = tuple[str, Mapping[str, str], str, str, str]
 """The `Facts` of a request, as a plain tuple: every request makes one."""
 
@@ -342,30 +344,52 @@ class CompiledKeys:
 
     def begin_budgets(self, account_id: str, started: Iterable[StartedBudget]) -> None:
         """See `Gate.begin_budgets`."""
-        with self._lock:
-            self._forget(account_id)
-            holding = self._dropped[account_id] = [k for k in self._dropped.get(account_id, ()) if k.open]
-            if not holding:
-                del self._dropped[account_id]
-            for scope, key_ids in started:
-                members = None if key_ids is None else frozenset(key_ids)
-                for compiled_key in holding:
-                    if (members is None or compiled_key.key_id in members) and (
-                        scope.project_id is None or compiled_key.project_id == scope.project_id
-                    ):
-                        for taken, amounts, at_us, held_by in compiled_key.open.values():
-                            facts = Facts(*held_by)
-                            if scope.is_whole:
-                                counter = self._counters.budget_unread(scope, amend=True)
-                            elif scope.counter_of(facts) is not None:
-                                values = values_of(scope.by, facts)
-                                counter = self._counters.budget_of_unread(scope, values, amend=True)
-                            else:
-                                continue
-                            if all(other is not counter for other, _, _ in taken):
-                                amount = amount_at(amounts, counter.unit_index)
-                                compiled_key.counts_quantities |= isinstance(counter.unit_index, str)
-                                taken.append((counter, amount, counter.retake(amount, at_us)))
+        started = list(started)
+        while True:
+            with self._lock:
+                # A key that is compiled from here on has the budgets: only those in `_dropped` lack them.
+                self._forget(account_id)
+                lacking = self._lacking(account_id, started)
+                not_loaded = [
+                    (counter.scope, at_us)
+                    for counter, _, _, _, at_us in lacking
+                    if counter.opens_with_use and not self._sources.openings.is_loaded(counter.scope, at_us)
+                ]
+                if not not_loaded:
+                    for counter, compiled_key, taken, amounts, at_us in lacking:
+                        amount = amount_at(amounts, counter.unit_index)
+                        compiled_key.counts_quantities |= isinstance(counter.unit_index, str)
+                        taken.append((counter, amount, counter.retake(amount, at_us)))
+                    return
+            # Without the lock: what is open is found in its period, and nothing is read under it.
+            for scope, at_us in not_loaded:
+                self._sources.openings.load(scope, at_us)
+
+    def _lacking(self, account_id: str, started: Sequence[StartedBudget]) -> list[_Lacking]:
+        """Return what is open and does not count in the budgets that it should. The lock is held."""
+        holding = self._dropped[account_id] = [k for k in self._dropped.get(account_id, ()) if k.open]
+        if not holding:
+            del self._dropped[account_id]
+        lacking: list[_Lacking] = []
+        for scope, key_ids in started:
+            members = None if key_ids is None else frozenset(key_ids)
+            for compiled_key in holding:
+                if not (members is None or compiled_key.key_id in members):
+                    continue
+                if scope.project_id is not None and compiled_key.project_id != scope.project_id:
+                    continue
+                for taken, amounts, at_us, held_by in compiled_key.open.values():
+                    facts = Facts(*held_by)
+                    if scope.is_whole:
+                        counter = self._counters.budget_unread(scope, amend=True)
+                    elif scope.counter_of(facts) is not None:
+                        values = values_of(scope.by, facts)
+                        counter = self._counters.budget_of_unread(scope, values, amend=True)
+                    else:
+                        continue
+                    if all(other is not counter for other, _, _ in taken):
+                        lacking.append((counter, compiled_key, taken, amounts, at_us))
+        return lacking
 
     def take_last_used(self) -> dict[str, int]:
         """Take the keys admitted since the last call: key id → when last."""

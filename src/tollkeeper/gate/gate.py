@@ -8,7 +8,6 @@ counters and keys; it is never held while a store is read or written.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, NamedTuple
@@ -41,7 +40,7 @@ from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_st
 from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.request_plans import RequestPlans
-from tollkeeper.gate.settling import moves_of, settle, take_late, unsettle, used_by
+from tollkeeper.gate.settling import Moves, moves_of, settle, take_late, unsettle, used_by
 from tollkeeper.gate.sources import Sources
 
 __all__ = [
@@ -78,17 +77,16 @@ class Gate:
         """Why nothing is admitted now (the ledger cannot be written, or too much waits), or None."""
         self.admitted_count = 0
         """Requests admitted since start."""
-        self._ids = Ids()
-        self._own_ids = Ids()
+        self._ids, self._own_ids = Ids(), Ids()
         self.own_ids_ending: Final = self._own_ids.ending
         """How the ids of requests end that are under way in this process and in no store yet."""
         self._sources = sources
         self._settings = settings
         self._now_us = clock.now_us
-        self._lock = threading.Lock()
-        version = CatalogVersion()
-        self._version = version
-        self._counters = CounterRegistry(sources, version, self._lock)
+        # Of the openings, so that nobody opens a period between the question and the taking.
+        self._lock = sources.openings.lock
+        self._version = version = CatalogVersion()
+        self.counters = self._counters = CounterRegistry(sources, version, self._lock)
         self.keyless = KeylessLimits(self._counters, version, self._lock, clock.now_us)
         """Rate limits that belong to no key."""
         self._keys = CompiledKeys(sources, self._counters, version, self._lock, clock.now_us)
@@ -152,7 +150,7 @@ class Gate:
                 return objection
         amounts = route_plan.amounts
         if expected is not NO_USAGE:
-            stated = self._amounts(compiled_key, route, expected, now_us)
+            stated = _amounts(self._sources, self._settings, compiled_key, route, expected, now_us)
             if stated is None:
                 return Denial(
                     "price_unknown",
@@ -261,27 +259,6 @@ class Gate:
             assert pool.book is not None
             return pool.book, pool.out_nanos
 
-    def _amounts(
-        self, compiled_key: CompiledKey, route: Route, usage: Usage, now_us: int
-    ) -> UnitAmounts | None:
-        """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
-        if route.free:
-            return _with_quantities(Amounts(1, usage.tokens, 0, 0), usage, compiled_key)
-        nanos, _, state, credits, _ = cost_of(
-            self._sources.price,
-            compiled_key.account_id,
-            now_us,
-            route,
-            usage,
-            usage.model,
-            200,
-            "",
-            plan=compiled_key.plan_slug,
-        )
-        if state == "unpriced" and self._settings.unknown_price == "deny":
-            return None
-        return _with_quantities(Amounts(1, usage.tokens, nanos, credits), usage, compiled_key)
-
     # -- ending ---------------------------------------------------------------------------------------
 
     def settle(
@@ -294,10 +271,12 @@ class Gate:
         """
         record = admission.record(self._sources.price, outcome, received_at_us)
         moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
-        with self._lock:
-            admission.compiled_key.open.pop(id(admission.taken), None)
-            actual = used_by(record, admission.compiled_key)
-            return record, settle(admission, actual, moves, received_at_us)
+        while True:
+            try:
+                with self._lock:
+                    return record, self._settled(admission, record, moves, received_at_us)
+            except NotRead as exc:
+                self._counters.load_openings([exc.counter], admission.at_us)
 
     def finish(
         self, admission: Admission, outcome: Outcome, received_at_us: int
@@ -305,13 +284,25 @@ class Gate:
         """Do `claim` and `settle` in one step; None when another caller ended *admission*, or is ending it."""
         record = admission.record(self._sources.price, outcome, received_at_us)
         moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
-        with self._lock:
-            if admission.state != "open":
-                return None
-            admission.state = "ended"
-            admission.compiled_key.open.pop(id(admission.taken), None)
-            actual = used_by(record, admission.compiled_key)
-            return record, settle(admission, actual, moves, received_at_us)
+        while True:
+            try:
+                with self._lock:
+                    if admission.state != "open":
+                        return None
+                    charges = self._settled(admission, record, moves, received_at_us)
+                    admission.state = "ended"
+                    return record, charges
+            except NotRead as exc:
+                self._counters.load_openings([exc.counter], admission.at_us)
+
+    def _settled(
+        self, admission: Admission, record: Record, moves: Moves | None, received_at_us: int
+    ) -> list[Charge]:
+        """End *admission* with the lock held. Raises `NotRead`, after which nothing has changed."""
+        actual = used_by(record, admission.compiled_key)
+        charges = settle(admission, actual, moves, received_at_us)
+        admission.compiled_key.open.pop(id(admission.taken), None)
+        return charges
 
     def unsettle(self, admission: Admission, record: Record) -> None:
         """Take a settlement back whose commit failed: the hold is open again."""
@@ -441,6 +432,7 @@ class Gate:
         matched = route_plan.matched
         route_plan = route_plan.for_request(facts, at_us)
         taken: list[Taken] = []
+        self._counters.load_openings(route_plan.taken, at_us)
         with self._lock:
             for counter in route_plan.taken:
                 amount = amount_at(amounts, counter.unit_index)
@@ -471,6 +463,33 @@ def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
     compiled_key.open.pop(id(taken), None)
     for counter, held, mark in taken:
         counter.give_back(mark, held)
+
+
+def _amounts(
+    sources: Sources,
+    settings: GateSettings,
+    compiled_key: CompiledKey,
+    route: Route,
+    usage: Usage,
+    now_us: int,
+) -> UnitAmounts | None:
+    """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
+    if route.free:
+        return _with_quantities(Amounts(1, usage.tokens, 0, 0), usage, compiled_key)
+    nanos, _, state, credits, _ = cost_of(
+        sources.price,
+        compiled_key.account_id,
+        now_us,
+        route,
+        usage,
+        usage.model,
+        200,
+        "",
+        plan=compiled_key.plan_slug,
+    )
+    if state == "unpriced" and settings.unknown_price == "deny":
+        return None
+    return _with_quantities(Amounts(1, usage.tokens, nanos, credits), usage, compiled_key)
 
 
 def _with_quantities(amounts: Amounts, usage: Usage, compiled_key: CompiledKey) -> UnitAmounts:

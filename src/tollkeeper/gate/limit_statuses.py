@@ -10,10 +10,10 @@ from tollkeeper.domain.instants import from_us
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.periods import duration_s
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter
 from tollkeeper.gate.matched import MatchedBudget, MatchedLimit, words_of
-from tollkeeper.gate.money import BudgetCounter
 
 Found: TypeAlias = tuple[
     list[tuple[MatchedLimit, "Counter | None"]], list[tuple[MatchedBudget, "BudgetCounter | None"]]
@@ -113,15 +113,15 @@ def _status_of_budget(counter: BudgetCounter, now_us: int) -> LimitStatus:
         unit=counter.unit,
         allowed=allowed,
         used=used,
-        starts_at=from_us(counter.start_us),
-        resets_at=from_us(counter.end_us),
+        starts_at=from_us(counter.span[0]),
+        resets_at=from_us(counter.span[1]),
         match=counter.match,
     )
 
 
 def _window_start(limit: Limit, resets_at: datetime | None) -> datetime | None:
-    """Return when a fixed window began; the others have no start that all of their requests share."""
-    if resets_at is None or limit.algorithm != "fixed":
+    """Return when a fixed window began, or one from first use; the others have no start that their requests share."""
+    if resets_at is None or limit.algorithm not in ("fixed", "from_first"):
         return None
     return resets_at - timedelta(seconds=duration_s(limit.window))
 

@@ -24,8 +24,8 @@ from tollkeeper.domain.matching import (
     matcher_of,
     values_of,
 )
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.counter import Counter
-from tollkeeper.gate.money import BudgetCounter
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.windows import OwnAmount
 

@@ -7,7 +7,7 @@ does not answer holds nobody else; what happens meanwhile is either found or not
 
 * A window that somebody else made meanwhile is used instead, and none that is being read is evicted: what was
   read of it is still what the ledger has.
-* A budget or balance is in the registry before it is read, so that commits reach it (`money.py`, `credit.py`).
+* A budget or balance is in the registry before it is read, so that commits reach it (`budget_counter.py`, `credit.py`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.matching import counter_of_values, described
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import TopUps
+from tollkeeper.gate.budget_counter import BudgetCounter
 from tollkeeper.gate.catalog_version import CatalogVersion
-from tollkeeper.gate.counter import Counter
+from tollkeeper.gate.counter import Counter, NotRead
 from tollkeeper.gate.credit import CreditPool
-from tollkeeper.gate.money import BudgetCounter
 from tollkeeper.gate.sources import Sources
 from tollkeeper.gate.windows import WINDOWS, Window
 
@@ -116,9 +117,7 @@ class CounterRegistry:
         """Return the counter of a budget, read, and amended to *scope* if that is of a current version."""
         with self._lock:
             counter = self.budget_unread(scope, amend=self._version.is_current(scope.account_id, version))
-            is_read = counter.is_read(now_us)
-        if not is_read:
-            self.read(counter, now_us)
+        self._read_budget(counter, now_us)
         return counter
 
     def budget_unread(self, scope: BudgetScope, *, amend: bool) -> BudgetCounter:
@@ -126,7 +125,7 @@ class CounterRegistry:
         place = (scope.account_id, scope.counter_id)
         known = self._counters.get(place)
         if not isinstance(known, BudgetCounter):
-            known = self._counters[place] = BudgetCounter(scope)
+            known = self._counters[place] = BudgetCounter(scope, self._sources.openings)
         elif amend and known.scope != scope:
             known.amend(scope)
         return known
@@ -153,7 +152,8 @@ class CounterRegistry:
                 return known
             known.amend(scope._replace(counter_id=counter_id))
         else:
-            known = self._counters[place] = BudgetCounter(scope._replace(counter_id=counter_id))
+            one = scope._replace(counter_id=counter_id)
+            known = self._counters[place] = BudgetCounter(one, self._sources.openings)
         known.value_of = scope
         known.match = described(scope.match, list(zip(scope.by, values, strict=True)))
         if is_new and scope.by:
@@ -185,14 +185,55 @@ class CounterRegistry:
             with self._lock:
                 counter.take_book(book, as_of_commit, at_us)
         elif isinstance(counter, BudgetCounter):
-            with self._lock:
-                period = counter.begin_read(at_us)
+            self._read_budget(counter, at_us)
+
+    def load_openings(self, counters: Iterable[Counter], from_us: int) -> None:
+        """Make known when the periods of budgets opened from *from_us* on, of those that open with the first use."""
+        for counter in counters:
+            if isinstance(counter, BudgetCounter) and counter.opens_with_use:
+                self._sources.openings.load(counter.scope, from_us)
+
+    def _read_budget(self, counter: BudgetCounter, at_us: int) -> None:
+        """Read what a decision at *at_us* needs of a budget and is not read yet: openings, top-ups, periods."""
+        self.load_openings([counter], at_us)
+        if counter.needs_top_ups:
+            self._read_top_ups(counter)
+        with self._lock:
+            try:
+                periods = [counter.begin_read(start_us) for start_us in counter.unread(at_us)]
+            except NotRead:
+                # Its openings were forgotten meanwhile: the caller finds that out and asks again.
+                return
+        for period in periods:
             committed = None
             try:
                 committed = self._sources.counter(counter.account_id, counter.counter_id, period.start_us)
             finally:
                 with self._lock:
                     counter.end_read(period, committed)
+
+    def _read_top_ups(self, counter: BudgetCounter) -> None:
+        with self._lock:
+            version, scope = counter.begin_top_ups(), counter.scope
+        found = None
+        try:
+            found = self._sources.top_ups(scope)
+        finally:
+            with self._lock:
+                counter.end_top_ups(version, found)
+
+    def topped_up(self, account_id: str, counter_id: str) -> None:
+        """Learn that the ledger has another top-up of a budget."""
+        with self._lock:
+            counter = self._counters.get((account_id, counter_id))
+            if isinstance(counter, BudgetCounter):
+                counter.forget_top_ups()
+
+    def top_ups(self, account_id: str, counter_id: str) -> TopUps | None:
+        """Return the top-ups by which a budget is decided now; None where none are in memory."""
+        with self._lock:
+            counter = self._counters.get((account_id, counter_id))
+            return counter.top_ups if isinstance(counter, BudgetCounter) else None
 
     # -- what the ledger wrote, and what it is to write -----------------------------------------------
 

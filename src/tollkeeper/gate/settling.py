@@ -17,7 +17,7 @@ from tollkeeper.domain.meter import facts_of
 from tollkeeper.domain.quantities import Quantities, tokens_of
 from tollkeeper.gate.admission import Admission, Charge, Moved
 from tollkeeper.gate.compiled_keys import CompiledKey
-from tollkeeper.gate.counter import Counter, Taken
+from tollkeeper.gate.counter import Counter, NotRead, Taken
 
 Actual: TypeAlias = tuple[int, int, int, int] | AmountsByUnit
 
@@ -78,7 +78,12 @@ def moves_of(admission: Admission, record: Record, now_us: int) -> Moves | None:
 
 
 def settle(admission: Admission, actual: Actual, moves: Moves | None, now_us: int) -> list[Charge]:
-    """End every hold of *admission* with what was really used; return what the ledger must be charged."""
+    """
+    End every hold of *admission* with what was really used; return what the ledger must be charged.
+
+    Raises:
+        NotRead: A budget that it joins has periods that are not in memory. Nothing has changed.
+    """
     charges = []
     if moves is None:
         for counter, held, mark in admission.taken:
@@ -90,6 +95,8 @@ def settle(admission: Admission, actual: Actual, moves: Moves | None, now_us: in
                     charge = (counter.account_id, counter.counter_id, mark, amount)
                     charges.append(tuple.__new__(Charge, charge))
         return charges
+    # First, since it may raise: nothing is settled before.
+    marks = _marks(moves.joined, admission.at_us)
     for counter, held, mark in admission.taken:
         amount = 0 if counter.counter_id in moves.left else actual[counter.unit_index]
         counter.settle(mark, held, amount)
@@ -99,7 +106,7 @@ def settle(admission: Admission, actual: Actual, moves: Moves | None, now_us: in
     for counter in moves.joined:
         amount = actual[counter.unit_index]
         if counter.charged:
-            mark = counter.retake(0, admission.at_us)
+            mark = marks[counter.counter_id]
             counter.settle(mark, 0, amount)
             joined.append((counter, 0, mark))
             charges.append(Charge(counter.account_id, counter.counter_id, mark, amount))
@@ -107,6 +114,20 @@ def settle(admission: Admission, actual: Actual, moves: Moves | None, now_us: in
             joined += take_late([counter], actual, admission.at_us, now_us)
     admission.moved = Moved(moves.left, joined)
     return charges
+
+
+def _marks(joined: Iterable[Counter], at_us: int) -> dict[str, int]:
+    """Return where a request of *at_us* counts in each of the budgets that it joins. Raises `NotRead`."""
+    found: list[Taken] = []
+    try:
+        for counter in joined:
+            if counter.charged:
+                found.append((counter, 0, counter.retake(0, at_us)))
+    except NotRead:
+        for counter, held, mark in found:
+            counter.give_back(mark, held)
+        raise
+    return {counter.counter_id: mark for counter, _, mark in found}
 
 
 def take_late(counters: Iterable[Counter], actual: Actual, at_us: int, now_us: int) -> list[Taken]:

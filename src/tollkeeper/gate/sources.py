@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Protocol
 
 from tollkeeper.domain.catalog import Route
-from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
+from tollkeeper.domain.top_ups import TopUps
+from tollkeeper.gate.openings import Openings
 
 
 class Sources(Protocol):
     """Implemented by the directory, over the stores. Any thread may call; a store that is away raises Unavailable."""
+
+    @property
+    def openings(self) -> Openings:
+        """When the periods of budgets opened that open with the first use. Their lock is the gate's."""
 
     def entitlement(self, secret_sha256: str) -> Entitlement | None: ...
     def routes(self) -> list[Route]: ...
@@ -21,6 +27,12 @@ class Sources(Protocol):
 
     def counter(self, account_id: str, counter_id: str, period_start_us: int) -> tuple[int, int]:
         """Return what a budget's period was charged, and the number of the commit as of which it was."""
+
+    def top_ups(self, scope: BudgetScope) -> tuple[TopUps, dict[int, int], int]:
+        """
+        Return the top-ups of a budget by its periods; where some last until they are used, also what each period was
+        charged, and the number of the commit as of which that is.
+        """
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         """Return what a window saved: `slot → used`."""

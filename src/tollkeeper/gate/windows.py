@@ -200,6 +200,10 @@ class FirstCallWindow(FixedWindow):
             self.start_us = now_us
         return super().take(amount, now_us)
 
+    def retake(self, amount: int, at_us: int) -> int:
+        # Its saved window, or one before it that is over.
+        return self.start_us if self.start_us <= at_us < self.start_us + self.width_us else -1
+
     def resets_at_us(self, now_us: int) -> int | None:
         start_us = self.start_us if now_us < self.start_us + self.width_us else now_us
         return start_us + self.width_us

@@ -42,6 +42,7 @@ from tollkeeper.http.routes import (
     openapi,
     prices,
     sessions,
+    top_ups,
     usage,
 )
 from tollkeeper.http.routes.calls import (
@@ -56,6 +57,7 @@ from tollkeeper.http.routes.calls import (
 )
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.balances import Balances
+from tollkeeper.ledger.budget_top_ups import BudgetTopUps
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.maintenance.reconcile import Reconcile
 from tollkeeper.meter.adjustments import Adjustments
@@ -94,6 +96,7 @@ def build_api(
         prices,
         catalog,
         keys,
+        top_ups,
         sessions,
         limit_status,
         adjustments,
@@ -124,6 +127,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
     return {
         Adjustments: installation.adjustments,
         Amend: installation.amend,
+        BudgetTopUps: installation.top_ups,
         Balances: installation.balances,
         Directory: installation.directory,
         EventLookup: installation.event_lookup,

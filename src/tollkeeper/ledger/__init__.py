@@ -26,6 +26,8 @@ Files:
   pending.py          the ids of records that are committed and not yet in the usage store
   id_hash_index.py    older ones of these ids, in 16 bytes each
   budget_scopes.py    brings budgets into force
+  budget_periods.py   from which periods on these count
+  budget_top_ups.py   top-ups of budgets
   labels.py           which texts are kept as labels, and which become `other`
   relay.py            moves outbox rows to the usage store
   delivery.py         delivers what is pending now, for a report or a correction

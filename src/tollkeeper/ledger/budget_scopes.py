@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -23,18 +23,18 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt, OutboxEntry
 from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
-from tollkeeper.domain.events import FUTURE_S_MAX, Record
-from tollkeeper.domain.instants import US_PER_S
-from tollkeeper.domain.matching import VALUE_MARK, counter_of_values
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.matching import VALUE_MARK, scope_counter_of
 from tollkeeper.domain.meter import facts_of, units_of
-from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
+from tollkeeper.ledger.budget_periods import BudgetPeriods
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
-from tollkeeper.ports import CostSum, LedgerReader, OutboxReader, UsageStore
+from tollkeeper.ledger.scope_sums import spent_in
+from tollkeeper.ports import LedgerReader, OutboxReader, UsageStore
 from tollkeeper.record_columns import records_of
 
 SWITCHED_MAX: Final = 32
@@ -126,6 +126,7 @@ class ScopeKeeper:
         self._clock = clock
         self._lock = threading.Lock()
         self._summing = threading.Lock()
+        self._periods = BudgetPeriods(directory, store)
         self.sum_s_max = SUM_S_MAX
 
     @contextmanager
@@ -183,35 +184,45 @@ class ScopeKeeper:
         made: Made,
     ) -> None:
         now_us = self._clock.now_us()
-        started = [(scope, scope.span_us(now_us)[0]) for scope, _ in counted]
-        # Their counters go on, from the period in which they began.
-        started += [(scope, active[scope.counter_id][1]) for scope, _ in grown]
+        # The counters of those that grew go on, from the period in which they began.
+        going_on = [(scope, active[scope.counter_id][1]) for scope, _ in grown]
         future = CommitFuture()
         if not counted:
             count: Callable[[], dict[CounterAt, int]] = dict
-            self._committer.submit(SwitchScopes(started, ended, future, count, grown))
+            self._committer.submit(SwitchScopes(going_on, ended, future, count, grown))
             future.wait()
             return
-        with self._relay.exclusive(self.sum_s_max):
-            since = self._sums(counted, now_us, made)
-            since.read_most(lambda: self._committer.outbox_seq)
-            members = [*counted, *grown]
-            self._committer.submit(
-                SwitchScopes(started, ended, future, lambda: self._missing(since), members)
-            )
-            future.wait()
+        try:
+            with self._relay.exclusive(self.sum_s_max):
+                began = [(scope, self._periods.begin(scope, active, now_us)) for scope, _ in counted]
+                since = self._sums(counted, dict(began), now_us, made)
+                since.read_most(lambda: self._committer.outbox_seq)
+                members = [*counted, *grown]
+                self._committer.submit(
+                    SwitchScopes([*began, *going_on], ended, future, lambda: self._missing(since), members)
+                )
+                future.wait()
+        except BaseException:
+            for scope, _ in counted:
+                self._periods.not_begun(scope)
+            raise
 
-    def _sums(self, counted: Sequence[Wanted], now_us: int, made: Made) -> _Since:
+    def _sums(
+        self, counted: Sequence[Wanted], began: dict[BudgetScope, int], now_us: int, made: Made
+    ) -> _Since:
         """Return the sums of each scope's periods in the usage store, as of an outbox row. The relay stands still."""
         old = [wanted for wanted in counted if not made.has_all_of(*wanted)]
         if not old and self._relay.delivered_seq <= made.after_seq:
-            return _Since(self._ledger.outbox, counted, now_us, {}, made.after_seq)
+            return _Since(self._ledger.outbox, self._periods, counted, began, now_us, {}, made.after_seq)
         self._relay.deliver_up_to(self._committer.outbox_seq)
         # Exactly these rows are in the usage store: nothing is on its way, and nothing comes meanwhile.
         seq = self._relay.delivered_seq
-        return _Since(self._ledger.outbox, counted, now_us, self._summed(counted, now_us), seq)
+        sums = self._summed(counted, began, now_us)
+        return _Since(self._ledger.outbox, self._periods, counted, began, now_us, sums, seq)
 
-    def _summed(self, counted: Sequence[Wanted], now_us: int) -> dict[CounterAt, int]:
+    def _summed(
+        self, counted: Sequence[Wanted], began: dict[BudgetScope, int], now_us: int
+    ) -> dict[CounterAt, int]:
         """Sum up the usage store. A thread of its own does it, as nothing else bounds how long the store takes."""
         if not self._summing.acquire(blocking=False):
             raise Unavailable("The usage store is still busy with an earlier budget. Try again shortly.")
@@ -222,7 +233,11 @@ class ScopeKeeper:
         def run() -> None:
             try:
                 for scope, key_ids in counted:
-                    for start_us, end_us in _periods(scope, now_us):
+                    if scope.first_use_us and scope.by:
+                        sums.update(self._periods.spent_by_value(scope, key_ids, began[scope], now_us))
+                        continue
+                    self._periods.open_for_events(scope, key_ids, began[scope], now_us)
+                    for start_us, end_us in self._periods.coming(scope, now_us):
                         if given_up.is_set():
                             return
                         for counter_id, amount in spent_in(
@@ -252,54 +267,32 @@ class ScopeKeeper:
         self._directory.scopes_in_force(since.account_id)
         since.read()
         charges = {}
-        values_have: dict[CounterAt, int] = {}
+        has: dict[CounterAt, int] = {}
         for account_id, counter_id, start_us in since.of_values:
             has_by = self._ledger.value_counters(account_id, counter_id, start_us)
-            values_have |= {(account_id, name, start_us): used for name, used in has_by.items()}
-        # A value that was counted in an earlier life of the budget may have no events now.
-        for at in dict.fromkeys([*since.sums, *values_have]):
+            has |= {(account_id, name, start_us): used for name, used in has_by.items()}
+        if since.first_use_scopes:
+            # What a budget of this id was charged before, in a period that may open yet.
+            rows = self._ledger.counter_rows(since.account_id)
+            for scope in since.first_use_scopes:
+                has |= {
+                    (scope.account_id, name, start_us): used
+                    for (name, start_us), used in rows.items()
+                    if scope_counter_of(name) == scope.counter_id
+                    and (name == scope.counter_id) != bool(scope.by)
+                    and start_us >= since.from_us(scope)
+                }
+        # A value, or a period, that was counted in an earlier life of the budget may have no events now.
+        for at in dict.fromkeys([*since.sums, *has]):
             # Not 0 when the budget was in force before, with other keys or in an earlier life.
-            if VALUE_MARK in at[1]:
-                has = values_have.get(at, 0)
-            else:
-                has, _ = self._ledger.counter(*at)
-            charges[at] = since.sums.get(at, 0) - has
+            if at not in has and VALUE_MARK not in at[1]:
+                has[at] = self._ledger.counter(*at)[0]
+            charges[at] = since.sums.get(at, 0) - has.get(at, 0)
         return charges
 
     def _forget(self, account_id: str) -> None:
         self._directory.forget(account_id)
         self._gate.forget(account_id)
-
-
-def spent_in(
-    store: UsageStore, scope: BudgetScope, key_ids: Sequence[str] | None, start_us: int, end_us: int
-) -> dict[str, int]:
-    """Return what the events of a scope were charged in a period, by counter id: one, or one of each value."""
-    span: dict[str, Any] = {
-        "from_us": start_us,
-        "to_us": end_us,
-        "project_id": scope.project_id,
-        "key_ids": key_ids,
-        "match": scope.match,
-    }
-    if not scope.by:
-        return {scope.counter_id: charged_in(store.charged(scope.account_id, **span), scope.unit)}
-    return {
-        counter_of_values(scope.counter_id, values): charged_in(spent, scope.unit)
-        for values, spent in store.charged_by(scope.account_id, scope.by, **span).items()
-    }
-
-
-def charged_in(spent: CostSum, unit: str) -> int:
-    """Return *spent* in the unit of a budget."""
-    if (quantity := quantity_of_unit(unit)) is not None:
-        return spent.quantities.get(quantity, 0)
-    return {
-        "requests": spent.requests,
-        "tokens": spent.tokens,
-        "nanos": spent.cost_nanos,
-        "credits": spent.credits,
-    }[unit]
 
 
 class _Since:
@@ -312,7 +305,9 @@ class _Since:
     def __init__(
         self,
         outbox: OutboxReader,
+        periods: BudgetPeriods,
         counted: Sequence[Wanted],
+        began: dict[BudgetScope, int],
         now_us: int,
         sums: dict[CounterAt, int],
         seq: int,
@@ -321,22 +316,32 @@ class _Since:
         self.sums = {
             (scope.account_id, scope.counter_id, start_us): 0
             for scope, _ in counted
-            for start_us, _ in _periods(scope, now_us)
             if not scope.by
+            for start_us, _ in periods.coming(scope, now_us)
         } | sums
         self.of_values = [
             (scope.account_id, scope.counter_id, start_us)
             for scope, _ in counted
-            for start_us, _ in _periods(scope, now_us)
-            if scope.by
+            if scope.by and not scope.first_use_us
+            for start_us, _ in periods.coming(scope, now_us)
         ]
         """The scopes and periods that have a counter for each value."""
         self._outbox = outbox
+        self._periods = periods
+        self._began = began
         self._scopes = [
-            (scope, None if key_ids is None else frozenset(key_ids), scope.span_us(now_us)[0])
+            (scope, None if key_ids is None else frozenset(key_ids), began[scope])
             for scope, key_ids in counted
         ]
         self._seq = seq
+
+    @property
+    def first_use_scopes(self) -> list[BudgetScope]:
+        return [scope for scope, _, _ in self._scopes if scope.first_use_us]
+
+    def from_us(self, scope: BudgetScope) -> int:
+        """Return from when on *scope* counts."""
+        return self._began[scope]
 
     def read_most(self, newest_seq: Callable[[], int]) -> None:
         """Read most rows of the outbox, so that little is left for the commit thread."""
@@ -367,10 +372,14 @@ class _Since:
                     scope.project_id is None or record.project_id == scope.project_id
                 ):
                     counter_id = scope.counter_of(facts_of(record))
-                    start_us = scope.span_us(record.occurred_at_us)[0]
-                    if counter_id is not None and start_us >= from_us:
-                        at = (scope.account_id, counter_id, start_us)
-                        self.sums[at] = self.sums.get(at, 0) + units_of(record).get(scope.unit, 0)
+                    if counter_id is None:
+                        continue
+                    amount = units_of(record).get(scope.unit, 0)
+                    one = scope._replace(counter_id=counter_id) if scope.by else scope
+                    span = self._periods.of(one, record, amount)
+                    if span is not None and span[0] >= from_us:
+                        at = (scope.account_id, counter_id, span[0])
+                        self.sums[at] = self.sums.get(at, 0) + amount
 
     def _records(self, entry: OutboxEntry) -> list[Record]:
         if entry.format == "rows":
@@ -391,12 +400,3 @@ def _only_grew(wanted: Wanted, active: dict[str, tuple[str, int]], made: Made) -
         return False
     before = [key_id for key_id in key_ids if key_id not in made.keys]
     return active[scope.counter_id][0] == fingerprint_of(scope.of_members(before))
-
-
-def _periods(scope: BudgetScope, now_us: int) -> Iterator[tuple[int, int]]:
-    """Yield the periods that events may lie in which come now: they may be ahead of the clock."""
-    at_us = now_us
-    while at_us <= now_us + FUTURE_S_MAX * US_PER_S:
-        start_us, end_us = scope.span_us(at_us)
-        yield start_us, end_us
-        at_us = end_us

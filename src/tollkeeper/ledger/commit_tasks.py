@@ -18,6 +18,7 @@ from tollkeeper.domain.draws import DrawRun, Draws
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import OwnAmount, TopUp
 from tollkeeper.errors import BadParameter, HoldEnded
 from tollkeeper.gate.gate import Charge, StartedBudget
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -353,6 +354,33 @@ class RevokeGrant(CommitTask):
 
     def result(self, committed: Committed) -> CreditBook:
         return committed.books[self.grant.account_id]
+
+
+class PostTopUps(CommitTask):
+    """
+    Top-ups of budgets, and own amounts of budgets to be kept.
+
+    Args:
+        done: Called on the commit thread before anybody has an answer, so that the gate decides by them at once.
+    """
+
+    __slots__ = ("own_amounts", "top_ups")
+
+    def __init__(
+        self,
+        top_ups: Sequence[TopUp],
+        own_amounts: Sequence[OwnAmount],
+        future: CommitFuture,
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        self.top_ups = top_ups
+        self.own_amounts = own_amounts
+        self.future = future
+        self.done = done
+
+    def add(self, draft: Draft) -> None:
+        draft.group.top_ups.extend(self.top_ups)
+        draft.group.own_amounts.extend(self.own_amounts)
 
 
 class ChangeScopes(CommitTask):

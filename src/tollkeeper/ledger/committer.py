@@ -24,6 +24,7 @@ from tollkeeper.domain.bookings import Committed, OutboxEntry, WindowState
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
+from tollkeeper.gate.openings import Openings
 from tollkeeper.ledger.commit_future import CommitFuture, finish
 from tollkeeper.ledger.commit_tasks import (
     ChangeScopes,
@@ -65,6 +66,7 @@ class Committer:
         charges_of: Returns the charges of a record by the budgets that are in force now.
         stored_of: Returns a record with the labels that are stored of it.
         listener: Called on the commit thread about each group that the ledger has.
+        openings: The periods that opened with their first use, to be saved with the next group.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Committer:
         charges_of: Callable[[Record], list[Charge]],
         stored_of: Callable[[Record], Record],
         listener: CommitListener,
+        openings: Openings,
     ) -> None:
+        self._openings = openings
         self._ledger = ledger
         self._gate = gate
         self._pending = pending
@@ -283,6 +287,7 @@ class Committer:
                 self._write_singly(added)
             return
         self._unsaved.clear()
+        self._openings.saved(draft.group.opened_periods)
         self._failures = 0
         self._apply(draft, committed)
         self._end(added, committed)
@@ -308,6 +313,8 @@ class Committer:
         for window in self._gate.dirty_windows():
             self._unsaved[window[:2]] = WindowState(*window)
         group.windows = list(self._unsaved.values())
+        # Last, when all charges of the group are made: whatever they opened is among these.
+        group.opened_periods = self._openings.unsaved()
 
     def _apply(self, draft: Draft, committed: Committed) -> None:
         """Bring memory to what the ledger has now: pending ids, the gate's counters, cached answers."""

@@ -15,6 +15,7 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.entitlements import fingerprint_of
 from tollkeeper.errors import Unavailable
 from tollkeeper.ledger.budget_scopes import NOTHING_MADE, Made, ScopeKeeper
+from tollkeeper.ledger.budget_top_ups import BudgetTopUps, own_now
 from tollkeeper.ports import LedgerReader
 
 RETRY_S: Final = 0.5
@@ -29,8 +30,14 @@ class BudgetEnforcement:
     """Any thread may call `enforce`, `wait_for_failed` and `compare_all`; the rest is the maintenance thread's."""
 
     def __init__(
-        self, directory: Directory, ledger: LedgerReader, scopes: ScopeKeeper, readiness: BudgetReadiness
+        self,
+        directory: Directory,
+        ledger: LedgerReader,
+        scopes: ScopeKeeper,
+        readiness: BudgetReadiness,
+        top_ups: BudgetTopUps,
     ) -> None:
+        self._top_ups = top_ups
         self._directory = directory
         self._ledger = ledger
         self._scopes = scopes
@@ -53,6 +60,7 @@ class BudgetEnforcement:
         try:
             while left:
                 self._scopes.refresh(left[-1], made)
+                self._top_ups.keep_own_amounts(left[-1])
                 self._readiness.in_force(left.pop())
         finally:
             with self._lock:
@@ -114,6 +122,7 @@ class BudgetEnforcement:
         """Return whether the budgets in force are not those of the catalog: a crash came between."""
         wanted = self._directory.wanted_scopes(account_id)
         active = self._ledger.scopes(account_id)
+        own = own_now(self._ledger.own_amounts(account_id), wanted)
         return {counter_id: fingerprint_of(scope) for counter_id, (scope, _) in wanted.items()} != {
             counter_id: fingerprint for counter_id, (fingerprint, _) in active.items()
-        }
+        } or any(before != amount for before, amount in own.values())

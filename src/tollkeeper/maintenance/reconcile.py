@@ -6,23 +6,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.entitlements import CREDIT_COUNTER
+from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
+from tollkeeper.domain.first_use import Span
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.matching import scope_counter_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import Unavailable
-from tollkeeper.ledger.budget_scopes import ScopeKeeper, spent_in
+from tollkeeper.gate.gate import Gate
+from tollkeeper.ledger.budget_scopes import ScopeKeeper
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.relay import Relay
+from tollkeeper.ledger.scope_sums import spent_in
 from tollkeeper.ports import CostSum, LedgerReader, UsageStore
 
+_ENDLESS_US: Final = 2**62
 CHANGE_TRIES: Final = 5
 CHANGE_WAIT_S: Final = 0.05
 """A budget is in force some ms after the catalog has it: verify compares again so often, after so long."""
@@ -55,6 +60,8 @@ class Books(NamedTuple):
     postings: dict[tuple[str, int], int]
     scopes: dict[str, tuple[str, int]]
     credit: CreditBook
+    opened: dict[str, list[Span]]
+    """Counter id → the periods in force that opened with the first use, ascending."""
 
 
 class Reconcile:
@@ -74,7 +81,9 @@ class Reconcile:
         clock: Clock,
         forget_answers: Callable[[], None],
         pairing: Pairing,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
         self._pairing = pairing
         self._directory = directory
         self._ledger = ledger
@@ -155,11 +164,19 @@ class Reconcile:
 
     def _books(self, account_id: str) -> Books:
         ledger = self._ledger
+        rows = ledger.counter_rows(account_id)
+        wanted = self._directory.wanted_scopes(account_id)
+        opened: dict[str, list[Span]] = {}
+        for name in dict.fromkeys([*wanted, *(name for name, _ in rows)]):
+            scope, _ = wanted.get(scope_counter_of(name), (None, None))
+            if scope is not None and scope.first_use_us:
+                opened[name] = ledger.opened_periods(account_id, name, scope.period, 0)[1]
         return Books(
-            ledger.counter_rows(account_id),
+            rows,
             ledger.posting_sums(account_id),
             ledger.scopes(account_id),
             ledger.book(account_id)[0],
+            opened,
         )
 
     def _compare(self, account_id: str, books: Books) -> list[Difference]:
@@ -182,20 +199,79 @@ class Reconcile:
             if counter_id not in wanted:
                 continue
             scope, key_ids = wanted[counter_id]
-            # A budget whose period was changed has rows of the old periods too, which count no more.
-            used_by_start: dict[int, dict[str, int]] = {scope.span_us(self._clock.now_us())[0]: {}}
-            for name, start_us in counters_of.get(counter_id, ()):
-                is_of_scope = (name == counter_id) != bool(scope.by)
-                if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
-                    used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
-            for start_us, has in sorted(used_by_start.items()):
-                events = spent_in(self._store, scope, key_ids, start_us, scope.span_us(start_us)[1])
-                for name in sorted(events.keys() | has.keys()):
-                    if events.get(name, 0) != has.get(name, 0):
-                        what = f"counter {_name((name, start_us))} against its events"
-                        difference = Difference(account_id, what, events.get(name, 0), has.get(name, 0))
-                        differences.append(difference)
+            names = [name for name, _ in counters_of.get(counter_id, ())]
+            if scope.first_use_us:
+                differences += self._compare_first_use(scope, key_ids, active_from_us, books)
+            else:
+                differences += self._compare_periods(
+                    scope, key_ids, active_from_us, counters_of.get(counter_id, ()), counters
+                )
+            for name in dict.fromkeys([counter_id, *names]):
+                differences += self._compare_top_ups(account_id, name)
         return differences + self._compare_credit(account_id, books)
+
+    def _compare_periods(
+        self,
+        scope: BudgetScope,
+        key_ids: Sequence[str] | None,
+        active_from_us: int,
+        counted: Sequence[tuple[str, int]],
+        counters: Mapping[tuple[str, int], int],
+    ) -> list[Difference]:
+        """Compare the periods of a budget in force that were charged, or that now is in, with their events."""
+        differences = []
+        # A budget whose period was changed has rows of the old periods too, which count no more.
+        used_by_start: dict[int, dict[str, int]] = {scope.span_us(self._clock.now_us())[0]: {}}
+        for name, start_us in counted:
+            is_of_scope = (name == scope.counter_id) != bool(scope.by)
+            if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
+                used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
+        for start_us, has in sorted(used_by_start.items()):
+            events = spent_in(self._store, scope, key_ids, start_us, scope.span_us(start_us)[1])
+            differences += _differing(scope.account_id, start_us, events, has)
+        return differences
+
+    def _compare_first_use(
+        self, scope: BudgetScope, key_ids: Sequence[str] | None, active_from_us: int, books: Books
+    ) -> list[Difference]:
+        """Compare the periods that opened with their first use with one another, and with the events of all time."""
+        differences = []
+        account_id = scope.account_id
+        events = spent_in(self._store, scope, key_ids, active_from_us, _ENDLESS_US)
+        opened = {
+            name: spans
+            for name, spans in books.opened.items()
+            if scope_counter_of(name) == scope.counter_id and (name == scope.counter_id) != bool(scope.by)
+        }
+        for name in sorted(events.keys() | opened.keys()):
+            spans = opened.get(name, [])
+            for start_us, end_us in spans:
+                # Of a value with one period, what follows compares the same.
+                if len(spans) > 1 or not scope.by:
+                    spent = spent_in(self._store, scope, key_ids, start_us, end_us).get(name, 0)
+                    used = books.counters.get((name, start_us), 0)
+                    differences += _differing(account_id, start_us, {name: spent}, {name: used})
+            for (_, end_us), (start_us, _) in pairwise(spans):
+                if start_us < end_us:
+                    what = f"budget {name}: start of a period against the end of the one before"
+                    differences.append(Difference(account_id, what, end_us, start_us))
+            used = sum(books.counters.get((name, start_us), 0) for start_us, _ in spans)
+            if events.get(name, 0) != used:
+                since = to_text(from_us(active_from_us))
+                what = f"budget {name}: all periods since {since} against their events"
+                differences.append(Difference(account_id, what, events.get(name, 0), used))
+        return differences
+
+    def _compare_top_ups(self, account_id: str, counter_id: str) -> list[Difference]:
+        """Compare the top-ups by which the gate decides with those of the ledger."""
+        known = self._gate.counters.top_ups(account_id, counter_id)
+        if known is None:
+            return []
+        posted = sum(t.amount for t in self._ledger.topped_up(account_id, counter_id).posted)
+        if posted == known.total:
+            return []
+        what = f"top-ups of {counter_id} in the gate against the ledger"
+        return [Difference(account_id, what, posted, known.total)]
 
     def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:
         differences = []
@@ -227,6 +303,22 @@ class Reconcile:
         of_keys = charged(key_ids).cost_nanos if key_ids else 0
         # Adjustments that name no key are the account's; other records without a key draw on no credit.
         return of_keys - charged([""]).adjustments_nanos
+
+
+def _differing(
+    account_id: str, start_us: int, events: Mapping[str, int], has: Mapping[str, int]
+) -> list[Difference]:
+    """Return where the counters of a period are not the sums of its events."""
+    return [
+        Difference(
+            account_id,
+            f"counter {_name((name, start_us))} against its events",
+            events.get(name, 0),
+            has.get(name, 0),
+        )
+        for name in sorted(events.keys() | has.keys())
+        if events.get(name, 0) != has.get(name, 0)
+    ]
 
 
 def _name(at: tuple[str, int]) -> str:

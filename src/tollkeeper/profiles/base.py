@@ -150,6 +150,9 @@ class ProfileContext(Protocol):
     def rotation_chain(self, key: StoredKey) -> Sequence[str]:
         """Return the ids of all keys of a rotation: *key*, the keys it replaced and those that replaced it."""
 
+    def time_zone(self, account_id: str) -> str:
+        """Return where days and months begin for an account: by the setting `time_zone`, else by its own zone."""
+
     def limit_statuses(self, key: StoredKey) -> list[LimitStatus]:
         """Return the status of each limit, then each budget, then the credit of an active key."""
 

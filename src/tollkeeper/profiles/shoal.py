@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from tollkeeper.domain.catalog import Route, check_zone
+from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import to_us
@@ -33,9 +33,11 @@ from tollkeeper.profiles.base import (
     failure,
 )
 from tollkeeper.profiles.toolkit import (
+    ACCOUNT_ZONE,
     CatalogFile,
     HeaderList,
     bearer_token,
+    check_profile_zone,
     next_hour,
     rate_limit_headers,
     request_limits,
@@ -47,7 +49,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     # For `Invalid API key`: the vendor's pages say 401 and 403.
     "invalid_key_status": 401,
     # Of `thisWeek` and `thisMonth`; `today` is of UTC whatever is set here. The budget's month is the plan's.
-    "time_zone": "UTC",
+    "time_zone": ACCOUNT_ZONE,
     "week_start": "monday",
     # Whether calls to the usage endpoint are in its counters.
     "usage_calls_count": True,
@@ -69,7 +71,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
 
 SETTING_TYPES: Final[Mapping[str, Any]] = {
     "invalid_key_status": Literal[401, 403],
-    "time_zone": check_zone,
+    "time_zone": check_profile_zone,
     "week_start": Weekday,
     "exhausted_status": ErrorStatus,
     "unavailable_status": ErrorStatus,
@@ -273,7 +275,7 @@ def _invalid_key(call: Call) -> Reply:
 
 
 def _counts(context: ProfileContext, key: StoredKey, call: Call) -> Counts:
-    zone, week_start = _switch(call, "time_zone"), _switch(call, "week_start")
+    zone, week_start = context.time_zone(key.entry.account), _switch(call, "week_start")
     day = period_of(call.now, "day").start_at
     week = period_of(call.now, "week", time_zone=zone, week_start=week_start).start_at
     month = period_of(call.now, "month", time_zone=zone).start_at

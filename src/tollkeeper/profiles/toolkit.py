@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.domain.catalog import Limit
+from tollkeeper.domain.catalog import Limit, check_zone
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.money import NANOS_PER_UNIT
@@ -26,6 +26,14 @@ from tollkeeper.profiles.base import Call, ProfileContext, Reply
 HeaderList = list[tuple[str, str]]
 
 _HOUR: Final = timedelta(hours=1)
+ACCOUNT_ZONE: Final = "account"
+"""The value of a setting `time_zone` by which each account has its own."""
+
+
+def check_profile_zone(name: str) -> None:
+    """Raise `Invalid` unless *name* is a time zone, or `ACCOUNT_ZONE`."""
+    if name != ACCOUNT_ZONE:
+        check_zone(name)
 
 
 # -- a request ------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from tollkeeper.adapters.clickhouse import pending_rows
+from tollkeeper.adapters.clickhouse import matching, pending_rows
 from tollkeeper.adapters.clickhouse.tiers import DAY_US, HOUR_US, tiers_of
 from tollkeeper.adapters.clickhouse.values import EXTREMES, MEASURES, PEAKS, VALUES, Value, value_of_quantity
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.quantities import quantity_of_unit
 from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, statuses_of
@@ -427,3 +428,34 @@ def _check(query: UsageQuery) -> None:
             f"time_zone must be an IANA name such as Europe/Berlin, not {query.time_zone!r}",
             field="time_zone",
         ) from exc
+
+
+def charge_query(
+    columns: str,
+    account_id: str,
+    by: Sequence[str],
+    span_us: tuple[int, int],
+    project_id: str | None,
+    key_ids: Sequence[str] | None,
+    match: Conditions | None,
+) -> tuple[str, dict[str, Any]]:
+    """
+    Return the statement over the events that a budget counts, and its parameters.
+
+    Args:
+        columns: Aggregates of `events AS e`; the values of *by* come before them, one row a combination.
+        project_id, key_ids, match: Any, when None.
+    """
+    parameters: dict[str, Any] = {}
+    from_us, to_us = span_us
+    scope = event_scope(parameters, account_id=account_id, from_us=from_us, to_us=to_us)
+    if project_id is not None:
+        parameters["project_id"] = project_id
+        scope.append("project_id = {project_id:String}")
+    if key_ids is not None:
+        parameters["key_ids"] = list(key_ids)
+        scope.append("key_id IN {key_ids:Array(String)}")
+    scope += matching.conditions(match, parameters)
+    values = "".join(f"{value} AS v{i}, " for i, value in enumerate(matching.values(by, parameters)))
+    grouped = f" GROUP BY {', '.join(f'v{i}' for i in range(len(by)))}" if by else ""
+    return f"SELECT {values}{columns} FROM events AS e WHERE {' AND '.join(scope)}{grouped}", parameters

@@ -20,7 +20,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import answers, append_recovery, matching, queries, tables
+from tollkeeper.adapters.clickhouse import answers, append_recovery, queries, tables
 from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
@@ -256,26 +256,40 @@ class ClickHouseUsageStore:
         match: Conditions | None = None,
     ) -> dict[tuple[str, ...], CostSum]:
         """See `ports.UsageStore.charged_by`. What our gate denied is an event but no request."""
-        parameters: dict[str, Any] = {}
-        scope = queries.event_scope(parameters, account_id=account_id, from_us=from_us, to_us=to_us)
-        if project_id is not None:
-            parameters["project_id"] = project_id
-            scope.append("project_id = {project_id:String}")
-        if key_ids is not None:
-            parameters["key_ids"] = list(key_ids)
-            scope.append("key_id IN {key_ids:Array(String)}")
-        scope += matching.conditions(match, parameters)
-        columns = "".join(f"{value} AS v{i}, " for i, value in enumerate(matching.values(by, parameters)))
-        grouped = f" GROUP BY {', '.join(f'v{i}' for i in range(len(by)))}" if by else ""
-        sql = f"""
-            SELECT {columns}sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
-                sum({VALUES["tokens"].event}), sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits),
-                sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities)), sum(sign * adjustment_nanos)
-            FROM events AS e WHERE {" AND ".join(scope)}{grouped}"""
+        sums = f"""sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
+            sum({VALUES["tokens"].event}), sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits),
+            sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities)), sum(sign * adjustment_nanos)"""
+        sql, parameters = queries.charge_query(
+            sums, account_id, by, (from_us, to_us), project_id, key_ids, match
+        )
+        return {
+            tuple(row[: len(by)]): _cost_sum(row[len(by) :]) for row in self._charge_rows(sql, parameters)
+        }
+
+    def first_by(
+        self,
+        account_id: str,
+        by: Sequence[str],
+        *,
+        from_us: int,
+        to_us: int,
+        project_id: str | None,
+        key_ids: Sequence[str] | None,
+        match: Conditions | None = None,
+    ) -> dict[tuple[str, ...], int]:
+        """See `ports.UsageStore.first_by`."""
+        first = "toUnixTimestamp64Micro(min(occurred_at))"
+        sql, parameters = queries.charge_query(
+            first, account_id, by, (from_us, to_us), project_id, key_ids, match
+        )
+        rows = self._charge_rows(f"{sql} HAVING count() > 0", parameters)
+        return {tuple(row[: len(by)]): int(row[len(by)]) for row in rows}
+
+    def _charge_rows(self, sql: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
         with engine_errors(), self._charges_lock:
             self._engine.check_open()
-            rows = self._charges.query(sql, parameters=parameters).result_rows
-        return {tuple(row[: len(by)]): _cost_sum(row[len(by) :]) for row in rows}
+            rows: Sequence[Sequence[Any]] = self._charges.query(sql, parameters=parameters).result_rows
+            return rows
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         """See `ports.UsageStore.unpriced`."""

@@ -16,15 +16,19 @@ from tollkeeper.adapters.sql.credit_books import SqlCreditBooks
 from tollkeeper.adapters.sql.holds import SqlHolds
 from tollkeeper.adapters.sql.ledger_database import LedgerDatabase
 from tollkeeper.adapters.sql.ledger_tables import counters, postings, progress, scopes
+from tollkeeper.adapters.sql.opened_periods import SqlOpenedPeriods
 from tollkeeper.adapters.sql.outbox import SqlOutbox
 from tollkeeper.adapters.sql.prepared import Prepared
+from tollkeeper.adapters.sql.top_ups import SqlTopUps
 from tollkeeper.adapters.sql.upsert import adding, insert_into, replacing
 from tollkeeper.adapters.sql.windows import SqlWindows
-from tollkeeper.domain.bookings import Committed, CounterAt, Group, StoredHold
+from tollkeeper.domain.bookings import Committed, CounterAt, Group, StoredHold, ToppedUp
 from tollkeeper.domain.catalog import Grant
 from tollkeeper.domain.entitlements import fingerprint_of
+from tollkeeper.domain.first_use import Span
 from tollkeeper.domain.matching import VALUE_MARK
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.top_ups import TopUp
 
 _HOUR_US: Final = 3_600_000_000
 """Postings are summed by the hour of their commit."""
@@ -40,6 +44,8 @@ class SqlLedger:
         self._holds = SqlHolds(self._database)
         self._windows = SqlWindows(self._database)
         self._books = SqlCreditBooks(self._database)
+        self._opened = SqlOpenedPeriods(self._database)
+        self._top_ups = SqlTopUps(self._database)
         self._charge_counter = Prepared(
             engine,
             lambda rows: adding(insert_into(engine, counters).values(rows), counters, "used"),
@@ -89,6 +95,10 @@ class SqlLedger:
                     "active_from_us": active_from_us,
                 },
             )
+        if group.opened_periods or group.scopes or group.ended_scopes:
+            self._opened.write(tx, group.opened_periods, group.scopes, group.ended_scopes)
+        if group.top_ups or group.own_amounts:
+            self._top_ups.write(tx, group.top_ups, group.own_amounts)
         return Committed(commit_seq, self.outbox.put(tx, group.outbox, now_us), books)
 
     def _charge(self, tx: sa.Connection, charges: dict[CounterAt, int], now_us: int) -> None:
@@ -164,6 +174,20 @@ class SqlLedger:
 
     def slots(self, account_id: str, counter_id: str) -> dict[int, int]:
         return self._windows.slots(account_id, counter_id)
+
+    def opened_periods(
+        self, account_id: str, counter_id: str, period: str, ends_after_us: int
+    ) -> tuple[int | None, list[Span]]:
+        return self._opened.spans(account_id, counter_id, period, ends_after_us)
+
+    def top_up(self, account_id: str, top_up_id: str) -> TopUp | None:
+        return self._top_ups.find(account_id, top_up_id)
+
+    def topped_up(self, account_id: str, counter_id: str) -> ToppedUp:
+        return self._top_ups.of_counter(account_id, counter_id)
+
+    def own_amounts(self, account_id: str) -> dict[str, int]:
+        return self._top_ups.last_own(account_id)
 
     def book(self, account_id: str) -> tuple[CreditBook, int]:
         return self._books.book(account_id)

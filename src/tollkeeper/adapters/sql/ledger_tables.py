@@ -5,6 +5,9 @@ Tables of the truth about money and of what must still be relayed.
     postings       the same charges by hour of booking: the ledger that a counter is the sum of
     pools          per account: what was spent beyond its grants, or given back beyond what was spent
     scopes         which budget counters are in force, and from which period on
+    opened_periods when the periods of budgets opened that open with the first use
+    top_ups        what was added to budgets, each once
+    own_amounts    the amounts of budgets that have top-ups which last, from which period on
     windows        what rate limits had counted, so that a crash does not empty them
     holds          amounts set aside over HTTP, and how those that were not settled ended
     outbox         records on their way to the usage store, and those that cannot be read any more
@@ -13,7 +16,7 @@ Tables of the truth about money and of what must still be relayed.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, String, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, LargeBinary, String, Table, Text
 
 from tollkeeper.adapters.sql.metadata import metadata
 
@@ -54,6 +57,39 @@ scopes = Table(
     Column("counter_id", String(512), primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("active_from_us", BigInteger, nullable=False),
+)
+
+opened_periods = Table(
+    "opened_periods",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("counter_id", String(512), primary_key=True),
+    Column("period", String(16), primary_key=True),
+    Column("start_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("end_us", BigInteger, nullable=False),
+)
+
+top_ups = Table(
+    "top_ups",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("id", String(128), primary_key=True),
+    Column("counter_id", String(512), nullable=False),
+    Column("budget", String(128), nullable=False),
+    Column("unit", String(64), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("until_used", Boolean, nullable=False),
+    Column("posted_at_us", BigInteger, nullable=False),
+    Index("ix_top_ups_account_id_counter_id", "account_id", "counter_id"),
+)
+
+own_amounts = Table(
+    "own_amounts",
+    metadata,
+    Column("account_id", String(128), primary_key=True),
+    Column("counter_id", String(512), primary_key=True),
+    Column("from_us", BigInteger, primary_key=True, autoincrement=False),
+    Column("amount", BigInteger, nullable=False),
 )
 
 windows = Table(

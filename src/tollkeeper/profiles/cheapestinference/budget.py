@@ -9,7 +9,8 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.domain.periods import period_of
+from tollkeeper.domain.limit_status import LimitStatus
+from tollkeeper.domain.periods import aligned, period_of
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.profiles.base import Call, ProfileContext, Reply
 from tollkeeper.profiles.cheapestinference.callers import consumption_key
@@ -66,15 +67,19 @@ def _budget(call: Call, context: ProfileContext, key: StoredKey, entitlement: En
     if scope is None:
         duration = str(context.settings["uncapped_duration"])
         anchor_at = subscription.started_at if subscription else from_us(key.created_at_us)
-        span = period_of(call.now, duration, anchor_at=anchor_at)
+        span = period_of(call.now, aligned(duration), anchor_at=anchor_at)
         start_us, end_us = to_us(span.start_at), to_us(span.end_at)
         filters = {"key": _subscribed(context, key, None)}
         amount = None
     else:
-        duration = scope.period
-        start_us, end_us = scope.span_us(to_us(call.now))
+        duration = scope.period.removesuffix("_aligned")
+        status = _status_of(context, key, scope)
+        assert status.starts_at is not None
+        assert status.resets_at is not None
+        start_us, end_us = to_us(status.starts_at), to_us(status.resets_at)
         filters = _members(context, key, scope)
-        amount = scope.amount
+        # With its top-ups.
+        amount = status.allowed
     if context.settings["budget_shows"] == "key":
         filters = {"key": tuple(context.rotation_chain(key))}
     to = min(end_us, to_us(next_hour(call.now)))
@@ -99,6 +104,15 @@ def _pool(entitlement: Entitlement) -> BudgetScope | None:
     scopes = [scope for scope in entitlement.budgets if scope.unit == "nanos"]
     scopes.sort(key=lambda scope: not scope.counter_id.startswith("plan:"))
     return scopes[0] if scopes else None
+
+
+def _status_of(context: ProfileContext, key: StoredKey, scope: BudgetScope) -> LimitStatus:
+    """Return where a budget of *key* stands in the running period."""
+    return next(
+        status
+        for status in context.limit_statuses(key)
+        if status.kind == "budget" and (status.name, status.unit) == (scope.name, scope.unit)
+    )
 
 
 def _members(context: ProfileContext, key: StoredKey, scope: BudgetScope) -> dict[str, tuple[str, ...]]:

@@ -36,7 +36,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "list_cache_s": 3600,
     # Whether requests that the gate refused count in the windows.
     "count_refused": False,
-    # The reset interval that is shown for a subscription whose plan has no budget in money.
+    # The reset interval that is shown for a subscription whose plan has no budget in money. Hours and minutes count
+    # from 00:00 UTC: there is no budget that remembers its first use.
     "uncapped_duration": "30d",
     # Whether /api/keys and the two /api/billing answers come in success and data, as in later years.
     "keys_envelope": False,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from tollkeeper.domain.catalog import check_zone
 from tollkeeper.profiles.base import ErrorStatus, Places, Weekday
+from tollkeeper.profiles.toolkit import ACCOUNT_ZONE, check_profile_zone
 
 NAME: Final = "regpilot"
 
 SETTINGS: Final[Mapping[str, Any]] = {
     # Calendar windows of `period`, and the budget's month where usage has to tell it.
-    "time_zone": "UTC",
+    "time_zone": ACCOUNT_ZONE,
     "week_start": "monday",
     # Whether `budget.used` is that of the asked period rather than that of the current month.
     "budget_follows_period": False,
@@ -43,7 +43,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "tags_by_header": {"x-regpilot-user-id": "user_id", "x-regpilot-feature": "feature"},
 }
 SETTING_TYPES: Final[Mapping[str, Any]] = {
-    "time_zone": check_zone,
+    "time_zone": check_profile_zone,
     "week_start": Weekday,
     "hit_rate_places": Places,
     "cost_unit": Literal["dollars", "cents"],

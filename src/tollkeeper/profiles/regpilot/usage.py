@@ -41,7 +41,7 @@ def answer_usage(call: Call, context: ProfileContext, key: StoredKey) -> Reply:
         return Reply(bad_status, {"error": error, "code": "UNKNOWN_PARAMETER"})
     if project != key.entry.project:
         return forbidden(settings["foreign_project_status"])
-    window = _window(call.now, period, context)
+    window = _window(call.now, period, context, key)
     budget = _budget(context, key, project, call.now, window)
     rows, totals = _by_model(context, key, project, window)
     hits, misses = totals["cache_hits"], totals["cache_misses"]
@@ -90,7 +90,9 @@ def _budget(
     if context.settings["budget_follows_period"]:
         return ProjectBudget(limit_nanos, _cost_nanos(context, key, project, window))
     if limit_status is None:
-        return ProjectBudget(limit_nanos, _cost_nanos(context, key, project, _window(now, "month", context)))
+        return ProjectBudget(
+            limit_nanos, _cost_nanos(context, key, project, _window(now, "month", context, key))
+        )
     return ProjectBudget(limit_nanos, limit_status.used)
 
 
@@ -155,9 +157,9 @@ def _named(rows: Sequence[dict[str, Any]], unnamed: str) -> Iterator[tuple[str, 
             yield model, row
 
 
-def _window(now: datetime, period: str, context: ProfileContext) -> Period:
-    settings = context.settings
-    return period_of(now, period, time_zone=settings["time_zone"], week_start=settings["week_start"])
+def _window(now: datetime, period: str, context: ProfileContext, key: StoredKey) -> Period:
+    zone = context.time_zone(key.entry.account)
+    return period_of(now, period, time_zone=zone, week_start=context.settings["week_start"])
 
 
 def _dollars(nanos: int) -> int | float:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from tollkeeper.domain.catalog import check_zone
 from tollkeeper.profiles.base import ErrorStatus
+from tollkeeper.profiles.toolkit import ACCOUNT_ZONE, check_profile_zone
 
 NAME: Final = "regsn"
 KEY_PREFIX: Final = "regsn_live_"
@@ -21,7 +21,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     # Of a call that a store cannot answer; 500: as any other failure.
     "unavailable_status": 503,
     # Of the days of `group_by=day`.
-    "time_zone": "UTC",
+    "time_zone": ACCOUNT_ZONE,
     # Longest range in days; 0: any.
     "range_days_max": 0,
     # Whether a call to the usage endpoint is a request of the account.
@@ -42,7 +42,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
 SETTING_TYPES: Final[Mapping[str, Any]] = {
     "invalid_parameter_status": ErrorStatus,
     "unavailable_status": ErrorStatus,
-    "time_zone": check_zone,
+    "time_zone": check_profile_zone,
     "range_days_max": Annotated[int, msgspec.Meta(ge=0, le=3_000_000)],
     "reads_per_minute": Annotated[int, msgspec.Meta(ge=1, le=10**9)],
     "key_mgmt_per_minute": Annotated[int, msgspec.Meta(ge=1, le=10**9)],

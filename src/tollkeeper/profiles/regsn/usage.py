@@ -108,7 +108,7 @@ def _rows(context: ProfileContext, account_id: str, parameters: UsageRange) -> I
         from_us=start_us,
         to_us=end_us,
         granularity="day" if parameters.axis == "day" else None,
-        time_zone=context.settings["time_zone"],
+        time_zone=context.time_zone(account_id),
         group_by=("kind",) if parameters.axis == "day" else (parameters.axis, "kind"),
         measures=("requests", "denied", "cost_nanos"),
     )
