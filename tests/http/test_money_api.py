@@ -241,7 +241,7 @@ def test_a_refusal_tells_money(api: Api, account: str, issue: Issue) -> None:
     assert api("POST", "/tk/v1/authorize", {**call, "cost": "0.00063"}).status_code == 200
     refused = api("POST", "/tk/v1/authorize", {**call, "cost": "30"})
     assert refused.status_code == 402
-    assert refused.json()["detail"] == "Budget spend is used up: 0.00063 of 25.00, 30.00 asked."
+    assert refused.json()["detail"] == "Budget spend is used up: 0.00063 of 25.00 used, 30.00 needed."
     assert (refused.json()["unit"], refused.json()["used"]) == ("nanos", "630000")
 
 

@@ -316,8 +316,8 @@ def _add_budget_commands(group: typer.Typer) -> None:
             list[str] | None,
             typer.Option(
                 "--value",
-                metavar="NAME=VALUE",
-                help="Of a budget that counts values apart, which: tag.user=u1. Once for each part of its per.",
+                metavar="TEXT",
+                help="Which value, where it counts some apart: tag.user=u1.",
             ),
         ] = None,
         data: options.Data = None,
