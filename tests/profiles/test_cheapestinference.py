@@ -31,6 +31,7 @@ from tollkeeper.catalog.sessions import Sessions
 from tollkeeper.clock import SystemClock
 from tollkeeper.domain.catalog import Account, Entry, Grant, Key, Limit, Plan, PlanBudget, Subscription
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.matching import Match
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import InvariantBroken, Unavailable
@@ -886,6 +887,22 @@ def test_case_4_five_hours_from_the_first_use(opened: Open, account: str, clock:
         budget = site.ask("/v1/usage", secret).json()["budget"]
         expected = (spent, "5h", f"2026-03-{resets_at}:00.000Z")
         assert (budget["spent"], budget["duration"], budget["resets_at"]) == expected
+
+
+def test_case_4_shows_the_budget_that_counts_all_requests(opened: Open, account: str) -> None:
+    """One of some models, or of each user, is not what the key has left."""
+    site = opened()
+    plan, *entries = limit_status(account)
+    assert isinstance(plan, Plan)
+    some = [
+        PlanBudget(name="models", amount=DOLLAR, period="30d", match=Match(models=["gpt-*"])),
+        PlanBudget(name="users", amount=DOLLAR, period="30d", per="tag.user"),
+    ]
+    plan = msgspec.structs.replace(plan, budgets=[*some, *plan.budgets])
+    secret = set_up(site.installation, plan, *entries)[f"{account}-k"]
+    pay(site.installation, secret, DOLLAR)
+    budget = site.ask("/v1/usage", secret).json()["budget"]
+    assert (budget["spent"], budget["limit"]) == (1.0, 10.0)
 
 
 def test_case_5_usage_that_cannot_be_read(

@@ -28,6 +28,7 @@ from tests.profiles.places import NODE, Answer, Client, Remote, needs_node
 from tollkeeper.catalog.declaration import apply_declaration, parse_declaration, render_changes
 from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Limit, Plan, Project, Route
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.domain.matching import Match
 from tollkeeper.domain.requests import Usage
 from tollkeeper.embedded import Tollkeeper
 from tollkeeper.http.app import App
@@ -662,6 +663,13 @@ def test_the_budget_is_that_of_the_project(local: Local) -> None:
         Budget(id="tight", account=account, project="web", amount=80 * DOLLAR),
         Budget(id="week", account=account, project="web", amount=DOLLAR, period="week"),
         Budget(id="calls", account=account, project="web", amount=1, unit="requests"),
+    )
+    assert local.get(customer).json()["budget"] == {"limit": 80, "used": 3, "remaining": 77}
+    # One that counts only some requests, or each user apart, is not the project's.
+    set_up(
+        local.site,
+        Budget(id="a-model", account=account, project="web", amount=DOLLAR, match=Match(models=["gpt-*"])),
+        Budget(id="a-user", account=account, project="web", amount=DOLLAR, per="tag.user"),
     )
     assert local.get(customer).json()["budget"] == {"limit": 80, "used": 3, "remaining": 77}
 

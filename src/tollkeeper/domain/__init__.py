@@ -20,10 +20,12 @@ Files, by what they are about:
   these are written in), `keys`, `entitlements` (what a key permits now), `matching` (which requests a limit or budget
   counts), `bounds` (what a customer may make).
 * money and time: `money` (`money_fields`: as people write it), `pools` (the credit balance; `draws` on it),
-  `adjustments` (money that moves without a request), `periods`, `zones`, `instants`, `limit_status`.
+  `adjustments` (money that moves without a request), `periods` (`first_use`: those that open with a use), `top_ups` (of
+  budgets), `zones`, `instants`, `limit_status`.
 * what is sent: `requirements` (what a value of the wrong type must be).
 * what was used: `usage` (the query), `rollups`, `increments` (a report brought up to date), `alerts`, `webhooks`.
-* the stores: `bookings` (what one commit writes), `pairing` (which ledger belongs to which usage store), `addresses`.
+* the stores: `bookings` (what one commit writes), `store_answers` (what a usage store answers), `pairing` (which ledger
+  belongs to which usage store), `addresses`.
 
 It may import `errors` and `version`, and nothing else of the package.
 """

@@ -27,6 +27,7 @@ Files:
   id_hash_index.py    older ones of these ids, in 16 bytes each
   budget_scopes.py    brings budgets into force
   budget_periods.py   from which periods on these count
+  scope_sums.py       what the stored events of a budget were charged
   budget_top_ups.py   top-ups of budgets
   labels.py           which texts are kept as labels, and which become `other`
   relay.py            moves outbox rows to the usage store

@@ -336,7 +336,11 @@ def _budget_of(
     """
     if entitlement is None:
         return None
-    monthly = [scope for scope in entitlement.budgets if scope.unit == "credits" and scope.period == "month"]
+    monthly = [
+        scope
+        for scope in entitlement.budgets
+        if scope.unit == "credits" and scope.period == "month" and scope.is_whole
+    ]
     names = {scope.name for scope in monthly if scope.key_id is not None} or {s.name for s in monthly}
     found = [
         MonthlyCredits(settings["limit_without_budget"] if s.allowed is None else s.allowed, s.used)

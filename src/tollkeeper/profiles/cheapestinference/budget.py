@@ -101,7 +101,8 @@ def _budget_of(
 
 def _pool(entitlement: Entitlement) -> BudgetScope | None:
     """Return the budget in money that `/v1/usage` shows: the plan's first, else the first of any."""
-    scopes = [scope for scope in entitlement.budgets if scope.unit == "nanos"]
+    # One that counts only some requests, or values apart, is not what the key has left.
+    scopes = [scope for scope in entitlement.budgets if scope.unit == "nanos" and scope.is_whole]
     scopes.sort(key=lambda scope: not scope.counter_id.startswith("plan:"))
     return scopes[0] if scopes else None
 

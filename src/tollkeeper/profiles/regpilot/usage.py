@@ -101,13 +101,14 @@ def _monthly_limit_status(context: ProfileContext, key: StoredKey) -> LimitStatu
     entitlement = context.entitlement(key)
     if entitlement is None:
         return None
-    # Both list the budgets in the same order; names alone may repeat.
+    # Both list the budgets in the same order; names alone may repeat. Those with a match or values have no status here.
+    whole = [scope for scope in entitlement.budgets if scope.is_whole]
     limit_statuses = [
         limit_status for limit_status in context.limit_statuses(key) if limit_status.kind == "budget"
     ]
     bounds = [
         (scope.project_id is None, limit_status.remaining, limit_status)
-        for scope, limit_status in zip(entitlement.budgets, limit_statuses, strict=False)
+        for scope, limit_status in zip(whole, limit_statuses, strict=False)
         if _bounds_the_month(scope) and scope.name == limit_status.name
         if limit_status.remaining is not None
     ]
