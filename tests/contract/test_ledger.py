@@ -495,6 +495,24 @@ def test_a_budget_that_begins_again_keeps_the_periods_since_then(ledger: SqlLedg
     assert ledger.opened_periods("acme", "budget:b1", "1h", 0) == (200, [])
 
 
+def test_periods_of_values_begin_and_end_with_their_budget(ledger: SqlLedger) -> None:
+    """The mark is between a budget and its values: another budget whose id begins alike is another."""
+    five = scope(period="5h")
+    of_value = "budget:b1#u1"
+    assert ledger.opened_periods("acme", of_value, "5h", 0) == (None, [])
+    other = OpenedPeriod("acme", "budget:b10", "5h", 100, 200)
+    periods = [opened(100, 200, "5h", of_value), opened(200, 300, "5h", of_value), other]
+    ledger.commit(Group(now_us=NOW_US, scopes=[(five, 100)], opened_periods=periods))
+    assert ledger.opened_periods("acme", of_value, "5h", 0) == (100, [(100, 200), (200, 300)])
+    assert ledger.opened_periods("acme", "budget:b1", "5h", 0) == (100, [])
+    ledger.commit(Group(now_us=NOW_US, scopes=[(five, 200)]))
+    assert ledger.opened_periods("acme", of_value, "5h", 0) == (200, [(200, 300)])
+    ledger.commit(Group(now_us=NOW_US, ended_scopes=[("acme", "budget:b1")]))
+    ledger.commit(Group(now_us=NOW_US, scopes=[(five, 100), (five._replace(counter_id="budget:b10"), 100)]))
+    assert ledger.opened_periods("acme", of_value, "5h", 0) == (100, [])
+    assert ledger.opened_periods("acme", "budget:b10", "5h", 0) == (100, [(100, 200)])
+
+
 def top_up(id_: str = "t1", **fields: Any) -> TopUp:
     values = {
         "account_id": "acme",

@@ -540,7 +540,20 @@ def test_charged_sums_the_records_of_a_scope(store: ClickHouseUsageStore, histor
                 for name in ("cache_write_tokens", "image_completion_tokens", "own", "seconds")
                 if (total := measured(rows, f"quantity.{name}"))
             },
+            measured(rows, "adjustments_nanos"),
         )
+        first = store.first_by(
+            "acct_oracle", (), from_us=FROM_US, to_us=TO_US, project_id=project, key_ids=keys
+        )
+        every = [
+            row.occurred_at_us
+            for row in history
+            if row.account_id == "acct_oracle"
+            and FROM_US <= row.occurred_at_us < TO_US
+            and project in (None, row.project_id)
+            and (keys is None or row.key_id in keys)
+        ]
+        assert first == ({(): min(every)} if every else {})
 
 
 # Reports

@@ -617,7 +617,17 @@ class Blocked:
     """A usage store none of whose readers gets an answer while it is shut."""
 
     READS = frozenset(
-        {"charged", "charged_by", "report", "records", "known_ids", "record_columns", "owners", "ready"}
+        {
+            "charged",
+            "charged_by",
+            "first_by",
+            "report",
+            "records",
+            "known_ids",
+            "record_columns",
+            "owners",
+            "ready",
+        }
     )
 
     def __init__(self, target: Any) -> None:

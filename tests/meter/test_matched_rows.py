@@ -146,6 +146,22 @@ def test_the_usage_store_matches_as_records_do(
     if not by:
         expected = {(): expected.get((), (0,) * 5)}
     assert sums == {values: CostSum(*amounts) for values, amounts in expected.items()}
+    first = usage_store.first_by(
+        account,
+        by,
+        from_us=AT_US,
+        to_us=AT_US + 10**6,
+        project_id=None,
+        key_ids=None,
+        match=conditions_of(match),
+    )
+    conditions = conditions_of(match)
+    times: dict[tuple[str, ...], list[int]] = {}
+    for record in found:
+        facts = facts_of(record)
+        if conditions is None or matcher_of(conditions).matches(facts):
+            times.setdefault(values_of(by, facts), []).append(record.occurred_at_us)
+    assert first == {values: min(at) for values, at in times.items()}
 
 
 _made: dict[int, str] = {}

@@ -204,7 +204,10 @@ class Openings:
             unsaved = self._unsaved.pop(at, set()).intersection(kept)
             if unsaved:
                 self._unsaved[at] = unsaved
-            for of_value in self._values_of(at):
+        # After that, since what is loaded from here on has it. Found without the lock: there may be many.
+        values = self._values_of(at)
+        with self.lock:
+            for of_value in values:
                 # Read again when it is used: what the ledger has of it goes on too.
                 self._entries.pop(of_value, None)
                 later = {span for span in self._unsaved.pop(of_value, ()) if span[0] >= active_from_us}
@@ -213,21 +216,23 @@ class Openings:
 
     def end(self, account_id: str, counter_id: str, *, but_period: str = "") -> None:
         """Forget a budget that is no longer in force, but for periods of the name *but_period*."""
+        ended = [at for at in self._known_at(account_id, counter_id) if at[2] != but_period]
         with self.lock:
-            ended = [at for at in self._known_at(account_id, counter_id) if at[2] != but_period]
             for at in ended:
                 self._entries.pop(at, None)
                 self._unsaved.pop(at, None)
 
     def reread(self, scope: BudgetScope) -> None:
         """Drop what is known of *scope* but for what is not saved: the ledger did not take its beginning."""
+        known = (_at(scope), *self._values_of(_at(scope)))
         with self.lock:
-            for at in (_at(scope), *self._values_of(_at(scope))):
+            for at in known:
                 self._entries.pop(at, None)
 
     def _known_at(self, account_id: str, counter_id: str) -> set[_At]:
         """Return where a budget and its values are known."""
-        known = self._entries.keys() | self._unsaved.keys()
+        # Copied in one step of the interpreter each, so without the lock.
+        known = {*list(self._entries), *list(self._unsaved)}
         return {at for at in known if at[0] == account_id and scope_counter_of(at[1]) == counter_id}
 
     def _values_of(self, at: _At) -> set[_At]:
