@@ -179,14 +179,15 @@ def _account(site: Installation) -> str:
             {"per": ["tag.user", "model"], "match": Match(models=["*"])},
             {"per": ["key", "tag.user"]},
             {"per": "project"},
+            {"per": "tag.user", "period": "5h"},
+            {"match": Match(models=["gpt-4o*", "a*"]), "period": "5h"},
             {},
         ]
         site.manage.apply(
             [Account(id=account, name="Acme"), Key(id=f"{account}-k", account=account)]
             + [
-                Budget(id=f"b{index}", account=account, amount=1, unit=unit, period="day", **shape)
-                for index, shape in enumerate(shapes)
-                for unit in ("requests",)
+                Budget(**{"id": f"b{index}", "account": account, "amount": 1, "unit": "requests", **shape})
+                for index, shape in enumerate({"period": "day", **shape} for shape in shapes)
             ]
         )
         _made[id(site)] = account
@@ -203,7 +204,7 @@ def test_a_batch_charges_what_its_records_charge(
     found = [
         record._replace(key_id=f"{account}-k" if record.key_id else "") for record in records(account, drawn)
     ]
-    together = charge_columns(table_of(found), module_site.directory)
+    together = charge_columns(table_of(found), module_site.directory).budgets
     singly = module_site.directory.charges_of_all(found)
     assert {at: used for at, used in together.items() if used} == {
         at: used for at, used in singly.items() if used
