@@ -179,8 +179,8 @@ def _account(site: Installation) -> str:
             {"per": ["tag.user", "model"], "match": Match(models=["*"])},
             {"per": ["key", "tag.user"]},
             {"per": "project"},
-            {"per": "tag.user", "period": "5h"},
-            {"match": Match(models=["gpt-4o*", "a*"]), "period": "5h"},
+            {"per": "tag.user", "period": "23h"},
+            {"match": Match(models=["gpt-4o*", "a*"]), "period": "23h"},
             {},
         ]
         site.manage.apply(
