@@ -93,7 +93,7 @@ def test_a_refusal_says_units(shop: Shop) -> None:
         "60.25",
         "39.75",
     )
-    assert "60.25 of 100 seconds used, 60 asked" in problem["detail"]
+    assert "60.25 of 100 seconds used, 60 needed" in problem["detail"]
     assert shop.authorize(quantities={"seconds": "39.75"}).status_code == 200
 
 
