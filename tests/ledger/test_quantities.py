@@ -142,7 +142,7 @@ def test_a_limit_counts_one_key_and_free_routes_too(shop: Shop) -> None:
     refused = shop.admit("limited", path="/free", quantities={"seconds": 21})
     assert isinstance(refused, Denial)
     assert (refused.unit, refused.largest_fit) == (SECONDS, 20 * MICROS)
-    assert "40 of 60 seconds used, 21 asked" in refused.message
+    assert "40 of 60 seconds used, 21 needed" in refused.message
     assert isinstance(shop.admit("limited", quantities={"images": 9}), Admission)
     assert isinstance(shop.admit("plain", quantities={"seconds": 9_000}), Admission)
 
