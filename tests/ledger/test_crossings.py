@@ -276,6 +276,24 @@ def test_the_own_amount_of_a_value_is_kept_while_its_top_up_lasts(api, clock):
     assert api.use("u2", count=9) == 1
 
 
+def test_a_budget_that_each_key_has_is_topped_up_for_one_of_them(api):
+    api.budget(amount=2, unit="requests", per="key")
+    toll = Tollkeeper(api.site)
+    with pytest.raises(BadParameter, match="key="):
+        toll.top_up(api.account, "b", 1, id="t1")
+    posted = toll.top_up(api.account, "b", 1, id="t1", key=f"{api.account}-k1")
+    assert (posted.counter, posted.allowed) == (f"budget:b:key:{api.account}-k1", "3")
+    assert isinstance(api.ask(name="k2"), Admission)
+    assert api.use(count=9) == 3
+
+
+def test_a_budget_per_key_and_user_is_topped_up_for_one_of_both(api):
+    api.budget(amount=2, unit="requests", per=["key", "tag.user"])
+    key = f"{api.account}-k1"
+    Tollkeeper(api.site).top_up(api.account, "b", 1, id="t1", key=key, values={"tag.user": "u1"})
+    assert (api.use("u1", count=9), api.use("u2", count=9)) == (3, 2)
+
+
 def test_a_budget_of_seconds_is_topped_up_in_seconds(api):
     api.budget(amount=100 * 10**6, unit="quantity.seconds", period="day")
     toll = Tollkeeper(api.site)

@@ -266,13 +266,12 @@ def _of_values(scope: BudgetScope, values: Mapping[str, str]) -> BudgetScope:
 
 
 def _is_named(wanted: WantedScope, budget: str, request: TopUpRequest) -> bool:
-    """Return whether a scope is the plan's budget that a request names."""
+    """Return whether a scope is the budget that a request names: of a plan, or of each key or project of an account."""
     scope, key_ids = wanted
-    plan, slash, _ = scope.counter_id.removeprefix("plan:").partition("/")
+    plan = _plan_of(scope)
     return (
-        scope.counter_id.startswith("plan:")
-        and bool(slash)
-        and scope.name == budget
+        scope.name == budget
+        and (plan is not None or scope.counter_id.startswith(f"budget:{budget}:"))
         and request.plan in (None, plan)
         and request.subscription in (None, scope.subscription_id)
         and request.project in (None, scope.project_id)
@@ -281,13 +280,18 @@ def _is_named(wanted: WantedScope, budget: str, request: TopUpRequest) -> bool:
     )
 
 
+def _plan_of(scope: BudgetScope) -> str | None:
+    """Return the plan whose budget a scope is; None for a budget of the catalog."""
+    plan, slash, _ = scope.counter_id.partition("/")
+    return plan.removeprefix("plan:") if slash and plan.startswith("plan:") else None
+
+
 def _selectors(found: list[WantedScope]) -> str:
     """Return what tells some scopes apart, for people."""
     shown = []
     for scope, _ in found[:5]:
-        plan = scope.counter_id.removeprefix("plan:").partition("/")[0]
         of = {
-            "plan": plan,
+            "plan": _plan_of(scope),
             "subscription": scope.subscription_id,
             "key": scope.key_id,
             "project": scope.project_id,
