@@ -49,7 +49,7 @@ class TopUpRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     subscription: str | None = None
     key: str | None = None
     project: str | None = None
-    """Which of the things that a plan's budget counts apart; needed where there are several."""
+    """Which of the subscriptions, keys or projects that each have the budget; needed where there are several."""
     values: dict[str, str] = {}
     """Of a budget that counts values apart, which: `{"tag.user": "u1"}`, each part of its `per` with its value."""
 
