@@ -189,6 +189,8 @@ class Settle(CommitTask):
 
     def add(self, draft: Draft) -> None:
         check_storable(self.record)
+        # Before anything is charged: from there on nothing may fail.
+        stored = draft.stored_of(self.record)
         charges = self.charges
         key = key_of(self.record.account_id, self.record.id)
         if not draft.has_scopes_of(self.scopes_version, (self.record.account_id,)):
@@ -205,7 +207,7 @@ class Settle(CommitTask):
                 self._take_id(draft, key)
             for account_id, counter_id, period_start_us, amount in charges:
                 draft.charge((account_id, counter_id, period_start_us), amount, counted=self.counted)
-        draft.rows.append(draft.stored_of(self.record))
+        draft.rows.append(stored)
         draft.row_keys.append(key)
         if self.ended is not None:
             draft.group.ended.append(self.ended)
