@@ -173,7 +173,7 @@ class Settle(CommitTask):
 
     Args:
         record: With the labels as they were sent: price and charges go by them. What is stored of them is decided when
-            the group is written, which keeps it out of the way of whoever settles.
+            the group is written, off the path of the caller.
         scopes_version: Read from the committer before the charges were made. When the account's scopes have changed
             since, they are made again from the scopes in force.
         counted: The gate's counters have the charges already.

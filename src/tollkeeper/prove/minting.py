@@ -84,9 +84,11 @@ class _Door:
                     yield answer["secret"]
                     yield from self._rotated(manages, answer["entry"]["id"])
             yield from self._rotated(manages, self._account)
-        for credential, limit in product((own, manages), (None, {"requestsPerMinute": 1_000})):
+        for (credential, calls), limit in product(
+            ((own, 1), (manages, 0)), (None, {"requestsPerMinute": 1_000})
+        ):
             body = {"name": "minted"} if limit is None else {"name": "minted", "rateLimit": limit}
-            self.own_calls += credential == own
+            self.own_calls += calls
             status, answer = self._call("POST", "/anylayer/v1/developer/keys", credential, body)
             if status in (200, 201) and "apiKey" in answer:
                 yield answer["apiKey"]
