@@ -219,13 +219,14 @@ class Webhooks:
         scope, _ = self._scopes[account_id].get(scope_counter_of(counter_id), (None, None))
         if scope is None or scope.amount is None or (counter_id == scope.counter_id) == bool(scope.by):
             return
+        own = amount = scope.amount
         # Of a budget per value, that of each value crosses its thresholds for itself.
         scope = scope._replace(counter_id=counter_id)
         period_us = self._directory.period_us(scope, start_us)
         if period_us is None or period_us[0] != start_us or period_us[1] <= now_us - LOOK_BACK_US:
             # Counted by periods that the budget no longer has, or past.
             return
-        used, own = None, scope.amount
+        used: int | None = None
         for hook in self._hooks.get(account_id, ()):
             entry = hook.entry
             if entry.project not in (None, scope.project_id) or period_us[1] <= hook.created_at_us:
@@ -238,8 +239,9 @@ class Webhooks:
                 used, _ = self._ledger.counter(*at)
                 top_ups, charged, _ = self._directory.top_ups(scope)
                 # Thresholds are of the amount in force.
-                scope = scope._replace(amount=own + top_ups.added(start_us, own, charged))
-            for threshold in crossed(used, scope.amount, new):
+                amount = own + top_ups.added(start_us, own, charged)
+                scope = scope._replace(amount=amount)
+            for threshold in crossed(used, amount, new):
                 yield message_of(hook, scope, period_us, used, threshold, now_us)
 
     def _log_new(self, message: WebhookMessage) -> None:

@@ -142,8 +142,8 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
         Malformed: It is nested more deeply than can be read.
     """
     try:
-        plain = {name: value for name, value in raw.items() if name not in READ_ONLY.get(kind, ())}
-        plain = plain_money(in_micros(plain), KINDS[kind])
+        stated = {name: value for name, value in raw.items() if name not in READ_ONLY.get(kind, ())}
+        plain: dict[str, Any] = plain_money(in_micros(stated), KINDS[kind])
         where = next(floats_in(plain, ""), None)
         if where is not None:
             raise BadParameter(f"{where}: {fraction_objection(where)}", field=where)

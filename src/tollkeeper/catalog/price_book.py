@@ -69,9 +69,8 @@ class PriceBook:
         for markup in markups:
             self._markups.setdefault((markup.account or "", markup.plan or ""), []).append(markup)
         self._timelines: dict[tuple[str, str, str, str], PriceTimeline] = {}
-        self.own_accounts: Final = frozenset(
-            entry.account for entry in (*prices, *markups) if entry.account is not None
-        )
+        accounts = [*(entry.account for entry in prices), *(markup.account for markup in markups)]
+        self.own_accounts: Final = frozenset(account for account in accounts if account is not None)
         """The accounts that have an entry of their own; all others share the general prices."""
         self.own_plans: Final = frozenset(markup.plan for markup in markups if markup.plan is not None)
         """The plans that have a mark-up of their own."""

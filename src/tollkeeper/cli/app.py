@@ -40,8 +40,8 @@ app = typer.Typer(
 for _command in (serve, demo, apply, ingest, usage):
     app.command()(_command)
 app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT)(adjust)
-for _command in (verify, rebuild, prove):
-    app.command()(_command)
+for _check in (verify, rebuild, prove):
+    app.command()(_check)
 for _group in ENTRY_GROUPS:
     app.add_typer(_group, rich_help_panel=_MANAGE)
 

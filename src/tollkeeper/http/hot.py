@@ -55,7 +55,7 @@ BODIES_MAX: Final = 8
 """The same for all accounts together, and for the operator: 512 MiB each at the default."""
 
 HotAnswer = tuple[int, list[tuple[bytes, bytes]], bytes]
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")

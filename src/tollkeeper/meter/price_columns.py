@@ -280,7 +280,7 @@ def _cost(price_index: NDArray[np.int64], charged: Sequence[ModelPrice], used: _
     # Division by one number is several times as fast as by an array of them.
     divisor: Any = int(per_nano[0]) if (per_nano == per_nano[0]).all() else per_nano[price_index]
     request_nanos = _int64s([price.request_nanos for price in charged])[price_index]
-    cost = np.minimum(request_nanos + (total + divisor // 2) // divisor, COST_NANOS_LIMIT)
+    cost: NDArray[np.int64] = np.minimum(request_nanos + (total + divisor // 2) // divisor, COST_NANOS_LIMIT)
     if not _fits(charged, tiers, used):
         for row in _too_large(price_index, tier_index, charged, tiers, used).tolist():
             cost[row] = cost_nanos(charged[price_index[row]]._replace(listed=None), used.of_row(row))[0]

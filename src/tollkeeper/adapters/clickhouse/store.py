@@ -380,5 +380,6 @@ class ClickHouseUsageStore:
 
 
 def _cost_sum(row: Sequence[Any]) -> CostSum:
-    *sums, quantities, adjustments_nanos = row
-    return CostSum(*sums, {name: micros for name, micros in quantities.items() if micros}, adjustments_nanos)
+    events, requests, tokens, cost_nanos, credits, quantities, adjustments_nanos = row
+    stated = {name: micros for name, micros in quantities.items() if micros}
+    return CostSum(events, requests, tokens, cost_nanos, credits, stated, adjustments_nanos)
