@@ -346,7 +346,11 @@ LIMIT = {"name": "rpm", "amount": 1}
 BUDGET = {"name": "monthly", "amount": 1}
 
 RULES: list[tuple[str, dict[str, Any], str]] = [
-    *[(kind, {KINDS[kind].id_field: "-bad"}, KINDS[kind].id_field) for kind in KINDS],
+    # A model's name may begin with any character that is seen.
+    *[
+        (kind, {KINDS[kind].id_field: " bad" if kind == "models" else "-bad"}, KINDS[kind].id_field)
+        for kind in KINDS
+    ],
     *[("projects", {"id": bad}, "id") for bad in ("", "a b", "a/b", "é", "x" * 129, "a\n")],
     *[("budgets", {"unit": unit}, "unit") for unit in ("euros", "", "quantity.", "quantity.S", "seconds")],
     ("plans", {"limits": [{"name": "rpm", "amount": 1, "unit": "euros"}]}, "limits[0].unit"),
