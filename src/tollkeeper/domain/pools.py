@@ -66,16 +66,6 @@ class CreditBook(NamedTuple):
         left = sum(g.remaining_nanos for g in self.grants if g.expires_at > now)
         return left + self.surplus_nanos - self.overdraft_nanos
 
-    def next_expiry(self, now: datetime) -> datetime | None:
-        """Return when the balance next falls by itself, or None."""
-        left = (g.expires_at for g in self.grants if g.expires_at > now and g.remaining_nanos)
-        return min(left, default=None)
-
-    def last_expiry(self, now: datetime) -> datetime | None:
-        """Return when the balance last fell by itself, or None; a clock set back before it raises it again."""
-        lost = (g.expires_at for g in self.grants if g.expires_at <= now and g.remaining_nanos)
-        return max(lost, default=None)
-
     def posted(self, grant: GrantBalance) -> CreditBook:
         """Return the book with a new grant, which first pays back what is overdrawn."""
         repaid = min(self.overdraft_nanos, grant.remaining_nanos)

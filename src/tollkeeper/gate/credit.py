@@ -96,11 +96,11 @@ class CreditPool:
         for at_us, amount in sorted(self._earlier.items()):
             book = book.charged(amount, from_us(at_us))
         self.balance = book.balance_nanos(now)
-        falls_at = self.book.next_expiry(now)
-        self.falls_at_us = _NEVER_US if falls_at is None else to_us(falls_at)
+        # A grant with nothing left counts too: it may be given something back.
+        over = bisect_right(self._expiries_us, now_us)
+        self.falls_at_us = self._expiries_us[over] if over < len(self._expiries_us) else _NEVER_US
         # A clock that is set back before a grant's expiry makes it count again, as it does in the ledger.
-        fell_at = self.book.last_expiry(now)
-        self.rises_before_us = 0 if fell_at is None else to_us(fell_at)
+        self.rises_before_us = self._since_us
 
     def _sort(self, book: CreditBook, now_us: int) -> None:
         """Sort what is under way into the spans between the expiries of *book*, as of *now_us*."""
