@@ -282,7 +282,7 @@ def test_a_budget_that_each_key_has_is_topped_up_for_one_of_them(api):
     with pytest.raises(BadParameter, match="key="):
         toll.top_up(api.account, "b", 1, id="t1")
     posted = toll.top_up(api.account, "b", 1, id="t1", key=f"{api.account}-k1")
-    assert (posted.counter, posted.allowed) == (f"budget:b:key:{api.account}-k1", "3")
+    assert (posted.counter, posted.allowed) == (f"budget:b/key:{api.account}-k1", "3")
     assert isinstance(api.ask(name="k2"), Admission)
     assert api.use(count=9) == 3
 

@@ -271,7 +271,7 @@ def _is_named(wanted: WantedScope, budget: str, request: TopUpRequest) -> bool:
     plan = _plan_of(scope)
     return (
         scope.name == budget
-        and (plan is not None or scope.counter_id.startswith(f"budget:{budget}:"))
+        and (plan is not None or scope.counter_id.startswith(f"budget:{budget}/"))
         and request.plan in (None, plan)
         and request.subscription in (None, scope.subscription_id)
         and request.project in (None, scope.project_id)
