@@ -419,3 +419,19 @@ def _settled(api: Users, admission: Admission) -> tuple[Record, list[Any]]:
     finished = api.site.gate.finish(admission, Outcome(usage=Usage(cost_nanos=1)), api.site.clock.now_us())
     assert finished is not None
     return finished
+
+
+def test_the_reason_of_an_adjustment_is_no_tag_of_a_request(api, site):
+    """Providers use tags of these names too: money that is given is no request of such a value."""
+    api.budget("reasons", period="day", per="tag.reason")
+    api.budget("some", period="day", match=Match(tags={"reason": "*"}))
+    api.budget("without", period="day", match=Match(tags={"reason": ""}))
+    api.adjust(7)
+    api.adjust(5, at=FIRST - 60 * MINUTE)
+    assert [api.charged(f"budget:{name}") for name in ("some", "without")] == [0, -12]
+    assert (api.charged("budget:reasons#"), api.charged("budget:reasons#goodwill")) == (-12, 0)
+    # Summed up again, from the records that are delivered and those that are not.
+    site.relay.deliver_up_to(site.committer.outbox_seq)
+    api.adjust(1)
+    api.budget("reasons", period="week", per="tag.reason")
+    assert (api.charged("budget:reasons#"), api.charged("budget:reasons#goodwill")) == (-26, 0)
