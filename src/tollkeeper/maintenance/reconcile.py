@@ -207,7 +207,7 @@ class Reconcile:
                     scope, key_ids, active_from_us, counters_of.get(counter_id, ()), counters
                 )
             for name in dict.fromkeys([counter_id, *names]):
-                differences += self._compare_top_ups(account_id, name)
+                differences += self._compare_top_ups(scope, name)
         return differences + self._compare_credit(account_id, books)
 
     def _compare_periods(
@@ -262,12 +262,14 @@ class Reconcile:
                 differences.append(Difference(account_id, what, events.get(name, 0), used))
         return differences
 
-    def _compare_top_ups(self, account_id: str, counter_id: str) -> list[Difference]:
+    def _compare_top_ups(self, scope: BudgetScope, counter_id: str) -> list[Difference]:
         """Compare the top-ups by which the gate decides with those of the ledger."""
+        account_id = scope.account_id
         known = self._gate.counters.top_ups(account_id, counter_id)
         if known is None:
             return []
-        posted = sum(t.amount for t in self._ledger.topped_up(account_id, counter_id).posted)
+        found = self._ledger.topped_up(account_id, counter_id).posted
+        posted = sum(top_up.amount for top_up in found if top_up.unit == scope.unit)
         if posted == known.total:
             return []
         what = f"top-ups of {counter_id} in the gate against the ledger"
