@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,26 @@ def test_the_usage_store_matches_as_records_do(
     assert sums == {
         values: CostSum(*amounts, adjustments_nanos=adjusted)
         for values, (*amounts, adjusted) in expected.items()
+    }
+    cuts_us = [AT_US, AT_US + 1, AT_US + 4, AT_US + 6, AT_US + 10**5]
+    parts = usage_store.charged_by(
+        account,
+        by,
+        from_us=AT_US,
+        to_us=AT_US + 10**6,
+        project_id=None,
+        key_ids=None,
+        match=conditions_of(match),
+        cuts_us=cuts_us,
+    )
+    of_parts = [
+        (start_us, [record for record in found if start_us <= record.occurred_at_us < end_us])
+        for start_us, end_us in pairwise([*cuts_us, AT_US + 10**6])
+    ]
+    assert parts == {
+        (*values, str(start_us)): CostSum(*amounts, adjustments_nanos=adjusted)
+        for start_us, within in of_parts
+        for values, (*amounts, adjusted) in expected_sums(within, match, by).items()
     }
     first = usage_store.first_by(
         account,
