@@ -17,10 +17,10 @@ from typing import Final, Protocol
 
 from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission
-from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.credentials import credential
 from tollkeeper.http.denials import denial_body, denial_headers

@@ -23,10 +23,10 @@ from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
-from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.budget_top_ups import PostedTopUp, TopUpRequest
 from tollkeeper.ledger.commit_future import CommitFuture

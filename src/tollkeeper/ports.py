@@ -136,11 +136,12 @@ class UsageStore(Protocol):
         project_id: str | None,
         key_ids: Sequence[str] | None,
         match: Conditions | None = None,
+        cuts_us: Sequence[int] = (),
     ) -> dict[tuple[str, ...], CostSum]:
         """
-        Return the same sums for each combination of the values *by* (`matching.values_of`) that the events have.
+        Return these sums for each combination of the values *by* (`values_of`) of the events; for `()` in any case.
 
-        With no *by*, that is the one of `()`, whether or not there are events.
+        *cuts_us*: up to 1,000 times from *from_us* on; each combination ends with the start of its part, as text.
         """
 
     def first_by(
@@ -154,11 +155,7 @@ class UsageStore(Protocol):
         key_ids: Sequence[str] | None,
         match: Conditions | None = None,
     ) -> dict[tuple[str, ...], int]:
-        """
-        Return when the first event of each of these combinations occurred, voided ones included.
-
-        Arguments as of `charged_by`. Without events a combination is absent, `()` too.
-        """
+        """Return when the first event of each of them occurred, voided ones included; without events, it is absent."""
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         """

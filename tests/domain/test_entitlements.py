@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, PlanBudget, Subscription
@@ -243,3 +243,58 @@ def test_a_period_from_first_use_is_told_from_one_that_was_aligned_to_the_day():
     scope = scope_of_budget(Budget(id="b", account="acme", amount=1, period="5h"))
     assert "|first use 5h|" in fingerprint_of(scope)
     assert scope.first_use_us == 5 * 3_600_000_000
+
+
+ids = st.lists(
+    st.sampled_from(["a", "b", "key", "project", "account", "plan", "k1"]), min_size=1, max_size=4
+).map(":".join)
+
+
+@settings(max_examples=400)
+@given(
+    budget=ids,
+    name=ids,
+    slug=ids,
+    key_id=ids,
+    project=ids,
+    per=st.sampled_from(["key", "project", "account"]),
+)
+@example(budget="b:key:k1", name="b", slug="p", key_id="k1", project="web", per="key")
+def test_no_two_budgets_or_limits_make_the_same_counter(budget, name, slug, key_id, project, per):
+    """Ids may have colons, also such that read like another budget's counter."""
+    found = {}
+    for of_budget, owner in ((budget, None), (name, "key"), (name, "project")):
+        found["budget", of_budget, owner, *_owner(owner, key_id, project)] = Budget(
+            id=of_budget, account="acme", amount=1, per=owner
+        )
+    scopes = {
+        at: budget_scopes("acme", project, [key_id], subscription=None, plan=None, budgets=[entry])[
+            0
+        ].counter_id
+        for at, entry in found.items()
+    }
+    halves = [(name, slug), *((head, tail) for head, _, tail in [name.partition(":")] if tail)]
+    for of_name, of_plan in halves:
+        plan = Plan(
+            slug=of_plan,
+            budgets=[PlanBudget(name=of_name, amount=1, per=per)],
+            limits=[Limit(name=of_name, amount=1, per=per)],
+        )
+        for of_key in {key_id, f"{key_id}:{of_name}", "k1"}:
+            for of_project in {project, f"{project}:plan:{of_plan}"}:
+                entitlement = resolved(key(id=of_key, project=of_project), rotation_chain=[of_key], plan=plan)
+                owner = _owner(per, of_key, of_project)
+                scopes["plan", of_plan, of_name, per, *owner] = entitlement.budgets[0].counter_id
+                source = () if per == "key" else (of_plan,)
+                scopes["limit", *source, of_name, per, *owner] = entitlement.limits[0].counter_id
+    assert len(set(scopes.values())) == len(scopes), scopes
+    plain = {at: counter_id for at, counter_id in scopes.items() if ":" not in "".join(map(str, at))}
+    for (kind, *parts), counter_id in plain.items():
+        if kind == "budget" and parts[1] is None:
+            assert counter_id == f"budget:{parts[0]}"
+        if kind == "plan":
+            assert counter_id == f"plan:{parts[0]}/{parts[1]}:{per}:{parts[-1]}"
+
+
+def _owner(per, key_id, project):
+    return [{"key": key_id, "project": project, "account": "acme"}[per]] if per else []

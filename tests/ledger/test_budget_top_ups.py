@@ -393,6 +393,12 @@ def test_the_command_line_tops_up_a_data_directory(tmp_path):
     refused = tollkeeper(*command, "--until-used")
     assert refused.returncode == 1
     assert "use another id" in refused.stderr
+    negative = tollkeeper("budgets", "top-up", "pool", "-5.00", "--account", "acme", "--id", "t2", *data)
+    assert negative.returncode == 1
+    assert "'-5.00' is not more than 0" in negative.stderr
+    twice = tollkeeper(*command, "--value", "tag.user=u1", "--value", "tag.user=u2")
+    assert twice.returncode == 2
+    assert "tag.user is there twice" in twice.stderr
 
 
 def test_thresholds_of_webhooks_are_those_of_the_amount_in_force(pool):
@@ -408,3 +414,27 @@ def test_thresholds_of_webhooks_are_those_of_the_amount_in_force(pool):
     assert top_ups.added(start_us, scope.amount, used) == 10 * DIME
     clock_after = timedelta(days=31)
     assert top_ups.added(scope.span_us(start_us + int(clock_after.total_seconds() * 10**6))[0], 0, used) == 0
+
+
+@pytest.mark.parametrize("until_used", [False, True])
+def test_money_is_no_top_up_of_a_budget_that_counts_requests_now(pool, until_used):
+    pool.top_up("5.00", until_used=until_used)
+    pool.site.manage.delete("budgets", "pool", pool.account)
+    pool.budget("pool", amount=2, unit="requests", period="month")
+    assert pool.dimes() == 2
+    assert pool.top_up("3", until_used=until_used).allowed == "5"
+    assert pool.dimes() == 3
+    # What was bought in money is there when the budget counts money again, and only that.
+    pool.site.manage.delete("budgets", "pool", pool.account)
+    pool.budget("pool", amount=10 * DIME, period="month")
+    assert pool.status() == (60, 5)
+
+
+def test_a_conflict_says_which_top_up_has_the_id(pool):
+    pool.budget("user", amount=DIME, period="day", per="tag.user")
+    pool.top_up("0.50", "t1", budget="user", values={"tag.user": "u1"}, until_used=True)
+    with pytest.raises(IdempotencyConflict, match=r"of 0\.50 to budget user \(value u1\), until it is used"):
+        pool.top_up("0.50", "t1", budget="user", values={"tag.user": "u2"}, until_used=True)
+    pool.top_up("0.50", "t2")
+    with pytest.raises(IdempotencyConflict, match=r"to budget pool, for its period alone"):
+        pool.top_up("0.50", "t2", until_used=True)

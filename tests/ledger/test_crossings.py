@@ -23,7 +23,7 @@ from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
 from tollkeeper.gate.gate import Admission
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import Draft, Settle
+from tollkeeper.ledger.commit_tasks import AddCharges, Draft, Settle
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import commit_all, unique, verify
 
@@ -282,7 +282,7 @@ def test_a_budget_that_each_key_has_is_topped_up_for_one_of_them(api):
     with pytest.raises(BadParameter, match="key="):
         toll.top_up(api.account, "b", 1, id="t1")
     posted = toll.top_up(api.account, "b", 1, id="t1", key=f"{api.account}-k1")
-    assert (posted.counter, posted.allowed) == (f"budget:b:key:{api.account}-k1", "3")
+    assert (posted.counter, posted.allowed) == (f"budget:b/key:{api.account}-k1", "3")
     assert isinstance(api.ask(name="k2"), Admission)
     assert api.use(count=9) == 3
 
@@ -419,3 +419,60 @@ def _settled(api: Users, admission: Admission) -> tuple[Record, list[Any]]:
     finished = api.site.gate.finish(admission, Outcome(usage=Usage(cost_nanos=1)), api.site.clock.now_us())
     assert finished is not None
     return finished
+
+
+def test_the_reason_of_an_adjustment_is_no_tag_of_a_request(api, site):
+    """Providers use tags of these names too: money that is given is no request of such a value."""
+    api.budget("reasons", period="day", per="tag.reason")
+    api.budget("some", period="day", match=Match(tags={"reason": "*"}))
+    api.budget("without", period="day", match=Match(tags={"reason": ""}))
+    api.adjust(7)
+    api.adjust(5, at=FIRST - 60 * MINUTE)
+    assert [api.charged(f"budget:{name}") for name in ("some", "without")] == [0, -12]
+    assert (api.charged("budget:reasons#"), api.charged("budget:reasons#goodwill")) == (-12, 0)
+    # Summed up again, from the records that are delivered and those that are not.
+    site.relay.deliver_up_to(site.committer.outbox_seq)
+    api.adjust(1)
+    api.budget("reasons", period="week", per="tag.reason")
+    assert (api.charged("budget:reasons#"), api.charged("budget:reasons#goodwill")) == (-26, 0)
+
+
+@pytest.mark.parametrize("period", ["1m_aligned", "1m"])
+def test_verify_asks_the_usage_store_as_often_for_many_periods_as_for_few(
+    api, site, clock, monkeypatch, period
+):
+    """One query for each period of each value would take hours where periods are short and values many."""
+    monkeypatch.setattr("tollkeeper.ledger.scope_sums.CUTS_MAX", 7)
+    asked = []
+    charged_by = site.store.charged_by
+    monkeypatch.setattr(site.store, "charged_by", lambda *of, **by: asked.append(1) or charged_by(*of, **by))
+
+    def verified() -> int:
+        asked.clear()
+        site.relay.deliver_up_to(site.committer.outbox_seq)
+        assert verify(site).ok
+        return len(asked)
+
+    api.budget(unit="requests", period=period, per="tag.user")
+    for minute in range(10):
+        clock.set(FIRST + minute * 2 * MINUTE)
+        for user in ("u1", "u2", "u3"):
+            api.use(user)
+    count = verified()
+    assert count <= 12
+    # Late events, of which each opens a period, are summed up with as few.
+    api.events(*((f"u{minute % 3}", FIRST + (minute * 2 - 1) * MINUTE) for minute in range(1, 10)))
+    assert verified() <= 2 * count
+    name, used = "budget:b#u1", site.ledger.counter_rows(api.account)
+    at = next((at, start_us) for at, start_us in used if at == name)
+    future = CommitFuture()
+    site.committer.submit(AddCharges({(api.account, *at): 1}, future))
+    future.wait()
+    verdict = verify(site)
+    assert [
+        (d.expected + 1, d.what.startswith(("counter budget:b#u1", "budget budget:b#u1")))
+        for d in verdict.differences
+    ] == [(d.found, True) for d in verdict.differences]
+    assert verdict.differences
+    site.committer.submit(AddCharges({(api.account, *at): -1}, future := CommitFuture()))
+    future.wait()

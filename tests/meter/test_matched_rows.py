@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Budget, Key
+from tollkeeper.domain.entitlements import CREDIT_COUNTER
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Match, conditions_of, matcher_of, values_of
 from tollkeeper.domain.meter import facts_of, units_of
@@ -57,6 +59,8 @@ rows = st.lists(
         st.sampled_from([1, 1, 1, -1]),
         st.sampled_from(["", "", "rate_limited"]),
         st.integers(0, 10**15),
+        # Money up or down without a request: its tags say why, and are none to match by.
+        st.sampled_from([0, 0, 0, 5, -5]),
     ),
     min_size=1,
     max_size=12,
@@ -84,19 +88,24 @@ def records(account: str, drawn: list[tuple[Any, ...]], mark: str = "e") -> list
         Record(
             account, "", "k" if index % 2 else "", AT_US + index, AT_US, f"{mark}{index}", 0, sign, "", kind,
             method, route, 200, "", denied, None, 0, model, 3, 1, 0, 0, "", 2, cost, 0, "given", "", given_tags,
+            adjustment_nanos=adjusted,
         )
-        for index, (model, given_tags, kind, method, route, sign, denied, cost) in enumerate(drawn)
+        for index, (model, given_tags, kind, method, route, sign, denied, cost, adjusted) in enumerate(drawn)
     ]  # fmt: skip
 
 
 def expected_sums(found: list[Record], match: Match, by: list[str]) -> dict[tuple[str, ...], tuple[int, ...]]:
     conditions = conditions_of(match)
-    sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * 5)
+    sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * 6)
     for record in found:
         facts = facts_of(record)
         if conditions is None or matcher_of(conditions).matches(facts):
             units = units_of(record)
-            amounts = (record.sign, *(units[unit] for unit in ("requests", "tokens", "nanos", "credits")))
+            amounts = (
+                record.sign,
+                *(units[unit] for unit in ("requests", "tokens", "nanos", "credits")),
+                record.sign * record.adjustment_nanos,
+            )
             into = sums[values_of(by, facts)]
             into[:] = [a + b for a, b in zip(into, amounts, strict=True)]
     return {values: tuple(amounts) for values, amounts in sums.items()}
@@ -144,8 +153,31 @@ def test_the_usage_store_matches_as_records_do(
     )
     expected = expected_sums(found, match, by)
     if not by:
-        expected = {(): expected.get((), (0,) * 5)}
-    assert sums == {values: CostSum(*amounts) for values, amounts in expected.items()}
+        expected = {(): expected.get((), (0,) * 6)}
+    assert sums == {
+        values: CostSum(*amounts, adjustments_nanos=adjusted)
+        for values, (*amounts, adjusted) in expected.items()
+    }
+    cuts_us = [AT_US, AT_US + 1, AT_US + 4, AT_US + 6, AT_US + 10**5]
+    parts = usage_store.charged_by(
+        account,
+        by,
+        from_us=AT_US,
+        to_us=AT_US + 10**6,
+        project_id=None,
+        key_ids=None,
+        match=conditions_of(match),
+        cuts_us=cuts_us,
+    )
+    of_parts = [
+        (start_us, [record for record in found if start_us <= record.occurred_at_us < end_us])
+        for start_us, end_us in pairwise([*cuts_us, AT_US + 10**6])
+    ]
+    assert parts == {
+        (*values, str(start_us)): CostSum(*amounts, adjustments_nanos=adjusted)
+        for start_us, within in of_parts
+        for values, (*amounts, adjusted) in expected_sums(within, match, by).items()
+    }
     first = usage_store.first_by(
         account,
         by,
@@ -207,7 +239,10 @@ def test_a_batch_charges_what_its_records_charge(
     together = charge_columns(table_of(found), module_site.directory).budgets
     singly = module_site.directory.charges_of_all(found)
     assert {at: used for at, used in together.items() if used} == {
-        at: used for at, used in singly.items() if used
+        # Draws on credit are a run of their own.
+        at: used
+        for at, used in singly.items()
+        if used and at[1] != CREDIT_COUNTER
     }
 
 

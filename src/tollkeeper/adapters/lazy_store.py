@@ -144,9 +144,17 @@ class LazyUsageStore:
         project_id: str | None,
         key_ids: Sequence[str] | None,
         match: Conditions | None = None,
+        cuts_us: Sequence[int] = (),
     ) -> dict[tuple[str, ...], CostSum]:
         return self._store.charged_by(
-            account_id, by, from_us=from_us, to_us=to_us, project_id=project_id, key_ids=key_ids, match=match
+            account_id,
+            by,
+            from_us=from_us,
+            to_us=to_us,
+            project_id=project_id,
+            key_ids=key_ids,
+            match=match,
+            cuts_us=cuts_us,
         )
 
     def first_by(

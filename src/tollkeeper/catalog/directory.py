@@ -509,7 +509,11 @@ def _charged(
 def top_ups_of(
     found: ToppedUp, scope: BudgetScope, period_us: Callable[[BudgetScope, int], Span | None]
 ) -> tuple[TopUps, dict[int, int], int]:
-    """Return the top-ups of a counter by the periods of *scope*, as `gate.Sources.top_ups`."""
+    """
+    Return the top-ups of a counter by the periods of *scope*, as `gate.Sources.top_ups`.
+
+    Those in another unit than the budget has now add nothing: 5.00 is not so many requests.
+    """
 
     def start_us(at_us: int) -> int:
         span = period_us(scope, at_us)
@@ -518,6 +522,8 @@ def top_ups_of(
     once: dict[int, int] = {}
     lasting = []
     for top_up in found.posted:
+        if top_up.unit != scope.unit:
+            continue
         at_us = start_us(top_up.posted_at_us)
         if top_up.until_used:
             lasting.append((at_us, top_up.amount))

@@ -15,16 +15,14 @@ from tollkeeper.console.output import plain, print_json, warn
 from tollkeeper.domain.money import format_nanos, parse_nanos
 
 ALLOWS_NEGATIVE_AMOUNT: Final = {"ignore_unknown_options": True}
-"""Context settings of the command, so that `-25.00` is an amount and no option."""
+"""Context settings of a command that takes an amount, so that `-25.00` is one and no option."""
 
 
 def adjust(
     account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Whose money.")],
     amount: Annotated[
         str,
-        typer.Argument(
-            metavar="AMOUNT", help="Decimal, e.g. 25.00 to give, -25.00 to take (after --, if it is refused)."
-        ),
+        typer.Argument(metavar="AMOUNT", help="Decimal, e.g. 25.00 to give, -25.00 to take."),
     ],
     id: Annotated[
         str,

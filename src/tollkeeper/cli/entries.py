@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, get_args
 import msgspec
 import typer
 
+from tollkeeper.cli.adjust import ALLOWS_NEGATIVE_AMOUNT
 from tollkeeper.cli.apply import DryRun, apply_text, print_secrets, read_text
 from tollkeeper.cli.catalog import Json, catalog_of
 from tollkeeper.cli.prices import add_price_commands
@@ -282,7 +283,7 @@ def _add_grant_commands(group: typer.Typer) -> None:
 
 
 def _add_budget_commands(group: typer.Typer) -> None:
-    @group.command("top-up")
+    @group.command("top-up", context_settings=ALLOWS_NEGATIVE_AMOUNT)
     def top_up(
         budget: Annotated[
             str, typer.Argument(metavar="BUDGET", help="The budget's id, or its name in a plan.")
@@ -333,6 +334,8 @@ def _add_budget_commands(group: typer.Typer) -> None:
                 raise typer.BadParameter(
                     f"{stated!r} must be NAME=VALUE, e.g. tag.user=u1", param_hint="--value"
                 )
+            if name in values:
+                raise typer.BadParameter(f"{name} is there twice: state one value", param_hint="--value")
             values[name] = text
         named = {"plan": plan, "subscription": subscription, "key": api_key, "project": project}
         fields = {

@@ -40,7 +40,8 @@ class BudgetScope(NamedTuple):
     One budget as it applies to one thing: what to count, over which periods, for whose events.
 
     Attributes:
-        counter_id: Names the counter within its account, e.g. `budget:monthly`, `plan:pro/spend:key:k1`.
+        counter_id: Names the counter within its account, e.g. `budget:monthly`, `budget:monthly/key:k1`,
+            `plan:pro/spend:key:k1`. No two budgets have the same: see `_in_counter`.
         name: The budget's name for people.
         amount: The most per period in *unit*; None counts without a bound.
         project_id, key_id, subscription_id: Whose events; all of the account's when all are None.
@@ -319,12 +320,12 @@ def budget_scopes(
         scope, owned_by = scope_of_budget(budget, routes, time_zone=time_zone), owner_of_budget(budget)
         if owned_by == "project":
             owner = project_id or ""
-            scope = scope._replace(counter_id=f"{scope.counter_id}:project:{owner}", project_id=owner)
+            scope = scope._replace(counter_id=f"{scope.counter_id}/project:{owner}", project_id=owner)
         elif owned_by == "key":
             if not rotation_chain:
                 continue
             owner = rotation_chain[0]
-            scope = scope._replace(counter_id=f"{scope.counter_id}:key:{owner}", key_id=owner)
+            scope = scope._replace(counter_id=f"{scope.counter_id}/key:{owner}", key_id=owner)
         scopes.append(scope)
     if not rotation_chain or plan is None:
         return tuple(scopes)
@@ -344,7 +345,7 @@ def budget_scopes(
         scopes.append(
             BudgetScope(
                 account_id=account_id,
-                counter_id=f"plan:{plan.slug}/{planned.name}:{per}:{owner_id}",
+                counter_id=f"plan:{plan.slug}/{_in_counter(planned.name)}:{per}:{owner_id}",
                 name=planned.name,
                 unit=planned.unit,
                 amount=planned.amount,
@@ -390,9 +391,19 @@ def is_of_first_use(fingerprint: str, scope: BudgetScope) -> bool:
 def _limit_counter(limit: Limit, per: Per, key: Key, line_id: str, plan: Plan | None) -> str:
     # Values alone, as `tag.user`, are those of the whole account; in a key's own limits, those of the key.
     owned_by = per.owner or ("account" if key.limits is None else "key")
+    name = _in_counter(limit.name)
     if owned_by == "account" or (owned_by == "project" and key.project is not None):
         # Of its plan: another plan's limit of this name is another limit, however many keys share either.
         owner = owned_by if owned_by == "account" else f"project:{key.project}"
-        source = f"plan:{plan.slug}/" if plan is not None and key.limits is None else ""
-        return f"limit:{owner}:{source}{limit.name}"
-    return f"limit:key:{line_id}:{limit.name}"
+        source = f"plan:{_in_counter(plan.slug)}/" if plan is not None and key.limits is None else ""
+        return f"limit:{owner}:{source}{name}"
+    return f"limit:key:{line_id}:{name}"
+
+
+def _in_counter(name: str) -> str:
+    """
+    Return a name as it is in the id of a counter, between ids that may have colons of their own.
+
+    Ids of the catalog have no `!`, `/` or `#`, so that no two limits or budgets can make the same id of a counter.
+    """
+    return name.replace(":", "!")

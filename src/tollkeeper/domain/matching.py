@@ -33,6 +33,7 @@ TAG: Final = "tag."
 MODEL: Final = "model"
 VALUE_MARK: Final = "#"
 """Between a counter's id and the values that it counts. No id of the catalog contains it."""
+NO_TAGS: Final[Mapping[str, str]] = {}
 _PLAIN_CHARS_MAX: Final = 32
 _DIGEST_BYTES: Final = 16
 _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:@+-/")

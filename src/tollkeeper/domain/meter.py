@@ -28,7 +28,7 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import RECORD_FIELDS, ROUTE_CHARS_MAX, CostState, Record
 from tollkeeper.domain.labels import LABELS, same_label
-from tollkeeper.domain.matching import Facts
+from tollkeeper.domain.matching import NO_TAGS, Facts
 from tollkeeper.domain.pricing import ModelPrice, cost_nanos
 from tollkeeper.domain.quantities import QUANTITY_PREFIX
 from tollkeeper.domain.requests import Outcome, Usage
@@ -136,8 +136,9 @@ def units_of(record: Record) -> dict[str, int]:
 
 
 def facts_of(record: Record) -> Facts:
-    """Return what a record is matched by: `matching.Facts`."""
-    return Facts(record.model, record.tags, record.kind, record.method, record.route)
+    """Return what a record is matched by: `matching.Facts`. The tags of an adjustment say why it was made."""
+    tags = NO_TAGS if record.adjustment_nanos else record.tags
+    return Facts(record.model, tags, record.kind, record.method, record.route)
 
 
 # --- The builders of a record ------------------------------------------------------------------

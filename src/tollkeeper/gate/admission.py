@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import UnitAmounts
 from tollkeeper.domain.events import Record
-from tollkeeper.domain.matching import Facts
+from tollkeeper.domain.matching import NO_TAGS, Facts
 from tollkeeper.domain.meter import PriceOf, admitted_record
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.gate.compiled_keys import CompiledKey
 from tollkeeper.gate.counter import Counter, Taken
-from tollkeeper.gate.matched import NO_TAGS, Matched
+from tollkeeper.gate.matched import Matched
 
 
 class Charge(NamedTuple):

@@ -19,7 +19,7 @@ from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
-from tollkeeper.domain.matching import Facts
+from tollkeeper.domain.matching import NO_TAGS, Facts
 from tollkeeper.domain.meter import (
     UNKNOWN_ROUTE,
     bounded_path,
@@ -37,7 +37,6 @@ from tollkeeper.gate.eviction import eviction
 from tollkeeper.gate.ids import Ids
 from tollkeeper.gate.keyless_limits import KeylessLimits
 from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses
-from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.request_plans import RequestPlans
 from tollkeeper.gate.settling import Moves, moves_of, settle, take_late, unsettle, used_by

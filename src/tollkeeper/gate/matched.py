@@ -8,7 +8,7 @@ registry has them, bounded, and finds them again in the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from tollkeeper.domain.catalog import Limit, Route
@@ -29,7 +29,6 @@ from tollkeeper.gate.counter import Counter
 from tollkeeper.gate.registry import CounterRegistry
 from tollkeeper.gate.windows import OwnAmount
 
-NO_TAGS: Final[Mapping[str, str]] = {}
 _SHOWN_MAX: Final = 5
 """Patterns of an allow-list that a refusal names."""
 

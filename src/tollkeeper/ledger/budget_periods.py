@@ -16,7 +16,7 @@ from tollkeeper.domain.entitlements import BudgetScope, is_of_first_use
 from tollkeeper.domain.events import FUTURE_S_MAX, Record
 from tollkeeper.domain.first_use import Span, opens_period
 from tollkeeper.domain.instants import US_PER_S
-from tollkeeper.ledger.scope_sums import events_of, spent_in
+from tollkeeper.ledger.scope_sums import events_of, spent_in, spent_in_spans
 from tollkeeper.ports import UsageStore
 
 
@@ -97,15 +97,16 @@ class BudgetPeriods:
         to_us = _to_us(now_us)
         self._open_values(scope, key_ids, from_us, to_us, now_us)
         sums: dict[CounterAt, int] = {}
-        everything = spent_in(self._store, scope, key_ids, from_us, to_us)
-        for counter_id, amount in everything.items():
-            one = scope._replace(counter_id=counter_id)
-            spans = self._openings.spans_from(one, from_us)
-            for start_us, end_us in spans:
-                # The only period has all events. There are others where late events opened them, or ones to come.
-                if len(spans) > 1:
-                    amount = spent_in(self._store, scope, key_ids, start_us, end_us).get(counter_id, 0)
-                sums[scope.account_id, counter_id, start_us] = amount
+        several: dict[str, Sequence[Span]] = {}
+        for counter_id, amount in spent_in(self._store, scope, key_ids, from_us, to_us).items():
+            spans = self._openings.spans_from(scope._replace(counter_id=counter_id), from_us)
+            if len(spans) == 1:
+                # It has all events. There are others where late events opened them, or ones to come.
+                sums[scope.account_id, counter_id, spans[0][0]] = amount
+            else:
+                several[counter_id] = spans
+        for (counter_id, start_us), amount in spent_in_spans(self._store, scope, key_ids, several).items():
+            sums[scope.account_id, counter_id, start_us] = amount
         return sums
 
     def _open_values(
@@ -117,6 +118,8 @@ class BudgetPeriods:
             found = self._store.first_by(
                 scope.account_id, scope.by, **events_of(scope, key_ids, at_us, to_us)
             )
+            if not found:
+                return
             for values, first_us in found.items():
                 # One whose first event is in its period is looked at again from the end of that on.
                 if first_us >= ends.get(values, from_us):

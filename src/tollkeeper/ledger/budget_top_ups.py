@@ -18,7 +18,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import ID_PATTERN
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.instants import from_us, to_text
-from tollkeeper.domain.matching import MODEL, folded, scope_counter_of
+from tollkeeper.domain.matching import MODEL, VALUE_MARK, folded, scope_counter_of
 from tollkeeper.domain.money import NANOS_MAX
 from tollkeeper.domain.periods import FAR_FUTURE
 from tollkeeper.domain.quantities import quantity_of_unit
@@ -124,10 +124,7 @@ class BudgetTopUps:
             ):
                 top_up = earlier
             else:
-                raise IdempotencyConflict(
-                    f"Top-up {request.id} was posted before, of {amount_text(earlier.amount, earlier.unit)} "
-                    f"to budget {earlier.budget}: use another id"
-                )
+                raise IdempotencyConflict(f"{_described(earlier)}: use another id")
             return self._posted(top_up, scope, repeated=earlier is not None)
 
     def keep_own_amounts(self, account_id: str) -> None:
@@ -271,7 +268,7 @@ def _is_named(wanted: WantedScope, budget: str, request: TopUpRequest) -> bool:
     plan = _plan_of(scope)
     return (
         scope.name == budget
-        and (plan is not None or scope.counter_id.startswith(f"budget:{budget}:"))
+        and (plan is not None or scope.counter_id.startswith(f"budget:{budget}/"))
         and request.plan in (None, plan)
         and request.subscription in (None, scope.subscription_id)
         and request.project in (None, scope.project_id)
@@ -298,6 +295,16 @@ def _selectors(found: list[WantedScope]) -> str:
         }
         shown.append(" ".join(f"{name}={value}" for name, value in of.items() if value))
     return f"state which, e.g. {' or '.join(shown)}"
+
+
+def _described(posted: TopUp) -> str:
+    """Return for people which top-up has an id."""
+    value = posted.counter_id.partition(VALUE_MARK)[2]
+    return (
+        f"Top-up {posted.id} was posted before, of {amount_text(posted.amount, posted.unit)} to budget "
+        f"{posted.budget}{f' (value {value})' if value else ''}, "
+        f"{'until it is used' if posted.until_used else 'for its period alone'}"
+    )
 
 
 def _amount(text: str | int, unit: str) -> int:

@@ -21,10 +21,10 @@ from tollkeeper.domain.bookings import EndedHold
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, HoldEnded, IdempotencyConflict, Unavailable
 from tollkeeper.gate.gate import HOLD_S_MAX, Admission, Gate
-from tollkeeper.gate.matched import NO_TAGS
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold, OpenHold, Settle
 from tollkeeper.ledger.committer import Committer

@@ -24,7 +24,7 @@ from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.relay import Relay
-from tollkeeper.ledger.scope_sums import spent_in
+from tollkeeper.ledger.scope_sums import spent_in, spent_in_parts, spent_in_spans
 from tollkeeper.ports import CostSum, LedgerReader, UsageStore
 
 _ENDLESS_US: Final = 2**62
@@ -207,7 +207,7 @@ class Reconcile:
                     scope, key_ids, active_from_us, counters_of.get(counter_id, ()), counters
                 )
             for name in dict.fromkeys([counter_id, *names]):
-                differences += self._compare_top_ups(account_id, name)
+                differences += self._compare_top_ups(scope, name)
         return differences + self._compare_credit(account_id, books)
 
     def _compare_periods(
@@ -226,9 +226,16 @@ class Reconcile:
             is_of_scope = (name == scope.counter_id) != bool(scope.by)
             if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
                 used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
+        times_us = {us for start_us in used_by_start for us in (start_us, scope.span_us(start_us)[1])}
+        spent: dict[int, dict[str, int]] = {start_us: {} for start_us in used_by_start}
+        if not scope.by:
+            spent = {start_us: {scope.counter_id: 0} for start_us in used_by_start}
+        for name, part_us, amount in spent_in_parts(self._store, scope, key_ids, times_us):
+            # Between periods that were charged there may be others, which were not.
+            if part_us in spent:
+                spent[part_us][name] = amount
         for start_us, has in sorted(used_by_start.items()):
-            events = spent_in(self._store, scope, key_ids, start_us, scope.span_us(start_us)[1])
-            differences += _differing(scope.account_id, start_us, events, has)
+            differences += _differing(scope.account_id, start_us, spent[start_us], has)
         return differences
 
     def _compare_first_use(
@@ -243,14 +250,13 @@ class Reconcile:
             for name, spans in books.opened.items()
             if scope_counter_of(name) == scope.counter_id and (name == scope.counter_id) != bool(scope.by)
         }
+        # Of a value with one period, the comparison of all periods together is the same.
+        several = {name: spans for name, spans in opened.items() if len(spans) > 1 or not scope.by}
+        for (name, start_us), spent in spent_in_spans(self._store, scope, key_ids, several).items():
+            used = books.counters.get((name, start_us), 0)
+            differences += _differing(account_id, start_us, {name: spent}, {name: used})
         for name in sorted(events.keys() | opened.keys()):
             spans = opened.get(name, [])
-            for start_us, end_us in spans:
-                # Of a value with one period, what follows compares the same.
-                if len(spans) > 1 or not scope.by:
-                    spent = spent_in(self._store, scope, key_ids, start_us, end_us).get(name, 0)
-                    used = books.counters.get((name, start_us), 0)
-                    differences += _differing(account_id, start_us, {name: spent}, {name: used})
             for (_, end_us), (start_us, _) in pairwise(spans):
                 if start_us < end_us:
                     what = f"budget {name}: start of a period against the end of the one before"
@@ -262,12 +268,14 @@ class Reconcile:
                 differences.append(Difference(account_id, what, events.get(name, 0), used))
         return differences
 
-    def _compare_top_ups(self, account_id: str, counter_id: str) -> list[Difference]:
+    def _compare_top_ups(self, scope: BudgetScope, counter_id: str) -> list[Difference]:
         """Compare the top-ups by which the gate decides with those of the ledger."""
+        account_id = scope.account_id
         known = self._gate.counters.top_ups(account_id, counter_id)
         if known is None:
             return []
-        posted = sum(t.amount for t in self._ledger.topped_up(account_id, counter_id).posted)
+        found = self._ledger.topped_up(account_id, counter_id).posted
+        posted = sum(top_up.amount for top_up in found if top_up.unit == scope.unit)
         if posted == known.total:
             return []
         what = f"top-ups of {counter_id} in the gate against the ledger"

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollkeeper.domain.matching import MODEL, TAG, Conditions, folded, matcher_of
-from tollkeeper.meter.arrays import Combinations, Int64s, combinations, single
+from tollkeeper.meter.arrays import Combinations, Int64s, combinations, ints, single
 
 _LABELS = ("model", "kind", "method", "route")
 
@@ -87,6 +87,8 @@ class MatchedRows:
         codes = np.zeros(self._table.num_rows, np.int64)
         row_of_entry = np.searchsorted(offsets - first, hits, side="right") - 1
         codes[row_of_entry] = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) + 1
+        # As `meter.facts_of`: those of an adjustment say why it was made.
+        codes[ints(self._table, "adjustment_nanos") != 0] = 0
         return _coded(texts, codes)
 
 

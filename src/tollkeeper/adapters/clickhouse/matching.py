@@ -31,7 +31,7 @@ def conditions(match: Conditions | None, parameters: dict[str, Any]) -> list[str
         sql.append(_any(called, "match_route", match.routes, parameters))
     for index, (name, pattern) in enumerate(match.tags):
         parameters[f"match_tag{index}"] = name
-        value = f"tags[{{match_tag{index}:String}}]"
+        value = _tag(f"match_tag{index}")
         if not pattern:
             sql.append(f"{value} = ''")
         else:
@@ -48,8 +48,13 @@ def values(by: Sequence[str], parameters: dict[str, Any]) -> list[str]:
             expressions.append(_FOLDED_MODEL)
         else:
             parameters[f"by_tag{index}"] = part.removeprefix(TAG)
-            expressions.append(f"tags[{{by_tag{index}:String}}]")
+            expressions.append(_tag(f"by_tag{index}"))
     return expressions
+
+
+def _tag(parameter: str) -> str:
+    """Return the expression of a tag as matching sees it: those of an adjustment say why it was made."""
+    return f"if(adjustment_nanos = 0, tags[{{{parameter}:String}}], '')"
 
 
 def _any(text: str, name: str, patterns: Sequence[str], parameters: dict[str, Any]) -> str:

@@ -438,6 +438,7 @@ def charge_query(
     project_id: str | None,
     key_ids: Sequence[str] | None,
     match: Conditions | None,
+    cuts_us: Sequence[int] = (),
 ) -> tuple[str, dict[str, Any]]:
     """
     Return the statement over the events that a budget counts, and its parameters.
@@ -445,6 +446,7 @@ def charge_query(
     Args:
         columns: Aggregates of `events AS e`; the values of *by* come before them, one row a combination.
         project_id, key_ids, match: Any, when None.
+        cuts_us: Where the span is cut, its start included: the part's start, as text, comes after the values.
     """
     parameters: dict[str, Any] = {}
     from_us, to_us = span_us
@@ -456,6 +458,11 @@ def charge_query(
         parameters["key_ids"] = list(key_ids)
         scope.append("key_id IN {key_ids:Array(String)}")
     scope += matching.conditions(match, parameters)
-    values = "".join(f"{value} AS v{i}, " for i, value in enumerate(matching.values(by, parameters)))
-    grouped = f" GROUP BY {', '.join(f'v{i}' for i in range(len(by)))}" if by else ""
+    expressions = matching.values(by, parameters)
+    if cuts_us:
+        parameters["cuts_us"] = list(cuts_us)
+        # A binary search per event.
+        expressions.append("toString(roundDown(toUnixTimestamp64Micro(occurred_at), {cuts_us:Array(Int64)}))")
+    values = "".join(f"{value} AS v{i}, " for i, value in enumerate(expressions))
+    grouped = f" GROUP BY {', '.join(f'v{i}' for i in range(len(expressions)))}" if expressions else ""
     return f"SELECT {values}{columns} FROM events AS e WHERE {' AND '.join(scope)}{grouped}", parameters

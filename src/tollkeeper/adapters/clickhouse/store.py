@@ -254,17 +254,17 @@ class ClickHouseUsageStore:
         project_id: str | None,
         key_ids: Sequence[str] | None,
         match: Conditions | None = None,
+        cuts_us: Sequence[int] = (),
     ) -> dict[tuple[str, ...], CostSum]:
         """See `ports.UsageStore.charged_by`. What our gate denied is an event but no request."""
         sums = f"""sum(sign), sumIf(sign, denied_reason = '' AND adjustment_nanos = 0),
             sum({VALUES["tokens"].event}), sum(sign * (cost_nanos - adjustment_nanos)), sum(sign * credits),
             sumMap(mapApply((k, v) -> (k, sign * toInt128(v)), quantities)), sum(sign * adjustment_nanos)"""
         sql, parameters = queries.charge_query(
-            sums, account_id, by, (from_us, to_us), project_id, key_ids, match
+            sums, account_id, by, (from_us, to_us), project_id, key_ids, match, cuts_us
         )
-        return {
-            tuple(row[: len(by)]): _cost_sum(row[len(by) :]) for row in self._charge_rows(sql, parameters)
-        }
+        width = len(by) + bool(cuts_us)
+        return {tuple(row[:width]): _cost_sum(row[width:]) for row in self._charge_rows(sql, parameters)}
 
     def first_by(
         self,
