@@ -90,7 +90,7 @@ slug = "pro"
 [[plans.budgets]]
 name = "spend"
 amount = 1_000_000_000_000
-period = "5h"
+period = "5h_aligned"
 per = "key"
 """
 
@@ -163,7 +163,7 @@ class Tenant:
             account = "{a}"
             amount = 1_000_000
             unit = "quantity.seconds"
-            period = "5h"
+            period = "5h_aligned"
             {setup}
         """).issued
         self.secrets = {key.entry.id.removeprefix(f"{a}."): key.secret or "" for key in issued}
@@ -251,7 +251,7 @@ def expected_counters(tenant: Tenant, drawn: Sequence[dict[str, Any]]) -> Counte
         charge("budget:requests", body, 1, "week")
         if body["key"] == "key":
             charge("budget:tokens", body, body["prompt"], "30d")
-            charge(f"plan:pro/spend:key:{tenant.key}", body, cost, "5h")
+            charge(f"plan:pro/spend:key:{tenant.key}", body, cost, "5h_aligned")
         if body["key"] == "credit":
             credits = 0 if body["status"] >= 400 else 3 if "scan" in body["route"] else 1
             charge("budget:credits", body, credits, "total")
