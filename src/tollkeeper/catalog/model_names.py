@@ -6,9 +6,9 @@ The rule, in order; the first reading of the name that the list knows wins:
 1. Case, blanks around the name and `@` before a date do not matter; blanks inside are hyphens.
 2. *The seller.* A seller in front decides (`azure/…`, `openrouter/…`, `openai:…`): what it does not sell has no
    price, even if another sells it. These forms name their seller without saying so: Bedrock ids
-   (`anthropic.claude-…-v1:0`, with `us.`, `eu.`, `apac.`, `global.`, … in front) and ARNs are of `aws`; `models/…`, `publishers/<maker>/models/…` and
-   `projects/…` of `google`; `ft:…` of `openai`. A name without a seller is that of its maker: the one that the list
-   tells from the name, or the only maker that lists it.
+   (`anthropic.claude-…-v1:0`, with `us.`, `eu.`, `apac.`, `global.`, … in front) and ARNs are of `aws`; `models/…`,
+   `publishers/<maker>/models/…` and `projects/…` of `google`; `ft:…` of `openai`. A name without a seller is that
+   of its maker: the one that the list tells from the name, or the only maker that lists it.
 3. *The model.* The name must be one that the list has, or begin with one and go on with a date, a version, `latest`,
    `preview` and the like. Another number or another word makes another model (`…-4-10` is not `…-4-1`, `…-flash-lite`
    is not `…-flash`). Of a date that the list does not have, the model without the date is meant; the same for
