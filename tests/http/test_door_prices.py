@@ -110,7 +110,7 @@ class Caller:
         self.key_id, self.secret = issued["entry"]["id"], issued["secret"]
 
     def stored(self, id_: str) -> Record:
-        assert any(self.installation.reports.fresh(self.account) for _ in range(10))
+        assert any(self.installation.delivery.fresh(self.account) for _ in range(10))
         return self.installation.store.records([(self.account, id_)])[self.account, id_]
 
     def event(self, fact: Fact) -> dict[str, Any]:

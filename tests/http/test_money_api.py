@@ -198,7 +198,7 @@ def test_what_get_answers_put_accepts(api: Api, account: str, kind: str) -> None
     if kind == "plans":
         body["limits"] = [{"name": "spend", "amount": "25.00", "unit": "nanos"}]
     path = f"/tk/v1/{kind}/{entry_id}" + (
-        f"?account={account}" if "account" in body and kind != "prices" else ""
+        f"?account={account}" if "account" in body and kind not in ("prices", "markups") else ""
     )
     made = api("PUT", path, body)
     assert made.status_code in (200, 201), made.text
@@ -209,6 +209,44 @@ def test_what_get_answers_put_accepts(api: Api, account: str, kind: str) -> None
         assert again.json()["change"]["action"] == "unchanged", again.text
     if kind == "routes":
         api("DELETE", path)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"cost": "0.05", "model": "gpt-5-mini"},
+        {"cost": "0.05", "provider_cost": "0.02"},
+        {"cost": "0.05", "provider_cost": "0.00", "credits": 3},
+        {"cost": "0.00"},
+        {"estimated_cost": "0.05"},
+        {"model": "gpt-5-mini", "tokens": {"prompt": 5}, "provider_cost": "0.02"},
+        {
+            "model": "no-such-model",
+            "tokens": {"prompt": 5},
+            "variant": "Batch",
+            "quantities": {"seconds": "1.5"},
+        },
+    ],
+)
+def test_an_event_as_operator_or_customer_sees_it_is_a_repeat(
+    api: Api, account: str, issue: Issue, stated: dict[str, Any]
+) -> None:
+    """A customer is not shown what the provider pays; the event is its own all the same."""
+    _, management = issue(role="management")
+    keys: list[dict[str, str]] = [{}, {"Authorization": f"Bearer {management}"}]
+    event_id = f"ev-{uuid.uuid4().hex}"
+    event = {"id": event_id, "time": "2026-03-01T09:30:00Z", "account": account, **stated}
+    assert api("POST", "/tk/v1/events", event).json()["accepted"] == 1
+    path = f"/tk/v1/events/{event_id}?account={account}"
+    before = api("GET", path).json()
+    for reader in keys:
+        shown = api("GET", path, headers=reader).json()
+        for sender in keys:
+            again = api("POST", "/tk/v1/events", shown, headers=sender).json()
+            assert (again["duplicates"], again["errors"]) == (1, [])
+    assert api("GET", path).json() == before
+    other = api("POST", "/tk/v1/events", {**event, "cost": "0.06"}).json()
+    assert [error["code"] for error in other["errors"]] == ["event_conflict"]
 
 
 def test_put_echoes_what_it_understood_and_warns(api: Api, account: str) -> None:

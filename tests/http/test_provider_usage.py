@@ -146,6 +146,15 @@ BAD: Final = [
     (M5, "prompt_tokens", "as usage"),
     ({"usage": CLAUDE | {"server_tool_use": {"web_search_requests": 1}}, "quantities": {"searches": 1}},
      "quantities.searches", "by usage too"),
+    ({"service_tier": "flex"}, "service_tier", '"variant": "flex"'),
+    ({"seconds": 61.5}, "seconds", "write it in quantities"),
+    ({"cache_write_tokens": 5}, "cache_write_tokens", "write it in quantities"),
+    ({"quantity": {"seconds": 1}}, "quantity", "write quantities"),
+    ({"cost_usd": 0.1}, "cost_usd", '"cost": "0.0123"'),
+    ({"credits": 0.25}, "credits", '"quantities": {"credits": "0.25"}'),
+    ({"quantities": {"prompt_tokens": 5}}, "quantities.prompt_tokens", "write tokens.prompt"),
+    ({"quantities": {"seconds": "1", "cached_prompt_tokens": "5"}}, "quantities.cached_prompt_tokens",
+     "write tokens.cached_prompt"),
 ]  # fmt: skip
 
 
@@ -174,6 +183,15 @@ def test_what_cannot_be_counted_is_refused_with_its_field(
     refused = api("POST", "/tk/v1/settle", {"hold_id": held, **fields})
     assert (refused.status_code, refused.json()["field"]) == (400, field)
     assert words in refused.json()["detail"]
+
+
+def test_an_unknown_field_of_a_request_is_answered_with_the_fields_there_are(
+    api: Api, issue: Callable[..., tuple[str, str]]
+) -> None:
+    _, secret = issue()
+    refused = api("POST", "/tk/v1/authorize", {"key": secret, "path": "/v1/x", "modell": "m"})
+    assert (refused.status_code, refused.json()["field"]) == (400, "modell")
+    assert "the fields are key, method, path" in refused.json()["detail"]
 
 
 def test_a_batch_of_provider_bodies_and_plain_events_is_taken_whole(api: Api, account: str) -> None:

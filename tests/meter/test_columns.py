@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from tests.domain.test_events import quantities, records
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Markup, Price, Route
 from tollkeeper.domain.events import COST_NANOS_MAX, TOKENS_MAX, Record
-from tollkeeper.domain.instants import from_us
+from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, cost_of, recharged, units_of
 from tollkeeper.domain.price_entries import PriceTier
+from tollkeeper.domain.quantities import MICROS, parse_quantities
 from tollkeeper.domain.requests import Usage
-from tollkeeper.meter.columns import TOKEN_COLUMNS, cost_columns, units_columns
+from tollkeeper.meter.columns import TOKEN_COLUMNS, CostColumns, cost_columns, units_columns
+from tollkeeper.meter.decode import decode_json, decode_ndjson
 from tollkeeper.meter.fields import table_from
+from tollkeeper.meter.provider_usage import counted_usage
 from tollkeeper.record_columns import table_of
 
 START_US = 1_770_000_000_000_000
@@ -145,6 +149,10 @@ def together(batch: list[dict[str, Any]], book: PriceBook) -> list[tuple[int, in
         book,
         pa.array([event["plan"] for event in batch]).dictionary_encode(),
     )
+    return rows_of(found)
+
+
+def rows_of(found: CostColumns) -> list[tuple[int, int, str, int, str]]:
     return list(
         zip(
             found.cost_nanos.tolist(),
@@ -187,6 +195,144 @@ IMAGES = PriceBook(
 def test_columns_cost_what_their_requests_cost(batch: list[dict[str, Any]], book: PriceBook) -> None:
     """`cost_columns` and `cost_of` are twins, over all routes, refusals, estimates, units and prices."""
     assert together(batch, book) == [singly(event, book) for event in batch]
+
+
+# --- Bodies of providers -----------------------------------------------------------------------
+
+few = st.just(0) | st.integers(0, 5) | st.integers(0, 10**6)
+Body = tuple[dict[str, Any], str, dict[str, int]]
+"""A usage object, whose it is, and its disjoint counts."""
+
+
+@st.composite
+def provider_bodies(draw: st.DrawFn) -> Body:
+    """A usage object as its provider writes it, made of parts that share no token."""
+    prompt, cached, written, written_1h, audio, out, reasoning, searches = (draw(few) for _ in range(8))
+    parts = {
+        "prompt_tokens": prompt,
+        "cached_prompt_tokens": cached,
+        "completion_tokens": out,
+        "reasoning_tokens": reasoning,
+    }
+    family = draw(st.sampled_from(["openai", "openai-responses", "anthropic", "gemini", "bedrock"]))
+    tier = draw(st.sampled_from([{}, {}, {"service_tier": "batch"}, {"service_tier": "default"}]))
+    if family == "openai":
+        whole_in, whole_out = prompt + cached + written + audio, out + reasoning
+        details = {"cached_tokens": cached, "cache_write_tokens": written, "audio_tokens": audio}
+        body = {
+            "prompt_tokens": whole_in,
+            "completion_tokens": whole_out,
+            "total_tokens": whole_in + whole_out,
+            "prompt_tokens_details": details,
+            "completion_tokens_details": {"reasoning_tokens": reasoning},
+        }
+        parts |= {"cache_write_tokens": written, "audio_prompt_tokens": audio}
+    elif family == "openai-responses":
+        body = {
+            "input_tokens": prompt + cached,
+            "input_tokens_details": {"cached_tokens": cached},
+            "output_tokens": out + reasoning,
+            "output_tokens_details": {"reasoning_tokens": reasoning},
+            "total_tokens": prompt + cached + out + reasoning,
+        }
+    elif family == "anthropic":
+        body = {
+            "input_tokens": prompt,
+            "cache_read_input_tokens": cached,
+            "cache_creation_input_tokens": written + written_1h,
+            "cache_creation": {"ephemeral_5m_input_tokens": written, "ephemeral_1h_input_tokens": written_1h},
+            "output_tokens": out,
+            "server_tool_use": {"web_search_requests": searches},
+        }
+        parts |= {"cache_write_tokens": written, "cache_write_1h_tokens": written_1h, "searches": searches}
+        parts["reasoning_tokens"] = 0
+    elif family == "gemini":
+        body = {
+            "promptTokenCount": prompt + audio,
+            "candidatesTokenCount": out,
+            "thoughtsTokenCount": reasoning,
+            "totalTokenCount": prompt + audio + out + reasoning,
+            "promptTokensDetails": [
+                {"modality": "TEXT", "tokenCount": prompt},
+                {"modality": "AUDIO", "tokenCount": audio},
+            ],
+        }
+        parts |= {"cached_prompt_tokens": 0, "audio_prompt_tokens": audio}
+    else:
+        body = {
+            "inputTokens": prompt,
+            "outputTokens": out,
+            "totalTokens": prompt + out + cached + written,
+            "cacheReadInputTokens": cached,
+            "cacheWriteInputTokens": written,
+        }
+        parts |= {"reasoning_tokens": 0, "cache_write_tokens": written}
+    return {"usage": body, **tier}, family, {name: count for name, count in parts.items() if count}
+
+
+sent_bodies = st.fixed_dictionaries(
+    {
+        "occurred_at_us": moments,
+        "account": st.sampled_from(ACCOUNTS),
+        "plan": st.sampled_from(["", "pro"]),
+        "route": st.integers(0, len(ROUTES) - 1),
+        "model": st.sampled_from(MODELS),
+        "variant": st.sampled_from(["", "", "batch"]),
+        "quantities": st.sampled_from([{}, {"seconds": "61.5"}, {"images": 2, "seconds": 1}]),
+        "body": provider_bodies(),
+        "named": st.booleans(),
+    }
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(sent_bodies, min_size=1, max_size=8), price_books(), st.booleans())
+def test_events_with_bodies_of_providers_cost_what_settled_requests_with_them_cost(
+    batch: list[dict[str, Any]], book: PriceBook, as_lines: bool
+) -> None:
+    """From the bytes of events on one side and an outcome on the other, over variants, mark-ups and quantities."""
+    lines, right, counted = [], [], []
+    for index, sent in enumerate(batch):
+        body, family, parts = sent["body"]
+        usage_of = family if sent["named"] else None
+        at = to_text(from_us(sent["occurred_at_us"]))
+        event = {
+            "id": str(index),
+            "time": at,
+            "account": sent["account"],
+            "usage": body,
+            "usage_of": usage_of,
+        }
+        event |= {name: sent[name] for name in ("model", "variant", "quantities") if sent[name]}
+        lines.append(json.dumps(event))
+        stated = Usage(
+            model=sent["model"], quantities=parse_quantities(sent["quantities"]), variant=sent["variant"]
+        )
+        usage = counted_usage(stated, body, usage_of)
+        right.append(
+            cost_of(
+                priced_by(book), sent["account"], sent["occurred_at_us"], ROUTES[sent["route"]], usage,
+                sent["model"], 0, "", plan=sent["plan"],
+            )
+        )  # fmt: skip
+        stated_units = {name: micros / MICROS for name, micros in stated.quantities.items()}
+        counted.append({**parts, **stated_units})
+    body_bytes = ("\n".join(lines) if as_lines else f"[{','.join(lines)}]").encode()
+    decoded = (decode_ndjson if as_lines else decode_json)(body_bytes, now_us=START_US + 10**9)
+    assert decoded.rejections == []
+    found = cost_columns(
+        decoded.columns,
+        pa.array([sent["account"] for sent in batch]).dictionary_encode(),
+        ROUTES,
+        np.array([sent["route"] for sent in batch], np.int64),
+        book,
+        pa.array([sent["plan"] for sent in batch]).dictionary_encode(),
+    )
+    assert rows_of(found) == right
+    for row, parts in zip(decoded.columns.to_pylist(), counted, strict=True):
+        amounts = {name: micros / MICROS for name, micros in row["quantities"] or ()}
+        amounts |= {name: row[name] for name in TOKEN_COLUMNS if row[name]}
+        assert amounts == parts
 
 
 @settings(deadline=None)

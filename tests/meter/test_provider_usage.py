@@ -396,6 +396,48 @@ CASES: Final[list[tuple[str, Any, tuple[int, int, int, int], dict[str, float]]]]
         {},
     ),
     (
+        "bedrock's InvokeModel of a model of Meta, whose prompt_token_count is not Gemini's",
+        {"generation": "x", "prompt_token_count": 12, "generation_token_count": 33, "stop_reason": "stop"},
+        (12, 0, 33, 0),
+        {},
+    ),
+    (
+        "bedrock's InvokeModel of Titan",
+        {"inputTextTokenCount": 12, "results": [{"tokenCount": 30, "outputText": "x"}, {"tokenCount": 3}]},
+        (12, 0, 33, 0),
+        {},
+    ),
+    (
+        "bedrock's embeddings of Titan",
+        {"embedding": [0.1, 0.2], "inputTextTokenCount": 12},
+        (12, 0, 0, 0),
+        {},
+    ),
+    (
+        "mistral, which charges audio by its length",
+        {
+            "prompt_audio_seconds": 203,
+            "prompt_tokens": 4,
+            "completion_tokens": 635,
+            "total_tokens": 3264,
+        },
+        (4, 0, 635, 0),
+        {"seconds": 203},
+    ),
+    ("cohere's rerank", {"billed_units": {"search_units": 2}}, (0, 0, 0, 0), {"rerank_searches": 2}),
+    ("cohere's embeddings of images", {"billed_units": {"images": 3}}, (0, 0, 0, 0), {"images": 3}),
+    (
+        "an assistant's run",
+        {
+            "prompt_tokens": 123,
+            "completion_tokens": 456,
+            "total_tokens": 579,
+            "prompt_token_details": {"cached_tokens": 100},
+        },
+        (23, 100, 456, 0),
+        {},
+    ),
+    (
         "mistral ocr",
         {"model": "mistral-ocr-2505", "usage_info": {"pages_processed": 29, "doc_size_bytes": 3002783}},
         (0, 0, 0, 0),
@@ -413,7 +455,9 @@ def test_a_body_is_read_into_disjoint_counts(
     for form in (
         body,
         json.dumps(body),
-        body if "usage_info" in body else {"id": "x", "usage": body, "choices": [], "other": [1, "a", None]},
+        body
+        if body.keys() & {"usage_info", "results", "embedding"}
+        else {"id": "x", "usage": body, "choices": [], "other": [1, "a", None]},
         {**body, "brand_new": {"cost": 0.1, "of": None}, "flag": True},
     ):
         usage = read_usage(form).usage
@@ -439,6 +483,31 @@ def test_a_body_is_read_into_disjoint_counts(
 )
 def test_a_named_provider_reads_its_forms(usage_of: str, body: Any) -> None:
     assert columns(read_usage(body, usage_of).usage) == (86, 1920, 108, 192)
+
+
+@pytest.mark.parametrize("usage_of", ["moonshotai", "openai", None])
+def test_cached_tokens_beside_the_details_are_read_under_any_name(usage_of: str | None) -> None:
+    body = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120, "cached_tokens": 64}
+    assert columns(read_usage(body, usage_of).usage) == (36, 64, 20, 0)
+
+
+@pytest.mark.parametrize(
+    ("usage_of", "body"),
+    [
+        ("voyageai", {"total_tokens": 10}),
+        ("openai-embeddings", {"total_tokens": 10}),
+        (None, {"object": "list", "model": "voyage-3", "usage": {"total_tokens": 10}}),
+        (
+            None,
+            {
+                "model": "voyage-multimodal-3",
+                "usage": {"image_pixels": 2000, "text_tokens": 5, "total_tokens": 10},
+            },
+        ),
+    ],
+)
+def test_embeddings_may_state_their_total_alone(usage_of: str | None, body: Any) -> None:
+    assert columns(read_usage(body, usage_of).usage) == (10, 0, 0, 0)
 
 
 def test_a_provider_that_adds_reasoning_is_taken_at_its_word_without_a_total() -> None:
@@ -499,12 +568,54 @@ def test_the_chunks_of_a_stream_are_read_together() -> None:
     assert columns(read_usage(bedrock).usage) == (4, 0, 2, 0)
 
 
+def test_a_stream_of_bedrock_is_read_with_the_details_of_the_models_maker() -> None:
+    """Bedrock's own sums end the stream; they do not say what was written to the cache for an hour."""
+    stream = [
+        {
+            "type": "message_start",
+            "message": {
+                "id": "m1",
+                "usage": {
+                    "input_tokens": 12,
+                    "cache_creation_input_tokens": 100,
+                    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 100},
+                    "output_tokens": 1,
+                },
+            },
+        },
+        {"type": "message_delta", "usage": {"output_tokens": 50}},
+        {
+            "type": "message_stop",
+            "amazon-bedrock-invocationMetrics": {
+                "inputTokenCount": 12,
+                "outputTokenCount": 50,
+                "cacheWriteInputTokenCount": 100,
+            },
+        },
+    ]
+    usage = read_usage(stream).usage
+    assert (columns(usage), amounts(usage)) == ((12, 0, 50, 0), {"cache_write_1h_tokens": 100})
+
+
+def test_pieces_of_one_response_may_have_ids_of_their_own() -> None:
+    chunks = [
+        {
+            "object": "chat.completion.chunk",
+            "id": str(count),
+            "usage": {**M5, "completion_tokens": 200 + count},
+        }
+        for count in (1, 100)
+    ]
+    assert columns(read_usage(chunks).usage) == (86, 1920, 108, 192)
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {"type": "response.completed", "response": {"model": "gpt-5-mini", "usage": CASES[3][1]}},
         {"custom_id": "1", "response": {"status_code": 200, "body": {"model": "gpt-5-mini", "usage": M5}}},
         {"usage": {"usage": M5}, "model": "gpt-5-mini"},
+        {"choices": [], "model": "gpt-5-mini", "x_groq": {"id": "r", "usage": M5}},
         {"usage": json.dumps(M5), "model": "gpt-5-mini"},
         {
             "model": "gpt-5-mini",
@@ -528,6 +639,8 @@ def test_the_usage_is_found_in_what_is_around_it(body: Any) -> None:
         ({"service_tier": "auto"}, ""),
         ({"serviceTier": {"type": "priority"}}, "priority"),
         ({"service_tier": None}, ""),
+        ({"performanceConfig": {"latency": "optimized"}}, "optimized"),
+        ({"performanceConfig": {"latency": "standard"}}, ""),
         ({"service_tier": "x" * 65}, ""),
     ],
 )
@@ -637,6 +750,36 @@ def test_the_variant_of_anthropic() -> None:
             "cached_tokens_details is missing",
         ),
         ({"prompt_tokens": TOKENS_MAX + 1, "completion_tokens": 1}, None, "usage", "at most 1,000,000,000"),
+        ({"total_tokens": 10}, None, "usage", "prompt_tokens is missing"),
+        ({"total_tokens": 10}, "openai", "usage", "prompt_tokens is missing"),
+        ({"inputTextTokenCount": 10}, "bedrock", "usage", "outputTokens is missing"),
+        (
+            {"input_tokens": 10, "cache_read_tokens": 3, "output_tokens": 5},
+            None,
+            "usage.cache_read_tokens",
+            "send the counts as tokens",
+        ),
+        (
+            {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": 5},
+            None,
+            "usage.prompt_tokens_details",
+            "must be an object of counts",
+        ),
+        (
+            {"prompt_tokens": 4, "completion_tokens": 1, "prompt_audio_seconds": "long"},
+            None,
+            "usage.prompt_audio_seconds",
+            "must be a number",
+        ),
+        (
+            [
+                {"type": "response.done", "response": {"id": "r1", "usage": CASES[4][1]}},
+                {"type": "response.done", "response": {"id": "r2", "usage": CASES[4][1]}},
+            ],
+            None,
+            "usage",
+            "send an event for each",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_rejected_by_name(

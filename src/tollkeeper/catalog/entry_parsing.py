@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar, cast, get_args
 import msgspec
 
 from tollkeeper.catalog.money_amounts import plain_money, struct_in
-from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key
+from tollkeeper.domain.catalog import KINDS, Entry, Invalid, Key, Price
 from tollkeeper.domain.money_fields import floats_in
 from tollkeeper.domain.rates import fraction_objection
 from tollkeeper.domain.requirements import requirement
@@ -69,6 +69,12 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
     if isinstance(entry, Key) and entry.profile not in (NATIVE, *names()):
         field = at_path(path, "profile")
         raise BadParameter(f"{field}: profile must be one of {', '.join((NATIVE, *names()))}", field=field)
+    if isinstance(entry, Price):
+        # Whole nanos are shown as text, and are the same rate when they come back.
+        rates = {
+            name: int(r) if isinstance(r, str) and r.isdecimal() else r for name, r in entry.rates.items()
+        }
+        entry = msgspec.structs.replace(entry, rates=rates)
     return _in_utc(entry, path)
 
 

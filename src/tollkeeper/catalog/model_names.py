@@ -4,11 +4,11 @@ Which model of the price list a name means, as clients write names. It finds a m
 The rule, in order; the first reading of the name that the list knows wins:
 
 1. Case, blanks around the name and `@` before a date do not matter; blanks inside are hyphens.
-2. *The seller.* A seller in front decides (`azure/…`, `openrouter/…`): what it does not sell has no price, even if
-   another sells it. These forms name their seller without saying so: Bedrock ids (`anthropic.claude-…-v1:0`, with
-   `us.`, `eu.`, `apac.`, `global.`, … in front) and ARNs are of `aws`; `models/…`, `publishers/<maker>/models/…` and
-   `projects/…` of `google`; `ft:…` of `openai`. A name without a seller is that of its maker: the one that the list
-   tells from the name, or the only maker that lists it.
+2. *The seller.* A seller in front decides (`azure/…`, `openrouter/…`, `openai:…`): what it does not sell has no
+   price, even if another sells it. These forms name their seller without saying so: Bedrock ids
+   (`anthropic.claude-…-v1:0`, with `us.`, `eu.`, `apac.`, `global.`, … in front) and ARNs are of `aws`; `models/…`,
+   `publishers/<maker>/models/…` and `projects/…` of `google`; `ft:…` of `openai`. A name without a seller is that
+   of its maker: the one that the list tells from the name, or the only maker that lists it.
 3. *The model.* The name must be one that the list has, or begin with one and go on with a date, a version, `latest`,
    `preview` and the like. Another number or another word makes another model (`…-4-10` is not `…-4-1`, `…-flash-lite`
    is not `…-flash`). Of a date that the list does not have, the model without the date is meant; the same for
@@ -95,8 +95,8 @@ _BEDROCK_MAKERS: Final = (
 _BEDROCK: Final = re.compile(
     rf"(?:(?P<where>[a-z]{{2,6}}(?:-gov)?)\.)?(?P<maker>{_BEDROCK_MAKERS})\.(?P<model>[a-z0-9].*)"
 )
-_PLACE: Final = re.compile(rf"(?:[a-z]{{2,6}}\.)?(?:(?:{_BEDROCK_MAKERS})\.)?")
-"""What may stand before a listed part of a Bedrock id. GovCloud has prices of its own."""
+_PLACE: Final = re.compile(rf"(?!global\.)(?:[a-z]{{2,6}}\.)?(?:(?:{_BEDROCK_MAKERS})\.)?")
+"""What may stand before a listed part of a Bedrock id. GovCloud and global endpoints have prices of their own."""
 _BEDROCK_VERSION: Final = re.compile(r"(?:-v\d+(?::\d+)?|-\d+:\d+|:\d+)(?::\d+k)?\Z")
 _ARN: Final = re.compile(
     r"arn:aws(?P<partition>-[a-z-]+)?:bedrock:(?P<region>[a-z0-9-]*):\d*:(?P<kind>[a-z-]+)/(?P<name>.+)"
@@ -106,6 +106,12 @@ _AWS_REGION: Final = re.compile(r"[a-z]{2}(?:-gov)?-[a-z]+-\d\Z")
 _AWS_APIS: Final = frozenset({"converse", "invoke", "converse_like", "runtime"})
 _VERTEX: Final = re.compile(
     r"(?:projects/[^/]+/)?(?:locations/[^/]+/)?publishers/(?P<maker>[^/]+)/models/(?P<model>[^/]+)\Z"
+)
+_GOOGLE_URL: Final = re.compile(r"(?:https://[a-z0-9.-]*googleapis\.com)?/?(?:v\d+(?:(?:alpha|beta)\d*)?/)?")
+"""What stands before the path of a model of Google in the URL of a call."""
+_GOOGLE_METHOD: Final = re.compile(
+    r":(?:generatecontent|streamgeneratecontent|(?:batch)?embedcontents?|counttokens|bidigeneratecontent|"
+    r"(?:streamraw|raw|stream)?predict|predictlongrunning)(?:\?.*)?\Z"
 )
 _CLAUDE: Final = re.compile(
     r"(?P<before>(?:anthropic/|anthropic\.)?claude)-(?P<version>\d(?:[.-]\d)?)-(?P<family>opus|sonnet|haiku)(?P<rest>(?:[-@:].*)?)\Z"
@@ -200,6 +206,9 @@ def _readings(snapshot: Any, name: str) -> Iterator[_Reading]:
         if arn["kind"] in _ARN_KINDS and not _is_gov(arn["partition"] or "", arn["region"]):
             yield from _bedrock_readings(arn["name"], "the ARN of a Bedrock model")
         return
+    path = _GOOGLE_URL.sub("", plain, count=1)
+    if path.startswith(("projects/", "publishers/", "locations/", "models/")):
+        plain = _GOOGLE_METHOD.sub("", path)
     if plain.startswith(("projects/", "publishers/", "locations/")):
         if vertex := _VERTEX.match(plain):
             yield _Reading("google", vertex["model"], "the path of a Vertex AI model")
@@ -216,6 +225,10 @@ def _readings(snapshot: Any, name: str) -> Iterator[_Reading]:
         return
     front, slash, rest = plain.partition("/")
     seller = _seller_of(snapshot, front) if slash and rest else ""
+    if not seller and ":" in front:
+        # As clients of many providers write it: `openai:gpt-4o`, `google-vertex:gemini-2.5-flash`.
+        front, _, rest = plain.partition(":")
+        seller = _seller_of(snapshot, front) if rest else ""
     if seller == "aws":
         yield from _aws_readings(rest, f"seller {front} in front")
     elif seller == "google":
@@ -387,7 +400,9 @@ def _matches(match: Any, name: str) -> bool:
     if kind == "ClauseOr":
         return any(_matches(part, name) for part in match.or_)
     if kind == "ClauseAnd":
-        return bool(match.is_match(name)) and any(_matches(part, name) for part in match.and_)
+        # An expression beside a text only excludes names (`…-tts`).
+        texts = [part for part in match.and_ if type(part).__name__ != "ClauseRegex"]
+        return bool(match.is_match(name)) and any(_matches(part, name) for part in texts or match.and_)
     if not match.is_match(name):
         return False
     if kind in ("ClauseEquals", "ClauseRegex"):
@@ -420,8 +435,9 @@ def _goes_on(beginning: str, name: str) -> bool:
     if beginning.endswith(".ft-"):
         return True
     if beginning[-1].isalnum() and tail[0].isalnum():
-        # A rule may stop inside a date (`claude-sonnet-4-2025`), and else names no word.
-        word = re.search(r"-(20\d*)\Z", beginning)
+        # A rule may stop inside a date (`claude-sonnet-4-2025`) or a build (`gemini-2.0-flash-0`), and else names no
+        # word.
+        word = re.search(r"-(20\d*|0\d?)\Z", beginning)
         if word is None:
             return False
         return _TAIL.match("-" + word[1] + tail) is not None

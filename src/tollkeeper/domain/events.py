@@ -311,7 +311,10 @@ def record_to_event(record: Record) -> dict[str, Any]:
         "revision": record.revision,
         "tags": record.tags,
         "quantities": quantities_json(record.quantities),
-        "provider_cost_nanos": str(record.provider_cost_nanos) if record.provider_cost_nanos else None,
+        # Left out beside a stated cost it would be that cost: see `domain.meter.cost_of`.
+        "provider_cost_nanos": str(record.provider_cost_nanos)
+        if record.provider_cost_nanos or (record.cost_state == "given" and record.cost_nanos)
+        else None,
         "variant": record.variant,
         "adjustment_nanos": str(record.adjustment_nanos) if record.adjustment_nanos else None,
     }

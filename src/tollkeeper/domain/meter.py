@@ -332,6 +332,8 @@ def same_body(stored: Record, given: Record) -> bool:
         ours |= PRICE_OF_BODY
     elif stored.cost_state == given.cost_state:
         ours |= {"credits"} if stored.credits and not given.credits else set()
+        # As of an event that does not state it: a customer is not shown what the provider pays.
+        ours |= {"provider_cost_nanos"} if given.provider_cost_nanos == given.cost_nanos else set()
     return same_fields(stored, given, ours)
 
 

@@ -39,6 +39,13 @@ PROMPT_CLASSES: Final = (
     "image_prompt_tokens",
 )
 COMPLETION_CLASSES: Final = ("audio_completion_tokens", "image_completion_tokens")
+COLUMN_FIELDS: Final = {
+    "prompt_tokens": "tokens.prompt",
+    "cached_prompt_tokens": "tokens.cached_prompt",
+    "completion_tokens": "tokens.completion",
+    "reasoning_tokens": "tokens.reasoning",
+}
+"""Token classes that are no quantities → the fields that state them."""
 TOKEN_CLASSES: Final = PROMPT_CLASSES + COMPLETION_CLASSES
 UNITS_KNOWN: Final = ("images", "seconds", "characters", "pages", "searches", "bytes", "tool_calls")
 
@@ -96,6 +103,8 @@ def parse_quantity(name: str, value: object) -> int:
             f"underscores, begin with a letter and have at most {NAME_CHARS_MAX} characters, e.g. seconds",
         )
     field = f"quantities.{name}"
+    if name in COLUMN_FIELDS:
+        raise BadQuantity(field, "bad_value", f"{field} has a field of its own: write {COLUMN_FIELDS[name]}")
     micros = micros_of(field, value)
     if micros > QUANTITY_MICROS_MAX:
         raise BadQuantity(field, "out_of_range", f"{field} must be at most {QUANTITY_UNITS_MAX}")

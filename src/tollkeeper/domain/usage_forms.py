@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tollkeeper.domain.quantities import TOKEN_CLASSES, UNITS_KNOWN
+
 PROVIDER_FIELDS: Final = frozenset(
     {
         "prompt_tokens",
@@ -54,9 +56,13 @@ _CLASSES: Final = {
 }
 """What callers write for classes of ours → where these are."""
 
+_VARIANTS: Final = frozenset({"service_tier", "serviceTier", "processing", "speed", "tier"})
+"""What providers and callers call the variant of a model."""
+_COSTS: Final = frozenset({"cost_usd", "total_cost", "costUsd", "totalCost"})
+
 
 def form_hint(field: str) -> str:
-    """Return what to do about *field* that is none of ours, `""` if it is none of a provider's usage object either."""
+    """Return what to write instead of *field*, which is none of ours; `""` if that cannot be told."""
     name = field.rpartition(".")[2]
     if name in PROVIDER_FIELDS:
         return (
@@ -67,4 +73,22 @@ def form_hint(field: str) -> str:
         )
     if field.startswith("tokens.") and name in _CLASSES:
         return f"{field} is not a class of tokens: write {_CLASSES[name]}"
+    if field in _VARIANTS:
+        return f'{field} is not a field: write it as variant, e.g. "variant": "flex"'
+    if field in UNITS_KNOWN or field in TOKEN_CLASSES:
+        return f'{field} is a quantity: write it in quantities, e.g. "quantities": {{"{field}": 2}}'
+    if field == "quantity":
+        return 'quantity is not a field: write quantities, e.g. "quantities": {"seconds": "61.5"}'
+    if field in _COSTS:
+        return f'{field} is not a field: write it as cost, money as text, e.g. "cost": "0.0123"'
+    return ""
+
+
+def type_hint(field: str) -> str:
+    """Return what to write in place of a value of another type than *field* has, `""` where its type says enough."""
+    if field == "credits":
+        return (
+            "credits must be a whole number: parts of a credit are a quantity, e.g. "
+            '"quantities": {"credits": "0.25"}'
+        )
     return ""

@@ -22,7 +22,7 @@ from tollkeeper.domain.money_fields import BadMoney, with_nanos
 from tollkeeper.domain.quantities import BadQuantity, quantities_json
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.requirements import requirement
-from tollkeeper.domain.usage_forms import form_hint
+from tollkeeper.domain.usage_forms import form_hint, type_hint
 from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMediaType
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.auth import Principal
@@ -264,8 +264,11 @@ def _decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         unknown = _UNKNOWN.match(what or message)
         if unknown is not None:
             named = f"{field}.{unknown[1]}" if field else unknown[1]
-            if hint := form_hint(named):
-                raise BadParameter(hint, field=named) from None
+            fields = "" if field else f": the fields are {', '.join(decoder.type.__struct_fields__)}"
+            hint = form_hint(named) or f"{named}: unknown field{fields}"
+            raise BadParameter(hint, field=named) from None
+        if "Expected" in what and (hint := type_hint(field)):
+            raise BadParameter(hint, field=field) from None
         raise BadParameter(f"{field or 'body'}: {requirement(message)}", field=field) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise Malformed(f"the body is not JSON: {exc}") from None

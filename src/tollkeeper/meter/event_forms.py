@@ -56,7 +56,4 @@ def plain_event(sent: Any) -> dict[str, Any] | None:
             # Ours: found from prices, or from the estimate, as it was the first time.
             plain.pop("cost_nanos", None)
             plain.pop("provider_cost_nanos", None)
-        else:
-            # An answer leaves out what is 0; without it a stated cost would be the provider's too.
-            plain.setdefault("provider_cost_nanos", 0)
     return plain

@@ -37,7 +37,7 @@ from tollkeeper.domain.quantities import (
 from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.meter.usage_bodies import located
-from tollkeeper.meter.usage_extractors import Family, Source, family_of, sources
+from tollkeeper.meter.usage_extractors import Family, Source, family_of, named_sources, sources
 
 _UNITS: Final = {
     "web_searches": "searches",
@@ -67,6 +67,8 @@ _CACHE_FIELDS: Final = frozenset(
         "cache_creation",
         "cacheReadTokens",
         "cacheWriteTokens",
+        "cache_read_tokens",
+        "cache_write_tokens",
     }
 )
 """Fields that state cached tokens in one dialect or another; one that an extractor leaves out is not ignored."""
@@ -76,7 +78,10 @@ _SPELLINGS: Final = {
         (("cache_creation_input_tokens",), ("prompt_tokens_details", "cache_write_tokens")),
         (("prompt_tokens_details", "cache_creation_tokens"), ("prompt_tokens_details", "cache_write_tokens")),
         (("prompt_cache_hit_tokens",), ("prompt_tokens_details", "cached_tokens")),
+        (("prompt_token_details", "cached_tokens"), ("prompt_tokens_details", "cached_tokens")),
+        (("cached_tokens",), ("prompt_tokens_details", "cached_tokens")),
     ),
+    "embeddings": ((("total_tokens",), ("prompt_tokens",)),),  # Voyage states nothing else.
     "gemini": (  # As its Live API has them.
         (("responseTokenCount",), ("candidatesTokenCount",)),
         (("responseTokensDetails",), ("candidatesTokensDetails",)),
@@ -86,11 +91,29 @@ _SPELLINGS: Final = {
         (("outputTokenCount",), ("outputTokens",)),
         (("cacheReadInputTokenCount",), ("cacheReadInputTokens",)),
         (("cacheWriteInputTokenCount",), ("cacheWriteInputTokens",)),
+        # As InvokeModel answers: models of Meta, and Titan.
+        (("prompt_token_count",), ("inputTokens",)),
+        (("generation_token_count",), ("outputTokens",)),
+        (("inputTextTokenCount",), ("inputTokens",)),
+        (("totalOutputTextTokenCount",), ("outputTokens",)),
     ),
 }
 """Other spellings of a family's fields → the extractors' own, which is set where it is absent."""
 
+_UNITS_BESIDE: Final = {
+    "chat": ((("prompt_audio_seconds",), "seconds"),),  # Of Mistral, which charges audio by its length.
+    "cohere": (
+        (("billed_units", "search_units"), "rerank_searches"),
+        (("billed_units", "images"), "images"),
+        (("billed_units", "classifications"), "classifications"),
+    ),
+}
+"""Fields of a family that state units and that no extractor reads → names of quantities."""
+
 _TOTALS: Final = ("total_tokens", "totalTokens", "totalTokenCount", "totalTokensCount")
+
+
+_ECHO_CHARS_MAX: Final = 64
 
 
 class ProviderUsage(NamedTuple):
@@ -216,6 +239,16 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
     """
     found = located(body, path)
     family = family_of(found.usage, path)
+    if (
+        family.name == "embeddings"
+        and "prompt_tokens" not in found.usage
+        and not _embeds(usage_of, found.model)
+    ):
+        raise BadParameter(
+            f"{path}: prompt_tokens is missing, total_tokens alone does not say what was used: send the usage object "
+            "whole, as the provider sent it. If it is of embeddings of Voyage, name voyageai in usage_of",
+            field=path,
+        )
     usage = _respelled(found.usage, family)
     best: _Reading | None = None
     failed: _Unreadable | None = None
@@ -238,13 +271,14 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
         raise BadParameter(str(failed), field=path)
     _check_nothing_lost(best, usage, family, path)
     counts = best.counts
+    quantities = {**counts.quantities, **_units_beside(usage, family, path)}
     return ProviderUsage(
         Usage(
             counts.prompt,
             counts.cached_prompt,
             counts.completion,
             counts.reasoning,
-            quantities=counts.quantities,
+            quantities={name: quantities[name] for name in sorted(quantities)},
             variant=found.variant,
             response_model=found.model,
         ),
@@ -302,11 +336,47 @@ def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
     if family.name == "bedrock" and isinstance(details := usage.get("cacheDetails"), list):
         stated = sum(item["inputTokens"] for item in details if isinstance(item.get("inputTokens"), int))
         usage.setdefault("cacheWriteInputTokens", stated)
-    if family.name == "cohere" and "billed_units" in usage:
+    if family.name == "bedrock" and isinstance(results := usage.get("results"), list):  # Titan's answers.
+        counts = [item.get("tokenCount") for item in results]
+        usage.setdefault("outputTokens", sum(count for count in counts if isinstance(count, int)))
+    if family.name == "bedrock" and "embedding" in usage:
+        usage.setdefault("outputTokens", 0)
+    if family.name == "cohere" and isinstance(billed := usage.get("billed_units"), dict):
         usage.pop("tokens", None)  # All that the model saw; what is charged are the billed units.
+        if any(step in billed for (_, step), _ in _UNITS_BESIDE["cohere"]):
+            billed.setdefault("input_tokens", 0)  # Searches of a rerank, and images, have no tokens.
     if family.name == "chat" and "prompt_tokens" in usage:
         usage.setdefault("completion_tokens", 0)  # A request that was stopped before its first token.
     return usage
+
+
+def _embeds(usage_of: str | None, model: str) -> bool:
+    """Return whether a body is said to be of embeddings, whose only tokens are those of the prompt."""
+    if usage_of is None:
+        return model.lower().rpartition("/")[2].startswith("voyage")
+    return all(source.family == "embeddings" for source in named_sources(usage_of))
+
+
+def _units_beside(usage: Mapping[str, Any], family: Family, path: str) -> dict[str, int]:
+    """
+    Return the quantities of `_UNITS_BESIDE` that a body states.
+
+    Raises:
+        BadParameter: One is no amount.
+    """
+    found = {}
+    for steps, name in _UNITS_BESIDE.get(family.name, ()):
+        value = _at(usage, steps)
+        if value in (None, 0) or isinstance(value, Mapping | list):
+            continue
+        field = ".".join((path, *steps))
+        if not isinstance(value, int | float) or not 0 < value <= QUANTITY_UNITS_MAX:
+            raise BadParameter(
+                f"{field} must be a number from 0 to {QUANTITY_UNITS_MAX:,}, not {str(value)[:_ECHO_CHARS_MAX]}",
+                field=field,
+            )
+        found[name] = int((Decimal(str(value)) * MICROS).to_integral_value(ROUND_HALF_EVEN))
+    return found
 
 
 def _at(usage: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -353,6 +423,13 @@ def _check_types(source: Source, usage: Mapping[str, Any], path: str) -> None:
         holder = inside
         for step in count.steps:
             holder = holder.get(step) if type(holder) is dict else None
+            if holder is not None and type(holder) not in (dict, list):
+                field = f"{path}.{step}"
+                raise BadParameter(
+                    f"{field} must be an object of counts, not {str(holder)[:_ECHO_CHARS_MAX]}: send the usage object "
+                    "whole, as the provider sent it",
+                    field=field,
+                )
         holders = holder if count.in_list and type(holder) is list else (holder,)
         for each in holders:
             value = each.get(count.name) if type(each) is dict else None
@@ -479,7 +556,7 @@ def _check_nothing_lost(reading: _Reading, usage: Mapping[str, Any], family: Fam
         if name in _CACHE_FIELDS and inner not in reading.read and value and value not in known:
             raise BadParameter(
                 f"{field} is {value:,}, which bodies read as {reading.source} do not have: name the provider whose "
-                "body this is in usage_of",
+                "body this is in usage_of, or send the counts as tokens, each token in one class",
                 field=field,
             )
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tollkeeper.domain.quantities import (
+    COLUMN_FIELDS,
     DECIMALS_MAX,
     MICROS,
     QUANTITIES_MAX,
@@ -53,7 +54,11 @@ def add_types(seen: dict[str, str], stated: Mapping[str, Any]) -> bool:
         if "text" in (kind, before) and kind != before:
             return False
         seen[name] = "float" if "float" in (kind, before) else kind
-    return len(seen) <= QUANTITY_NAMES_MAX and all(map(is_quantity_name, stated))
+    return (
+        len(seen) <= QUANTITY_NAMES_MAX
+        and all(map(is_quantity_name, stated))
+        and COLUMN_FIELDS.keys().isdisjoint(stated)
+    )
 
 
 def struct_of(types: tuple[tuple[str, str], ...]) -> pa.StructType:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from tollkeeper.domain.requirements import requirement
-from tollkeeper.domain.usage_forms import form_hint
+from tollkeeper.domain.usage_forms import form_hint, type_hint
 from tollkeeper.errors import BodyTooLarge, Malformed
 from tollkeeper.meter.fields import CACHE_VALUES
 
@@ -138,7 +138,7 @@ def _invalid(index: int, message: str) -> Rejection:
     if path == "tags":
         return Rejection(index, path, "wrong_type", "tags must be an object whose values are text")
     if _TYPE.fullmatch(what):
-        return Rejection(index, path, "wrong_type", f"{name} {requirement(what)}")
+        return Rejection(index, path, "wrong_type", type_hint(path) or f"{name} {requirement(what)}")
     return Rejection(index, path, "wrong_type", f"{name} is not of the type that an event has there")
 
 

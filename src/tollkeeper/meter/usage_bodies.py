@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from tollkeeper.domain.events import TEXT_CHARS_MAX
 from tollkeeper.domain.quantities import VARIANT_CHARS_MAX
 from tollkeeper.errors import BadParameter
-from tollkeeper.meter.usage_extractors import family_name
+from tollkeeper.meter.usage_extractors import ECHO_CHARS_MAX, family_name
 
 BODY_CHARS_MAX: Final = 256 * 1024
 """Most characters of a body given as text; a usage object has fewer than 2,000."""
@@ -35,7 +35,8 @@ _GEMINI_SNAKE: Final = frozenset(
     {"prompt_token_count", "candidates_token_count", "total_token_count", "token_count"}
 )
 _NUMBER: Final = re.compile(r"\d{1,15}(\.\d{1,9})?\Z", re.ASCII)
-_NESTED: Final = ("response", "message", "body", "result", "metadata", "data", "chunk")
+_METRICS: Final = "amazon-bedrock-invocationMetrics"
+_NESTED: Final = ("response", "message", "body", "result", "metadata", "data", "chunk", "x_groq")
 """Fields under which a response, or an event of a stream, has the part that states its usage."""
 
 
@@ -83,11 +84,7 @@ def located(body: Any, path: str) -> Found:
     elif isinstance(body, Sequence) and not isinstance(body, str):
         if len(body) > CHUNKS_MAX:
             raise BadParameter(f"{path} has over {CHUNKS_MAX:,} chunks: send the last", field=path)
-        found = None
-        for chunk in body:
-            part = _search(chunk, "", "", 0) if isinstance(chunk, Mapping) else None
-            if part is not None:
-                found = part if found is None else _joined(found, part)
+        found = _of_chunks(body, path)
     else:
         raise BadParameter(
             f"{path} must be the usage object of a response, e.g. "
@@ -105,6 +102,42 @@ def located(body: Any, path: str) -> Found:
     return found
 
 
+def _of_chunks(chunks: Sequence[Any], path: str) -> Found | None:
+    """
+    Return what the chunks of one stream say together.
+
+    Raises:
+        BadParameter: They are of several responses, whose counts would have to be added.
+    """
+    found = None
+    known_id = ""
+    for chunk in chunks:
+        part = _search(chunk, "", "", 0) if isinstance(chunk, Mapping) else None
+        if part is None:
+            continue
+        response_id = _response_id(chunk)
+        if known_id and response_id and response_id != known_id:
+            raise BadParameter(
+                f"{path} has the usage of several responses ({known_id[:ECHO_CHARS_MAX]}, "
+                f"{response_id[:ECHO_CHARS_MAX]}): send an event for each",
+                field=path,
+            )
+        known_id = known_id or response_id
+        if found is not None and _METRICS in chunk and family_name(found.usage) != "bedrock":
+            continue  # Bedrock's sums, with less detail than the usage of the model's maker before them.
+        found = part if found is None else _joined(found, part)
+    return found
+
+
+def _response_id(chunk: Mapping[Any, Any]) -> str:
+    """Return the id of the whole response that *chunk* is or ends; `""` for a chunk that is a piece of one."""
+    if chunk.get("object") == "chat.completion.chunk":
+        return ""  # Some servers give each chunk an id of its own.
+    inner = chunk.get("response", chunk.get("message", chunk))
+    value = inner.get("id") if isinstance(inner, Mapping) else None
+    return value if isinstance(value, str) else ""
+
+
 def _search(body: Mapping[Any, Any], model: str, variant: str, depth: int) -> Found | None:
     """Return the usage object within *body*, itself included, with the model and variant said around it."""
     model = _model_of(body) or model
@@ -120,8 +153,8 @@ def _search(body: Mapping[Any, Any], model: str, variant: str, depth: int) -> Fo
             if name == "tokenUsage":
                 return Found({"tokenUsage": _clean(part)}, model, variant)
             return Found(_clean(part), _model_of(part) or model, _variant_of(part) or variant)
-    if "amazon-bedrock-invocationMetrics" in body:
-        part = body["amazon-bedrock-invocationMetrics"]
+    if _METRICS in body:
+        part = body[_METRICS]
         return Found(_clean(part), model, variant) if isinstance(part, Mapping) else None
     if isinstance(meta := body.get("meta"), Mapping) and isinstance(meta.get("billed_units"), Mapping):
         return Found(_clean(meta), model, variant)
@@ -146,10 +179,10 @@ def _model_of(body: Mapping[Any, Any]) -> str:
 
 def _variant_of(body: Mapping[Any, Any]) -> str:
     """Return which variant of a model *body* says was used; `""` for its ordinary one."""
-    for name in ("speed", "service_tier", "serviceTier", "trafficType", "traffic_type"):
+    for name in ("speed", "service_tier", "serviceTier", "trafficType", "traffic_type", "performanceConfig"):
         value = body.get(name)
-        if isinstance(value, Mapping):  # Bedrock: {"type": "priority"}.
-            value = value.get("type")
+        if isinstance(value, Mapping):  # Bedrock: {"type": "priority"}, {"latency": "optimized"}.
+            value = value.get("type", value.get("latency"))
         if not isinstance(value, str) or len(value) > VARIANT_CHARS_MAX:
             continue
         # Enums come with their type in front: `SERVICE_TIER_FLEX`, `TrafficType.ON_DEMAND_PRIORITY`.
@@ -187,7 +220,8 @@ def _clean(body: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
     Counts come as text from 64-bit fields of protocol buffers, as `20.0` from languages with one type of number, and
     in snake case from Gemini's Python client.
     """
-    gemini = not body.keys().isdisjoint(_GEMINI_SNAKE)
+    # Models of Meta on Bedrock have `prompt_token_count` too.
+    gemini = not body.keys().isdisjoint(_GEMINI_SNAKE) and "generation_token_count" not in body
     clean: dict[str, Any] = {}
     for name, value in body.items():
         if not isinstance(name, str):

@@ -28,6 +28,8 @@ _NAMES: Final = {
     "vertex": "google",
     "bedrock": "aws",
     "xai": "x-ai",
+    "voyage": "openai/embeddings",
+    "voyageai": "openai/embeddings",
 }
 """Names of `usage_of` beside the providers of the list, `provider` or `provider/flavor`."""
 
@@ -115,6 +117,8 @@ def family_name(usage: Mapping[str, Any]) -> str:
         )
     if "completion_tokens" in fields:
         return "chat"
+    if fields & {"inputTextTokenCount", "generation_token_count"}:
+        return "bedrock"
     if fields & {"inputTokens", "outputTokens", "inputTokenCount", "outputTokenCount"}:
         # `cachedInputTokens`, `inputTokenDetails` and the like are of a client library, not of Bedrock.
         other = fields & {"cachedInputTokens", "reasoningTokens", "inputTokenDetails", "outputTokenDetails"}
@@ -140,7 +144,7 @@ def family_name(usage: Mapping[str, Any]) -> str:
         return "responses" if isinstance(details, dict) and "reasoning_tokens" in details else "anthropic"
     if "seconds" in fields:
         return "seconds"
-    return ""
+    return "embeddings" if "total_tokens" in fields else ""
 
 
 def family_of(usage: Mapping[str, Any], path: str) -> Family:
@@ -258,7 +262,7 @@ def _provider_id(name: str) -> str:
     return "" if provider is None else provider.id
 
 
-def _named(usage_of: str) -> tuple[Source, ...]:
+def named_sources(usage_of: str) -> tuple[Source, ...]:
     """Return the extractors that `usage_of` names."""
     if not isinstance(usage_of, str):
         raise BadParameter("usage_of must be text, e.g. openai", field="usage_of")
@@ -292,7 +296,7 @@ def sources(family: Family, usage_of: str | None, path: str) -> Iterator[Source]
     if usage_of is None:
         yield from common
         return
-    named = _named(usage_of)
+    named = named_sources(usage_of)
     own = [source for source in named if source.family == family.name]
     if own:
         yield from own

@@ -26,7 +26,7 @@ from tollkeeper.domain.events import (
 )
 from tollkeeper.domain.money_fields import BadMoney, is_money_name, with_nanos
 from tollkeeper.domain.requirements import requirement
-from tollkeeper.domain.usage_forms import form_hint
+from tollkeeper.domain.usage_forms import form_hint, type_hint
 from tollkeeper.errors import BadParameter
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -116,6 +116,8 @@ def fields_of(raw: Mapping[str, Any], of: type[S]) -> S:
             raise BadParameter(form, field=field)
         hint = f": the fields are {', '.join(of.__struct_fields__)}" if not path else ""
         what = "unknown field"
+    elif hint := type_hint(field):
+        raise BadParameter(hint, field=field)
     elif named:
         what = "missing: this field is required"
     raise BadParameter(f"{field or 'body'}: {requirement(what)}{hint}", field=field)
