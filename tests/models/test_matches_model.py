@@ -30,7 +30,7 @@ from tollkeeper.testing import ManualClock
 DAY_US = 86_400 * US_PER_S
 MODELS = ("gpt-4o", " GPT-4o-mini", "o3", "")
 USERS = ("u1", "u2", "U1", "")
-GPT4O, BY_USER, PER_MODEL, TOTAL, SECONDS = 3, 2, 90, 250, 40
+GPT4O, BY_USER, PER_MODEL, TOTAL, SECONDS = 7, 5, 40, 400, 10
 
 
 class Counted(NamedTuple):
@@ -299,15 +299,32 @@ class MatchesModel(RuleBasedStateMachine):
         user=st.sampled_from(USERS),
         amount=st.integers(1, 60),
         lasts=st.booleans(),
+        both=st.booleans(),
     )
-    def top_up(self, counted: Counted, model: str, user: str, amount: int, lasts: bool) -> None:
+    def top_up(self, counted: Counted, model: str, user: str, amount: int, lasts: bool, both: bool) -> None:
         """Of one value; the next request may use it."""
         value = counted.value(model, user)
         if value is not None:
             at = counter_id(counted, value)
             self.sources.posted[at].append((self.day, amount, lasts))
+            if both:
+                self.sources.posted[at].append((self.day, amount, not lasts))
             self.sources.commits += 1
             self.gate.counters.topped_up("a", at)
+
+    @rule(
+        user=st.sampled_from(USERS), amounts=st.tuples(*[st.integers(1, 60)] * 2), seconds=st.integers(0, 90)
+    )
+    def end_a_day_with_top_ups(self, user: str, amounts: tuple[int, int], seconds: int) -> None:
+        """Both kinds, used beyond what was held, and then the next day: rare where rules are drawn one by one."""
+        (counted,) = (each for each in COUNTED if each.name == "seconds")
+        for amount, lasts in zip(amounts, (True, False), strict=True):
+            self.top_up(counted, "gpt-4o", user, amount, lasts, both=False)
+        found = self.admit("gpt-4o", user, 1, 1)
+        if isinstance(found, Admission):
+            self.settle(found, "gpt-4o", user, 1, seconds, fails=False)
+        self.check_all()
+        self.wait(24)
 
     @rule(amount=st.integers(-80, 80), days_ago=st.integers(0, 1))
     def adjust(self, amount: int, days_ago: int) -> None:
