@@ -426,11 +426,11 @@ def test_each_key_or_project_of_an_account_has_a_budget(make: Make, account: str
             assert [isinstance(result, Admission) for result in results] == [True, True, False]
     owners = ("p1", "p2") if owner == "project" else (f"{account}-p1", f"{account}-p2")
     assert api.charged() == {
-        f"budget:b:{owner}:{name}#{model}": 2 for name in owners for model in ("o3", "gpt-4o")
+        f"budget:b/{owner}:{name}#{model}": 2 for name in owners for model in ("o3", "gpt-4o")
     }
     api.verify()
     api.events(("o3", None, 1), key="p1")
-    assert api.charged()[f"budget:b:{owner}:{owners[0]}#o3"] == 3
+    assert api.charged()[f"budget:b/{owner}:{owners[0]}#o3"] == 3
     api.verify()
 
 
@@ -642,3 +642,48 @@ def test_a_threshold_is_crossed_by_each_value_for_itself(make: Make, account: st
     assert [told["actions"] for told in data] == [[], [], []]
     api.site.webhooks.compare()
     assert isinstance(api.use(user="u2", nanos=1), Admission)
+
+
+def test_thresholds_of_values_are_those_of_what_each_has_with_its_top_ups(
+    make: Make, account: str, clock: ManualClock
+) -> None:
+    """What one end user bought moves the thresholds of no other, and what is left of it those of the next day."""
+    api = make(
+        Budget(id="b", account=account, amount=100, period="day", per="tag.user"),
+        Webhook(id="w", account=account, url="https://127.0.0.1:9", thresholds=[50, 100]),
+    )
+    toll = Tollkeeper(api.site)
+
+    def add(user: str, nanos: int, *, until_used: bool = False) -> None:
+        amount, values = f"0.{nanos:09d}", {"tag.user": user}
+        toll.top_up(account, "b", amount, id=unique("t"), until_used=until_used, values=values)
+
+    def told(**used: int) -> list[tuple[str, int, str, str]]:
+        """Use so much as each user; return `(value, threshold, used, limit)` of the messages since the last call."""
+        for user, nanos in used.items():
+            assert isinstance(api.use(user=user, nanos=nanos), Admission)
+        commit_all(api.site)
+        api.site.webhooks.compare()
+        with api.site.engine.connect() as connection:
+            bodies = connection.execute(sa.select(messages.c.body)).scalars().all()
+        data = [json.loads(body)["data"] for body in bodies]
+        found = {(d["value"], d["threshold"], d["used"], d["limit"], d["period"]["start"]) for d in data}
+        new = sorted(found - before)
+        before.update(found)
+        return [message[:4] for message in new]
+
+    before: set[tuple[Any, ...]] = set()
+    add("u1", 100)
+    add("u3", 100, until_used=True)
+    assert told(u1=80, u2=80, u3=120) == [("u2", 50, "80", "100"), ("u3", 50, "120", "200")]
+    add("u2", 300)
+    # Now 50 % of u2 are 200, and that threshold of the day is told.
+    assert told(u1=120, u2=120) == [("u1", 50, "200", "200"), ("u1", 100, "200", "200")]
+    assert told(u2=200) == [("u2", 100, "400", "400")]
+    clock.advance(seconds=86_400)
+    # Of what u3 bought 20 were used; what u1 and u2 bought was for the day before.
+    assert told(u1=50, u2=40, u3=89) == [("u1", 50, "50", "100")]
+    assert told(u3=1) == [("u3", 50, "90", "180")]
+    assert told(u3=90) == [("u3", 100, "180", "180")]
+    assert isinstance(api.use(user="u3", nanos=1), Denial)
+    api.verify()
