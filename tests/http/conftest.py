@@ -126,7 +126,7 @@ def _populate(api: Api, name: str) -> Owned:
     account = f"{name}-{uuid.uuid4().hex}"
     ids = {kind: f"{kind[:-1]}-of-{account}" for kind in (*_OWNED, "grants")}
     ids |= {"plans": f"plan-of-{account}", "routes": f"route-of-{account}", "prices": f"price-of-{account}"}
-    ids["models"] = f"model-of-{account}"
+    ids |= {"models": f"model-of-{account}", "markups": f"markup-of-{account}"}
     bodies = {
         f"plans/{ids['plans']}": {"sellable": False, "price_nanos": "100"},
         f"accounts/{account}": {"name": f"Name of {account}", "plan": ids["plans"]},
@@ -140,6 +140,7 @@ def _populate(api: Api, name: str) -> Owned:
         f"grants/{ids['grants']}": {"account": account, "amount_nanos": "5000000000"},
         f"routes/{ids['routes']}": {"method": "POST", "path": f"/v1/{account}", "price_nanos": 100},
         f"models/{ids['models']}": {"is": "azure/gpt-4o"},
+        f"markups/{ids['markups']}": {"account": account, "factor": "1.2"},
         f"prices/{ids['prices']}": {"model": f"model-of-{account}", "account": account},
         f"webhooks/{ids['webhooks']}": {"account": account, "url": "https://a.example"},
     }

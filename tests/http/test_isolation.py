@@ -141,6 +141,7 @@ def _current(kind: str, world: World) -> dict[str, Any]:
         "routes": {"method": "POST", "path": f"/v1/{a.account}", "price_nanos": "100"},
         "models": {"is": "azure/gpt-4o"},
         "prices": {"model": f"model-of-{a.account}", "account": a.account},
+        "markups": {"account": a.account, "factor": "1.2"},
         "webhooks": {"account": a.account, "url": "https://a.example"},
     }
     return bodies.get(kind, {})

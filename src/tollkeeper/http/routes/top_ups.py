@@ -35,6 +35,13 @@ def handlers() -> list[HTTPRouteHandler]:
     return [top_up_budget]
 
 
+class TopUpBody(TopUpRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to add to which budget. *id* makes it safe to repeat: the same id with the same body counts once."""
+
+    account: str | None = None
+    """The account whose budget it is, unless the query names it."""
+
+
 @post(
     f"{PREFIX}/budgets/{{entry_id:str}}/top-up",
     request_max_body_size=BODY_BYTES_MAX,
@@ -51,7 +58,10 @@ def handlers() -> list[HTTPRouteHandler]:
             "period's own amount stays as it is. The budget is named by its id, or by its name in a plan. "
             "A repeat with the same id and body adds nothing.",
             query=(QueryDoc("account", "The account whose budget it is. Or state it in the body."),),
-            body=BodyDoc({"application/json": TopUpRequest}, {"id": "invoice-2026-05", "amount": "5.00"}),
+            body=BodyDoc(
+                {"application/json": TopUpBody},
+                {"account": "acme", "id": "invoice-2026-05", "amount": "5.00"},
+            ),
             problems=(404, 409, 413, 415),
         )
     ),
