@@ -46,6 +46,7 @@ CODES = {
     "bad_time",
     "time_too_old",
     "time_in_future",
+    "bad_usage",
 }
 
 GOOD: dict[str, Any] = {
