@@ -242,7 +242,7 @@ def test_what_cannot_be_topped_up_is_told(pool):
             pool.top_up(budget=budget, **fields)
     with pytest.raises(NotFound):
         pool.toll.top_up(unique("acct"), "pool", "5.00", id="t1")
-    assert pool.status()[0] == 60
+    assert pool.status()[0] == 10
 
 
 def test_a_period_from_first_use_is_topped_up_while_it_runs_or_until_used(pool, clock):
