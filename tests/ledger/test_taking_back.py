@@ -423,6 +423,20 @@ def test_an_adjustment_of_a_key_moves_what_its_requests_are_charged_to(bank: Ban
     assert (bank.counter("budget:web"), bank.counter("budget:all"), bank.balance) == (5, 8, 98)
 
 
+def test_a_repeat_is_answered_after_its_key_moved(bank: Bank) -> None:
+    key_id = f"{bank.account}-plain"
+    assert not bank.adjust(4, key_id=key_id).repeated
+    before = bank.counter("budget:web")
+    set_up(bank.site, Project(id="app", account=bank.account))
+    set_up(bank.site, Key(id=key_id, account=bank.account, project="app"))
+    assert bank.adjust(4, key_id=key_id).repeated
+    assert bank.adjust(4, key_id=key_id, project_id="web").repeated
+    for other in ({"units": 5}, {"units": 4, "project_id": "app"}):
+        with pytest.raises(EventConflict):
+            bank.adjust(key_id=key_id, **other)
+    assert bank.counter("budget:web") == before
+
+
 def test_a_late_adjustment_counts_in_its_own_period(bank: Bank) -> None:
     now_us = bank.site.clock.now_us()
     bank.adjust(5, at_us=now_us - 2 * DAY_US)

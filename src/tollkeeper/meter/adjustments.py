@@ -65,6 +65,13 @@ class Adjustments:
             check_adjustment(asked, self._clock.now_us())
         except BadAdjustment as exc:
             raise BadParameter(str(exc), field=exc.field) from None
+        if self._directory.account(asked.account_id) is None:
+            raise NotFound(f"there is no account {asked.account_id[:64]!r}: create it")
+        with self._pending.looking_up():
+            found = self._record(asked.account_id, asked.id)
+        # Before anything else: its key may have another project by now, or be gone.
+        if found is not None and same_adjustment(found, _of_project(asked, found)):
+            return Adjusted(found, True)
         asked = self._resolved(asked)
         for _ in range(_TRIES):
             # Until the commit thread has looked: what is delivered meanwhile must not be missed by both.
@@ -106,8 +113,6 @@ class Adjustments:
     def _resolved(self, asked: Adjustment) -> Adjustment:
         """Return *asked* with the project of its key. Raises as `post` for what does not exist."""
         account_id, directory = asked.account_id, self._directory
-        if directory.account(account_id) is None:
-            raise NotFound(f"there is no account {account_id[:64]!r}: create it")
         if asked.key_id:
             stored = directory.key(asked.key_id)
             if stored is None or stored.entry.account != account_id or not stored.entry.is_metered:
@@ -147,3 +152,10 @@ class Adjustments:
         pair = pa.table({"account_id": [account_id], "id": [id_]})
         known: int = self._store.known_ids(pair).num_rows
         return known > 0
+
+
+def _of_project(asked: Adjustment, found: Record) -> Adjustment:
+    """Return *asked* with the project that its key had when *found* was booked, where it names none."""
+    if asked.project_id or not asked.key_id:
+        return asked
+    return asked._replace(project_id=found.project_id)
