@@ -100,6 +100,15 @@ method = "POST"
 path = "/v1/scans/{id}"
 credits = 2
 
+[[models]]
+id = "my-deployment"
+is = "azure/gpt-4o"
+
+[[markups]]
+id = "m1"
+plan = "pro"
+factor = "1.2"
+
 [[webhooks]]
 id = "w1"
 account = "acme"
@@ -311,7 +320,7 @@ GRANT = '[[grants]]\nid = "g"\naccount = "acme"\n'
         (
             PLAN + "budgets = [{ name = 'a', amount = 1, per = 'x' }]",
             "plans[0].budgets[0].per",
-            "must be one of subscription, key",
+            "is none of subscription, key",
         ),
         (
             PLAN + "budgets = [{ name = 'a', amount = 1, period = 'fortnight' }]",
@@ -321,7 +330,7 @@ GRANT = '[[grants]]\nid = "g"\naccount = "acme"\n'
         (GRANT + "amount_nanos = 1.5", "grants[0].amount_nanos", "whole number"),
         (GRANT + "amount_nanos = 1e9", "grants[0].amount_nanos", "whole number"),
         (GRANT + "amount_nanos = nan", "grants[0].amount_nanos", "whole number"),
-        (GRANT + "amount_nanos = '5'", "grants[0].amount_nanos", "must be an integer, not text"),
+        (GRANT + "amount_nanos = 'five'", "grants[0].amount_nanos", "whole number"),
         (GRANT + "amount_nanos = -5", "grants[0].amount_nanos", ">= 1"),
         (GRANT + "amount_nanos = 9223372036854775808", "grants[0].amount_nanos", "<= 9223372036854775807"),
         (
