@@ -208,6 +208,36 @@ def test_an_unanswered_call_may_count_or_not_but_everywhere_the_same() -> None:
     assert world.found() == set()
 
 
+@pytest.mark.parametrize(
+    ("correction", "there"),
+    [
+        (call("void_event", "cut", {"event": "a"}, T0 + SECOND, 0), Measures()),
+        (call("amend", "cut", {"event": "a", "cost_nanos": 9}, T0 + SECOND, 0), stated(9)),
+    ],
+)
+def test_an_unanswered_correction_is_there_or_not(correction: JournaledCall, there: Measures) -> None:
+    world = World()
+    world.calls.append(correction)
+    assert world.found() == set()
+    before = world.seen.events["a"]
+    world.event("a", there)
+    more = Measures(there.requests - 1, there.cost_nanos - before.cost_nanos, there.provider_nanos - 5)
+    world.key("meter-1", world.seen.keys["meter-1"].plus(more))
+    for name in ("meter-1", "b1-0"):
+        world.budget(name, AMPLE, world.seen.budgets[name].used + more.cost_nanos)
+    assert world.found() == set()
+    world.event("a", stated(8))
+    assert "lost" in world.found()
+
+
+def test_an_unanswered_void_of_an_adjustment_is_there_or_not() -> None:
+    world = World()
+    world.replace("z", call("void_event", "z", {"event": "gone"}, T0 + SECOND, 0))
+    assert world.found() == set()
+    world.adjustment("gone", Measures(adjusted_nanos=39))
+    assert "lost" in world.found()
+
+
 def test_an_unanswered_adjustment_may_count_or_not_but_everywhere_the_same() -> None:
     world = World()
     world.adjustment("lost", Measures(adjusted_nanos=-2))

@@ -111,26 +111,33 @@ class BookedEvent:
         body: What it states, as it was corrected last.
         must: Whether it was acknowledged; else it may count or not.
         voided: It was acknowledged that it does not count.
+        perhaps: What it may count as instead, after a correction without an answer.
     """
 
-    __slots__ = ("body", "key", "must", "voided")
+    __slots__ = ("body", "key", "must", "perhaps", "voided")
 
     def __init__(self, key: str, body: Mapping[str, Any]) -> None:
         self.key = key
         self.body = body
         self.must = self.voided = False
+        self.perhaps: Measures | None = None
+
+    def amended(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Return its body after a correction."""
+        quantities = {**self.body.get("quantities", {}), **changes.get("quantities", {})}
+        return {**self.body, **changes, "quantities": quantities}
 
 
 class BookedAdjustment:
     """What is due of one adjustment, in the words of `BookedEvent`."""
 
-    __slots__ = ("account", "amount", "key", "must", "voided")
+    __slots__ = ("account", "amount", "key", "must", "perhaps_void", "voided")
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self.account: str = body["account"]
         self.key: str = body.get("key_id", "")
         self.amount: int = body["amount_nanos"]
-        self.must = self.voided = False
+        self.must = self.voided = self.perhaps_void = False
 
     def moves(self, bound: Bound) -> bool:
         """Return whether it is given to what *bound* counts: of its key, or of its account as a whole."""
@@ -321,11 +328,15 @@ def _booked(
             for body in call.body:
                 event = found.setdefault(body["id"], BookedEvent(body["key_id"], body))
                 event.must |= call.acknowledged and not call.answer["rejected"]
-        elif call.op in ("amend", "void_event") and call.acknowledged and call.body["event"] in found:
+        elif call.op in ("amend", "void_event") and call.body["event"] in found:
             event = found[call.body["event"]]
-            event.voided = call.op == "void_event"
-            quantities = {**event.body.get("quantities", {}), **call.body.get("quantities", {})}
-            event.body = {**event.body, **call.body, "quantities": quantities}
+            if call.acknowledged:
+                event.voided = call.op == "void_event"
+                event.body = event.amended(call.body)
+            elif call.answered_us is None:
+                # The last that its client did: a call without an answer ends its connection.
+                voids = call.op == "void_event"
+                event.perhaps = _NOTHING if voids else measures_of(event.amended(call.body))
     return found
 
 
@@ -336,8 +347,9 @@ def _adjusted(calls: Sequence[JournaledCall]) -> dict[str, BookedAdjustment]:
         if call.op == "adjust":
             adjustment = found.setdefault(call.body["id"], BookedAdjustment(call.body))
             adjustment.must |= call.acknowledged
-        elif call.op == "void_event" and call.acknowledged and call.body["event"] in found:
-            found[call.body["event"]].voided = True
+        elif call.op == "void_event" and call.body["event"] in found:
+            found[call.body["event"]].voided |= call.acknowledged
+            found[call.body["event"]].perhaps_void |= call.answered_us is None
     return found
 
 
@@ -345,6 +357,8 @@ def _events(booked: Mapping[str, BookedEvent], seen: Seen) -> Iterator[Finding]:
     for id_, event in booked.items():
         there, due = seen.events.get(id_, _NOTHING), measures_of(event.body)
         count = there.requests
+        if there == event.perhaps and not event.voided:
+            continue
         if count > 1:
             yield Finding("double-counted", f"{id_} counts {count} times: {there}", (id_,))
         elif event.voided and there != _NOTHING:
@@ -369,7 +383,7 @@ def _adjustments(adjusted: Mapping[str, BookedAdjustment], seen: Seen) -> Iterat
         there = seen.adjustments.get(id_, _NOTHING)
         nanos = there.adjusted_nanos
         allowed = {0} if adjustment.voided else {adjustment.amount}
-        if not adjustment.must:
+        if not adjustment.must or adjustment.perhaps_void:
             allowed.add(0)
         if there != _NOTHING._replace(adjusted_nanos=nanos):
             yield Finding("double-counted", f"adjustment {id_} counts as a request: {there}", (id_,))
