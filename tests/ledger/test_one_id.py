@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import Install
 from tests.ledger.test_holds import PRICE, Api, cost, expire
+from tollkeeper.domain.adjustments import Adjustment
 from tollkeeper.domain.bookings import HoldBody
 from tollkeeper.domain.catalog import Project
 from tollkeeper.domain.decisions import Denial
@@ -527,3 +528,42 @@ def test_a_hold_stored_without_a_project_is_that_of_its_key() -> None:
         b'"at_us":1,"expires_at_us":2,"fingerprint":"","tags":{}}'
     )
     assert msgspec.json.decode(body, type=HoldBody).project is None
+
+
+@pytest.mark.parametrize("door", ["event", "adjustment"])
+def test_a_repeat_of_what_is_being_committed_waits_for_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    """Else it would be answered as booked, and be nowhere: here the commit fails."""
+
+    def post() -> bool:
+        """Return whether it was answered as a repeat."""
+        if door == "adjustment":
+            asked = Adjustment("one", api.account, 5, "goodwill")
+            return api.site.adjustments.post(asked).repeated
+        return record(api, "one")[1] == 1
+
+    committing, go_on = threading.Event(), threading.Event()
+    ledger = api.site.ledger
+    commit = ledger.commit
+
+    def fail_once(group: Any) -> Any:
+        if not group.outbox:
+            return commit(group)
+        monkeypatch.setattr(ledger, "commit", commit)
+        committing.set()
+        go_on.wait(10)
+        raise RuntimeError("this commit fails")
+
+    monkeypatch.setattr(ledger, "commit", fail_once)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post)
+        assert committing.wait(10)
+        again = pool.submit(post)
+        # Time to look the id up, and to answer if it does not wait.
+        with pytest.raises(TimeoutError):
+            again.result(0.5)
+        go_on.set()
+        assert again.result(10) is False, "it is the first that is booked"
+        assert first.exception(10) is not None
+    assert post() is True

@@ -113,6 +113,65 @@ def test_an_event_that_counts_twice_is_named(tampered) -> None:
     assert [f for f in found if f.kind == "double-counted" and f.ids == (named[0],)]
 
 
+@pytest.mark.parametrize("kind", ["request", "adjustment"])
+def test_what_was_taken_out_of_the_usage_store_is_named(tampered, kind: str) -> None:
+    """Behind the ledger's back: an event with its price, and an adjustment."""
+    named: list[str] = []
+
+    def spoil(data: Path) -> None:
+        store = ClickHouseUsageStore.open(f"chdb://{data / 'usage'}")
+        try:
+            ids = [
+                (account, row["id"])
+                for account in ("meter-1", "pools-1")
+                for piece in store.export(account, 0, 2**52)
+                for row in piece.to_pylist()
+                if row["kind"] == kind
+            ]
+            records = store.records(ids).values()
+            row = next(record for record in records if record.sign > 0 and not record.denied_reason)
+            store.append(table_of([row._replace(sign=-1, amendment_id="taken out")]), "taken out")
+            named.append(row.id)
+        finally:
+            store.close()
+
+    found = tampered(spoil)
+    assert {finding.kind for finding in found} >= {"lost", "verify"}
+    assert [f for f in found if f.kind == "lost" and f.ids == (named[0],)]
+
+
+def test_a_top_up_that_was_applied_twice_is_named(tampered) -> None:
+    """Under another id, so the ledger agrees with itself."""
+
+    def spoil(data: Path) -> None:
+        with sqlite3.connect(data / "ledger.sqlite3") as ledger:
+            added = ledger.execute(
+                "INSERT INTO top_ups SELECT account_id, id || '-again', counter_id, budget, unit, amount, until_used,"
+                " posted_at_us FROM top_ups LIMIT 1"
+            )
+            assert added.rowcount == 1
+
+    found = tampered(spoil)
+    assert [(finding.kind, finding.what.split(" allows ")[0]) for finding in found] == [
+        ("double-counted", "budget topped-1")
+    ]
+
+
+def test_money_that_left_a_balance_is_named(tampered) -> None:
+    """As if an adjustment had been taken back there alone."""
+
+    def spoil(data: Path) -> None:
+        with sqlite3.connect(data / "ledger.sqlite3") as ledger:
+            changed = ledger.execute(
+                "UPDATE pools SET overdraft_nanos = overdraft_nanos + 5 WHERE account_id = 'pools-1'"
+            )
+            assert changed.rowcount == 1
+
+    found = tampered(spoil)
+    assert {finding.kind for finding in found} == {"lost", "double-counted", "verify"}
+    assert any(finding.what.startswith("balance of pools-1") for finding in found)
+
+
 def test_an_acknowledged_event_whose_outbox_row_is_gone_is_named(attacked: Run, tampered) -> None:
     """The counters have it, the usage store never gets it."""
 

@@ -125,6 +125,10 @@ class Pending:
             or key in self._set_aside
         )
 
+    def is_committing(self, keys: Iterable[str]) -> bool:
+        """Return whether one of *keys* is being committed: it is here, and not durable yet."""
+        return any(self._seqs.get(key) == _COMMITTING for key in keys)
+
     def add(self, keys: Sequence[str], records: pa.Table | Sequence[Record] | None) -> None:
         """
         Add ids that are about to be committed; `committed` or `drop` must follow.

@@ -25,7 +25,7 @@ from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pending import TOO_MANY, Pending, key_of
-from tollkeeper.meter.booking import book
+from tollkeeper.meter.booking import book, wait_for_commits
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import table_of
 
@@ -97,6 +97,9 @@ class Adjustments:
                 raise EventConflict(
                     f"{asked.id[:128]!r} is the id of an event or of another adjustment: use a new id."
                 )
+            if self._pending.is_committing([key]):
+                wait_for_commits(self._committer)
+                raise Stale  # It may have failed: look again.
             return Adjusted(found, True)
         if self._pending.is_held(key) or self._pending.is_own(key):
             raise EventConflict(f"{asked.id[:128]!r} is the id of an open hold: use a new id.")

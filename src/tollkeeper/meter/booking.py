@@ -9,7 +9,7 @@ import pyarrow as pa
 from tollkeeper.domain.bookings import CounterAt
 from tollkeeper.domain.draws import DrawRun
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.ledger.commit_tasks import Batch
+from tollkeeper.ledger.commit_tasks import Batch, ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.record_columns import to_ipc
 
@@ -49,4 +49,18 @@ def book(
             corrections=corrections,
         )
     )
+    future.wait()
+
+
+def wait_for_commits(committer: Committer) -> None:
+    """
+    Return when what is being committed now is durable, or has failed.
+
+    A repeat waits for the record that it repeats: its answer says that the record is booked.
+
+    Raises:
+        Unavailable: The ledger cannot be written.
+    """
+    future = CommitFuture()
+    committer.submit(ReadBarrier(lambda: None, future))
     future.wait()

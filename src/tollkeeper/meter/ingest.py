@@ -18,7 +18,7 @@ from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import TOO_MANY, Pending
-from tollkeeper.meter.booking import book
+from tollkeeper.meter.booking import book, wait_for_commits
 from tollkeeper.meter.charges import charge_columns
 from tollkeeper.meter.decode import Decoded
 from tollkeeper.meter.dedupe import dedupe, keys_of
@@ -93,6 +93,9 @@ class Ingest:
             rejected = decoded.count - resolved.table.num_rows
             with self._pending.looking_up():
                 fresh, duplicates, conflicts = dedupe(resolved, self._store, self._pending)
+                if duplicates and self._pending.is_committing(keys_of(resolved.table)):
+                    wait_for_commits(self._committer)
+                    continue  # It may have failed: look again.
                 # Each list has its first, so the first of all of them are among these.
                 rejections = sorted(rejections + conflicts)[:REJECTIONS_SHOWN]
                 rejected += resolved.table.num_rows - fresh.num_rows - duplicates

@@ -26,8 +26,8 @@ from tollkeeper.prove.journal import ANSWER_S_MAX, TIMED_OUT, Journal, Op
 from tollkeeper.prove.plan import (
     Correct,
     Cut,
+    Manage,
     Post,
-    Put,
     Scale,
     SpendStep,
     Step,
@@ -81,18 +81,17 @@ class ClientConnection:
             self._call("void", id_, "POST", "/void", {"hold_id": id_}, ())
         self._http.close()
 
-    def _do(self, step: Post | Correct | Put) -> None:
+    def _do(self, step: Post | Correct | Manage) -> None:
         if isinstance(step, Post):
             events = [event_of(self._seed, id_, changed=step.changed) for id_ in step.events]
             self._call("events", step.id, "POST", "/events", events, step.cuts)
-        elif isinstance(step, Put):
-            self._call(step.kind, step.id, "PUT", f"/{step.kind}/{step.entry['id']}", step.entry, step.cuts)
+        elif isinstance(step, Manage):
+            method = "PUT" if step.op in ("grants", "budgets") else "POST"
+            self._call(step.op, step.id, method, step.path, step.body, step.cuts, step.given_up)
         else:
-            op: Op = "void_event" if step.cost is None else "amend"
-            body: dict[str, Any] = {"correction_id": step.id}
-            if step.cost is not None:
-                body["cost_nanos"] = step.cost
-            path = f"/events/{step.event}/{'void' if step.cost is None else 'amend'}"
+            op: Op = "void_event" if step.changes is None else "amend"
+            body = {"correction_id": step.id, **(step.changes or {})}
+            path = f"/events/{step.event}/{'void' if step.changes is None else 'amend'}"
             self._call(op, step.id, "POST", path, {**body, "event": step.event}, step.cuts)
 
     def _authorize(self, step: SpendStep) -> bool:
@@ -101,9 +100,9 @@ class ClientConnection:
             "key": secret_of(step.key),
             "path": "/v1/any",
             "id": step.id,
-            "cost_nanos": step.amount,
             "ttl_s": step.ttl_s,
-            "tags": {"op": step.id},
+            **step.asked,
+            "tags": {**step.asked.get("tags", {}), "op": step.id},
         }
         given_up = step.given_up == "authorize"
         return self._call("authorize", step.id, "POST", "/authorize", body, step.cuts, given_up) == 200
@@ -112,9 +111,7 @@ class ClientConnection:
         if step.ending == "none":
             return
         op: Op = "void" if step.ending == "void" else "settle"
-        body: dict[str, Any] = {"hold_id": step.id}
-        if op == "settle":
-            body["cost_nanos"] = step.cost
+        body = {"hold_id": step.id, **(step.used if op == "settle" else {})}
         self._call(op, step.id, "POST", f"/{op}", body, step.ending_cuts, step.given_up == "ending")
 
     def _call(

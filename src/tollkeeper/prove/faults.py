@@ -15,6 +15,7 @@ IN_TRAFFIC: Final[tuple[Fault, ...]] = ("kills", "noisy", "minting")
 NOT_COVERED: Final = (
     "torn copies: a file of the usage store copied while it is written (copies here are of one instant each)",
     "a usage store on a ClickHouse server: only chDB is attacked",
+    "budgets whose period ends, limits by tag, kind or route, variants, list prices: docs/prove.md has all",
     "several nodes, a clock that is set back, a power cut that loses what was not synced",
 )
 """What no run draws; a report says so, as an omission would read as a proof."""

@@ -14,7 +14,19 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-Op = Literal["authorize", "settle", "void", "events", "amend", "void_event", "grants", "budgets"]
+Op = Literal[
+    "authorize",
+    "settle",
+    "void",
+    "events",
+    "amend",
+    "void_event",
+    "grants",
+    "budgets",
+    "top_up",
+    "adjust",
+    "revoke",
+]
 
 
 ANSWER_S_MAX: Final = 30

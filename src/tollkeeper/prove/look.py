@@ -6,16 +6,21 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from http.client import HTTPException
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Unavailable
-from tollkeeper.prove.plan import Round, accounts_of
+from tollkeeper.prove.amounts import MICROS, Measures
+from tollkeeper.prove.plan import Bound, Round, accounts_of, label_of
 
 QUIET_S_MAX: Final = 60
 """By then the last hold has expired and all events are delivered."""
 _PAGE_SIZE: Final = 50_000
+_MEASURES: Final = (
+    "requests,denied,cost_nanos,provider_cost_nanos,tokens,quantity.seconds,quantity.images,adjustments_nanos"
+)
 
 
 class Counted(NamedTuple):
@@ -25,23 +30,39 @@ class Counted(NamedTuple):
     cost_nanos: int
 
 
+class CreditSeen(NamedTuple):
+    """An account's credit balance, and what is spent of it."""
+
+    balance_nanos: int
+    spent_nanos: int
+
+
+class BudgetSeen(NamedTuple):
+    """What a budget has: *allowed* with its top-ups. Seconds are in millionths."""
+
+    allowed: int
+    used: int
+
+
 class Seen(NamedTuple):
     """
     The answers.
 
     Attributes:
         events: Every event that counts, by its tag `op`; "" are those without. From the events themselves.
-        keys: The same per api key, from the rollups.
-        used: Budget name → what its counter has.
-        spent_nanos: Of the credit balance that the round's keys draw on.
+        adjustments: Every adjustment that counts, by its reason, in the same way.
+        keys: All of them per api key, from the rollups.
+        budgets: By their labels (`plan.label_of`), or by their ids.
+        credit: Account → its balance and what is spent of it.
         grants: Id of each grant of the round's accounts → its amount in nanos.
         holds_open: Holds that never ended.
     """
 
-    events: Mapping[str, Counted]
-    keys: Mapping[str, Counted]
-    used: Mapping[str, int]
-    spent_nanos: int
+    events: Mapping[str, Measures]
+    adjustments: Mapping[str, Measures]
+    keys: Mapping[str, Measures]
+    budgets: Mapping[str, BudgetSeen]
+    credit: Mapping[str, CreditSeen]
     grants: Mapping[str, int]
     holds_open: int
 
@@ -59,21 +80,54 @@ def look(server: Server, key: str, plan: Round) -> Seen:
     """
     holds_open = _wait_for_holds(server.url, key)
     accounts = accounts_of(plan.number)
-    used: dict[str, int] = {}
-    for key_id in (
-        *dict.fromkeys(key_id for bound in plan.bounds for key_id in bound.keys),
-        f"meter-{plan.number}",
-    ):
-        used |= {b["name"]: int(b["used"]) for b in server.call("GET", f"/keys/{key_id}/state")["budgets"]}
-    balances = [server.call("GET", f"/accounts/{account}/balance") for account in accounts]
+    budgets: dict[str, BudgetSeen] = {}
+    for bound in plan.bounds:
+        budgets |= _budgets(server, bound, plan.number)
+    balances = {account: server.call("GET", f"/accounts/{account}/balance") for account in accounts}
+    # A filter that no rollup has: the answer is from the events.
+    of_events = [("denied_reason", "")]
     return Seen(
-        events=dict(usage(server, accounts, "tag.op", [("denied_reason", "")])),
-        keys=dict(usage(server, accounts, "key", [])),
-        used=used,
-        spent_nanos=int(balances[1]["spent_nanos"]),
-        grants={grant["id"]: int(grant["amount_nanos"]) for b in balances for grant in b["grants"]},
+        events=_measured(server, accounts, "tag.op", of_events),
+        adjustments=_measured(server, accounts, "tag.reason", of_events),
+        keys=_measured(server, accounts, "key", []),
+        budgets=budgets,
+        credit={
+            account: CreditSeen(int(balance["balance_nanos"]), int(balance["spent_nanos"]))
+            for account, balance in balances.items()
+        },
+        grants={g["id"]: int(g["amount_nanos"]) for balance in balances.values() for g in balance["grants"]},
         holds_open=holds_open,
     )
+
+
+def _budgets(server: Server, bound: Bound, number: int) -> Iterator[tuple[str, BudgetSeen]]:
+    """Yield the budgets of the key of a bound; of those that count users apart, the one that *bound* is."""
+    query = [("tag.user", bound.user)] if bound.user else []
+    for state in server.call("GET", f"/keys/{bound.keys[0]}/state", query=query)["budgets"]:
+        label = label_of(bound, number) if bound.user else state["name"]
+        as_int = _micros if state["unit"] == "quantity.seconds" else int
+        yield label, BudgetSeen(as_int(state["allowed"]), as_int(state["used"]))
+
+
+def _measured(
+    server: Server, accounts: tuple[str, ...], group: str, filters: list[tuple[str, str]]
+) -> dict[str, Measures]:
+    return {
+        value: Measures(
+            row["requests"] - row["denied"],
+            int(row["cost_nanos"]),
+            int(row["provider_cost_nanos"]),
+            row["tokens"],
+            _micros(row["quantity.seconds"]),
+            _micros(row["quantity.images"]),
+            int(row["adjustments_nanos"]),
+        )
+        for value, row in _rows(server, accounts, group, _MEASURES, filters, False)
+    }
+
+
+def _micros(text: str) -> int:
+    return int(Decimal(text) * MICROS)
 
 
 def verify(server: Server) -> tuple[str, ...]:
@@ -101,21 +155,31 @@ def usage(
     Raises:
         Unavailable: They do not become complete.
     """
+    for value, row in _rows(server, accounts, group, "requests,denied,cost_nanos", filters, incomplete):
+        yield value, Counted(row["requests"] - row["denied"], int(row["cost_nanos"]))
+
+
+def _rows(
+    server: Server,
+    accounts: tuple[str, ...],
+    group: str,
+    measures: str,
+    filters: list[tuple[str, str]],
+    incomplete: bool,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the value and the row of each group."""
     offset: int | None = 0
     until = time.monotonic() + QUIET_S_MAX
     while offset is not None:
         query = [("account", ",".join(accounts)), ("group_by", group), ("limit", str(_PAGE_SIZE))]
-        query += [("measures", "requests,denied,cost_nanos"), ("offset", str(offset)), *filters]
+        query += [("measures", measures), ("offset", str(offset)), *filters]
         page = server.call("GET", "/usage", query=query)
         if not page["complete"] and not incomplete:
             if time.monotonic() > until:
                 raise Unavailable("The usage answer does not become complete.")
             continue
         for row in page["rows"]:
-            yield (
-                row[group.replace(".", ":")],
-                Counted(row["requests"] - row["denied"], int(row["cost_nanos"])),
-            )
+            yield row[group.replace(".", ":")], row
         offset = page["next_offset"]
 
 

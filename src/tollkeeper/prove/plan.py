@@ -7,20 +7,30 @@ first is up to the machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.keys import hash_secret
+from tollkeeper.prove.amounts import (
+    MICROS,
+    MODEL,
+    draw_quantities,
+    draw_used,
+    measures_of,
+    prices_declaration,
+)
 from tollkeeper.prove.faults import Fault
 
 Cut = Literal["unread", "half"]
 """A connection closed on purpose: before its answer is read, or with half of the body sent."""
 Ending = Literal["settle", "late", "void", "none"]
 """How a hold ends: settled in time, settled after it expired, voided, or left to expire."""
-Step: TypeAlias = "SpendStep | Post | Correct | Put"
+Step: TypeAlias = "SpendStep | Post | Correct | Manage"
+ManageOp: TypeAlias = Literal["grants", "budgets", "top_up", "adjust", "revoke"]
+"""What the operator does in the middle of the traffic."""
 
 DECK: Final[dict[str, int]] = {
     "even": 6,
@@ -29,15 +39,31 @@ DECK: Final[dict[str, int]] = {
     "concurrency": 4,
     "expiry": 5,
     "pools": 6,
+    "seconds": 4,
+    "clip": 4,
+    "model": 5,
+    "user": 6,
+    "topped": 6,
+    "priced": 3,
     "post": 6,
     "changed": 1,
     "correct": 2,
-    "grant": 1,
+    "grant": 2,
+    "revoke": 1,
     "budget": 1,
+    "top_up": 2,
+    "adjust": 3,
 }
 """Steps of one connection in one round, by what they are about."""
 STEPS: Final = sum(DECK.values())
 EVEN_NANOS: Final = 7
+EVEN_SECONDS: Final = "1.25"
+USERS: Final = ("u1", "u2", "u3")
+MODELS: Final = ("prove-a1", "PROVE-A2", "prove-b")
+TOPPED: Final = "topped"
+"""The budget that top-ups add to."""
+MATCHED: Final = "prove-a"
+"""How the models begin that a limit counts."""
 WINDOW: Final = "366d"
 """Of the fixed limit: the longest there is, so that a round lies inside one window."""
 SLIDING: Final = "1s"
@@ -71,9 +97,12 @@ class Bound(NamedTuple):
 
     Attributes:
         keys: Whose requests it counts.
-        allowed: In nanos for a `budget`, else in requests.
+        allowed: In *unit*; seconds in millionths.
         window: Of a `fixed` or `sliding` limit.
-        exact: Nothing is ever given back and every request is retried, so just as many are admitted as fit.
+        exact: Nothing is ever given back and every request is retried, so none is refused that fits.
+        account: Whose it is. It bounds all of it when *whole* is set.
+        model: It counts requests of models that begin so; "" for all.
+        user: It counts requests of this end user, apart from those of others; "" for all.
     """
 
     name: str
@@ -82,6 +111,17 @@ class Bound(NamedTuple):
     kind: Literal["budget", "fixed", "sliding", "concurrency"]
     window: str = ""
     exact: bool = False
+    unit: Literal["nanos", "requests", "seconds"] = "requests"
+    account: str = ""
+    whole: bool = False
+    model: str = ""
+    user: str = ""
+
+    def counts(self, body: Mapping[str, Any]) -> bool:
+        """Return whether it counts a request of one of its keys, by what the request states."""
+        if not body.get("model", "").lower().startswith(self.model):
+            return False
+        return not self.user or body["tags"].get("user") == self.user
 
 
 class SpendStep(NamedTuple):
@@ -89,16 +129,16 @@ class SpendStep(NamedTuple):
     A hold and its ending.
 
     Attributes:
-        amount: Nanos to hold.
-        cost: Nanos to settle.
+        asked: What the request may use, with its model and tags, as `authorize` states it.
+        used: What it did use, as `settle` states it.
         after: Steps of the same connection before it ends.
         given_up: The call whose answer was lost and that is never tried again.
     """
 
     id: str
     key: str
-    amount: int
-    cost: int
+    asked: dict[str, Any]
+    used: dict[str, Any]
     ttl_s: int
     ending: Ending
     after: int
@@ -117,21 +157,28 @@ class Post(NamedTuple):
 
 
 class Correct(NamedTuple):
-    """A correction of an event: its new cost, or None to void it."""
+    """A correction of an event: what it changes, or None to void it. Of an adjustment: to void it."""
 
     id: str
     event: str
-    cost: int | None
+    changes: dict[str, Any] | None
     cuts: tuple[Cut, ...]
 
 
-class Put(NamedTuple):
-    """An entry of the catalog, set up in the middle of the traffic."""
+class Manage(NamedTuple):
+    """
+    What the operator does in the middle of the traffic. *body* has the id of the grant, budget, top-up or adjustment.
+
+    Attributes:
+        given_up: Its answer is lost, and it is never tried again.
+    """
 
     id: str
-    kind: Literal["grants", "budgets"]
-    entry: dict[str, Any]
+    op: ManageOp
+    path: str
+    body: dict[str, Any]
     cuts: tuple[Cut, ...]
+    given_up: bool = False
 
 
 class Round(NamedTuple):
@@ -165,32 +212,40 @@ def plan_round(seed: int, number: int, scale: Scale) -> Round:
     chance = Random(f"{seed}/{number}")
     single, pools, meter = accounts_of(number)
     count = {name: times * scale.callers for name, times in DECK.items()}
+    both = (f"pool-a-{number}", f"pool-b-{number}")
+    even_micros = measures_of({"quantities": {"seconds": EVEN_SECONDS}}).seconds
     bounds = (
-        Bound("even", (f"even-{number}",), EVEN_NANOS * (count["even"] // 2) + 3, "budget", exact=True),
-        Bound("fixed", (f"fixed-{number}",), count["fixed"] // 2, "fixed", WINDOW, exact=True),
-        Bound("sliding", (f"sliding-{number}",), 10, "sliding", SLIDING),
-        Bound("concurrency", (f"concurrency-{number}",), 3, "concurrency"),
-        Bound("expiry", (f"expiry-{number}",), count["expiry"] * 2, "budget"),
-        Bound("pool-a", (f"pool-a-{number}",), count["pools"] * 14, "budget"),
-        Bound("pool-b", (f"pool-b-{number}",), count["pools"] * 14, "budget"),
-        Bound("account", (f"pool-a-{number}", f"pool-b-{number}"), count["pools"] * 24, "budget"),
-        Bound("credit", (f"pool-a-{number}", f"pool-b-{number}"), count["pools"] * 22, "budget"),
+        _limit("fixed", number, count["fixed"] // 2, window=WINDOW, exact=True),
+        _limit("sliding", number, 10, kind="sliding", window=SLIDING),
+        _limit("concurrency", number, 3, kind="concurrency"),
+        _limit("model", number, count["model"] // 3, window=WINDOW, exact=True, model=MATCHED),
+        _limit("clip", number, count["clip"] * 10 * MICROS + 1, window=WINDOW, unit="seconds"),
+        _budget("even", number, EVEN_NANOS * (count["even"] // 2) + 3, exact=True),
+        _budget("expiry", number, count["expiry"] * 2),
+        _budget("seconds", number, even_micros * (count["seconds"] // 2) + 5, exact=True, unit="seconds"),
+        _budget(TOPPED, number, EVEN_NANOS * (count["topped"] // 4) + 3, exact=True),
+        *(
+            _budget("user", number, EVEN_NANOS * (count["user"] // 6) + 3, exact=True, user=user)
+            for user in USERS
+        ),
+        _budget("pool-a", number, count["pools"] * 14, account=pools),
+        _budget("pool-b", number, count["pools"] * 14, account=pools),
+        _budget("account", number, count["pools"] * 24, account=pools, keys=both, whole=True),
+        _budget("credit", number, count["pools"] * 22, account=pools, keys=both, whole=True),
+        _budget("meter", number, AMPLE, account=meter),
     )
     parts = [] if number > 1 else ['[[routes]]\nid = "any"\nmethod = "*"\npath = "/*"']
     parts += [f'[[accounts]]\nid = "{account}"\nname = "{account}"' for account in (single, pools, meter)]
+    parts.append(prices_declaration(meter))
     for bound in bounds:
-        account = single if bound.name in DECK else pools
-        if bound.kind == "budget" and bound.name != "credit":
-            parts.append(_budget(bound, account, number))
-        if len(bound.keys) == 1:
-            parts.append(_key(bound.keys[0], account, None if bound.kind == "budget" else bound))
         if bound.name == "credit":
             parts.append(
                 f'[[grants]]\nid = "first-{number}"\naccount = "{pools}"\namount_nanos = {bound.allowed}'
             )
-    parts.append(_key(f"meter-{number}", meter, None))
-    ample = Bound("ample", (f"meter-{number}",), AMPLE, "budget")
-    parts.append(_budget(ample, meter, number))
+        elif bound.kind == "budget" and bound.user in ("", USERS[0]):
+            parts.append(_budget_entry(bound, number))
+    keys = {key: bound for bound in reversed(bounds) for key in bound.keys}
+    parts += [_key(key, bound.account, bound) for key, bound in keys.items()]
     return Round(
         number,
         "\n\n".join(parts) + "\n",
@@ -200,24 +255,51 @@ def plan_round(seed: int, number: int, scale: Scale) -> Round:
     )
 
 
-def _budget(bound: Bound, account: str, number: int) -> str:
-    of_key = f'key = "{bound.keys[0]}"\n' if len(bound.keys) == 1 else ""
+def label_of(bound: Bound, number: int) -> str:
+    """Return the name under which a budget is looked at: one that counts users apart has a name for each."""
+    return f"{bound.name}-{number}" + (f" of {bound.user}" if bound.user else "")
+
+
+def _limit(
+    name: str,
+    number: int,
+    allowed: int,
+    kind: Literal["fixed", "sliding", "concurrency"] = "fixed",
+    **more: Any,
+) -> Bound:
+    return Bound(name, (f"{name}-{number}",), allowed, kind, account=accounts_of(number)[0], **more)
+
+
+def _budget(name: str, number: int, allowed: int, **more: Any) -> Bound:
+    of = {"keys": (f"{name}-{number}",), "account": accounts_of(number)[0], "unit": "nanos", **more}
+    return Bound(name, allowed=allowed, kind="budget", **of)
+
+
+def _amount(bound: Bound) -> str:
+    """Return the amount of a limit or budget, and what it counts."""
+    if bound.unit == "seconds":
+        seconds = f"{bound.allowed // MICROS}.{bound.allowed % MICROS:06d}"
+        return f'amount = "{seconds}"\nunit = "quantity.seconds"'
+    return f'amount = {bound.allowed}\nunit = "{bound.unit}"'
+
+
+def _budget_entry(bound: Bound, number: int) -> str:
+    of_key = "" if bound.whole else f'key = "{bound.keys[0]}"\n'
+    per = '\nper = "tag.user"' if bound.user else ""
     return (
-        f'[[budgets]]\nid = "{bound.name}-{number}"\naccount = "{account}"\n{of_key}'
-        f'amount = {bound.allowed}\nperiod = "total"'
+        f'[[budgets]]\nid = "{bound.name}-{number}"\naccount = "{bound.account}"\n{of_key}'
+        f'{_amount(bound)}\nperiod = "total"{per}'
     )
 
 
-def _key(key_id: str, account: str, limit: Bound | None) -> str:
+def _key(key_id: str, account: str, bound: Bound | None) -> str:
     text = f'[[keys]]\nid = "{key_id}"\naccount = "{account}"\nsha256 = "{hash_secret(secret_of(key_id))}"'
     if key_id.startswith("pool"):
         text += '\ntype = "credit"'
-    if limit is not None:
-        window = f'\nwindow = "{limit.window}"' if limit.window else ""
-        text += (
-            f'\n[[keys.limits]]\nname = "{limit.name}"\namount = {limit.allowed}\n'
-            f'algorithm = "{limit.kind}"{window}'
-        )
+    if bound is not None and bound.kind != "budget":
+        text += f'\n[[keys.limits]]\nname = "{bound.name}"\n{_amount(bound)}\nalgorithm = "{bound.kind}"'
+        text += f'\nwindow = "{bound.window}"' if bound.window else ""
+        text += f'\nmatch = {{ models = ["{bound.model}*"] }}' if bound.model else ""
     return text
 
 
@@ -273,6 +355,8 @@ def steps_of(seed: int, number: int, client: int, connection: int, scale: Scale)
     own = f"{number}-{client}-{connection}"
     shared_count = scale.callers * EVENTS_PER_POST
     posted: list[str] = []
+    given: list[dict[str, Any]] = []
+    adjusted: list[str] = []
     for index, name in enumerate(deck):
         id_ = f"{own}-{index}"
         cuts = _cuts(chance)
@@ -287,15 +371,34 @@ def steps_of(seed: int, number: int, client: int, connection: int, scale: Scale)
         elif name == "changed":
             yield Post(id_, (chance.choice(posted),), True, cuts)
         elif name == "correct":
-            cost = None if chance.random() < 0.3 else chance.randrange(1_000)
-            yield Correct(id_, chance.choice(posted), cost, cuts)
-        elif name == "grant":
+            yield Correct(id_, chance.choice(posted), _changes(chance), cuts)
+        elif name == "grant" or (name == "revoke" and not given):
             amount = chance.randrange(1, 1_000)
             entry = {"id": f"g{id_}", "account": accounts_of(number)[2], "amount_nanos": amount}
-            yield Put(id_, "grants", entry, cuts)
+            given.append(entry)
+            yield Manage(id_, "grants", f"/grants/{entry['id']}", entry, cuts)
+        elif name == "revoke":
+            entry = chance.choice(given)
+            path = f"/grants/{entry['id']}/revoke?account={entry['account']}"
+            yield Manage(id_, "revoke", path, {"id": entry["id"]}, cuts)
+            # Whoever sends it again: it stays revoked.
+            yield Manage(f"{id_}-again", "grants", f"/grants/{entry['id']}", entry, cuts)
         elif name == "budget":
             entry = {"id": f"b{number}-{chance.randrange(4)}", "account": accounts_of(number)[2]}
-            yield Put(id_, "budgets", {**entry, "amount": AMPLE, "period": "total"}, cuts)
+            entry |= {"amount": AMPLE, "period": "total"}
+            yield Manage(id_, "budgets", f"/budgets/{entry['id']}", entry, cuts)
+        elif name == "top_up":
+            yield _top_up(chance, seed, id_, number, scale, cuts)
+        elif name == "adjust":
+            if adjusted and chance.random() < 0.2:
+                yield Correct(id_, chance.choice(adjusted), None, cuts)
+                continue
+            shared = chance.random() < 0.5
+            body = _adjustment(
+                seed, f"a{number}-{chance.randrange(scale.callers)}" if shared else f"a{id_}", number
+            )
+            adjusted += [] if shared else [body["id"]]
+            yield Manage(id_, "adjust", "/adjustments", body, cuts)
         else:
             yield _spend(chance, name, id_, number, cuts)
 
@@ -305,34 +408,107 @@ def event_of(seed: int, event_id: str, *, changed: bool = False) -> dict[str, An
     chance = Random(f"{seed}/{event_id}")
     number = event_id[1:].partition("-")[0]
     at = _FIRST_AT + timedelta(microseconds=chance.randrange(_HOURS * 3_600 * 10**6))
-    return {
+    body: dict[str, Any] = {
         "id": event_id,
         "time": to_text(at),
         "key_id": f"meter-{number}",
-        "cost_nanos": chance.randrange(1_000) + (1_000 if changed else 0),
         "tags": {"op": event_id},
     }
+    if chance.random() < 0.5:
+        body["cost_nanos"] = chance.randrange(1_000)
+        if chance.random() < 0.3:
+            body["quantities"] = draw_quantities(chance)
+    else:
+        body |= {"model": MODEL, **draw_used(chance)}
+    if changed:
+        body["cost_nanos"] = body.get("cost_nanos", 0) + 1_000
+    return body
+
+
+def _changes(chance: Random) -> dict[str, Any] | None:
+    """Return what a correction changes: the cost, the seconds, or None to void the event."""
+    kind = chance.random()
+    if kind < 0.3:
+        return None
+    if kind < 0.6:
+        return {"cost_nanos": chance.randrange(1_000)}
+    return {"quantities": {"seconds": draw_quantities(chance)["seconds"]}}
+
+
+def _top_up(chance: Random, seed: int, id_: str, number: int, scale: Scale, cuts: tuple[Cut, ...]) -> Manage:
+    """Return a top-up that several connections post, all with the same body; a few never hear of it."""
+    top_up = f"t{number}-{chance.randrange(scale.callers)}"
+    drawn = Random(f"{seed}/{top_up}")
+    amount = f"0.{drawn.randrange(1, 4 * EVEN_NANOS):09d}"
+    body = {"id": top_up, "amount": amount, "until_used": drawn.random() < 0.3}
+    path = f"/budgets/{TOPPED}-{number}/top-up?account={accounts_of(number)[0]}"
+    return Manage(id_, "top_up", path, body, cuts, given_up=chance.random() < 0.1)
+
+
+def _adjustment(seed: int, id_: str, number: int) -> dict[str, Any]:
+    """Return an adjustment, always the same under its id. Its reason is its id, so that usage shows it."""
+    drawn = Random(f"{seed}/{id_}")
+    _, pools, meter = accounts_of(number)
+    account, key = drawn.choice(
+        ((meter, ""), (meter, f"meter-{number}"), (pools, ""), (pools, f"pool-a-{number}"))
+    )
+    amount = drawn.choice((-1, 1)) * drawn.randrange(1, 50)
+    body = {"id": id_, "account": account, "amount_nanos": amount, "reason": id_}
+    return body | ({"key_id": key} if key else {})
 
 
 def _spend(chance: Random, name: str, id_: str, number: int, cuts: tuple[Cut, ...]) -> SpendStep:
-    key = f"{chance.choice(('pool-a', 'pool-b'))}-{number}" if name == "pools" else f"{name}-{number}"
+    key = {"pools": chance.choice(("pool-a", "pool-b")), "priced": "meter"}.get(name, name)
+    even = {"cost_nanos": EVEN_NANOS}
     spend = SpendStep(
-        id_, key, EVEN_NANOS, EVEN_NANOS, LONG_S, "settle", chance.randrange(4), cuts, _cuts(chance), ""
+        id_,
+        f"{key}-{number}",
+        even,
+        even,
+        LONG_S,
+        "settle",
+        chance.randrange(4),
+        cuts,
+        _cuts(chance),
+        "",
     )
-    if name in ("even", "fixed"):
+    if name == "user":
+        return spend._replace(asked={**even, "tags": {"user": chance.choice(USERS)}})
+    if name == "model":
+        return spend._replace(asked={**even, "model": chance.choice(MODELS)})
+    if name == "seconds":
+        seconds = {"quantities": {"seconds": EVEN_SECONDS}}
+        return spend._replace(asked=seconds, used=seconds)
+    if name == "clip":
+        # From nothing to all of what was held.
+        held = chance.randrange(1, 80 * MICROS)
+        asked, used = (f"{us // MICROS}.{us % MICROS:06d}" for us in (held, chance.randrange(held + 1)))
+        return spend._replace(
+            asked={"quantities": {"seconds": asked}},
+            used={"quantities": {"seconds": used, "images": 1}},
+            ending=chance.choice(("settle", "settle", "void")),
+        )
+    if name == "priced":
+        most = {"prompt": 1_000, "cached_prompt": 1_000, "completion": 1_000, "reasoning": 1_000}
+        return spend._replace(asked={"model": MODEL, "tokens": most}, used=draw_used(chance))
+    if name in ("even", "fixed", "topped"):
         return spend
     if name in ("sliding", "concurrency"):
         return spend._replace(ending=chance.choice(("settle", "settle", "void")))
     if name == "expiry":
         endings: tuple[Ending, ...] = ("settle", "settle", "late", "void", "none")
         return spend._replace(
-            amount=10, cost=chance.randrange(11), ttl_s=SHORT_S, ending=chance.choice(endings)
+            asked={"cost_nanos": 10},
+            used={"cost_nanos": chance.randrange(11)},
+            ttl_s=SHORT_S,
+            ending=chance.choice(endings),
         )
     amount = chance.randrange(1, 100)
+    # One in ten uses more than it held, which is booked whole.
+    cost = amount + chance.randrange(20) if chance.random() < 0.1 else chance.randrange(amount + 1)
     spend = spend._replace(
-        amount=amount,
-        # One in ten uses more than it held, which is booked whole.
-        cost=amount + chance.randrange(20) if chance.random() < 0.1 else chance.randrange(amount + 1),
+        asked={"cost_nanos": amount},
+        used={"cost_nanos": cost},
         ending=chance.choice(("settle", "settle", "settle", "void")),
     )
     if chance.random() < 0.1:
