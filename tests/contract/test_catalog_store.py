@@ -130,7 +130,7 @@ BARE: dict[str, Entry] = {
     "budgets": Budget(id="b1", account="acme", amount=0),
     "grants": Grant(id="g1", account="acme", amount_nanos=1),
     "routes": Route(id="r1", method="*", path="/"),
-    "models": ModelAlias(**{"id": "x", "is": "y"}),
+    "models": ModelAlias(**{"id": "team/chat:1 a", "is": "y"}),
     "prices": Price(id="p1", model="gpt"),
     "markups": Markup(id="m1"),
     "webhooks": Webhook(id="w1", account="acme", url="https://a.example"),

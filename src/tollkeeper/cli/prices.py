@@ -230,9 +230,8 @@ def _list_built_in(seller: str, form: str, *, url: str | None, key: str | None) 
             for item in items
         ]
         print_table(columns, rows)
-        print(
-            f"{len(items):,} models; per million tokens. `tollkeeper prices show SELLER/MODEL` has all rates."
-        )
+        print(f"{len(items):,} models; per million tokens.")
+        print("All rates: tollkeeper prices show SELLER/MODEL")
 
 
 def _preview(
