@@ -172,7 +172,7 @@ def test_a_preview_takes_prices_only(data: Path, tmp_path: Path) -> None:
     [
         (["show", "claude-sonnet-4-5"], ["cache_write_1h_tokens", "over 200,000", "12.00", "10,000.00"]),
         (["show", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"], ["aws", "3.30", "16.50"]),
-        (["list", "--built-in", "--seller", "aws"], ["seller", "completion", "amazon.nova-pro-v1:0", "0.80"]),
+        (["list", "--built-in", "--seller", "aws"], ["completion", "aws/amazon.nova-pro-v1:0", "0.80"]),
         (
             ["preview", "other.toml"],
             ["gpt-5-mini", "0.0008034", "0.0024072", "+2.0016038", "Nothing was changed."],

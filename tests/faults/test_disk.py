@@ -77,7 +77,7 @@ FULL_DISK = """
     book()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # No file may grow beyond this, as on a disk without room.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     while len(refusals) < 5:
         try:
             book()

@@ -81,6 +81,7 @@ def test_payers_take_turns() -> None:
             tasks.add(payer)
         for _ in range(6):
             await tasks.end_one()
+        await tasks.until(lambda: len(tasks.begun) == 7)
         assert tasks.begun == ["first", "a", "b", OPERATOR, "a", "b", "a"]
 
     with_queue(test, threads=1)

@@ -552,13 +552,13 @@ def test_a_repeat_of_what_is_being_committed_waits_for_it(
             return commit(group)
         monkeypatch.setattr(ledger, "commit", commit)
         committing.set()
-        go_on.wait(10)
+        go_on.wait(60)
         raise RuntimeError("this commit fails")
 
     monkeypatch.setattr(ledger, "commit", fail_once)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post)
-        assert committing.wait(10)
+        assert committing.wait(60)
         again = pool.submit(post)
         # Time to look the id up, and to answer if it does not wait.
         with pytest.raises(TimeoutError):

@@ -36,6 +36,8 @@ _PLAIN_CLASSES = {
     "completion_tokens": "completion",
     "reasoning_tokens": "reasoning",
 }
+# Reasoning costs what a completion does in nearly all of the list; without it a name fits into 60 columns.
+_LISTED_CLASSES = {name: _PLAIN_CLASSES[name] for name in list(_PLAIN_CLASSES)[:3]}
 _CSV = ("seller", "model", "version", *_PLAIN_CLASSES, "request_nanos")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model, as events name it; or a price's id.")]
@@ -217,15 +219,13 @@ def _list_built_in(seller: str, form: str, *, url: str | None, key: str | None) 
         print(f"The built-in list has no prices of {plain(seller)}.")
     else:
         columns = [
-            Column("seller"),
             Column("model"),
-            *(Column(n, numeric=True) for n in _PLAIN_CLASSES.values()),
+            *(Column(n, numeric=True) for n in _LISTED_CLASSES.values()),
         ]
         rows = [
             [
-                item["seller"],
-                item["model"],
-                *(_money_text(item["rates"].get(name)) for name in _PLAIN_CLASSES),
+                f"{item['seller']}/{item['model']}",
+                *(_money_text(item["rates"].get(name)) for name in _LISTED_CLASSES),
             ]
             for item in items
         ]
