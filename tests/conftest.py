@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+from tests.effort import effort
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.installation import Installation
 from tollkeeper.testing import ManualClock, installation, open_installation, unique
 
 Install = Callable[..., Installation]
+
+# Machines differ in speed: nothing here is timed.
+settings.register_profile("tests", deadline=None, max_examples=effort(50, 200))
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

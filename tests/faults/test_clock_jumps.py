@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Install
+from tests.effort import effort
 from tests.faults.test_ledger_away import Customer
 from tests.faults.test_write_lock import settle
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
@@ -210,7 +211,9 @@ def test_no_order_of_jumps_overshoots(
     with installation(tmp_path / "data", clock=clock, store=usage_store) as site:
 
         @seed(20260318)
-        @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(
+            max_examples=effort(4, 12), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        )
         @given(STEPS)
         def run(steps: list[tuple[str, int]]) -> None:
             Jumping(site, clock, algorithm).run(steps)

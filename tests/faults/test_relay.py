@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Install
+from tests.effort import effort
 from tests.engines import empty_tables, fresh_engine
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.lazy_store import LazyUsageStore
@@ -87,7 +88,7 @@ class Recorded:
 
 
 @settings(
-    max_examples=15,
+    max_examples=effort(6, 15),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from tests.effort import effort
 from tests.gate.memory_site import IDLE_S, SPENT, Site
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.requests import Outcome, Usage
@@ -223,4 +224,4 @@ class PruningModel(RuleBasedStateMachine):
 
 
 TestPruning = PruningModel.TestCase
-TestPruning.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestPruning.settings = settings(max_examples=effort(48, 120), stateful_step_count=40, deadline=None)

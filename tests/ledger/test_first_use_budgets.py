@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.effort import effort
 from tests.faults.test_ledger_away import eventually
 from tests.gate.test_races import in_threads
 from tests.http.conftest import OPERATOR_KEY
@@ -433,7 +434,9 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=effort(10, 25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(steps=steps)
 def test_whatever_happens_no_five_hours_have_more_than_the_amount(site, clock, steps):
     """Requests, holds, late and early events and changed amounts in any order, against lists of instants."""

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.domain.test_events import quantities, records
+from tests.effort import effort
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Markup, Price, Route
 from tollkeeper.domain.events import COST_NANOS_MAX, TOKENS_MAX, Record
@@ -186,7 +187,7 @@ IMAGES = PriceBook(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=effort(120, 300))
 @given(st.lists(events, min_size=1, max_size=12), price_books())
 @example([PLAIN | {"route": route, "model": "image"} for route in range(len(ROUTES))], IMAGES)
 @example([PLAIN | {"route": route, "denied_reason": "rate_limited"} for route in range(len(ROUTES))], IMAGES)
@@ -285,7 +286,7 @@ sent_bodies = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=effort(80, 200))
 @given(st.lists(sent_bodies, min_size=1, max_size=8), price_books(), st.booleans())
 def test_events_with_bodies_of_providers_cost_what_settled_requests_with_them_cost(
     batch: list[dict[str, Any]], book: PriceBook, as_lines: bool

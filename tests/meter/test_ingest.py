@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.effort import effort
 from tollkeeper import Admission, Outcome, Tollkeeper, Usage, UsageQuery
 from tollkeeper.domain.catalog import Price
 from tollkeeper.domain.events import ID_CHARS_MAX, Record
@@ -34,7 +35,7 @@ NOW_US = to_us(NOW)
 ALL = (0, to_us(datetime(2200, 1, 1, tzinfo=UTC)))
 MEASURES = ("requests", "errors", "denied", "tokens", "cost_nanos", "credits", "unpriced")
 PER_EXAMPLE = settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    max_examples=effort(8, 20), deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 
 _names = itertools.count()
@@ -478,7 +479,7 @@ QUANTITIES = ({}, {"seconds": 10**18}, {"cache_write_tokens": 7 * 10**6, "own": 
 moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(BOUNDS)
 
 
-@settings(PER_EXAMPLE, max_examples=120)
+@settings(PER_EXAMPLE, max_examples=effort(48, 120))
 @given(
     drawn=st.lists(
         st.tuples(
@@ -567,7 +568,7 @@ def blank(tenant: Tenant, at_us: int) -> Record:
 counts = st.integers(0, 3) | st.integers(0, 10**9)
 
 
-@settings(PER_EXAMPLE, max_examples=100)
+@settings(PER_EXAMPLE, max_examples=effort(40, 100))
 @given(
     path=st.sampled_from(["POST /v1/scan/9", "POST /v1/chat", "GET /v1/status"]),
     model=st.sampled_from(["", "m1", "image", "gpt-4o", "no-such-model"]),

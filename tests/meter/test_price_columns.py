@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.catalog.prices import NOON, markup_lists, price_lists, rows
+from tests.effort import effort
 from tests.traces import DATA, needs_traces
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.domain.catalog import PRICE_NANOS_MAX, REQUEST_NANOS_MAX, Markup, Price
@@ -94,7 +95,7 @@ def _check_row_by_row(cases: list[dict[str, Any]], priced: PricedColumns, book: 
 
 
 class TestColumns:
-    @settings(deadline=None, max_examples=300)
+    @settings(deadline=None, max_examples=effort(120, 300))
     @given(price_lists(), markup_lists(), st.lists(rows, max_size=12))
     def test_columns_cost_what_their_rows_cost(self, prices, markups, cases):
         """`price_columns` and `cost_nanos` of `price_of` are twins; this holds them together."""

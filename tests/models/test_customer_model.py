@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 
+from tests.effort import effort
 from tests.http.conftest import OPERATOR_KEY, Api
 from tollkeeper import testing
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
@@ -209,7 +210,7 @@ def test_no_customer_frees_itself(model: type[CustomerModel]) -> None:
     run(
         model,
         settings=settings(
-            max_examples=15,
+            max_examples=effort(6, 15),
             stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from tests.effort import effort
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Amounts, Denial
 from tollkeeper.domain.entitlements import BudgetScope, resolve, scope_of_budget
@@ -503,4 +504,4 @@ class GateModel(RuleBasedStateMachine):
 
 
 TestGate = GateModel.TestCase
-TestGate.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestGate.settings = settings(max_examples=effort(48, 120), stateful_step_count=40, deadline=None)

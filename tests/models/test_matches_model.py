@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from tests.effort import effort
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Plan, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement, resolve
@@ -371,4 +372,4 @@ class MatchesModel(RuleBasedStateMachine):
 
 
 TestMatches = MatchesModel.TestCase
-TestMatches.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestMatches.settings = settings(max_examples=effort(24, 60), stateful_step_count=30, deadline=None)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.effort import effort
 from tests.end_to_end.server import OPERATOR_KEY, Server
 from tests.profiles import places
 from tests.profiles.places import OPERATOR, Answer, Client, Remote
@@ -910,7 +911,9 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=effort(3, 6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(events=EVENTS, sort=st.sampled_from(["requests", "errors", "latency", "timestamp"]))
 def test_whatever_was_recorded_the_answer_fits_and_agrees(
     local: Local, events: list[dict[str, Any]], sort: str

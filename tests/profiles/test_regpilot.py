@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Install
+from tests.effort import effort
 from tests.end_to_end.server import OPERATOR_KEY, Server
 from tests.profiles import places
 from tests.profiles.conftest import OpenApp
@@ -713,7 +714,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=effort(4, 12), deadline=None)
 @given(events=EVENTS, period=st.sampled_from(["day", "week", "month"]))
 def test_every_answer_fits_the_schema_and_the_native_usage(server: Server, events: Any, period: str) -> None:
     vendor = Vendor(server, "/regpilot")

@@ -17,6 +17,7 @@ import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.effort import effort
 from tests.end_to_end.server import OPERATOR_KEY, Server
 from tests.profiles import places
 from tests.profiles.conftest import OpenApp
@@ -739,7 +740,7 @@ events = st.lists(
 def test_the_answer_agrees_with_the_native_one(local: Local, clock: ManualClock) -> None:
     """Whatever was recorded, the answer has its shape, and each number is that of `/tk/v1/usage`."""
 
-    @settings(max_examples=6, deadline=None)
+    @settings(max_examples=effort(3, 6), deadline=None)
     @given(events, st.integers(0, 20 * 86_400))
     def agrees(given_events: list[tuple[int, int, int, str]], later_s: int) -> None:
         now = NOON + timedelta(seconds=later_s)
