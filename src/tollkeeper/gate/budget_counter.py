@@ -80,6 +80,7 @@ class BudgetCounter:
         "_openings",
         "_opens",
         "_own",
+        "_past_changed",
         "_period",
         "_periods",
         "_top_ups",
@@ -144,6 +145,7 @@ class BudgetCounter:
         self._opens = False
         self._following: tuple[BudgetPeriod, ...] = ()
         self._unusual = False
+        self._past_changed = False
         self.start_us, self.end_us = self.span = _NO_SPAN
 
     def _turn_to(self, at_us: int) -> None:
@@ -232,6 +234,7 @@ class BudgetCounter:
             self._top_ups, charged, self._top_ups_as_of = found
             if self._top_ups.lasting:
                 self._take_history(charged, self._top_ups_as_of)
+                self._past_changed = True
         if not self._history_readers:
             self._meanwhile.clear()
 
@@ -295,6 +298,7 @@ class BudgetCounter:
             amount, as_of_commit = committed
             period.used += amount + sum(more for commit, more in period.meanwhile if commit > as_of_commit)
             period.as_of_commit = as_of_commit
+            self._note(period)
         period.reader_count -= 1
         if not period.reader_count:
             period.meanwhile.clear()
@@ -309,7 +313,10 @@ class BudgetCounter:
                 return True
             amount = 1
         if self._unusual:
-            self._most = self._own + self._added()
+            if self._past_changed:
+                # Of top-ups that last, something else is left: all periods since the first of them are gone through.
+                self._past_changed = False
+                self._most = self._own + self._added()
             amount += sum(period.used for period in self._following)
         return self._period.used + amount <= self._most
 
@@ -338,7 +345,13 @@ class BudgetCounter:
         period = self._period_at(span[0])
         period.used += amount
         period.open_count += 1
+        self._note(period)
         return span[0]
+
+    def _note(self, period: BudgetPeriod) -> None:
+        """Note that *period* was used by more or less: what is left of top-ups may depend on it."""
+        if period is not self._period:
+            self._past_changed = True
 
     def take_late(self, amount: int, at_us: int, now_us: int) -> int | None:
         return None
@@ -348,6 +361,8 @@ class BudgetCounter:
         period.used += actual - held
         period.uncommitted += actual
         period.open_count -= 1
+        if period is not self._period:
+            self._past_changed = True
 
     def unsettle(self, mark: int, held: int, actual: int) -> None:
         # A settlement of nothing leaves nothing under way: its period may be gone when it is undone.
@@ -355,11 +370,13 @@ class BudgetCounter:
         period.used += held - actual
         period.uncommitted -= actual
         period.open_count += 1
+        self._note(period)
 
     def give_back(self, mark: int, held: int) -> None:
         period = self._periods[mark]
         period.used -= held
         period.open_count -= 1
+        self._note(period)
 
     def _period_at(self, start_us: int) -> BudgetPeriod:
         period = self._periods.get(start_us)
@@ -386,6 +403,7 @@ class BudgetCounter:
                 period.meanwhile.append((commit, amount))
         elif commit > period.as_of_commit:
             period.used += amount
+        self._note(period)
 
     def allowed_used(self, now_us: int) -> tuple[int | None, int]:
         self.fits(0, now_us)
