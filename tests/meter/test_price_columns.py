@@ -75,8 +75,9 @@ def _check_row_by_row(cases: list[dict[str, Any]], priced: PricedColumns, book: 
     assert len(priced.cost_nanos) == len(priced.known) == len(versions) == len(cases)
     assert priced.cost_nanos.dtype == priced.provider_cost_nanos.dtype == np.int64
     for index, case in enumerate(cases):
-        price = book.price_of(
-            case["model"] or "",
+        # Without a model, `meter.cost_of` asks for no price.
+        price = case["model"] and book.price_of(
+            case["model"],
             account_id=case["account"] or "",
             at_us=to_us(case["at"]),
             variant=case["variant"] or "",
@@ -84,7 +85,7 @@ def _check_row_by_row(cases: list[dict[str, Any]], priced: PricedColumns, book: 
         )
         usage = Usage(*case["tokens"], quantities=case["quantities"])
         costs, version = (0, 0), ""
-        if price is not None and not price.covers(usage):
+        if not price or not price.covers(usage):
             price = None
         if price is not None:
             version = price.version
