@@ -69,7 +69,7 @@ class Adjustments:
             raise NotFound(f"there is no account {asked.account_id[:64]!r}: create it")
         with self._pending.looking_up():
             found = self._record(asked.account_id, asked.id)
-        # Before anything else: its key may have another project by now, or be gone. One that is being committed may fail.
+        # Before anything else: its key may have another project by now, or be gone. A commit under way may fail.
         committing = self._pending.is_committing([key_of(asked.account_id, asked.id)])
         if found is not None and not committing and same_adjustment(found, _of_project(asked, found)):
             return Adjusted(found, True)
