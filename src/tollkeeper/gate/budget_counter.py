@@ -334,9 +334,9 @@ class BudgetCounter:
         assert self.span[0] == self._period.start_us == now_us
         self._opens = False
         self._drop_unneeded()
+        # A budget of this id that was deleted may have charged it: it is read before the next decision.
+        self._period.as_of_commit = None
         self._periods[now_us] = self._period
-        if not self._following:
-            self.start_us, self.end_us = self.span
 
     def retake(self, amount: int, at_us: int) -> int:
         span = self._span(at_us)
