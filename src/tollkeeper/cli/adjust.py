@@ -28,7 +28,7 @@ def adjust(
         str,
         typer.Option("--id", metavar="ID", help="Names the adjustment: the same again changes nothing."),
     ],
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for whoever asks later.")],
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why the money is moved.")],
     event: Annotated[
         str | None,
         typer.Option("--event", metavar="ID", help="The event that this corrects.", show_default=False),

@@ -2,7 +2,7 @@
 Periods that open with the first use: `5h` is five hours from the first use on.
 
 A period opens when something is used and none is open, and lasts as long as its name says. When it opened is a fact
-that no clock can tell again, so whoever opens one remembers it (`gate/openings.py`, and with it the ledger). These
+that no clock can tell again, so the one who opens it stores it (`gate/openings.py`, and with it the ledger). These
 are the rules; they are pure.
 
 Rules, for the periods of one budget:

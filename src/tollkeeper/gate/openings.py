@@ -1,8 +1,8 @@
 """
 When the periods of budgets opened that open with the first use: in memory, saved with the next commit.
 
-Gate, ingest and corrections all ask here, so a period opens once, whoever uses the budget first, and whatever is
-charged to it is in a group that has its opening, or in a later one. After a restart the ledger says the same. The
+Gate, ingest and corrections all ask here, so a period opens once, no matter which of them uses the budget first. What
+is charged to it is in a group that has its opening, or in a later one. After a restart the ledger says the same. The
 rules are those of `domain.first_use`; this keeps what they decided.
 
 A budget that counts values apart has openings for each of them, by the counter of the value. From when on it counts is

@@ -256,7 +256,7 @@ class _Counter:
 def _raises(
     bound: Bound, calls: Sequence[JournaledCall], adjusted: Mapping[str, BookedAdjustment]
 ) -> list[Raise]:
-    """Return what was added to *bound*: each id once, whoever sent it."""
+    """Return what was added to *bound*: each id once, no matter who sent it."""
     found: dict[str, Raise] = {}
     for call in calls:
         if call.op == "top_up" and bound.name == TOPPED:
@@ -509,7 +509,7 @@ def _top_ups(plan: Round, calls: Sequence[JournaledCall], seen: Seen) -> Iterato
 
 
 def _grants(plan: Round, calls: Sequence[JournaledCall], seen: Seen) -> Iterator[Finding]:
-    """A grant is there once; a revoked one is worth nothing, whoever posts it again."""
+    """A grant is there once; a revoked one is worth nothing, also when it is posted again."""
     due = {f"first-{plan.number}": {bound.allowed} for bound in plan.bounds if bound.name == "credit"}
     for call in calls:
         if call.op == "grants":

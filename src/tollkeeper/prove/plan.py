@@ -381,7 +381,7 @@ def steps_of(seed: int, number: int, client: int, connection: int, scale: Scale)
             entry = chance.choice(given)
             path = f"/grants/{entry['id']}/revoke?account={entry['account']}"
             yield Manage(id_, "revoke", path, {"id": entry["id"]}, cuts)
-            # Whoever sends it again: it stays revoked.
+            # Sent again, it stays revoked.
             yield Manage(f"{id_}-again", "grants", f"/grants/{entry['id']}", entry, cuts)
         elif name == "budget":
             entry = {"id": f"b{number}-{chance.randrange(4)}", "account": accounts_of(number)[2]}
