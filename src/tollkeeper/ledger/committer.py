@@ -290,10 +290,11 @@ class Committer:
         self._openings.saved(draft.group.opened_periods)
         self._failures = 0
         self._apply(draft, committed)
-        self._end(added, committed)
+        # Before the futures end: who waited for one reads counts that contain it.
         self.committed_tasks += len(added)
         self.settled_count += sum(not record.denied_reason for record in draft.rows)
         self.committed_groups += 1
+        self._end(added, committed)
         self._listener.charged(draft.group.charges.keys())
         self._listener.committed()
         used = self._gate.take_last_used()
