@@ -1,15 +1,20 @@
-"""Runs the real `tollkeeper` command, as a script or a person would."""
+"""Runs the real `tollkeeper` command, as a script or a person would, or in this process, which is sooner."""
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Any, Final
+from unittest import mock
 
 import msgspec
+
+from tollkeeper.cli.app import run
 
 TIMEOUT_S: Final = 120
 """A hung command fails the test instead of holding up the run."""
@@ -36,6 +41,27 @@ def tollkeeper(
         check=False,
     )
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def in_process(
+    *arguments: object, stdin: bytes = b"", variables: Mapping[str, str] = {}
+) -> subprocess.CompletedProcess[str]:
+    """Run one command in this process, without the 0.7 s that a process takes to start; return what `tollkeeper` does."""
+    printed, told = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+    with (
+        tempfile.TemporaryFile() as file,
+        io.TextIOWrapper(file, "utf-8") as given,
+        mock.patch.dict(os.environ, environment(**variables), clear=True),
+        mock.patch.multiple(sys, stdin=given, stdout=printed, stderr=told),
+    ):
+        file.write(stdin)
+        file.seek(0)
+        exit_code = run([*map(str, arguments)])
+    texts = []
+    for stream in (printed, told):
+        stream.flush()
+        texts.append(stream.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(arguments, exit_code, *texts)
 
 
 def answer_of(done: subprocess.CompletedProcess[str], exit_code: int = 0) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.commands import answer_of, tollkeeper
+from tests.cli.commands import answer_of
+from tests.cli.commands import in_process as tollkeeper
 from tollkeeper.cli.app import run
 
 FILE = """
@@ -96,3 +97,36 @@ def test_a_chargeback_and_adjustments(data: Path) -> None:
 def test_an_amount_that_is_none_is_misused(amount: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["adjust", "acme", amount, "--id", "x", "--reason", "r"]) == 2
     assert "AMOUNT" in capsys.readouterr().err
+
+
+def test_the_command_line_tops_up_a_data_directory(tmp_path: Path) -> None:
+    data = ("--data", tmp_path / "data")
+    answer_of(tollkeeper("accounts", "put", "acme", "name=Acme", "--json", *data))
+    answer_of(
+        tollkeeper(
+            "budgets",
+            "put",
+            "pool",
+            "--account",
+            "acme",
+            "amount=1000000000",
+            "period=month",
+            "--json",
+            *data,
+        )
+    )
+    command = ("budgets", "top-up", "pool", "5.00", "--account", "acme", "--id", "t1", *data)
+    made = answer_of(tollkeeper(*command, "--json"))
+    assert (made["allowed"], made["until_used"], made["repeated"]) == ("6.00", False, False)
+    told = tollkeeper(*command)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout == "5.00 was added before to budget pool.\nIts period allows 6.00 now.\n"
+    refused = tollkeeper(*command, "--until-used")
+    assert refused.returncode == 1
+    assert "use another id" in refused.stderr
+    negative = tollkeeper("budgets", "top-up", "pool", "-5.00", "--account", "acme", "--id", "t2", *data)
+    assert negative.returncode == 1
+    assert "'-5.00' is not more than 0" in negative.stderr
+    twice = tollkeeper(*command, "--value", "tag.user=u1", "--value", "tag.user=u2")
+    assert twice.returncode == 2
+    assert "tag.user is there twice" in twice.stderr

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.commands import answer_of, tollkeeper
+from tests.cli.commands import answer_of
+from tests.cli.commands import in_process as tollkeeper
 from tollkeeper.cli.app import run
 from tollkeeper.console import output
 

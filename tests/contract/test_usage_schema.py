@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.contract.test_usage_store import ask, record
+from tests.contract.test_usage_store import ask, check, record
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, append_recovery, tables
 from tollkeeper.adapters.clickhouse.store import _APPEND
 from tollkeeper.domain.pairing import BatchMark
@@ -122,6 +122,47 @@ def test_a_store_from_before_quantities_gets_them(tmp_path: Path) -> None:
         assert not any(store.losses())
         totals = store.report(ask("acct", measures=measures)).totals
         assert list(totals.values()) == [2, 8, 17, 11, -2, 500_000]
+    finally:
+        store.close()
+
+
+def make_version_7(store: ClickHouseUsageStore) -> None:
+    """With the view that merged bins of latencies as maps."""
+    select = tables.derivation(VIEW)
+    bins = select[select.index("mapSubtract(") : select.index(" AS latency_bins")]
+    first = select.index("groupArrayIf(")
+    gathered = select[first : select.index(" AS removed_bins")]
+    merged = "sumMapIf(map(bin_of(ifNull(e.latency_us, 0)), toInt64(e.sign)), e.latency_us IS NOT NULL)"
+    older = select.replace(bins, "sumMapIf(h.added_bins, tier <> 'day')").replace(
+        gathered, f"{merged} AS added_bins, 0"
+    )
+    change(
+        store,
+        f"DROP VIEW {VIEW}",
+        f"CREATE MATERIALIZED VIEW {VIEW} TO usage_rollups AS {older}",
+        "ALTER TABLE schema_version DELETE WHERE version > 7",
+    )
+
+
+def test_bins_that_an_older_view_counted_add_up_with_those_of_now(tmp_path: Path) -> None:
+    """Nothing is derived again: both ways count the same."""
+    url = f"chdb://{tmp_path}"
+    sent = [record("acct", latency_us=us) for us in (0, 1, 50, 50, 51, 7_000_000)]
+    away = sent[2]._replace(revision=1, sign=-1)
+    store = ClickHouseUsageStore.open(url)
+    try:
+        make_version_7(store)
+        store.append(table_of(sent), "one")
+        assert store.differences() == []
+        store.close()
+        store = ClickHouseUsageStore.open(url)
+        assert "mapSubtract" in store._engine.rows(f"SHOW CREATE TABLE {VIEW}", {})[0][0]
+        assert store.differences() == []
+        later = [record("acct"), record("acct", latency_us=50)]
+        store.append(table_of([away, *later]), "two")
+        assert store.differences() == []
+        measures = ("requests", "latency_ms_p50", "latency_ms_max")
+        check(store, [*sent, away, *later], ask("acct", measures=measures))
     finally:
         store.close()
 

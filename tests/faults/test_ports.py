@@ -8,12 +8,13 @@ acknowledged is recorded once, and counter = ledger = sum of events.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
 
 from tests.conftest import Install
+from tests.effort import effort
 from tests.faults.test_backlog import asked, send
 from tests.faults.test_ledger_away import Customer, eventually
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
@@ -31,6 +32,8 @@ from tollkeeper.ports import CatalogStore, Ledger, Outbox, UsageStore
 from tollkeeper.testing import Faulty, commit_all, lost_commits, verify
 
 TRIES: Final = 20
+TOGETHER: Final = effort(4, 1)
+"""Methods of a port that fail in one day, each once before every step."""
 
 
 def methods(port: type, *but: str) -> list[str]:
@@ -136,74 +139,91 @@ def live(day: Day, fault: Callable[[], None]) -> None:
         insisting(step)
 
 
+def chained(target: Any, methods: Sequence[str]) -> list[Faulty]:
+    """Return *target* with each of *methods* faulty: the last has all of them."""
+    made: list[Faulty] = []
+    for method in methods:
+        made.append(Faulty(made[-1] if made else target, method))
+    return made
+
+
 @pytest.fixture
 def opened(
     install: Install, usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str, str], tuple[Installation, Faulty]]:
-    """Open an installation one port of which is faulty in one method. What tries again does so soon."""
+) -> Callable[..., tuple[Installation, list[Faulty]]]:
+    """Open an installation one port of which is faulty in some methods. What tries again does so soon."""
     monkeypatch.setattr(relay, "RETRY_S", (0.02, 0.1, 0.5))
 
-    def open_(port: str, method: str) -> tuple[Installation, Faulty]:
+    def open_(port: str, *methods: str) -> tuple[Installation, list[Faulty]]:
         if port == "usage":
-            store = Faulty(usage_store, method)
-            return install(store=store), store
-        made: list[Faulty] = []
+            made = chained(usage_store, methods)
+            return install(store=made[-1]), made
+        made = []
         kind = {"ledger": SqlLedger, "outbox": SqlLedger, "catalog": SqlCatalogStore}[port]
 
         def faulty(engine: Any) -> Any:
             target: Any = kind(engine)
-            made.append(Faulty(target.outbox if port == "outbox" else target, method))
+            made.extend(chained(target.outbox if port == "outbox" else target, methods))
             if port != "outbox":
-                return made[0]
-            target.outbox = made[0]
+                return made[-1]
+            target.outbox = made[-1]
             return target
 
         monkeypatch.setattr(f"tollkeeper.installation.{kind.__name__}", faulty)
-        return install(), made[0]
+        return install(), made
 
     return open_
 
 
-PLACES: Final = [
-    *(("ledger", method) for method in LEDGER),
-    *(("outbox", method) for method in OUTBOX),
-    *(("catalog", method) for method in CATALOG),
-    *(("usage", method) for method in USAGE),
-]
+PORTS: Final = {"ledger": LEDGER, "outbox": OUTBOX, "catalog": CATALOG, "usage": USAGE}
 
 
-@pytest.mark.parametrize(("port", "method"), PLACES, ids=lambda value: value)
+def places(*but: tuple[str, str]) -> list[Any]:
+    """Return every port with its methods, `TOGETHER` at a time."""
+    made = []
+    for port, names in PORTS.items():
+        kept = [name for name in names if (port, name) not in but]
+        for start in range(0, len(kept), TOGETHER):
+            some = kept[start : start + TOGETHER]
+            made.append(pytest.param(port, some, id=f"{port}-{'-'.join(some)}"))
+    return made
+
+
+@pytest.mark.parametrize(("port", "names"), places())
 def test_an_error_before_the_work_is_told_and_a_retry_does_it(
-    opened: Any, account: str, port: str, method: str
+    opened: Any, account: str, port: str, names: list[str]
 ) -> None:
     """Once before every step; what runs by itself tries again by itself."""
-    site, faulty = opened(port, method)
+    site, faulty = opened(port, *names)
     day = Day(site, account)
-    live(day, lambda: faulty.refuse(1))
-    faulty.refuse(0)
+
+    def refuse(times: int = 1) -> None:
+        for method in faulty:
+            method.refuse(times)
+
+    live(day, refuse)
+    refuse(0)
     day.check()
 
 
 # The ledger itself finds out what came of a commit, so its answer is lost below it; a key whose making was not
 # answered is there, its secret lost: the caller rotates it.
-LOSING: Final = [place for place in PLACES if place not in [("ledger", "commit"), ("catalog", "add_key")]]
-
-
-@pytest.mark.parametrize(("port", "method"), LOSING, ids=lambda value: value)
+@pytest.mark.parametrize(("port", "names"), places(("ledger", "commit"), ("catalog", "add_key")))
 def test_a_lost_answer_is_told_and_a_retry_does_nothing_twice(
-    opened: Any, account: str, port: str, method: str
+    opened: Any, account: str, port: str, names: list[str]
 ) -> None:
     """The work is done and nobody knows; and then the network delivers it again."""
-    site, faulty = opened(port, method)
+    site, faulty = opened(port, *names)
     day = Day(site, account)
 
-    def fault() -> None:
-        faulty.lose_replies(1)
-        if (port, method) != ("catalog", "transaction"):
-            faulty.repeat(1)
+    def lose(times: int = 1) -> None:
+        for name, method in zip(names, faulty, strict=True):
+            method.lose_replies(times)
+            if (port, name) != ("catalog", "transaction"):
+                method.repeat(times)
 
-    live(day, fault)
-    faulty.lose_replies(0)
+    live(day, lose)
+    lose(0)
     day.check()
 
 
@@ -219,7 +239,7 @@ def test_lost_answers_to_commits_are_found_out(site: Installation, account: str)
 @pytest.mark.parametrize("method", ["append", "known_ids", "record_columns", "report"])
 def test_a_slow_usage_store_is_overtaken(opened: Any, account: str, method: str) -> None:
     """One call hangs for minutes; the gate goes on, others overtake it, and it counts once when it comes."""
-    site, faulty = opened("usage", method)
+    site, (faulty,) = opened("usage", method)
     day = Day(site, account)
     send(site, account, "e1", "e2")
     site.delivery.fresh(account)

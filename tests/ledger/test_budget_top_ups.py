@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.cli.commands import answer_of, tollkeeper
 from tests.gate.test_races import in_threads
 from tests.http.conftest import OPERATOR_KEY
 from tests.http.conftest import Api as Caller
@@ -363,39 +362,6 @@ def test_over_http_only_the_operator_tops_up(pool):
     assert call("POST", path, {"id": "t3", "amount": "5.00"}, key=mine).status_code == 403
     assert pool.status()[0] == 60
     app.close()
-
-
-def test_the_command_line_tops_up_a_data_directory(tmp_path):
-    data = ("--data", tmp_path / "data")
-    answer_of(tollkeeper("accounts", "put", "acme", "name=Acme", "--json", *data))
-    answer_of(
-        tollkeeper(
-            "budgets",
-            "put",
-            "pool",
-            "--account",
-            "acme",
-            "amount=1000000000",
-            "period=month",
-            "--json",
-            *data,
-        )
-    )
-    command = ("budgets", "top-up", "pool", "5.00", "--account", "acme", "--id", "t1", *data)
-    made = answer_of(tollkeeper(*command, "--json"))
-    assert (made["allowed"], made["until_used"], made["repeated"]) == ("6.00", False, False)
-    told = tollkeeper(*command)
-    assert told.returncode == 0, told.stderr
-    assert told.stdout == "5.00 was added before to budget pool.\nIts period allows 6.00 now.\n"
-    refused = tollkeeper(*command, "--until-used")
-    assert refused.returncode == 1
-    assert "use another id" in refused.stderr
-    negative = tollkeeper("budgets", "top-up", "pool", "-5.00", "--account", "acme", "--id", "t2", *data)
-    assert negative.returncode == 1
-    assert "'-5.00' is not more than 0" in negative.stderr
-    twice = tollkeeper(*command, "--value", "tag.user=u1", "--value", "tag.user=u2")
-    assert twice.returncode == 2
-    assert "tag.user is there twice" in twice.stderr
 
 
 def test_thresholds_of_webhooks_are_those_of_the_amount_in_force(pool):
