@@ -44,7 +44,12 @@ def _ledgers_from_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
     def copy_or_migrate(engine: sa.Engine) -> None:
         target = engine.url.database
-        if engine.dialect.name == "sqlite" and target and Path(target).exists() and not Path(target).stat().st_size:
+        if (
+            engine.dialect.name == "sqlite"
+            and target
+            and Path(target).exists()
+            and not Path(target).stat().st_size
+        ):
             with closing(sqlite3.connect(path)) as migrated, closing(sqlite3.connect(target)) as new:
                 migrated.backup(new)
         migrate(engine)

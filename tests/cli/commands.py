@@ -46,7 +46,7 @@ def tollkeeper(
 def in_process(
     *arguments: object, stdin: bytes = b"", variables: Mapping[str, str] = {}
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command in this process, without the 0.7 s that a process takes to start; return what `tollkeeper` does."""
+    """Run one command in this process, sooner than in one of its own; return what `tollkeeper` does."""
     printed, told = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     with (
         tempfile.TemporaryFile() as file,

@@ -121,9 +121,10 @@ _DATE_END: Final = re.compile(r"[-@](?:20\d\d-\d\d-\d\d|20\d{6}|\d\d-\d\d-20\d\d
 
 _TAIL: Final = re.compile(
     r"(?:[-@:.](?:latest|preview|exp|experimental|beta|default|stable|v\d+(?::\d+)?|20\d{6}|20\d\d-\d\d-\d\d|"
-    r"\d\d-\d\d(?:-20\d\d)?|\d\d-20\d\d|\d{3,4}|customtools)|:\d+k?|:thinking)*\Z"
+    r"\d\d-\d\d(?:-20\d\d)?|\d\d-20\d\d|\d{3}|(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])|2\d(?:0[1-9]|1[0-2])|customtools)|"
+    r":\d+k?|:thinking)*\Z"
 )
-"""What may follow a listed beginning of a name: dates, builds and versions of the same model."""
+"""What may follow a listed beginning of a name: dates (four digits are mmdd or yymm), builds and versions of it."""
 _FINE_TUNED_TAIL: Final = re.compile(r"(?:-?\d{4}|\d\d-\d\d)?(?::.*)?\Z")
 """What follows the base model in `ft:<base>:<organisation>:<name>:<id>`."""
 

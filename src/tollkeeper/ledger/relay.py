@@ -295,7 +295,10 @@ class Relay:
             self._wake.wait()
             self._wake.clear()
             for _ in range(LITTLE_GATHERS):
-                if self._urgent.wait(GATHER_S) or self._pending.record_count > LITTLE_RECORDS:
+                # After a failure too: who waits for a delivery does not wait for a gathering.
+                if self._more_is_due() or self._urgent.wait(GATHER_S):
+                    break
+                if self._pending.record_count > LITTLE_RECORDS:
                     break
             self._urgent.clear()
             try:

@@ -49,7 +49,9 @@ class Prepared:
         start = 0
         for size in self._sizes:
             while len(rows) - start >= size:
-                self._of_size(size).execute(tx, [value for row in rows[start : start + size] for value in row])
+                self._of_size(size).execute(
+                    tx, [value for row in rows[start : start + size] for value in row]
+                )
                 start += size
 
     def scalar(self, tx: sa.Connection, row: tuple[Any, ...]) -> int:
