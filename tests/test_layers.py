@@ -33,7 +33,7 @@ ORDER: Final = (
     "api",
     "http",
     "asgi",
-    "embedded testing",
+    "embedded testing remote",
     "console",
     "demo prove",
     "cli",
@@ -63,7 +63,7 @@ NETWORK: Final = {"socket", "ssl", "http", "urllib", "httpx", "requests", "jwt",
 NO_NETWORK: Final = {"urllib.parse"}
 OF_THE_PROCESS: Final = {"forks"}
 """Calls the C library, since nothing else can end a forked child without waiting for threads that it lacks."""
-SURFACES: Final = {"http", "asgi", "console", "demo", "prove", "cli"}
+SURFACES: Final = {"http", "asgi", "remote", "console", "demo", "prove", "cli"}
 
 
 class Import(NamedTuple):

@@ -10,34 +10,24 @@ A WebSocket is one request: admitted at its handshake, before it opens, and sett
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 from tollkeeper import forks
-from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
-from tollkeeper.http.credentials import credential
-from tollkeeper.http.denials import denial_body, denial_headers
-from tollkeeper.http.executors import Threads
+from tollkeeper.http.doors import Admitted, Door, EmbeddedDoor, HasDoor, Refusal
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
-from tollkeeper.http.metered import Dialect, Dialects, TextHeaders, encoded
-from tollkeeper.http.profiles import reply_parts
+from tollkeeper.http.metered import encoded
 from tollkeeper.installation import Installation
-from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.profiles import names
 
 STATE_KEY: Final = "tollkeeper"
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
-_THREADS: Final = 8
-"""For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
 
 
 class Metering:
@@ -74,6 +64,7 @@ class Middleware:
     *app* behind the gate of *toll*.
 
     Args:
+        toll: `Tollkeeper` of this process, or `tollkeeper.remote.Tollkeeper`.
         expect: Returns the most that a request may use, from its scope, and its model; nothing is known by default.
         tags: Returns the tags of a request's event, from its scope: limits and budgets may count it by them.
         exempt: Paths that pass without a key, e.g. `{"/healthz"}`; WebSockets of these paths too.
@@ -86,7 +77,7 @@ class Middleware:
     def __init__(
         self,
         app: ASGIApp,
-        toll: HasInstallation,
+        toll: HasInstallation | HasDoor,
         *,
         expect: Callable[[Scope], Usage] | None = None,
         tags: Callable[[Scope], Mapping[str, str]] | None = None,
@@ -96,24 +87,15 @@ class Middleware:
     ) -> None:
         self.app = app
         self.toll = toll
-        installation = toll.installation
-        self._holds = installation.holds
         self._expect = expect
         self._tags = tags
         self._exempt = frozenset(exempt)
-        self._durable = durable
-        self._now_us = installation.clock.now_us
-        self._request_id = installation.gate.new_id
-        name = installation.settings.root_profile if profile is None else profile
-        self._threads = Threads("admit", _THREADS)
-        self._dialect = Dialects(
-            installation.profile_settings, installation.gate, installation.directory, installation.clock
-        ).of(name)
-        if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(
-                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile"
-            )
-
+        self._door: Door
+        if (door := getattr(toll, "door", None)) is not None:
+            self._door = door(profile=profile, durable=durable)
+            return
+        installation: Installation = toll.installation  # type: ignore[union-attr]
+        self._door = EmbeddedDoor(installation, profile=profile, durable=durable)
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -129,43 +111,11 @@ class Middleware:
             raise unsupported(scope)
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         tags = NO_TAGS if self._tags is None else self._tags(scope)
-        dialect = self._dialect
-        if dialect is None:
-            found = await self._threads.attempt(
-                self._holds.admit,
-                credential(scope["headers"], bare=True),
-                method,
-                scope["path"],
-                expected,
-                tags,
-            )
-            if isinstance(found, Denial):
-                body = denial_body(found)
-                sent = [(b"content-type", b"application/problem+json"), *denial_headers(found)]
-                await _refuse(scope, receive, send, found.status, sent, body)
-                return
-            await self._run(Metering(found), scope, receive, send, None)
+        found = await self._door.admit(scope, method, expected, tags)
+        if isinstance(found, Refusal):
+            await _refuse(scope, receive, send, *found)
             return
-        request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
-        }
-        secret = dialect.credential(headers)
-        # Those that the caller states win over those of its headers.
-        tags = {**dialect.tags(headers), **tags}
-        found = await self._threads.attempt(self._holds.admit, secret, method, scope["path"], expected, tags)
-        if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
-            self._holds.void(found)
-            found = objection
-        if isinstance(found, Denial):
-            reply = await self._threads.run(
-                dialect.refused, secret, method, scope["path"], headers, found, request_id
-            )
-            await _refuse(scope, receive, send, *reply_parts(reply))
-            return
-        metering = Metering(found)
-        worded = await self._threads.attempt(dialect.headers, found, request_id)
-        await self._run(metering, scope, receive, send, (dialect, worded))
+        await self._run(Metering(found.admission), scope, receive, send, found)
 
     async def _run(
         self,
@@ -173,7 +123,7 @@ class Middleware:
         scope: Scope,
         receive: Receive,
         send: Send,
-        worded: tuple[Dialect, TextHeaders] | None,
+        admitted: Admitted,
     ) -> None:
         state = scope.get("state")
         if state is None:
@@ -181,7 +131,7 @@ class Middleware:
         state[STATE_KEY] = metering
         started_ns = time.perf_counter_ns()
         if scope["type"] == "websocket":
-            await self._run_websocket(metering, scope, receive, send, worded, started_ns)
+            await self._run_websocket(metering, scope, receive, send, admitted, started_ns)
             return
         status = 0
         bytes_out = 0
@@ -192,7 +142,7 @@ class Middleware:
             kind = message["type"]
             if kind == "http.response.start":
                 status = message["status"]
-                await self._add_headers(message, worded, metering, status, started_ns)
+                await self._add_headers(message, admitted, metering, status, started_ns)
             elif kind == "http.response.body":
                 bytes_out += len(message.get("body", b""))
                 if not message.get("more_body", False):
@@ -206,10 +156,10 @@ class Middleware:
             if not settled:
                 metering.error_type = metering.error_type or type(exc).__name__
                 # The client may be gone and this task cancelled: book without waiting.
-                self._book(metering, status or 500, started_ns, bytes_out, None)
+                self._book(metering, status or 500, started_ns, bytes_out)
             raise
         if not settled:
-            self._book(metering, status or 500, started_ns, bytes_out, None)
+            self._book(metering, status or 500, started_ns, bytes_out)
 
     async def _run_websocket(
         self,
@@ -217,7 +167,7 @@ class Middleware:
         scope: Scope,
         receive: Receive,
         send: Send,
-        worded: tuple[Dialect, TextHeaders] | None,
+        admitted: Admitted,
         started_ns: int,
     ) -> None:
         """
@@ -245,14 +195,14 @@ class Middleware:
                 bytes_out += len(message.get("bytes") or b"") if text is None else len(text.encode())
             elif kind == "websocket.accept":
                 status = SWITCHING_PROTOCOLS
-                await self._add_headers(message, worded, metering, status, started_ns)
+                await self._add_headers(message, admitted, metering, status, started_ns)
             elif kind == "websocket.close":
                 # Before it was accepted, this is the app's refusal: the server answers 403.
                 status = status or 403
                 is_last = True
             elif kind == "websocket.http.response.start":
                 status = message["status"]
-                await self._add_headers(message, worded, metering, status, started_ns)
+                await self._add_headers(message, admitted, metering, status, started_ns)
             elif kind == "websocket.http.response.body":
                 bytes_out += len(message.get("body", b""))
                 is_last = not message.get("more_body", False)
@@ -270,43 +220,36 @@ class Middleware:
             raise
         finally:
             if not settled:
-                self._book(metering, status or 500, started_ns, bytes_out, None)
+                self._book(metering, status or 500, started_ns, bytes_out)
 
     async def _add_headers(
         self,
         message: Message,
-        worded: tuple[Dialect, TextHeaders] | None,
+        admitted: Admitted,
         metering: Metering,
         status: int,
         started_ns: int,
     ) -> None:
         """Add the dialect's headers to a message that begins an answer."""
+        worded = admitted.headers
         if worded is None:
             return
-        dialect, extra = worded
         if not metering.void:
-            outcome = _outcome(metering, status, started_ns, 0)
-            extra = await self._threads.attempt(dialect.headers_at_start, extra, metering.admission, outcome)
-        message["headers"] = [*message.get("headers", ()), *encoded(extra)]
+            worded = await self._door.headers_at_start(admitted, _outcome(metering, status, started_ns, 0))
+        message["headers"] = [*message.get("headers", ()), *encoded(worded)]
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
-        future = CommitFuture(asyncio.get_running_loop()) if self._durable else None
-        if metering.admission.matched is None:
-            booked = self._book(metering, status, started_ns, bytes_out, future)
-        else:
-            # With a model or tags that it states only now, it may count where nothing is in memory yet.
-            booked = await self._threads.attempt(self._book, metering, status, started_ns, bytes_out, future)
-        if booked and future is not None:
-            await future.committed()
-
-    def _book(
-        self, metering: Metering, status: int, started_ns: int, bytes_out: int, future: CommitFuture | None
-    ) -> bool:
         if metering.void:
-            self._holds.void(metering.admission)
-            return False
-        self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), future)
-        return True
+            await self._door.void(metering.admission)
+        else:
+            outcome = _outcome(metering, status, started_ns, bytes_out)
+            await self._door.settle(metering.admission, outcome)
+
+    def _book(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
+        if metering.void:
+            self._door.void_soon(metering.admission)
+        else:
+            self._door.settle_soon(metering.admission, _outcome(metering, status, started_ns, bytes_out))
 
 
 class _ForkedMiddleware(Middleware):

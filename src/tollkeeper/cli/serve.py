@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -26,6 +27,15 @@ def serve(
     data: options.Data = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = HOST,
     port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
+    uds: Annotated[
+        Path | None,
+        typer.Option(
+            "--uds",
+            metavar="PATH",
+            help="Unix socket to listen on beside the port, for programs of the same user and machine.",
+            show_default=False,
+        ),
+    ] = None,
     ledger_url: Annotated[
         str | None, _setting("ledger-url", "sqlite:///path or postgresql://…; SQLite in DIR unless given.")
     ] = None,
@@ -169,7 +179,11 @@ def serve(
     try:
         fresh = ensure_operator_key(installation, os.environ.get(OPERATOR_KEY_VARIABLE))
         serve_installation(
-            installation, host=host, port=port, ready=lambda url: _greet(url, settings.data_dir, fresh)
+            installation,
+            host=host,
+            port=port,
+            uds=uds,
+            ready=lambda url: _greet(url, settings.data_dir, fresh, uds),
         )
     finally:
         installation.close()
@@ -192,8 +206,10 @@ def _stop(signal_number: int, frame: object) -> None:
     raise typer.Exit(0)
 
 
-def _greet(url: str, data_dir: str, fresh_key: str | None) -> None:
+def _greet(url: str, data_dir: str, fresh_key: str | None, uds: Path | None) -> None:
     lines = [f"Tollkeeper serves {url} on {plain(data_dir)}", ""]
+    if uds is not None:
+        lines[1:1] = [f"and unix:{plain(str(uds.absolute()))} to programs of this user"]
     if fresh_key is not None:
         lines += [
             f"  operator key:  {fresh_key}",

@@ -27,10 +27,10 @@ from tollkeeper.errors import BadParameter, Forbidden, Malformed, UnsupportedMed
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.bodies import decompressed, header
-from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.denials import denial_body, denial_headers, denial_problem
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.fair_queue import OPERATOR, FairQueue
-from tollkeeper.http.metered import Dialects, encoded
+from tollkeeper.http.metered import Dialects, TextHeaders, encoded
 from tollkeeper.http.routes.fields import money_names
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
@@ -44,6 +44,7 @@ from tollkeeper.http.wire import (
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.ended_holds import Settled
 from tollkeeper.ledger.holds import Holds
+from tollkeeper.profiles import names
 
 if TYPE_CHECKING:
     from tollkeeper.meter.ingest import Ingest
@@ -102,6 +103,8 @@ class HotEndpoints:
         if request.usage is not None or request.usage_of is not None:
             expected = await self._counted(expected, request.usage, request.usage_of)
             expected = expected._replace(model=expected.model or expected.response_model, response_model="")
+        if request.answer_as:
+            request = self._with_tags(request)
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.
@@ -113,11 +116,8 @@ class HotEndpoints:
             return await self._threads.run(self._refusal, request, found)
         admission, commit = found
         await commit.committed()
-        dialect = (
-            None
-            if admission.compiled_key.profile == "native"
-            else self._dialects.of(admission.compiled_key.profile)
-        )
+        profile = request.answer_as or admission.compiled_key.profile
+        dialect = None if profile == "native" else self._dialects.of(profile)
         if dialect is None:
             return 200, [_JSON], _encode(_authorize_answer(admission, {}))
         if (objection := dialect.objection(admission, request.key)) is not None:
@@ -132,8 +132,24 @@ class HotEndpoints:
         worded = await self._threads.attempt(dialect.headers, admission, request_id)
         return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
 
+    def _with_tags(self, request: AuthorizeRequest) -> AuthorizeRequest:
+        """Return *request* with the tags that its profile reads from its headers."""
+        name = request.answer_as
+        dialect = self._dialects.of(name)
+        if dialect is None:
+            if name != "native":
+                known = ", ".join(["native", *names()])
+                raise BadParameter(f"answer_as must be one of {known}, not {name[:64]!r}", field="answer_as")
+            return request
+        # Those that are stated win over those of the headers.
+        return msgspec.structs.replace(
+            request, tags={**dialect.tags(request.request_headers), **request.tags}
+        )
+
     def _refusal(self, request: AuthorizeRequest, denial: Denial) -> HotAnswer:
         """Word a refusal as the key's profile does, or the one that the request names."""
+        if request.answer_as:
+            return self._refusal_with_reply(request, denial)
         dialect = self._dialects.of_secret(request.key) or self._dialects.of(request.profile)
         if dialect is None:
             return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
@@ -141,6 +157,23 @@ class HotEndpoints:
         reply = dialect.refused(request.key, request.method, request.path, {}, denial, request_id)
         headers = [(b"content-type", reply.media_type.encode())]
         return reply.status, headers + encoded(reply.headers), _encode(reply.body)
+
+    def _refusal_with_reply(self, request: AuthorizeRequest, denial: Denial) -> HotAnswer:
+        """Return a refusal as a problem document, with the answer of the profile that the caller speaks."""
+        problem = denial_problem(denial)
+        dialect = self._dialects.of(request.answer_as)
+        if dialect is not None:
+            request_id = "req_" + self._new_id(self._clock.now_us()).replace("-", "")
+            reply = dialect.refused(
+                request.key, request.method, request.path, request.request_headers, denial, request_id
+            )
+            problem["reply"] = {
+                "status": reply.status,
+                "headers": list(reply.headers),
+                "media_type": reply.media_type,
+                "body": reply.body,
+            }
+        return denial.status, [_PROBLEM, *denial_headers(denial)], _encode(problem)
 
     def _authorize(
         self, request: AuthorizeRequest, expected: Usage, future: CommitFuture
@@ -176,6 +209,8 @@ class HotEndpoints:
             tags=request.tags,
             estimated=estimated,
         )
+        if request.preview:
+            return await self._previewed(request, outcome)
         future = CommitFuture(asyncio.get_running_loop())
         holds = self._holds
         if holds.is_settled_in_memory(request.hold_id, request.account, outcome):
@@ -188,6 +223,15 @@ class HotEndpoints:
             await commit.committed()
         worded = await self._threads.attempt(self._dialects.settled_headers, settled.record)
         return 200, [_JSON, *encoded(worded)], _encode(_settle_answer(settled, dict(worded)))
+
+    async def _previewed(self, request: SettleRequest, outcome: Outcome) -> HotAnswer:
+        admission = self._holds.open_hold(request.hold_id, request.account)
+        settled = await self._threads.attempt(self._holds.preview, admission, outcome)
+        dialect = self._dialects.of(admission.compiled_key.profile)
+        worded: TextHeaders = ()
+        if dialect is not None:
+            worded = await self._threads.attempt(dialect.headers_at_start, (), admission, outcome)
+        return 200, [_JSON], _encode(_settle_answer(settled, dict(worded)))
 
     async def _counted(self, stated: Usage, body: Any, usage_of: str | None) -> Usage:
         """Return *stated* with the counts of a provider's usage object; the first takes 0.2 s, to load the list."""

@@ -10,12 +10,14 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from tollkeeper.collector import freeze_gc
 from tollkeeper.domain.keys import OPERATOR_PREFIX, hash_secret, new_secret
 from tollkeeper.errors import BadParameter, Unavailable
+from tollkeeper.http import unix_socket
 from tollkeeper.http.app import App, build_app
 from tollkeeper.installation import Installation
 
@@ -65,6 +67,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    uds: Path | None = None,
     ready: Callable[[str], None] = lambda url: None,
     until: Callable[[], object] | None = None,
 ) -> None:
@@ -72,18 +75,22 @@ def serve(
     Serve until SIGINT or SIGTERM, or until *until* (run in a thread once the server is up) returns.
 
     Args:
+        uds: A Unix socket to serve beside the port. Its file, of mode 0600, is removed at the end.
         ready: Called with the URL once connections are accepted.
 
     Raises:
-        Unavailable: The port is taken or not permitted.
+        Unavailable: The port or socket is taken or not permitted.
+        BadParameter: *uds* is no path for a socket.
     """
     _check_port(host, port)
+    if uds is not None:
+        uds = unix_socket.claim(uds)
     app = build_app(installation)
     handles = _raise_handle_limit()
     freeze_gc()
     _return_memory()
     try:
-        _runner()(_serve(app, host, port, ready, until, connections_max(handles)))
+        _runner()(_serve(app, host, port, uds, ready, until, connections_max(handles)))
     finally:
         app.close()
 
@@ -145,6 +152,7 @@ async def _serve(
     app: App,
     host: str,
     port: int,
+    uds: Path | None,
     ready: Callable[[str], None],
     until: Callable[[], object] | None,
     connections: int,
@@ -152,44 +160,55 @@ async def _serve(
     from granian.constants import HTTPModes
     from granian.server.embed import Server
 
-    server = Server(
-        app,
-        address=host,
-        port=port,
-        interface="asgi",
-        backlog=1024,
-        # Those beyond wait in the backlog, with no handle of ours.
-        backpressure=connections,
-        # Of HTTP/2 it would take 16 MiB of headers on each of 200 streams, from anybody. A proxy speaks it better.
-        http=HTTPModes.http1,
-        log_enabled=False,
-        websockets=False,
-    )
+    def listener(**address: Any) -> Any:
+        return Server(
+            app,
+            **address,
+            backlog=1024,
+            # Those beyond wait in the backlog, with no handle of ours.
+            backpressure=connections,
+            # Of HTTP/2 it would take 16 MiB of headers on each of 200 streams, from anybody. A proxy speaks it better.
+            http=HTTPModes.http1,
+            log_enabled=False,
+            websockets=False,
+        )
+
+    servers = [listener(address=host, port=port, interface="asgi")]
+    if uds is not None:
+        # The application begins and ends once, with the other listener.
+        servers.append(listener(uds=uds, interface="asginl"))
+        servers[1].uds_permissions = unix_socket.MODE
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stopping.set)
-    serving = asyncio.create_task(server.serve())
+    serving = [asyncio.create_task(server.serve()) for server in servers]
     url = f"http://{host if ':' not in host else f'[{host}]'}:{port}"
-    await _wait_until_up(host, port, serving)
+    await _wait_until_up(lambda: asyncio.open_connection(host, port), serving)
+    if uds is not None:
+        await _wait_until_up(lambda: asyncio.open_unix_connection(uds), serving)
     ready(url)
-    waiting = [asyncio.create_task(stopping.wait()), serving]
+    waiting = [asyncio.create_task(stopping.wait()), *serving]
     if until is not None:
         waiting.append(asyncio.ensure_future(asyncio.to_thread(until)))
     done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    server.stop()
-    # It waits for the calls that are under way: those that may take long are stopped.
+    for server in servers:
+        server.stop()
+    # They wait for the calls that are under way: those that may take long are stopped.
     await asyncio.to_thread(app.executors.stop_queries)
-    await serving
+    await asyncio.gather(*serving)
     for task in done:
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()  # type: ignore[misc]
 
 
-async def _wait_until_up(host: str, port: int, serving: asyncio.Task[None]) -> None:
-    while not serving.done():
+async def _wait_until_up(
+    connect: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]],
+    serving: Sequence[asyncio.Task[None]],
+) -> None:
+    while not any(task.done() for task in serving):
         try:
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await connect()
         except OSError:
             await asyncio.sleep(0.005)
             continue

@@ -71,6 +71,13 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     tags: Tags = {}
     profile: Name = ""
     """The profile whose form the refusal of an unknown key has; defaults to `native`."""
+    answer_as: Name = ""
+    """
+    The profile that your API speaks, or `native`: keys of other profiles are unknown to it, as in the middleware. A
+    refusal is then a problem document, with the vendor's answer in its `reply`.
+    """
+    request_headers: dict[str, str] = {}
+    """With `answer_as`: headers of your caller's request by lower-case name, from which the profile reads tags."""
 
 
 class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,6 +108,8 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     hold_id: Id
     account: Name | None = None
     """Needed only when several accounts use the same hold id."""
+    preview: bool = False
+    """Books nothing: the answer is as of a settle at this moment, for the headers of a response that begins."""
     status: Status = 200
     error_type: Name = ""
     latency_ms: LatencyMs | None = None

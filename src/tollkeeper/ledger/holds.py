@@ -23,7 +23,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.errors import BadParameter, HoldEnded, IdempotencyConflict, Unavailable
+from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
 from tollkeeper.gate.gate import HOLD_S_MAX, Admission, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold, OpenHold, Settle
@@ -308,6 +308,23 @@ class Holds:
         ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
         stored = self._committer.book(Settle(record, charges, version, future=future, ended=ended, done=done))
         return Settled(stored, admission.amounts.nanos), future
+
+    def open_hold(self, hold_id: str, account_id: str | None = None) -> Admission:
+        """
+        Return an open hold made over HTTP.
+
+        Raises:
+            HoldUnknown: There is none of this id, or not in this account.
+            BadParameter: Several accounts have one.
+        """
+        held = self._open.find(hold_id, account_id)
+        if held is None:
+            raise HoldUnknown(f"No hold {hold_id} is open.")
+        return held[0]
+
+    def preview(self, admission: Admission, outcome: Outcome) -> Settled:
+        """Return what settling *admission* with *outcome* would book now. Changes nothing."""
+        return Settled(self._gate.record_of(admission, outcome, self._now_us()), admission.amounts.nanos)
 
     def is_settled_in_memory(self, hold_id: str, account_id: str | None, outcome: Outcome) -> bool:
         """Return whether settling a hold with *outcome* reads no store."""

@@ -1,0 +1,172 @@
+"""
+Endings that the server did not get: kept in memory and sent again until it has them, or the process ends.
+
+A hold that expires meanwhile is settled late: the server books it whole. Only these are lost, each with an error in the
+log that has its body: those beyond `KEPT_MAX`, those that the server refuses, and those left when the process ends (of
+a killed process without a line: their holds expire, which the server shows).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from tollkeeper.errors import HoldEnded, HoldUnknown, TollkeeperError
+from tollkeeper.remote import messages
+from tollkeeper.remote.connections import Answer
+from tollkeeper.remote.messages import error_of, is_transient
+from tollkeeper.remote.tries import NoAnswer
+
+KEPT_MAX: Final = 10_000
+"""Some 5 MB of bodies."""
+CLOSE_S: Final = 5.0
+_CALL_S: Final = 5.0
+_PAUSE_S: Final = (0.1, 5.0)
+"""Before the next round when the server is away: the first, and the longest; doubled in between."""
+_ENDING_TRIES_MAX: Final = 5
+"""A hold may be "being ended" by an earlier try of the same call, whose answer was lost."""
+
+log = logging.getLogger("tollkeeper.remote")
+
+Call = Callable[[str, str, bytes | None, float], Answer]
+Inbox = SimpleQueue[tuple[str, str | None] | None]
+
+
+class Undelivered:
+    """
+    The endings that are kept, and the thread that sends them.
+
+    Args:
+        call: Makes one try of a request: see `Connections.call`. Raises NoAnswer.
+
+    Attributes:
+        dropped: Takes the id and account of admissions that were dropped without an ending: they are voided.
+        lost_count: Endings that were given up.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
+        """Path and hold id → body, and refusals so far."""
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self.dropped: Inbox = SimpleQueue()
+        self.lost_count = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, path: str, hold_id: str, body: bytes) -> bool:
+        """Keep the body of a settle or void and send it soon; return False, with a line in the log, when it is lost."""
+        with self._lock:
+            full = self._closing or len(self._kept) >= KEPT_MAX
+            if not full:
+                self._kept.setdefault((path, hold_id), (body, 0))
+        if full:
+            self._lose(path, hold_id, body, "closed" if self._closing else f"{KEPT_MAX} are kept already")
+            return False
+        self.start()
+        self.dropped.put(None)  # Wakes the thread.
+        return True
+
+    def start(self) -> None:
+        """Start the thread, which also voids dropped admissions, if it does not run."""
+        if self._thread is not None:
+            return
+        with self._lock:
+            if self._thread is None and not self._closing:
+                self._thread = threading.Thread(target=self._run, name="tollkeeper-undelivered", daemon=True)
+                self._thread.start()
+
+    def close(self, within_s: float = CLOSE_S) -> None:
+        """Send what is kept; what cannot be sent in *within_s* seconds is lost, with a line each in the log."""
+        until = time.monotonic() + within_s
+        with self._lock:
+            self._closing = True
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            self.dropped.put(None)
+            thread.join(within_s)
+        self._take_dropped()
+        while self._kept and time.monotonic() < until and self._deliver(until - time.monotonic()):
+            pass
+        with self._lock:
+            left, self._kept = self._kept, OrderedDict()
+        for (path, hold_id), (body, _) in left.items():
+            self._lose(path, hold_id, body, "the process ends while the server is away")
+
+    def _run(self) -> None:
+        pause_s = _PAUSE_S[0]
+        while not self._closing:
+            with suppress(Empty):
+                self._note(self.dropped.get(timeout=pause_s if self._kept else None))
+            if self._closing:
+                return
+            self._take_dropped()
+            if self._deliver(_CALL_S):
+                pause_s = _PAUSE_S[0]
+            else:
+                pause_s = min(pause_s * 2, _PAUSE_S[1])
+                self._wait(pause_s)
+
+    def _wait(self, pause_s: float) -> None:
+        """Let *pause_s* seconds pass; what is kept meanwhile does not end the pause, `close` does."""
+        until = time.monotonic() + pause_s
+        while not self._closing and (left := until - time.monotonic()) > 0:
+            try:
+                self._note(self.dropped.get(timeout=left))
+            except Empty:
+                return
+
+    def _note(self, dropped: tuple[str, str | None] | None) -> None:
+        if dropped is not None:
+            hold_id, account_id = dropped
+            with self._lock:
+                self._kept.setdefault((messages.VOID, hold_id), (messages.void_body(hold_id, account_id), 0))
+
+    def _take_dropped(self) -> None:
+        while True:
+            try:
+                self._note(self.dropped.get_nowait())
+            except Empty:
+                return
+
+    def _deliver(self, timeout_s: float) -> bool:
+        """Send everything that is kept, the oldest first; return False when the server cannot take it now."""
+        for at, (body, refusals) in list(self._kept.items()):
+            path, hold_id = at
+            try:
+                answer = self._call("POST", path, body, timeout_s)
+            except NoAnswer:
+                return False
+            if answer.status == 200:
+                log.info("tollkeeper.remote.delivered", extra={"hold_id": hold_id, "path": path})
+            else:
+                error = error_of(answer)
+                if is_transient(answer) or answer.status in (401, 429):
+                    return False
+                if isinstance(error, HoldEnded) and refusals < _ENDING_TRIES_MAX:
+                    with self._lock:
+                        self._kept[at] = (body, refusals + 1)
+                    continue
+                # A void of a hold that is gone, or never was, has nothing to do.
+                if path != messages.VOID or not isinstance(error, HoldEnded | HoldUnknown):
+                    self._lose(path, hold_id, body, error)
+            with self._lock:
+                self._kept.pop(at, None)
+            if self._closing and timeout_s <= 0:
+                return False
+        return not self._kept
+
+    def _lose(self, path: str, hold_id: str, body: bytes, why: TollkeeperError | str) -> None:
+        self.lost_count += 1
+        # The body has no key in it: what it says can be booked by hand.
+        fields = {"hold_id": hold_id, "path": path, "body": body.decode(), "reason": str(why)}
+        log.error("tollkeeper.remote.lost", extra=fields)
