@@ -169,6 +169,11 @@ def serve(
             "log_level": log_level,
         }
     )
+    if uds is not None:
+        from tollkeeper.http.unix_socket import claim
+
+        # Refused before the stores are opened, which takes longer.
+        claim(uds)
     from tollkeeper.cli.logs import log_to_stderr
     from tollkeeper.http.server import ensure_operator_key, trim_memory
     from tollkeeper.http.server import serve as serve_installation

@@ -60,6 +60,7 @@ class Tollkeeper:
             longer are booked whole, but their estimate is not held to the end.
 
     Attributes:
+        endings: Tasks of the middleware that settle or void what their requests left.
         lost_count: Endings that were given up; the log has each.
     """
 
@@ -93,6 +94,7 @@ class Tollkeeper:
 
     def _begin(self) -> None:
         self._ids = Ids()
+        self.endings: set[asyncio.Task[None]] = set()
         self._connections = Connections(self._address, self._headers)
         self._undelivered = Undelivered(self._connections.call)
         # Also when the process ends without a `close`.
@@ -297,7 +299,10 @@ class Tollkeeper:
         self._end()
 
     async def aclose(self) -> None:
-        """`close` for an event loop, whose connections it closes too."""
+        """`close` for an event loop, whose endings it waits for, and whose connections it closes too."""
+        loop = asyncio.get_running_loop()
+        if mine := [task for task in self.endings if task.get_loop() is loop]:
+            await asyncio.wait(mine, timeout=self._timeout_s)
         await self._async_connections.close()
         await asyncio.to_thread(self._end)
 

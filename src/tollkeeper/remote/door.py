@@ -44,7 +44,6 @@ class RemoteDoor:
         self._durable = durable
         self._name = name
         self._profile: Profile | None = None if name == NATIVE else load(name)
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def admit(
         self, scope: Scope, method: str, expected: Usage, tags: Mapping[str, str]
@@ -146,12 +145,12 @@ class RemoteDoor:
                 log.warning("tollkeeper.remote.not_delivered", extra={"reason": str(exc)})
 
         def done(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
+            self._toll.endings.discard(task)
             if task.cancelled():
                 keep()
 
         task = asyncio.get_running_loop().create_task(ending())
-        self._tasks.add(task)
+        self._toll.endings.add(task)
         task.add_done_callback(done)
 
 

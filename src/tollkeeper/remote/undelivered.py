@@ -26,6 +26,8 @@ from tollkeeper.remote.tries import NoAnswer
 KEPT_MAX: Final = 10_000
 """Some 5 MB of bodies."""
 CLOSE_S: Final = 5.0
+_LATE_S: Final = 1.0
+"""For an ending that comes after `close`, perhaps on an event loop that ends."""
 _CALL_S: Final = 5.0
 _PAUSE_S: Final = (0.1, 5.0)
 """Before the next round when the server is away: the first, and the longest; doubled in between."""
@@ -64,14 +66,22 @@ class Undelivered:
         return len(self._kept)
 
     def keep(self, path: str, hold_id: str, body: bytes) -> bool:
-        """Keep the body of a settle or void and send it soon; return False, with a line in the log, when it is lost."""
+        """
+        Keep the body of a settle or void and send it soon; return False, with a line in the log, when it is lost.
+
+        After `close` it is sent before this returns, or lost.
+        """
         with self._lock:
-            full = self._closing or len(self._kept) >= KEPT_MAX
+            full = len(self._kept) >= KEPT_MAX
             if not full:
                 self._kept.setdefault((path, hold_id), (body, 0))
         if full:
-            self._lose(path, hold_id, body, "closed" if self._closing else f"{KEPT_MAX} are kept already")
+            self._lose(path, hold_id, body, f"{KEPT_MAX} are kept already")
             return False
+        if self._closing:
+            lost_count = self.lost_count
+            self.close(_LATE_S)
+            return self.lost_count == lost_count
         self.start()
         self.dropped.put(None)  # Wakes the thread.
         return True
