@@ -111,7 +111,7 @@ class Middleware:
             raise unsupported(scope)
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         tags = NO_TAGS if self._tags is None else self._tags(scope)
-        found = await self._door.admit(scope, method, expected, tags)
+        found = await self._door.admit(scope, method, scope["path"], expected, tags)
         if isinstance(found, Refusal):
             await _refuse(scope, receive, send, *found)
             return

@@ -53,7 +53,7 @@ class Door(Protocol):
     """What the middleware asks of a gate. An admission is ended once, by one of the last four."""
 
     async def admit(
-        self, scope: Scope, method: str, expected: Usage, tags: Mapping[str, str]
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
     ) -> Admitted | Refusal:
         """Read the api key of a request and decide it."""
 
@@ -113,10 +113,9 @@ class EmbeddedDoor:
         ).of(name)
 
     async def admit(
-        self, scope: Scope, method: str, expected: Usage, tags: Mapping[str, str]
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
     ) -> Admitted | Refusal:
         dialect = self._dialect
-        path = scope["path"]
         if dialect is None:
             secret = credential(scope["headers"], bare=True)
             found = await self._threads.attempt(self._holds.admit, secret, method, path, expected, tags)

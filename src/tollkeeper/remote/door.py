@@ -46,7 +46,7 @@ class RemoteDoor:
         self._profile: Profile | None = None if name == NATIVE else load(name)
 
     async def admit(
-        self, scope: Scope, method: str, expected: Usage, tags: Mapping[str, str]
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
     ) -> Admitted | Refusal:
         profile = self._profile
         headers: dict[str, str] = {}
@@ -56,7 +56,6 @@ class RemoteDoor:
             headers = text_headers(scope["headers"])
             secret = profile.credential(headers)
             headers.pop("cookie", None)  # No profile reads tags from it.
-        path: str = scope["path"]
         try:
             found = await self._toll.authorize(
                 secret, method, path, expected, tags, answer_as=self._name, headers=headers
