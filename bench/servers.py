@@ -44,6 +44,12 @@ def main() -> None:
     if name == "hello":
         serve_app(hello, port)
         return
+    if name.startswith("remote"):
+        from tollkeeper.remote import Tollkeeper as Remote
+
+        toll = Remote((path / "gate.txt").read_text(), key=OPERATOR_KEY)
+        serve_app(toll.middleware(hello), port)
+        return
     from tollkeeper import freeze_gc
 
     with _opened(str(path), served=not name.startswith("middleware")) as toll:
@@ -57,7 +63,8 @@ def main() -> None:
             from tollkeeper.http.server import ensure_operator_key, serve
 
             ensure_operator_key(toll.installation, OPERATOR_KEY)
-            serve(toll.installation, port=port, ready=lambda url: print("ready", flush=True))
+            uds = path / "s" if name == "serve-uds" else None
+            serve(toll.installation, port=port, uds=uds, ready=lambda url: print("ready", flush=True))
 
 
 def _opened(data_dir: str, *, served: bool) -> Tollkeeper:

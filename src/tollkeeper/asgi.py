@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tollkeeper import forks
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
-from tollkeeper.http.doors import Admitted, Door, EmbeddedDoor, HasDoor, Refusal
+from tollkeeper.http.doors import Admitted, Door, HasDoor, Refusal
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
 from tollkeeper.http.metered import encoded
-from tollkeeper.installation import Installation
+
+if TYPE_CHECKING:
+    from tollkeeper.installation import Installation
 
 STATE_KEY: Final = "tollkeeper"
 HANDSHAKE_METHOD: Final = "GET"
@@ -94,6 +96,9 @@ class Middleware:
         if (door := getattr(toll, "door", None)) is not None:
             self._door = door(profile=profile, durable=durable)
             return
+        # Loads the stores, which a client of a server does without.
+        from tollkeeper.http.embedded_door import EmbeddedDoor
+
         installation: Installation = toll.installation  # type: ignore[union-attr]
         self._door = EmbeddedDoor(installation, profile=profile, durable=durable)
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)

@@ -43,7 +43,7 @@ def forked() -> Forked:
     return Forked(
         f"Process {os.getpid()} was forked from one that has Tollkeeper open, and can use nothing of it: it would "
         "admit what the other process admits too. Open Tollkeeper after the fork, in one process only; for several "
-        "processes run `tollkeeper serve` and ask it over HTTP."
+        "processes run `tollkeeper serve` and use `tollkeeper.remote`."
     )
 
 

@@ -44,6 +44,7 @@ class RemoteDoor:
         self._durable = durable
         self._name = name
         self._profile: Profile | None = None if name == NATIVE else load(name)
+        self._has_usage_headers = isinstance(self._profile, MeteredProfile)
 
     async def admit(
         self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
@@ -85,7 +86,7 @@ class RemoteDoor:
 
     async def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
         worded = admitted.headers or ()
-        if not isinstance(self._profile, MeteredProfile):
+        if not self._has_usage_headers:
             return worded
         try:
             used = await self._toll.preview_headers(admitted.admission, outcome)

@@ -26,7 +26,7 @@ _AUTHORIZED: Final = msgspec.json.Decoder(AuthorizeAnswer)
 _SETTLED: Final = msgspec.json.Decoder(SettleAnswer)
 
 
-class VendorReply(NamedTuple):
+class VendorReply(msgspec.Struct, frozen=True):
     """A refusal as a profile words it."""
 
     status: int
@@ -123,22 +123,13 @@ def _stated(fields: Mapping[str, Any]) -> dict[str, Any]:
 def authorized(answer: Answer) -> AuthorizeAnswer | Refused:
     """Return what an authorize was answered. Raises the server's error."""
     if answer.status == 200:
-        return decoded(_AUTHORIZED, answer)
+        said: AuthorizeAnswer = decoded(_AUTHORIZED, answer)
+        return said
     problem = _problem(answer)
     code = problem.get("code")
     if code in STATUS_BY_REASON:
         reply = problem.get("reply")
-        worded = None if reply is None else msgspec.convert(reply, dict[str, Any])
-        return Refused(
-            denial_of(problem),
-            worded
-            and VendorReply(
-                worded["status"],
-                [(name, value) for name, value in worded["headers"]],
-                worded["media_type"],
-                worded["body"],
-            ),
-        )
+        return Refused(denial_of(problem), None if reply is None else msgspec.convert(reply, VendorReply))
     raise error_of(answer, problem)
 
 

@@ -2,8 +2,8 @@
 Endings that the server did not get: kept in memory and sent again until it has them, or the process ends.
 
 A hold that expires meanwhile is settled late: the server books it whole. Only these are lost, each with an error in the
-log that has its body: those beyond `KEPT_MAX`, those that the server refuses, and those left when the process ends (of
-a killed process without a line: their holds expire, which the server shows).
+log that has its body: those beyond `KEPT_MAX`, those that the server refuses, and those left when the process ends. Those
+of a killed process are lost without a line; the server voids their holds when these expire.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CLOSE_S: Final = 5.0
 _LATE_S: Final = 1.0
 """For an ending that comes after `close`, perhaps on an event loop that ends."""
 _CALL_S: Final = 5.0
+_ROUND_S: Final = 60.0
 _PAUSE_S: Final = (0.1, 5.0)
 """Before the next round when the server is away: the first, and the longest; doubled in between."""
 _ENDING_TRIES_MAX: Final = 5
@@ -58,7 +59,7 @@ class Undelivered:
         self._kept: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
         """Path and hold id → body, and refusals so far."""
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing = threading.Event()
         self.dropped: Inbox = SimpleQueue()
         self.lost_count = 0
 
@@ -78,7 +79,7 @@ class Undelivered:
         if full:
             self._lose(path, hold_id, body, f"{KEPT_MAX} are kept already")
             return False
-        if self._closing:
+        if self._closing.is_set():
             lost_count = self.lost_count
             self.close(_LATE_S)
             return self.lost_count == lost_count
@@ -91,7 +92,7 @@ class Undelivered:
         if self._thread is not None:
             return
         with self._lock:
-            if self._thread is None and not self._closing:
+            if self._thread is None and not self._closing.is_set():
                 self._thread = threading.Thread(target=self._run, name="tollkeeper-undelivered", daemon=True)
                 self._thread.start()
 
@@ -99,13 +100,13 @@ class Undelivered:
         """Send what is kept; what cannot be sent in *within_s* seconds is lost, with a line each in the log."""
         until = time.monotonic() + within_s
         with self._lock:
-            self._closing = True
+            self._closing.set()
             thread, self._thread = self._thread, None
         if thread is not None:
             self.dropped.put(None)
             thread.join(within_s)
         self._take_dropped()
-        while self._kept and time.monotonic() < until and self._deliver(until - time.monotonic()):
+        while self._kept and self._deliver(until):
             pass
         with self._lock:
             left, self._kept = self._kept, OrderedDict()
@@ -114,13 +115,13 @@ class Undelivered:
 
     def _run(self) -> None:
         pause_s = _PAUSE_S[0]
-        while not self._closing:
+        while not self._closing.is_set():
             with suppress(Empty):
                 self._note(self.dropped.get(timeout=pause_s if self._kept else None))
-            if self._closing:
+            if self._closing.is_set():
                 return
             self._take_dropped()
-            if self._deliver(_CALL_S):
+            if self._deliver(time.monotonic() + _ROUND_S):
                 pause_s = _PAUSE_S[0]
             else:
                 pause_s = min(pause_s * 2, _PAUSE_S[1])
@@ -129,7 +130,7 @@ class Undelivered:
     def _wait(self, pause_s: float) -> None:
         """Let *pause_s* seconds pass; what is kept meanwhile does not end the pause, `close` does."""
         until = time.monotonic() + pause_s
-        while not self._closing and (left := until - time.monotonic()) > 0:
+        while not self._closing.is_set() and (left := until - time.monotonic()) > 0:
             try:
                 self._note(self.dropped.get(timeout=left))
             except Empty:
@@ -148,12 +149,20 @@ class Undelivered:
             except Empty:
                 return
 
-    def _deliver(self, timeout_s: float) -> bool:
-        """Send everything that is kept, the oldest first; return False when the server cannot take it now."""
+    def _deliver(self, until: float) -> bool:
+        """
+        Send everything that is kept, the oldest first; return whether the server took all of it.
+
+        Args:
+            until: When to stop, on the monotonic clock.
+        """
         for at, (body, refusals) in list(self._kept.items()):
             path, hold_id = at
+            timeout_s = until - time.monotonic()
+            if timeout_s <= 0:
+                return False
             try:
-                answer = self._call("POST", path, body, timeout_s)
+                answer = self._call("POST", path, body, min(timeout_s, _CALL_S))
             except NoAnswer:
                 return False
             if answer.status == 200:
@@ -171,8 +180,6 @@ class Undelivered:
                     self._lose(path, hold_id, body, error)
             with self._lock:
                 self._kept.pop(at, None)
-            if self._closing and timeout_s <= 0:
-                return False
         return not self._kept
 
     def _lose(self, path: str, hold_id: str, body: bytes, why: TollkeeperError | str) -> None:
