@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.end_to_end.server import Refused
 from tests.remote.calls import both
 from tests.remote.conftest import PRICE_NANOS, Place, verified
 from tollkeeper import Denial, Outcome, Usage, UsageQuery
@@ -190,6 +191,17 @@ def test_usage_of_a_providers_response_keeps_its_model(tcp_place: Place):
         usage = PlainUsage(prompt_tokens=1_000_000, response_model="gpt-4o")
         toll.settle(admission, Outcome(200, usage))
     assert tcp_place.server.call("GET", f"/tk/v1/events/{admission.id}")["model"] == "gpt-4o"
+
+
+def test_the_server_refuses_what_it_does_not_know(server):
+    """A misspelt profile must not pass as native, nor a preview of a hold that is gone as a booking."""
+    request = {"key": "nobody", "path": "/chat", "answer_as": "nothing"}
+    with pytest.raises(Refused, match="answer_as must be one of native") as refused:
+        server.post("/tk/v1/authorize", request)
+    assert refused.value.status == 400
+    with pytest.raises(Refused, match="hold_unknown") as refused:
+        server.post("/tk/v1/settle", {"hold_id": "nothing", "preview": True})
+    assert refused.value.status == 404
 
 
 def test_the_ledger_agrees_at_the_end(server):

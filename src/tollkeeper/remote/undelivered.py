@@ -2,8 +2,8 @@
 Endings that the server did not get: kept in memory and sent again until it has them, or the process ends.
 
 A hold that expires meanwhile is settled late: the server books it whole. Only these are lost, each with an error in the
-log that has its body: those beyond `KEPT_MAX`, those that the server refuses, and those left when the process ends. Those
-of a killed process are lost without a line; the server voids their holds when these expire.
+log that has its body: those beyond `KEPT_MAX`, those that the server refuses, and those left when the process ends.
+Those of a killed process are lost without a line; the server voids their holds when these expire.
 """
 
 from __future__ import annotations

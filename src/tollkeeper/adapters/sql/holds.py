@@ -20,6 +20,11 @@ from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
 _ENDED_HOLDS_KEPT_US: Final = 30 * 86_400_000_000
 """How long a voided or expired hold is kept, so that a late settle is recognised."""
 
+_HOLD: Final = sa.select(holds.c.account_id, holds.c.hold_id, holds.c.state, holds.c.body).where(
+    holds.c.account_id == sa.bindparam("account"), holds.c.hold_id == sa.bindparam("hold")
+)
+"""Made once: every authorize with an id of the caller reads by it, and to make it takes as long as to run it."""
+
 _encode_body = msgspec.json.Encoder().encode
 _decode_body = msgspec.json.Decoder(HoldBody).decode
 
@@ -78,11 +83,7 @@ class SqlHolds:
 
     def hold(self, account_id: str, hold_id: str) -> StoredHold | None:
         with self._database.reading() as tx:
-            row = tx.execute(
-                sa.select(holds.c.account_id, holds.c.hold_id, holds.c.state, holds.c.body).where(
-                    holds.c.account_id == account_id, holds.c.hold_id == hold_id
-                )
-            ).one_or_none()
+            row = tx.execute(_HOLD, {"account": account_id, "hold": hold_id}).one_or_none()
         return None if row is None else StoredHold(row[0], row[1], row[2], _decode_body(row[3]))
 
     def hold_owners(self, hold_id: str) -> list[str]:
