@@ -22,12 +22,15 @@ from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
-from tollkeeper.http.credentials import credential
+from tollkeeper.http.cors import Cors, is_preflight
+from tollkeeper.http.credentials import Ambiguous, credentials, the_known
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
+from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
 from tollkeeper.http.metered import Dialect, Dialects, TextHeaders, encoded
+from tollkeeper.http.paths import app_path
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -36,6 +39,7 @@ from tollkeeper.profiles import names
 STATE_KEY: Final = "tollkeeper"
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
+_TWO_KEYS: Final = Denial("key_unknown", "The request carries two different api keys: send one.")
 _THREADS: Final = 8
 """For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
 
@@ -76,7 +80,8 @@ class Middleware:
     Args:
         expect: Returns the most that a request may use, from its scope, and its model; nothing is known by default.
         tags: Returns the tags of a request's event, from its scope: limits and budgets may count it by them.
-        exempt: Paths that pass without a key, e.g. `{"/healthz"}`; WebSockets of these paths too.
+        exempt: What passes without a key, e.g. `{"/healthz", "GET /docs/*"}` (see `http.exemptions`); WebSockets of
+            these paths too. Preflights of browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
         durable: Hold the end of the response back until the request is booked durably. Without it the
@@ -98,9 +103,11 @@ class Middleware:
         self.toll = toll
         installation = toll.installation
         self._holds = installation.holds
+        self._gate = installation.gate
         self._expect = expect
         self._tags = tags
-        self._exempt = frozenset(exempt)
+        self._exempt = Exemptions(exempt)
+        self._cors = Cors(installation.settings.cors_origins)
         self._durable = durable
         self._now_us = installation.clock.now_us
         self._request_id = installation.gate.new_id
@@ -117,31 +124,25 @@ class Middleware:
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan" or (kind in ("http", "websocket") and scope["path"] in self._exempt):
+        if self._passes(scope):
             await self.app(scope, receive, send)
             return
-        if kind == "http":
-            method: str = scope["method"]
-        elif kind == "websocket":
-            method = HANDSHAKE_METHOD
-        else:
-            raise unsupported(scope)
+        method: str = scope.get("method", HANDSHAKE_METHOD)
+        path = app_path(scope)
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         tags = NO_TAGS if self._tags is None else self._tags(scope)
         dialect = self._dialect
         if dialect is None:
             found = await self._threads.attempt(
-                self._holds.admit,
-                credential(scope["headers"], bare=True),
-                method,
-                scope["path"],
-                expected,
-                tags,
+                self._admit, credentials(scope["headers"], bare=True), method, path, expected, tags
             )
             if isinstance(found, Denial):
                 body = denial_body(found)
-                sent = [(b"content-type", b"application/problem+json"), *denial_headers(found)]
+                sent = [
+                    (b"content-type", b"application/problem+json"),
+                    *denial_headers(found),
+                    *self._cors.headers(scope["headers"]),
+                ]
                 await _refuse(scope, receive, send, found.status, sent, body)
                 return
             await self._run(Metering(found), scope, receive, send, None)
@@ -153,19 +154,44 @@ class Middleware:
         secret = dialect.credential(headers)
         # Those that the caller states win over those of its headers.
         tags = {**dialect.tags(headers), **tags}
-        found = await self._threads.attempt(self._holds.admit, secret, method, scope["path"], expected, tags)
+        found = await self._threads.attempt(self._holds.admit, secret, method, path, expected, tags)
         if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
             self._holds.void(found)
             found = objection
         if isinstance(found, Denial):
-            reply = await self._threads.run(
-                dialect.refused, secret, method, scope["path"], headers, found, request_id
-            )
-            await _refuse(scope, receive, send, *reply_parts(reply))
+            reply = await self._threads.run(dialect.refused, secret, method, path, headers, found, request_id)
+            status, told, body = reply_parts(reply)
+            await _refuse(scope, receive, send, status, [*told, *self._cors.headers(scope["headers"])], body)
             return
         metering = Metering(found)
         worded = await self._threads.attempt(dialect.headers, found, request_id)
         await self._run(metering, scope, receive, send, (dialect, worded))
+
+    def _passes(self, scope: Scope) -> bool:
+        """Return whether a scope is not for the gate. Raises for one of an unknown type."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            return True
+        if kind not in ("http", "websocket"):
+            raise unsupported(scope)
+        return is_preflight(scope) or self._exempt.cover(
+            scope.get("method", HANDSHAKE_METHOD), app_path(scope)
+        )
+
+    def _admit(
+        self, secrets: list[str], method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admission | Denial:
+        """Admit a request by the one of its credentials that is known here."""
+        if len(secrets) > 1:
+            try:
+                secrets = [the_known(secrets, self._is_known)]
+            except Ambiguous:
+                return _TWO_KEYS
+        return self._holds.admit(secrets[0] if secrets else "", method, path, expected, tags)
+
+    def _is_known(self, secret: str) -> bool:
+        found = self._gate.compiled_key(secret)
+        return not isinstance(found, Denial) or found.reason != "key_unknown"
 
     async def _run(
         self,
@@ -313,13 +339,10 @@ class _ForkedMiddleware(Middleware):
     """The middleware in a forked child: it admits nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan" or (kind in ("http", "websocket") and scope["path"] in self._exempt):
+        if self._passes(scope):
             await self.app(scope, receive, send)
-        elif kind in ("http", "websocket"):
-            await send_forked(scope, receive, send)
         else:
-            raise unsupported(scope)
+            await send_forked(scope, receive, send)
 
 
 def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:

@@ -22,7 +22,8 @@ from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
-from tollkeeper.http.credentials import credential
+from tollkeeper.http.cors import Cors, is_preflight
+from tollkeeper.http.credentials import has_credential
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
@@ -74,6 +75,7 @@ class App:
         self.executors = Executors()
         self._probes = probes_of(installation.ledger, installation.store)
         self._body_bytes_max = settings.body_bytes_max
+        self._cors = Cors(settings.cors_origins)
         self.hot = HotEndpoints(
             installation.holds,
             installation.ingest,
@@ -100,6 +102,16 @@ class App:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
+        if self._cors:
+            if is_preflight(scope):
+                headers = self._cors.preflight(scope["headers"])
+                await send({"type": "http.response.start", "status": 204, "headers": headers})
+                await send({"type": "http.response.body"})
+                return
+            send = self._cors.wrap(scope, send)
+        if scope["method"] == "HEAD":
+            # RFC 9110, section 9.3.2: as GET, without the body.
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         for name, _ in scope["headers"]:
             if name == b"transfer-encoding":
                 if await _framing_refused(scope, send, self._request_id()):
@@ -145,7 +157,7 @@ class App:
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError):
                 raise
-            if isinstance(exc, Unauthenticated) and credential(headers) and self._throttles(scope):
+            if isinstance(exc, Unauthenticated) and has_credential(headers) and self._throttles(scope):
                 await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                 return
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
@@ -222,7 +234,7 @@ class App:
         async def send_with_id(message: Message) -> None:
             nonlocal is_throttled
             if message["type"] == "http.response.start":
-                if message["status"] == 401 and credential(scope["headers"]) and self._throttles(scope):
+                if message["status"] == 401 and has_credential(scope["headers"]) and self._throttles(scope):
                     is_throttled = True
                     await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                     return
@@ -291,6 +303,17 @@ async def _framing_refused(scope: Scope, send: Send, request_id: str) -> bool:
     problem = to_problem(why, instance=scope["path"], request_id=request_id)
     await _send(send, problem.status, [_CLOSE], _encode(problem.body), request_id, problem=True)
     return True
+
+
+def _without_body(send: Send) -> Send:
+    """Return *send* for the answer to HEAD: all headers of the answer to GET, no body."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
 
 
 def _closing(send: Send) -> Send:
