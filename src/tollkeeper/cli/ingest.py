@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -156,7 +156,7 @@ def ingest(
     key: options.ServerKey = None,
 ) -> None:
     """
-    Book the events of a file: newline-delimited JSON, or a web server's access log.
+    Book the events of a file: newline-delimited JSON, CSV, or a web server's access log.
 
     An event that was booked before counts as duplicate, so the same file again is safe. Events that cannot
     be taken are listed and stop nothing; the exit code is 1 then, and where the file has no event at all.
@@ -165,20 +165,28 @@ def ingest(
     server = server_of(data, url, key)
     with ExitStack() as stack:
         raw = stack.enter_context(_opened(file))
+        catalog: CatalogTarget
         if server is not None:
-            book = _remote_book(server, reading)
+            book, catalog = _remote_book(server, reading), ServerCatalog(server)
         else:
             toll = stack.enter_context(open_data(data, create=True))
-            book = _local_book(toll, reading)
+            book, catalog = _local_book(toll, reading), DataCatalog(toll)
         advance = stack.enter_context(progress(plain(Path(file).name), _size(raw), in_bytes=True))
-        answer = book_file(
-            file,
-            raw,
-            _recognising(file, book, reading),
-            lambda: advance(_position(raw)),
-            blank=None if reading.is_log else _JSON_SPACE,
-            directive=b"#" if reading.form == "w3c" else None,
-        )
+
+        def advanced() -> None:
+            advance(_position(raw))
+
+        if reading.form == "csv":
+            answer = book_csv(file, raw, book, advanced, reading=reading, catalog=catalog)
+        else:
+            answer = book_file(
+                file,
+                raw,
+                _recognising(file, book, reading),
+                advanced,
+                blank=None if reading.is_log else _JSON_SPACE,
+                directive=b"#" if reading.form == "w3c" else None,
+            )
     if as_json:
         print_json(asdict(answer))
     else:
@@ -314,6 +322,44 @@ def book_file(
             advanced()
     except (_Unreadable, BadInput) as exc:
         raise Failure(_stopped(name, str(exc), answer)) from None
+    return answer
+
+
+def book_csv(
+    name: str,
+    raw: io.BufferedReader,
+    book: Book,
+    advanced: Callable[[], None],
+    *,
+    reading: Reading,
+    catalog: CatalogTarget,
+) -> FileResult:
+    """Book all rows of a file of CSV and return what became of its events. Raises `Failure` as `book_file`."""
+    from tollkeeper.cli.ingest_csv import CsvBook
+
+    answer = FileResult()
+
+    def rejected(place: int, line: int, field: str, code: str, reason: str) -> None:
+        answer.rejected += 1
+        if len(answer.errors) < ERRORS_SHOWN_MAX:
+            answer.errors.append(LineError(index=place, line=line, field=field, code=code, reason=reason))
+
+    def booked(result: EventsAnswer) -> None:
+        answer.accepted += result.accepted
+        answer.duplicates += result.duplicates
+        # Those beyond the listed ones are counted only.
+        answer.rejected += result.rejected - len(result.errors)
+
+    def payer(header: Sequence[str]) -> str | None:
+        names = {*header, *reading.field_map}
+        if reading.account is None and names & {"account", "key", "key_id"}:
+            return None
+        return _payer(catalog, reading)
+
+    CsvBook(name, book, rejected, booked).run(
+        _unzipped(raw), payer=payer, source=reading.source, field_map=reading.field_map, advanced=advanced
+    )
+    answer.errors.sort(key=lambda error: error.index)
     return answer
 
 
