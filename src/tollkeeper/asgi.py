@@ -13,60 +13,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.matching import NO_TAGS
-from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.errors import BadParameter
-from tollkeeper.gate.gate import Admission
+from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.credentials import credential
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
-from tollkeeper.http.metered import Dialect, Dialects, TextHeaders, encoded
+from tollkeeper.http.interfaces import must_be_asgi
+from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of, encoded
 from tollkeeper.http.profiles import reply_parts
-from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.profiles import names
+from tollkeeper.metering import STATE_KEY, HasInstallation, Metering, outcome_of
 
-STATE_KEY: Final = "tollkeeper"
+__all__ = ["HANDSHAKE_METHOD", "STATE_KEY", "HasInstallation", "Metering", "Middleware"]
+
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
 _THREADS: Final = 8
 """For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
-
-
-class Metering:
-    """
-    What the app may tell about its request: `scope["state"]["tollkeeper"]`.
-
-    Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
-    count at all. A dialect with headers for usage sends the values that are set when the response
-    starts.
-    """
-
-    __slots__ = ("admission", "cache", "error_type", "estimated", "tags", "usage", "void")
-
-    def __init__(self, admission: Admission) -> None:
-        self.admission = admission
-        self.usage = NO_USAGE
-        self.cache = ""
-        self.error_type = ""
-        self.estimated = False
-        self.tags: dict[str, str] = dict(admission.tags)
-        self.void = False
-
-
-class HasInstallation(Protocol):
-    """The installation that the middleware uses, such as `embedded.Tollkeeper`."""
-
-    @property
-    def installation(self) -> Installation:
-        """The installation that decides and books."""
 
 
 class Middleware:
@@ -104,15 +74,9 @@ class Middleware:
         self._durable = durable
         self._now_us = installation.clock.now_us
         self._request_id = installation.gate.new_id
-        name = installation.settings.root_profile if profile is None else profile
         self._threads = Threads("admit", _THREADS)
-        self._dialect = Dialects(
-            installation.profile_settings, installation.gate, installation.directory, installation.clock
-        ).of(name)
-        if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(
-                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile"
-            )
+        self._dialect = dialect_of(installation, profile)
+        must_be_asgi(app)
 
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
@@ -285,7 +249,7 @@ class Middleware:
             return
         dialect, extra = worded
         if not metering.void:
-            outcome = _outcome(metering, status, started_ns, 0)
+            outcome = outcome_of(metering, status, started_ns, 0)
             extra = await self._threads.attempt(dialect.headers_at_start, extra, metering.admission, outcome)
         message["headers"] = [*message.get("headers", ()), *encoded(extra)]
 
@@ -305,7 +269,7 @@ class Middleware:
         if metering.void:
             self._holds.void(metering.admission)
             return False
-        self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), future)
+        self._holds.settle(metering.admission, outcome_of(metering, status, started_ns, bytes_out), future)
         return True
 
 
@@ -320,19 +284,6 @@ class _ForkedMiddleware(Middleware):
             await send_forked(scope, receive, send)
         else:
             raise unsupported(scope)
-
-
-def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:
-    return Outcome(
-        status,
-        metering.usage,
-        metering.error_type,
-        (time.perf_counter_ns() - started_ns) // 1000,
-        bytes_out,
-        metering.cache,  # type: ignore[arg-type]
-        metering.tags,
-        metering.estimated,
-    )
 
 
 async def _refuse(
