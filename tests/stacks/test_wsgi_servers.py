@@ -85,15 +85,22 @@ def ask(
 
 
 @contextmanager
-def started(server: str, app: str, directory: Path, *more: str, cwd: Path = ROOT) -> Iterator[Stack]:
+def started(server: str, app: str, directory: Path, *more: str) -> Iterator[Stack]:
     """Start a server on *directory* and a free port of loopback; kill it in the end."""
     port = free_port()
+    with serving([*SERVERS[server](port, app), *more], port, directory) as stack:
+        yield stack
+
+
+@contextmanager
+def serving(command: list[str], port: int, directory: Path, cwd: Path = ROOT) -> Iterator[Stack]:
+    """Start a module of Python with its arguments in *cwd*, and yield once it answers; kill it in the end."""
     directory.mkdir(exist_ok=True)
     log = directory / "server.log"
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *SERVERS[server](port, app), *more],
+            [sys.executable, "-m", *command],
             stdout=output,
             stderr=output,
             cwd=cwd,
