@@ -13,64 +13,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.matching import NO_TAGS
-from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.errors import BadParameter
-from tollkeeper.gate.gate import Admission
+from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.cors import Cors, is_preflight
-from tollkeeper.http.credentials import Ambiguous, credentials, the_known
+from tollkeeper.http.credentials import credentials
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
-from tollkeeper.http.metered import Dialect, Dialects, TextHeaders, encoded
+from tollkeeper.http.interfaces import must_be_asgi
+from tollkeeper.http.known_key import KnownKey
+from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of, encoded
 from tollkeeper.http.paths import app_path
 from tollkeeper.http.profiles import reply_parts
-from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.profiles import names
+from tollkeeper.metering import STATE_KEY, HasInstallation, Metering, outcome_of
 
-STATE_KEY: Final = "tollkeeper"
+__all__ = ["HANDSHAKE_METHOD", "STATE_KEY", "HasInstallation", "Metering", "Middleware"]
+
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
-_TWO_KEYS: Final = Denial("key_unknown", "The request carries two different api keys: send one.")
 _THREADS: Final = 8
 """For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
-
-
-class Metering:
-    """
-    What the app may tell about its request: `scope["state"]["tollkeeper"]`.
-
-    Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
-    count at all. A dialect with headers for usage sends the values that are set when the response
-    starts.
-    """
-
-    __slots__ = ("admission", "cache", "error_type", "estimated", "tags", "usage", "void")
-
-    def __init__(self, admission: Admission) -> None:
-        self.admission = admission
-        self.usage = NO_USAGE
-        self.cache = ""
-        self.error_type = ""
-        self.estimated = False
-        self.tags: dict[str, str] = dict(admission.tags)
-        self.void = False
-
-
-class HasInstallation(Protocol):
-    """The installation that the middleware uses, such as `embedded.Tollkeeper`."""
-
-    @property
-    def installation(self) -> Installation:
-        """The installation that decides and books."""
 
 
 class Middleware:
@@ -103,7 +73,7 @@ class Middleware:
         self.toll = toll
         installation = toll.installation
         self._holds = installation.holds
-        self._gate = installation.gate
+        self._known_key = KnownKey(installation)
         self._expect = expect
         self._tags = tags
         self._exempt = Exemptions(exempt)
@@ -111,15 +81,9 @@ class Middleware:
         self._durable = durable
         self._now_us = installation.clock.now_us
         self._request_id = installation.gate.new_id
-        name = installation.settings.root_profile if profile is None else profile
         self._threads = Threads("admit", _THREADS)
-        self._dialect = Dialects(
-            installation.profile_settings, installation.gate, installation.directory, installation.clock
-        ).of(name)
-        if self._dialect is None and name not in ("", "native"):
-            raise BadParameter(
-                f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile"
-            )
+        self._dialect = dialect_of(installation, profile)
+        must_be_asgi(app)
 
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
@@ -134,7 +98,7 @@ class Middleware:
         dialect = self._dialect
         if dialect is None:
             found = await self._threads.attempt(
-                self._admit, credentials(scope["headers"], bare=True), method, path, expected, tags
+                self._known_key.admit, credentials(scope["headers"], bare=True), method, path, expected, tags
             )
             if isinstance(found, Denial):
                 body = denial_body(found)
@@ -177,21 +141,6 @@ class Middleware:
         return is_preflight(scope) or self._exempt.cover(
             scope.get("method", HANDSHAKE_METHOD), app_path(scope)
         )
-
-    def _admit(
-        self, secrets: list[str], method: str, path: str, expected: Usage, tags: Mapping[str, str]
-    ) -> Admission | Denial:
-        """Admit a request by the one of its credentials that is known here."""
-        if len(secrets) > 1:
-            try:
-                secrets = [the_known(secrets, self._is_known)]
-            except Ambiguous:
-                return _TWO_KEYS
-        return self._holds.admit(secrets[0] if secrets else "", method, path, expected, tags)
-
-    def _is_known(self, secret: str) -> bool:
-        found = self._gate.compiled_key(secret)
-        return not isinstance(found, Denial) or found.reason != "key_unknown"
 
     async def _run(
         self,
@@ -311,7 +260,7 @@ class Middleware:
             return
         dialect, extra = worded
         if not metering.void:
-            outcome = _outcome(metering, status, started_ns, 0)
+            outcome = outcome_of(metering, status, started_ns, 0)
             extra = await self._threads.attempt(dialect.headers_at_start, extra, metering.admission, outcome)
         message["headers"] = [*message.get("headers", ()), *encoded(extra)]
 
@@ -331,7 +280,7 @@ class Middleware:
         if metering.void:
             self._holds.void(metering.admission)
             return False
-        self._holds.settle(metering.admission, _outcome(metering, status, started_ns, bytes_out), future)
+        self._holds.settle(metering.admission, outcome_of(metering, status, started_ns, bytes_out), future)
         return True
 
 
@@ -343,19 +292,6 @@ class _ForkedMiddleware(Middleware):
             await self.app(scope, receive, send)
         else:
             await send_forked(scope, receive, send)
-
-
-def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:
-    return Outcome(
-        status,
-        metering.usage,
-        metering.error_type,
-        (time.perf_counter_ns() - started_ns) // 1000,
-        bytes_out,
-        metering.cache,  # type: ignore[arg-type]
-        metering.tags,
-        metering.estimated,
-    )
 
 
 async def _refuse(

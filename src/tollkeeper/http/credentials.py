@@ -8,7 +8,7 @@ looked at, and the one that is known counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tollkeeper.http.asgi_types import RawHeaders
@@ -46,7 +46,7 @@ def has_credential(headers: RawHeaders, *, bare: bool = False) -> bool:
     return bool(credentials(headers, bare=bare))
 
 
-def the_known(secrets: list[str], is_known: Callable[[str], bool]) -> str:
+def the_known(secrets: Sequence[str], is_known: Callable[[str], bool]) -> str:
     """
     Return the one of several *secrets* that is known; the first when none is, `""` of none.
 
@@ -56,7 +56,7 @@ def the_known(secrets: list[str], is_known: Callable[[str], bool]) -> str:
     known = [secret for secret in secrets if is_known(secret)]
     if len(known) > 1:
         raise Ambiguous
-    return (known or secrets or [""])[0]
+    return next(iter(known or secrets), "")
 
 
 def _secret(name: bytes, value: str, *, bare: bool) -> str:
