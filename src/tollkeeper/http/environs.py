@@ -22,7 +22,7 @@ def scope_of(environ: WSGIEnvironment) -> dict[str, Any]:
     """
     Return the ASGI scope of a request: `type`, `method`, `path`, `root_path`, `query_string`, `headers`.
 
-    The path is whole, mount point included, and never empty; what is not UTF-8 in it becomes U+FFFD.
+    The path is whole, mount point included, as in ASGI, and never empty; what is not UTF-8 becomes U+FFFD.
     """
     root_path = _decoded(environ.get("SCRIPT_NAME", ""))
     return {
