@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from tollkeeper.installation import Installation
 
 STATE_KEY: Final = "tollkeeper"
-"""Where the app finds its `Metering`: in the state of an ASGI scope, or in a WSGI environ."""
+"""In `scope["state"]` of ASGI."""
+ENVIRON_KEY: Final = "tollkeeper.metering"
+"""In the environ of WSGI, where PEP 3333 keeps names with a dot for what is no text."""
 
 
 class Metering:
     """
-    What the app may tell about its request: `scope["state"]["tollkeeper"]` or `environ["tollkeeper"]`.
+    What the app may tell about its request: `scope["state"]["tollkeeper"]` or `environ["tollkeeper.metering"]`.
 
     Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
     count at all. A dialect with headers for usage sends the values that are set when the response

@@ -32,14 +32,14 @@ from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of
 from tollkeeper.http.paths import app_path
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.metering import STATE_KEY, HasInstallation, Metering, outcome_of
+from tollkeeper.metering import ENVIRON_KEY, HasInstallation, Metering, outcome_of
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from tollkeeper.http.asgi_types import RawHeaders
 
-__all__ = ["STATE_KEY", "HasInstallation", "Metering", "Middleware"]
+__all__ = ["ENVIRON_KEY", "HasInstallation", "Metering", "Middleware"]
 
 _FILE_WRAPPER: Final = "wsgi.file_wrapper"
 _WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})
@@ -135,7 +135,7 @@ class Middleware:
         start_response: StartResponse,
         worded: tuple[Dialect, TextHeaders] | None,
     ) -> Iterable[bytes]:
-        environ[STATE_KEY] = metering
+        environ[ENVIRON_KEY] = metering
         if _FILE_WRAPPER in environ:
             # A server's own may send a file past the middleware, which would not count it.
             environ[_FILE_WRAPPER] = FileWrapper

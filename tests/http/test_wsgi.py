@@ -168,26 +168,15 @@ class Gateway:
         return Answer(int(status[:3]), headers, b"".join(self.written))
 
 
-def checked(app: Any) -> Any:
-    """Return *app* with a validator around. PEP 3333 has objects under names with a dot only: ours waits under one."""
-    validated = validator(app)
-
-    def inner(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["test.metering"] = environ.pop("tollkeeper", None)
-        return validated(environ, start_response)
-
-    return inner
-
-
 def metering_of(environ: dict[str, Any]) -> Metering:
-    found: Metering = environ["test.metering"]
+    found: Metering = environ["tollkeeper.metering"]
     return found
 
 
 def run(place: Place, app: Any, environ: dict[str, Any] | None = None, **options: Any) -> Answer:
     """Run one request through the middleware, with validators around it and within."""
     asked = environ_of(place.secret) if environ is None else environ
-    return Gateway().run(validator(place.toll.wsgi_middleware(checked(app), **options)), asked)
+    return Gateway().run(validator(place.toll.wsgi_middleware(validator(app), **options)), asked)
 
 
 def hello(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -600,7 +589,7 @@ def test_an_answer_without_a_body_ends_with_its_headers(place: Place, status: st
         start_response(status, PLAIN)
         yield b""
         yield b"not for this method"
-        ran.append(environ["tollkeeper"])
+        ran.append(environ["tollkeeper.metering"])
 
     gateway = Gateway()
     assert gateway.run(place.toll.wsgi_middleware(app), environ_of(place.secret, method=method)).body == b""
@@ -699,7 +688,7 @@ def test_what_an_app_raises_passes_and_is_booked(
 
 def test_an_error_that_the_app_names_stands(place: Place) -> None:
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        environ["tollkeeper"].error_type = "upstream_timeout"
+        environ["tollkeeper.metering"].error_type = "upstream_timeout"
         raise Boom
 
     with pytest.raises(Boom):
@@ -711,7 +700,7 @@ class Closing:
     """An iterable that counts its closings, and states its usage in the last of them."""
 
     def __init__(self, environ: dict[str, Any], *pieces: bytes, error: BaseException | None = None) -> None:
-        self.metering: Metering = environ["tollkeeper"]
+        self.metering: Metering = environ["tollkeeper.metering"]
         self.pieces = iter(pieces)
         self.error = error
         self.closed = 0
@@ -757,7 +746,7 @@ def test_a_generator_that_is_closed_states_what_it_sent(place: Place) -> None:
                 sent += 1
                 yield b"token "
         finally:
-            environ["tollkeeper"].usage = Usage(cost_nanos=sent)
+            environ["tollkeeper.metering"].usage = Usage(cost_nanos=sent)
 
     found: Any = place.toll.wsgi_middleware(app)(environ_of(place.secret), Gateway().start_response)
     for _ in range(4):

@@ -39,7 +39,7 @@ def boom(request: HttpRequest) -> Any:
 
 
 def stream(request: HttpRequest) -> Any:
-    metering = request.META["tollkeeper"]
+    metering = request.META["tollkeeper.metering"]
 
     def pieces() -> Iterator[bytes]:
         for number, piece in enumerate(PIECES):
@@ -50,7 +50,7 @@ def stream(request: HttpRequest) -> Any:
 
 
 def endless(request: HttpRequest) -> Any:
-    metering = request.META["tollkeeper"]
+    metering = request.META["tollkeeper.metering"]
 
     def pieces() -> Iterator[bytes]:
         sent = 0

@@ -42,7 +42,7 @@ def boom() -> Any:
 
 @app.get("/v1/stream")
 def stream() -> Any:
-    metering = request.environ["tollkeeper"]
+    metering = request.environ["tollkeeper.metering"]
 
     def pieces() -> Iterator[bytes]:
         for number, piece in enumerate(PIECES):
@@ -54,7 +54,7 @@ def stream() -> Any:
 
 @app.get("/v1/endless")
 def endless() -> Any:
-    metering = request.environ["tollkeeper"]
+    metering = request.environ["tollkeeper.metering"]
 
     def pieces() -> Iterator[bytes]:
         sent = 0

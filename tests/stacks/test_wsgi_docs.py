@@ -52,7 +52,7 @@ from tollkeeper import Usage
 
 @csrf_exempt
 def chat(request):
-    request.META["tollkeeper"].usage = Usage(prompt_tokens=812, completion_tokens=97, model="gpt-4o")
+    request.META["tollkeeper.metering"].usage = Usage(prompt_tokens=812, completion_tokens=97, model="gpt-4o")
     return JsonResponse({"answer": "Hello."})
 
 urlpatterns = [path("v1/chat", chat)]
