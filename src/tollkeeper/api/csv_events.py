@@ -4,8 +4,8 @@ Events of CSV: a row per event under the names of an event's fields, or our own 
 A row of our own CSV with `requests` stands for that many requests. It becomes as many events, which have its sums in
 equal shares, so that all totals are those of the export. Where the export does not say which error or denial its
 `errors` and `denied` were, it is `unknown`; where it does not say which tokens, they are prompt tokens, with the stated
-cost. What events cannot have is not taken in silence: a column that is not known, or is no sum (`latency_ms_p99`), is an
-error; so is a row whose measures contradict each other.
+cost. What events cannot have is not taken in silence: a column that is not known, or is no sum (`latency_ms_p99`), is
+an error; so is a row whose measures contradict each other.
 
 The inverse of `csv_cells`: a `'` before what a spreadsheet would run is dropped.
 """
