@@ -30,9 +30,9 @@ ORDER: Final = (
     "adapters",
     "profile_context reactions",
     "installation",
-    "api",
+    "api metering",
     "http",
-    "asgi",
+    "asgi wsgi",
     "embedded testing remote",
     "console",
     "demo prove",
@@ -63,7 +63,7 @@ NETWORK: Final = {"socket", "ssl", "http", "urllib", "httpx", "requests", "jwt",
 NO_NETWORK: Final = {"urllib.parse"}
 OF_THE_PROCESS: Final = {"forks"}
 """Calls the C library, since nothing else can end a forked child without waiting for threads that it lacks."""
-SURFACES: Final = {"http", "asgi", "remote", "console", "demo", "prove", "cli"}
+SURFACES: Final = {"http", "asgi", "wsgi", "remote", "console", "demo", "prove", "cli"}
 
 
 class Import(NamedTuple):

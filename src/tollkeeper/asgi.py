@@ -12,53 +12,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from tollkeeper import forks
 from tollkeeper.domain.matching import NO_TAGS
-from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.gate.gate import Admission
+from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
+from tollkeeper.http.cors import Cors, is_preflight
 from tollkeeper.http.doors import Admitted, Door, HasDoor, Refusal
+from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
+from tollkeeper.http.interfaces import must_be_asgi
 from tollkeeper.http.metered import encoded
+from tollkeeper.http.paths import app_path
+from tollkeeper.metering import STATE_KEY, HasInstallation, Metering, outcome_of
 
 if TYPE_CHECKING:
     from tollkeeper.installation import Installation
 
-STATE_KEY: Final = "tollkeeper"
+__all__ = ["HANDSHAKE_METHOD", "STATE_KEY", "HasInstallation", "Metering", "Middleware"]
+
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
-
-
-class Metering:
-    """
-    What the app may tell about its request: `scope["state"]["tollkeeper"]`.
-
-    Set *usage* (model, tokens, cost) before the response ends; set *void* for a request that should not
-    count at all. A dialect with headers for usage sends the values that are set when the response
-    starts.
-    """
-
-    __slots__ = ("admission", "cache", "error_type", "estimated", "tags", "usage", "void")
-
-    def __init__(self, admission: Admission) -> None:
-        self.admission = admission
-        self.usage = NO_USAGE
-        self.cache = ""
-        self.error_type = ""
-        self.estimated = False
-        self.tags: dict[str, str] = dict(admission.tags)
-        self.void = False
-
-
-class HasInstallation(Protocol):
-    """The installation that the middleware uses, such as `embedded.Tollkeeper`."""
-
-    @property
-    def installation(self) -> Installation:
-        """The installation that decides and books."""
 
 
 class Middleware:
@@ -69,7 +45,8 @@ class Middleware:
         toll: `Tollkeeper` of this process, or `tollkeeper.remote.Tollkeeper`.
         expect: Returns the most that a request may use, from its scope, and its model; nothing is known by default.
         tags: Returns the tags of a request's event, from its scope: limits and budgets may count it by them.
-        exempt: Paths that pass without a key, e.g. `{"/healthz"}`; WebSockets of these paths too.
+        exempt: What passes without a key, e.g. `{"/healthz", "GET /docs/*"}` (see `http.exemptions`); WebSockets of
+            these paths too. Preflights of browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
         durable: Hold the end of the response back until the request is booked durably. Without it the
@@ -91,36 +68,46 @@ class Middleware:
         self.toll = toll
         self._expect = expect
         self._tags = tags
-        self._exempt = frozenset(exempt)
+        self._exempt = Exemptions(exempt)
         self._door: Door
+        must_be_asgi(app)
         if (door := getattr(toll, "door", None)) is not None:
+            self._cors = Cors(toll.cors_origins)  # type: ignore[union-attr]
             self._door = door(profile=profile, durable=durable)
             return
         # Loads the stores, which a client of a server does without.
         from tollkeeper.http.embedded_door import EmbeddedDoor
 
         installation: Installation = toll.installation  # type: ignore[union-attr]
+        self._cors = Cors(installation.settings.cors_origins)
         self._door = EmbeddedDoor(installation, profile=profile, durable=durable)
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan" or (kind in ("http", "websocket") and scope["path"] in self._exempt):
+        if self._passes(scope):
             await self.app(scope, receive, send)
             return
-        if kind == "http":
-            method: str = scope["method"]
-        elif kind == "websocket":
-            method = HANDSHAKE_METHOD
-        else:
-            raise unsupported(scope)
+        method: str = scope.get("method", HANDSHAKE_METHOD)
+        path = app_path(scope)
         expected = NO_USAGE if self._expect is None else self._expect(scope)
         tags = NO_TAGS if self._tags is None else self._tags(scope)
-        found = await self._door.admit(scope, method, scope["path"], expected, tags)
+        found = await self._door.admit(scope, method, path, expected, tags)
         if isinstance(found, Refusal):
-            await _refuse(scope, receive, send, *found)
+            headers = [*found.headers, *self._cors.headers(scope["headers"])]
+            await _refuse(scope, receive, send, found.status, headers, found.body)
             return
         await self._run(Metering(found.admission), scope, receive, send, found)
+
+    def _passes(self, scope: Scope) -> bool:
+        """Return whether a scope is not for the gate. Raises for one of an unknown type."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            return True
+        if kind not in ("http", "websocket"):
+            raise unsupported(scope)
+        return is_preflight(scope) or self._exempt.cover(
+            scope.get("method", HANDSHAKE_METHOD), app_path(scope)
+        )
 
     async def _run(
         self,
@@ -240,47 +227,30 @@ class Middleware:
         if worded is None:
             return
         if not metering.void:
-            worded = await self._door.headers_at_start(admitted, _outcome(metering, status, started_ns, 0))
+            worded = await self._door.headers_at_start(admitted, outcome_of(metering, status, started_ns, 0))
         message["headers"] = [*message.get("headers", ()), *encoded(worded)]
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
         if metering.void:
             await self._door.void(metering.admission)
         else:
-            outcome = _outcome(metering, status, started_ns, bytes_out)
-            await self._door.settle(metering.admission, outcome)
+            await self._door.settle(metering.admission, outcome_of(metering, status, started_ns, bytes_out))
 
     def _book(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
         if metering.void:
             self._door.void_soon(metering.admission)
         else:
-            self._door.settle_soon(metering.admission, _outcome(metering, status, started_ns, bytes_out))
+            self._door.settle_soon(metering.admission, outcome_of(metering, status, started_ns, bytes_out))
 
 
 class _ForkedMiddleware(Middleware):
     """The middleware in a forked child: it admits nothing."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kind = scope["type"]
-        if kind == "lifespan" or (kind in ("http", "websocket") and scope["path"] in self._exempt):
+        if self._passes(scope):
             await self.app(scope, receive, send)
-        elif kind in ("http", "websocket"):
-            await send_forked(scope, receive, send)
         else:
-            raise unsupported(scope)
-
-
-def _outcome(metering: Metering, status: int, started_ns: int, bytes_out: int) -> Outcome:
-    return Outcome(
-        status,
-        metering.usage,
-        metering.error_type,
-        (time.perf_counter_ns() - started_ns) // 1000,
-        bytes_out,
-        metering.cache,  # type: ignore[arg-type]
-        metering.tags,
-        metering.estimated,
-    )
+            await send_forked(scope, receive, send)
 
 
 async def _refuse(

@@ -34,7 +34,9 @@ from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.settings import load
 
 if TYPE_CHECKING:
-    from tollkeeper.asgi import Middleware
+    from wsgiref.types import WSGIApplication
+
+    from tollkeeper import asgi, wsgi
     from tollkeeper.http.asgi_types import ASGIApp
     from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
@@ -104,9 +106,15 @@ class Tollkeeper:
         """End an admission as if the request never was. A repeat changes nothing."""
         self.installation.holds.void(admission)
 
-    def middleware(self, app: ASGIApp, **options: Any) -> Middleware:
-        """Return *app* behind the gate: see `asgi.Middleware` for the options."""
+    def middleware(self, app: ASGIApp, **options: Any) -> asgi.Middleware:
+        """Return an ASGI app behind the gate: see `asgi.Middleware` for the options."""
         from tollkeeper.asgi import Middleware
+
+        return Middleware(app, self, **options)
+
+    def wsgi_middleware(self, app: WSGIApplication, **options: Any) -> wsgi.Middleware:
+        """Return a WSGI app (Flask, Django) behind the gate: see `wsgi.Middleware` for the options."""
+        from tollkeeper.wsgi import Middleware
 
         return Middleware(app, self, **options)
 

@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Distinct routes, models, kinds and so on of an account and UTC day; beyond it `other` is stored. 0: no bound."""
     client_address_header: str = ""
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
+    cors_origins: str = ""
+    """Origins whose pages may call from a browser, separated by commas, e.g. `https://app.example.com`; `*`: all."""
     metrics_open: bool = False
     """Answers `/metrics` without an operator key, to every caller that can reach the port."""
     webhook_allow_private: bool = False

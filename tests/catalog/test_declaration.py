@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,7 @@ from tollkeeper.domain.catalog import (
 )
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.money import NANOS_MAX
-from tollkeeper.errors import BadInput, BadParameter, Malformed
+from tollkeeper.errors import BadInput, BadParameter, Conflict, Malformed
 from tollkeeper.ports import CatalogStore
 
 WHOLE = """
@@ -202,7 +203,7 @@ def test_changes_are_rendered_a_line_each(world: World) -> None:
     assert sorted(lines)[:2] == ["+ accounts acme", "+ budgets b1"]
     changed = WHOLE.replace("amount = 60", "amount = 61").replace("49_000_000_000", "1")
     lines = render_changes(apply_declaration(parse_declaration(changed), world.manage, dry_run=False).changes)
-    assert "~ plans pro: limits, price_nanos" in lines
+    assert "~ plans pro: limits.rpm.amount 60 → 61, price 49.00 → 0.000000001" in lines
     assert "= keys k1" in lines
     assert render_changes([world.manage.delete("routes", "r1")]) == ["- routes r1"]
 
@@ -249,8 +250,10 @@ def test_a_file_changes_no_state_that_it_does_not_name(world: World) -> None:
     world.manage.put(Account(id="acme", name="Acme", active=False))
     world.manage.put(entry_from("subscriptions", {**SUBSCRIBED, "status": "canceled"}))
     assert applied(world, text, dry_run=True) == applied(world, text) == []
-    # Other fields are as the file says, one that it leaves out too.
-    assert applied(world, text.replace('name = "Acme"', 'name = "New"')) == ["~ accounts acme: name"]
+    # Other fields are as the file says.
+    assert applied(world, text.replace('name = "Acme"', 'name = "New"')) == [
+        "~ accounts acme: name Acme → New"
+    ]
     stated = (
         text.replace('name = "Acme"', 'name = "New"\nactive = true')
         .replace('id = "k"', 'id = "k"\nstate = "active"')
@@ -273,6 +276,167 @@ def test_what_ended_for_good_stops_no_file(world: World, state: KeyState, named:
     for dry_run in (True, False):
         assert sorted(applied(world, KEY.format(named, "p2"), dry_run=dry_run)) == ["+ projects p2", *note]
     assert world.manage.stored_key("acme", "k").entry == Key(id="k", account="acme", state=state)
+
+
+REQUIRED: Final[dict[str, str]] = {
+    "plans": 'slug = "pro"',
+    "accounts": 'id = "acme"\nname = "Acme"',
+    "projects": 'id = "web"\naccount = "acme"',
+    "subscriptions": 'id = "s"\naccount = "acme"\nplan = "pro"\nstarted_at = 2026-01-01T00:00:00Z',
+    "keys": 'id = "k"\naccount = "acme"',
+    "budgets": 'id = "b"\naccount = "acme"\namount = 5',
+    "grants": 'id = "g"\naccount = "acme"\namount_nanos = 5',
+    "routes": 'id = "r"\nmethod = "GET"\npath = "/a"',
+    "models": 'id = "mine"\nis = "gpt-4o"',
+    "prices": 'id = "p"\nmodel = "house-1"',
+    "markups": 'id = "m"\nfactor = "1.2"',
+    "webhooks": 'id = "w"\naccount = "acme"\nurl = "https://example.com/hook"',
+}
+"""Per kind what a file must say of an entry."""
+ELSEWHERE: Final[dict[str, dict[str, Any]]] = {
+    "plans": {
+        "name": "Pro",
+        "limits": [{"name": "rpm", "amount": 6}],
+        "budgets": [{"name": "spend", "amount": 7}],
+        "layers": ["free"],
+        "models": ["gpt-*"],
+        "price_nanos": 9,
+        "sellable": False,
+        "metadata": {"a": "b"},
+    },
+    "accounts": {"plan": "pro", "time_zone": "Europe/Rome", "active": False, "metadata": {"a": "b"}},
+    "projects": {"name": "Web"},
+    "subscriptions": {"expires_at": "2027-01-01T00:00:00Z", "status": "canceled"},
+    "keys": {
+        "project": "web",
+        "name": "Prod",
+        "type": "credit",
+        "profile": "shoal",
+        "subscription": "s",
+        "plan": "pro",
+        "limits": [{"name": "rpm", "amount": 6}],
+        "models": ["gpt-*"],
+        "state": "inactive",
+        "expires_at": "2027-01-01T00:00:00Z",
+        "metadata": {"a": "b"},
+    },
+    "budgets": {
+        "project": "web",
+        "period": "week",
+        "time_zone": "Europe/Rome",
+        "week_start": "sunday",
+        "anchor_at": "2026-01-01T00:00:00Z",
+        "match": {"models": ["gpt-*"]},
+        "per": "tag.user",
+    },
+    "grants": {"source": "top_up", "priority": 7, "expires_at": "2027-01-01T00:00:00Z", "note": "hello"},
+    "routes": {
+        "event_kind": "scan",
+        "credits": 3,
+        "price_nanos": 4,
+        "bucket": "scans",
+        "surface": "a",
+        "layer": "b",
+        "policy": "c",
+        "profile": "shoal",
+    },
+    "models": {},
+    "prices": {
+        "account": "acme",
+        "variant": "batch",
+        "effective_at": "2026-01-01T00:00:00Z",
+        "prompt_nanos_per_million": 5,
+        "cached_prompt_nanos_per_million": 6,
+        "completion_nanos_per_million": 7,
+        "tiers": [{"over": 5, "prompt_nanos_per_million": 9}],
+        "rates": {"seconds": 4},
+        "request_nanos": 3,
+    },
+    "markups": {
+        "account": "acme",
+        "model": "gpt-*",
+        "request_nanos": 4,
+        "effective_at": "2026-01-01T00:00:00Z",
+    },
+    "webhooks": {"project": "web", "thresholds": [10, 50], "actions": {"disable_keys": 50}},
+}
+"""Per kind what was set over HTTP or on the command line, and the file does not say."""
+
+
+def everything_set(world: World) -> None:
+    for kind in KINDS:
+        entry = entry_from(kind, {**tomllib.loads(REQUIRED[kind]), **ELSEWHERE[kind]})
+        if isinstance(entry, Key):
+            world.manage.issue_key(entry)
+        else:
+            world.manage.put(entry)
+
+
+def test_every_kind_is_among_those_that_are_tested() -> None:
+    assert set(REQUIRED) == set(ELSEWHERE) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", list(REQUIRED))
+def test_a_file_changes_no_field_that_it_does_not_name(world: World, kind: str) -> None:
+    """What another door set stays, field by field, and what the file says is set beside it."""
+    everything_set(world)
+    before = world.everything()
+    text = f"[[{kind}]]\n{REQUIRED[kind]}\n"
+    assert applied(world, text, dry_run=True) == applied(world, text) == []
+    assert world.everything() == before
+    for name, value in ELSEWHERE[kind].items():
+        # The file may say the same, each field alone.
+        lines = toml_line(name, value)
+        assert applied(world, text + lines) == []
+
+
+def toml_line(name: str, value: Any) -> str:
+    if name.endswith("_at"):
+        return f"{name} = {value}\n"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{key} = {json.dumps(part)}" for key, part in value.items())
+        return f"{name} = {{ {pairs} }}\n"
+    if isinstance(value, list) and isinstance(value[0], dict):
+        parts = ["{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in part.items()) + " }" for part in value]
+        return f"{name} = [{', '.join(parts)}]\n"
+    return f"{name} = {json.dumps(value)}\n"
+
+
+def test_an_empty_text_removes_a_value(world: World) -> None:
+    everything_set(world)
+    text = '[[keys]]\nid = "k"\naccount = "acme"\nexpires_at = ""\nlimits = ""\nplan = ""\n'
+    assert applied(world, text) == [
+        '~ keys k: plan pro → none, limits [{"name":"rpm","amount":6,"window":"1m","unit":"requests",'
+        '"algorithm":"fixed","burst":null,"bucket":null,"match":null,"per":"key"}] → none, '
+        "expires_at 2027-01-01T00:00:00Z → none"
+    ]
+    key = world.manage.stored_key("acme", "k").entry
+    assert (key.plan, key.limits, key.expires_at, key.name) == (None, None, None, "Prod")
+    with pytest.raises(BadParameter, match="is not an id"):
+        parse_declaration('[[projects]]\nid = ""\naccount = "acme"\n')
+
+
+def test_what_a_file_says_must_go_with_what_stays(world: World) -> None:
+    everything_set(world)
+    with pytest.raises(BadParameter, match="free route"):
+        applied(world, f"[[routes]]\n{REQUIRED['routes']}\nfree = true\n")
+    counted = '[[budgets]]\nid = "c"\naccount = "acme"\namount = 5\nunit = "requests"\n'
+    assert applied(world, counted) == ["+ budgets c"]
+    # An amount without its unit would be one of money.
+    with pytest.raises(Conflict, match="unit"):
+        applied(world, counted.replace('unit = "requests"\n', "").replace("= 5", '= "5.00"'))
+
+
+def test_a_rotated_key_still_ends(world: World) -> None:
+    """Its end was set by the rotation: a file that does not name expires_at gives it no new life."""
+    applied(world, ACCOUNT + '[[keys]]\nid = "k"\naccount = "acme"\n')
+    world.manage.rotate_key("acme", "k", 60)
+    ends_at = world.manage.stored_key("acme", "k").entry.expires_at
+    assert ends_at is not None
+    assert applied(world, ACCOUNT + '[[keys]]\nid = "k"\naccount = "acme"\nname = "new"\n') == [
+        '~ keys k: name "" → new'
+    ]
+    assert world.manage.stored_key("acme", "k").entry.expires_at == ends_at
 
 
 PLAN = '[[plans]]\nslug = "pro"\n'

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.cli.commands import COMMAND, answer_of, environment, free_port, tollkeeper
+from tests.cli.commands import COMMAND, answer_of, environment, free_port, in_process, tollkeeper
 from tests.traces import DATA, needs_traces
 from tollkeeper.cli.app import run
 
@@ -73,8 +73,8 @@ def applied(data: Path) -> dict[str, Any]:
     file = data.parent / "toll.toml"
     return {
         "dry": answer_of(tollkeeper("apply", file, "--data", data, "--dry-run", "--json")),
-        "first": answer_of(tollkeeper("apply", file, "--data", data, "--json")),
-        "again": tollkeeper("apply", file, "--data", data),
+        "first": answer_of(in_process("apply", file, "--data", data, "--json")),
+        "again": in_process("apply", file, "--data", data),
     }
 
 
@@ -84,10 +84,10 @@ def ingested(data: Path, applied: dict[str, Any]) -> dict[str, Any]:
     plain = data.parent / "events.jsonl"
     gzipped = plain.with_suffix(".gz")
     gzipped.write_bytes(gzip.compress(plain.read_bytes()))
-    options = ("--data", data, "--format", "jsonl", "--json")
+    options = ("--data", data, "--format", "jsonl", "--json", "--allow-rejects")
     return {
-        "first": answer_of(tollkeeper("ingest", gzipped, *options)),
-        "again": answer_of(tollkeeper("ingest", "-", *options, stdin=plain.read_bytes())),
+        "first": answer_of(in_process("ingest", gzipped, *options)),
+        "again": answer_of(in_process("ingest", "-", *options, stdin=plain.read_bytes())),
     }
 
 
@@ -133,7 +133,7 @@ def test_usage_is_exact_beyond_what_javascript_can_count(data: Path, ingested: d
     """Without a range the answer is about everything there is, and money is text."""
     assert int(float(10 * COST_NANOS + 1)) != 10 * COST_NANOS + 1
     answer = answer_of(
-        tollkeeper("usage", "--data", data, "--account", "acme", "--group-by", "key", "--format", "json")
+        in_process("usage", "--data", data, "--account", "acme", "--group-by", "key", "--format", "json")
     )
     assert [(row["key"], row["requests"], row["cost_nanos"]) for row in answer["rows"]] == [
         ("", 1, "1"),
@@ -152,7 +152,7 @@ def test_a_real_access_log_gives_its_known_totals(data: Path, ingested: dict[str
     """There is one account, so it need not be named. Then the same is served, and asked over HTTP."""
     known = json.loads((DATA / "expected_totals.json").read_text())["files"]["apache_access.log.gz"]
     log = DATA / "apache_access.log.gz"
-    done = tollkeeper(
+    done = in_process(
         "ingest", log, "--data", data, "--format", "combined", "--client-field", "host", "--json"
     )
     assert answer_of(done) == {"accepted": known["rows"], "duplicates": 0, "rejected": 0, "errors": []}
@@ -223,7 +223,7 @@ def _run_here(*arguments: object) -> Any:
 
 def _check_directory_in_use(data: Path) -> None:
     """Who forgets that the server runs is told what to do, in one line."""
-    done = tollkeeper("usage", "--data", data)
+    done = in_process("usage", "--data", data)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -233,6 +233,6 @@ def _check_directory_in_use(data: Path) -> None:
 
 
 def test_verify_finds_no_difference(data: Path, ingested: dict[str, Any]) -> None:
-    answer = answer_of(tollkeeper("verify", "--data", data, "--json"))
+    answer = answer_of(in_process("verify", "--data", data, "--json"))
     assert answer == {"ok": True, "differences": [], "accounts": 1, "counters": answer["counters"]}
     assert answer["counters"] >= 1

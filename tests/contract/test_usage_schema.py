@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tests.contract.test_usage_store import ask, check, record
+from tests.contract.test_usage_store import ask, check, record, voided
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, append_recovery, tables
 from tollkeeper.adapters.clickhouse.store import _APPEND
 from tollkeeper.domain.pairing import BatchMark
@@ -148,7 +148,7 @@ def test_bins_that_an_older_view_counted_add_up_with_those_of_now(tmp_path: Path
     """Nothing is derived again: both ways count the same."""
     url = f"chdb://{tmp_path}"
     sent = [record("acct", latency_us=us) for us in (0, 1, 50, 50, 51, 7_000_000)]
-    away = sent[2]._replace(revision=1, sign=-1)
+    away = voided(sent[2])
     store = ClickHouseUsageStore.open(url)
     try:
         make_version_7(store)
@@ -159,10 +159,10 @@ def test_bins_that_an_older_view_counted_add_up_with_those_of_now(tmp_path: Path
         assert "mapSubtract" in store._engine.rows(f"SHOW CREATE TABLE {VIEW}", {})[0][0]
         assert store.differences() == []
         later = [record("acct"), record("acct", latency_us=50)]
-        store.append(table_of([away, *later]), "two")
+        store.append(table_of([*away, *later]), "two")
         assert store.differences() == []
         measures = ("requests", "latency_ms_p50", "latency_ms_max")
-        check(store, [*sent, away, *later], ask("acct", measures=measures))
+        check(store, [*sent, *away, *later], ask("acct", measures=measures))
     finally:
         store.close()
 

@@ -40,7 +40,8 @@ Made from `--help` by `python -m tests.docs.cli_help`; a test compares the two. 
 
 Exit codes: 0 done; 1 failed, or `verify` or `prove` found something; 2 a wrong command line; 130 interrupted.
 Answers go to standard output, errors (`error: …`) and progress to standard error. `--json` and
-`--format json|csv` are for programs.
+`--format json|csv` are for programs. Tables fit the terminal: a wide one is cut into blocks of columns, or printed
+value by value; a number is never cut. [Files of logs and CSV](logs.md) has the formats that `ingest` reads.
 """
 
 

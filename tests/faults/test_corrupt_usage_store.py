@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.effort import effort
+from tests.effort import LONG, effort
 from tests.faults.test_disk import run
 
 COUNT: Final = 200
@@ -149,8 +149,14 @@ def look(directory: Path, *steps: str) -> list[Any]:
     return list(found)
 
 
-@pytest.mark.parametrize("how", DAMAGES, ids=lambda how: how.__name__)
-@pytest.mark.parametrize("table", ["usage_rollups", "event_ids"])
+def of_derived(*damages: Callable[[Path], None]) -> list[Any]:
+    """Return each of *damages* to a derived table; to both in `make test-long`."""
+    pairs = [(table, how) for table in ("usage_rollups", "event_ids") for how in damages]
+    chosen = [pair for place, pair in enumerate(pairs) if LONG or (place + place // len(damages)) % 2 == 0]
+    return [pytest.param(table, how, id=f"{table}-{how.__name__}") for table, how in chosen]
+
+
+@pytest.mark.parametrize(("table", "how"), of_derived(*DAMAGES))
 def test_what_is_derived_is_told_and_made_anew(damaged: Any, table: str, how: Any) -> None:
     """Verify names it; after a rebuild, answers are right at once, in the same process, and ids are known again."""
     directory = damaged(table, how)
@@ -167,8 +173,7 @@ def test_what_is_derived_is_told_and_made_anew(damaged: Any, table: str, how: An
     assert again == 0
 
 
-@pytest.mark.parametrize("how", [cut_off, overwrite_checksums], ids=lambda how: how.__name__)
-@pytest.mark.parametrize("table", ["usage_rollups", "event_ids"])
+@pytest.mark.parametrize(("table", "how"), of_derived(cut_off, overwrite_checksums))
 def test_what_was_set_aside_is_not_passed_over(damaged: Any, table: str, how: Any) -> None:
     """Until the rebuild nothing is answered from what is left, which would look right, nor taken for new."""
     steps = ("usage", "again", "rebuild", "usage", "again")

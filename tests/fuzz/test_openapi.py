@@ -18,6 +18,7 @@ from schemathesis.core.transport import Response
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks as of_document
 
+from tests.effort import effort
 from tests.fuzz import examples
 from tests.fuzz.asgi import Answer, Caller
 from tests.http.conftest import OPERATOR_KEY, Api, World
@@ -26,7 +27,7 @@ from tollkeeper.http.routes.openapi import HOT
 
 TAGS: Final = (*KINDS, "apply", "events", "health", "maintenance", "requests", "sessions", "usage")
 """Every tag of the document; each is a test, so that they can run side by side."""
-EXAMPLES: Final = 8
+EXAMPLES: Final = effort(3, 8)
 """Cases per operation and kind of data, each with three credentials."""
 CHECKS: Final = (
     of_document.status_code_conformance,

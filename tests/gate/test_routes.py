@@ -42,7 +42,7 @@ def test_a_placeholder_is_one_segment_and_not_an_empty_one():
     assert matched(table, "/a/1/b") == "/a/{x}/b"
     assert matched(table, "/a//b") is None
     assert matched(table, "/a/1/2/b") is None
-    assert matched(table, "/a/1/b/") is None
+    assert matched(table, "/a/1/b//") is None
 
 
 def test_a_template_matches_itself():
@@ -74,6 +74,36 @@ def test_a_method_of_its_own_goes_before_any():
 
 def test_another_method_is_another_route():
     assert matched(RouteTable([route("/a", "GET")]), "/a", "POST") is None
+
+
+def test_head_is_served_as_get_unless_it_has_a_policy_of_its_own():
+    table = RouteTable(
+        [route("/a"), route("/b/{x}"), route("/c"), route("/c", "HEAD"), route("/d/{x}", "POST")]
+    )
+    assert table.match("HEAD", "/a", "native").method == "GET"
+    assert table.match("HEAD", "/b/1", "native").method == "GET"
+    assert table.match("HEAD", "/c", "native").method == "HEAD"
+    assert table.match("HEAD", "/d/1", "native") is None
+    both = RouteTable(
+        [route("/e/{x}", id_="1"), route("/e/{x}", "HEAD", id_="2"), route("/e/{x}", "*", id_="0")]
+    )
+    assert both.match("HEAD", "/e/1", "native").method == "HEAD"
+    assert both.match("GET", "/e/1", "native").method == "GET"
+    assert both.match("PUT", "/e/1", "native").method == "*"
+
+
+def test_a_slash_at_the_end_makes_no_cheaper_path():
+    """Frameworks serve or redirect both: neither falls to a policy that stands for more."""
+    table = RouteTable(
+        [route("/paid"), route("/of/{x}"), route("/dir/"), route("/two"), route("/two/"), route("/*")]
+    )
+    assert matched(table, "/paid/") == "/paid"
+    assert matched(table, "/of/1/") == "/of/{x}"
+    assert matched(table, "/dir") == "/dir/"
+    assert matched(table, "/two") == "/two"
+    assert matched(table, "/two/") == "/two/"
+    assert matched(table, "/paid//") == "/*"
+    assert matched(RouteTable([route("/")]), "/") == "/"
 
 
 def test_a_profiles_policy_goes_first_for_its_keys_and_serves_no_other():

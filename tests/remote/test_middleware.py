@@ -111,6 +111,10 @@ def test_both_middlewares_answer_alike(server, tmp_path, profile):
         {"secret": secrets["foreign"]},
         {"secret": "sk_live_unknown"},
         {"secret": ""},
+        {"secret": secrets["good"], "path": "/chat/"},
+        {"secret": "sk_live_unknown", "headers": [(b"x-api-key", secrets["good"].encode())]},
+        {"secret": "sk_live_unknown", "headers": [(b"api-key", b"another"), (b"x-goog-api-key", b"one")]},
+        {"secret": secrets["spent"], "headers": [(b"x-api-key", secrets["good"].encode())]},
         {"secret": secrets["spent"], "path": "/ws", "kind": "websocket"},
     ]
 

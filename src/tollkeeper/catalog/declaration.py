@@ -4,7 +4,8 @@ The declarative file: the whole catalog, or a part of it, as TOML, applied all o
 Money is decimal text (`amount = "25.00"`) or whole nanos: see `domain.money_fields`.
 
 The file has an array of tables per kind, `[[accounts]]` to `[[webhooks]]`, in any order; each entry has the
-fields of its struct in `domain.catalog`. Applying a file again changes nothing. Entries that are not in it stay.
+fields of its struct in `domain.catalog`. Applying a file again changes nothing. Entries that are not in it stay, and
+so do the fields of an entry that it does not name; an empty text removes a value (`expires_at = ""`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
+import msgspec
+
+from tollkeeper.catalog.change_text import change_texts
 from tollkeeper.catalog.changes import Applied, Change
 from tollkeeper.catalog.entry_parsing import at_path, entry_from
-from tollkeeper.catalog.entry_writer import STATE_FIELDS
 from tollkeeper.catalog.manage import Manage
+from tollkeeper.catalog.money_amounts import plain_money
 from tollkeeper.catalog.quantity_amounts import in_micros
 from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
@@ -31,12 +35,14 @@ class Declaration(list[Entry]):
     The entries of a declarative file, in the order of `KINDS`, then of the file.
 
     Attributes:
-        stateless: The places of those whose state the file does not name: of these, the state stays as it is.
+        named: The fields that the file names, by the place of the entry: of one that exists, the others stay.
     """
 
-    def __init__(self, entries: Iterable[Entry] = (), stateless: Collection[int] = ()) -> None:
+    def __init__(
+        self, entries: Iterable[Entry] = (), named: Mapping[int, frozenset[str]] | None = None
+    ) -> None:
         super().__init__(entries)
-        self.stateless = frozenset(stateless)
+        self.named = dict(named or {})
 
 
 def parse_declaration(text: str) -> Declaration:
@@ -66,13 +72,14 @@ def parse_declaration(text: str) -> Declaration:
         if not isinstance(table, list):
             raise BadParameter(f"{name}: not an array of tables: write [[{name}]]", field=name)
     entries: list[Entry] = []
-    stateless = []
+    named: dict[int, frozenset[str]] = {}
     seen: dict[tuple[str, ...], str] = {}
     for kind in KINDS:
         for index, raw in enumerate(tables.get(kind, ())):
             path = f"{kind}[{index}]"
             try:
-                raw = in_micros(raw, path)
+                raw = _without_removed(in_micros(raw, path), kind)
+                stated = plain_money(raw, KINDS[kind], path)
             except RecursionError:
                 raise _too_deep() from None
             entry = entry_from(kind, raw, path)
@@ -82,23 +89,22 @@ def parse_declaration(text: str) -> Declaration:
                 raise BadParameter(
                     f"{field}: {entry.entry_id!r} is given by {earlier} too: drop one", field=field
                 )
-            if kind in STATE_FIELDS and STATE_FIELDS[kind] not in raw:
-                stateless.append(len(entries))
+            named[len(entries)] = frozenset(stated)
             entries.append(entry)
-    return Declaration(entries, stateless)
+    return Declaration(entries, named)
 
 
 def apply_declaration(entries: Sequence[Entry], manage: Manage, *, dry_run: bool) -> Applied:
     """Put all *entries* or none: see `Manage.apply`. The secrets of new keys are only in the result."""
-    stateless = entries.stateless if isinstance(entries, Declaration) else ()
-    return manage.apply(entries, dry_run=dry_run, stateless=stateless)
+    named = entries.named if isinstance(entries, Declaration) else None
+    return manage.apply(entries, dry_run=dry_run, named=named)
 
 
 def render_changes(changes: Sequence[Change]) -> list[str]:
     """
-    Return a line for people per change: `+ accounts acme`, `~ plans pro: limits`, `= keys k1`.
+    Return a line for people per change: `+ accounts acme`, `~ keys k1: state active → inactive`, `= keys k2`.
 
-    A changed state is shown with both values, `~ keys k1: state active → inactive`; a note in brackets.
+    A note stands in brackets. The amount of a budget is in the units that entries hold.
     """
     return [
         change_line(change.action, change.kind, change.id, change.fields, change.note) for change in changes
@@ -106,19 +112,30 @@ def render_changes(changes: Sequence[Change]) -> list[str]:
 
 
 def change_line(
-    action: str, kind: str, entry_id: str, fields: Mapping[str, Sequence[Any]], note: str = ""
+    action: str,
+    kind: str,
+    entry_id: str,
+    fields: Mapping[str, Sequence[Any]],
+    note: str = "",
+    money: Collection[str] = (),
 ) -> str:
-    """Return the line of one change, whose *fields* have their old and new values."""
-    shown = [
-        f"{name} {_word(old)} → {_word(new)}" if name == STATE_FIELDS.get(kind) else name
-        for name, (old, new) in fields.items()
-    ]
+    """
+    Return the line of one change, whose *fields* have their old and new values.
+
+    Args:
+        money: Fields whose values are nanos although their names do not say so: the `amount` of a budget.
+    """
+    shown = [text for name, (old, new) in fields.items() for text in change_texts(name, old, new, money)]
     end = f": {', '.join(shown)}" if shown else ""
     return f"{_SIGNS[action]} {kind} {entry_id}{end}{f' ({note})' if note else ''}"
 
 
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _without_removed(raw: Any, kind: str) -> Any:
+    """Return *raw* with None for the empty text of a field that has no value by default: it removes the value."""
+    if not isinstance(raw, Mapping):
+        return raw
+    optional = {field.name for field in msgspec.structs.fields(KINDS[kind]) if field.default is None}
+    return {name: None if value == "" and name in optional else value for name, value in raw.items()}
 
 
 def _too_deep() -> Malformed:

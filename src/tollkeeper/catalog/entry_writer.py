@@ -12,7 +12,7 @@ import msgspec
 
 from tollkeeper.catalog.changes import Change, IssuedKey, change_of, differences
 from tollkeeper.catalog.customer_terms import budgets_of, plans_of
-from tollkeeper.catalog.entry_parsing import at_path
+from tollkeeper.catalog.entry_parsing import at_path, checked
 from tollkeeper.catalog.key_rules import check_same
 from tollkeeper.catalog.key_writer import KeyWriter, WriteTerms
 from tollkeeper.catalog.lookups import owner_of
@@ -21,8 +21,8 @@ from tollkeeper.domain.bounds import project_objection
 from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Markup, Price, Project
 from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
 
-STATE_FIELDS: Final = {"keys": "state", "accounts": "active", "subscriptions": "status"}
-"""Fields that are often changed outside of a declaration: one that does not name them keeps them."""
+_MEANING_FIELDS: Final = {"budgets": ("unit",)}
+"""Fields that say what others mean: kept unseen, they would turn an amount of the file into another one."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
 
@@ -47,22 +47,37 @@ class EntryWriter:
         """The keys that were made so far."""
         return self.keys.issued
 
-    def put(self, entry: Entry, path: str, *, keep_state: bool = False) -> None:
-        """Create or change one entry, whole; with *keep_state* one that exists keeps its state."""
+    def completed(self, entry: Entry, path: str, named: frozenset[str]) -> Entry:
+        """
+        Return *entry* of a declaration as it is to be stored: the fields *named* are its, the others stay.
+
+        Raises:
+            BadParameter: What the declaration says does not go with what stays.
+        """
+        old: Entry | None
+        if isinstance(entry, Key):
+            stored = self._catalog.find_key(entry.id)
+            old = stored.entry if stored is not None and stored.entry.account == entry.account else None
+        else:
+            old = self._catalog.get(entry.kind, entry.entry_id, owner_of(entry))
+        if old is None:
+            return entry
+        stated = {*named, *_MEANING_FIELDS.get(entry.kind, ()), "sha256"}
+        kept = {field: getattr(old, field) for field in entry.__struct_fields__ if field not in stated}
+        completed = msgspec.structs.replace(entry, **kept)
+        return completed if completed in (entry, old) else checked(completed, path)
+
+    def put(self, entry: Entry, path: str) -> None:
+        """Create or change one entry, whole."""
         if isinstance(entry, Key):
             stored = self._catalog.find_key(entry.id)
             if stored is not None and stored.entry.account == entry.account:
-                if keep_state:
-                    entry = msgspec.structs.replace(entry, state=stored.entry.state)
                 self.keys.change(stored, entry, path)
             else:
                 self.keys.create(entry, path)
             return
         old = self._catalog.get(entry.kind, entry.entry_id, owner_of(entry))
         if old is not None:
-            if keep_state:
-                field = STATE_FIELDS[entry.kind]
-                entry = msgspec.structs.replace(entry, **{field: getattr(old, field)})
             _check_immutable(old, entry, path)
         elif self._by is not None and isinstance(entry, Project):
             budgets = budgets_of(self._catalog, entry.account)

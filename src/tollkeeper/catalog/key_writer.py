@@ -140,16 +140,15 @@ class KeyWriter:
         )
         self.changes.append(change_of(old, "changed", {"expires_at": (old.expires_at, from_us(ends_at_us))}))
 
-    def ended_for_good(self, key: Key, keep_state: bool) -> Change | None:
+    def ended_for_good(self, key: Key, *, names_state: bool) -> Change | None:
         """Return the note on a declared key that is revoked or deleted, if the declaration says otherwise."""
         stored = self._catalog.find_key(key.id)
         if stored is None or stored.entry.account != key.account:
             return None
         old = stored.entry
-        if old.state not in ("revoked", "deleted") or (old.state == key.state == "revoked"):
+        if old.state not in ("revoked", "deleted") or (names_state and old.state == key.state == "revoked"):
             return None
-        state = old.state if keep_state else key.state
-        if msgspec.structs.replace(key, sha256=None, state=state) == old:
+        if msgspec.structs.replace(key, sha256=None) == old:
             return None
         change = change_of(old, "unchanged")
         return msgspec.structs.replace(change, note=f"the key is {old.state} for good: left as it is")

@@ -10,7 +10,7 @@ works again, a deleted one keeps its id and its secret taken. Each call is one t
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
@@ -103,13 +103,17 @@ class Manage:
         return self._write([entry], [""], issue=False, dry_run=False, by=by).changes[0]
 
     def apply(
-        self, entries: Sequence[Entry], *, dry_run: bool = False, stateless: Collection[int] = ()
+        self,
+        entries: Sequence[Entry],
+        *,
+        dry_run: bool = False,
+        named: Mapping[int, frozenset[str]] | None = None,
     ) -> Applied:
         """
         Put many entries, all or none, in any order: they may name each other. Nothing else is removed.
 
         A key that is revoked or deleted for good stays as it is: its change has a note, and the rest applies.
-        Of the entries at the places *stateless*, those that exist keep their state (`STATE_FIELDS`).
+        Of an entry whose place is in *named*, these fields are stated: if it exists, its others stay as they are.
 
         Keys that do not exist and bring no `sha256` are issued. With *dry_run* nothing is kept and no key
         is issued; the changes are those that a real call would make.
@@ -124,7 +128,7 @@ class Manage:
             index = counts.get(entry.kind, 0)
             counts[entry.kind] = index + 1
             paths.append(f"{entry.kind}[{index}]")
-        return self._write(entries, paths, issue=True, dry_run=dry_run, stateless=stateless)
+        return self._write(entries, paths, issue=True, dry_run=dry_run, named=named)
 
     def issue_key(self, entry: Key, *, by: Customer | None = None) -> IssuedKey:
         """
@@ -322,12 +326,12 @@ class Manage:
         *,
         issue: bool,
         dry_run: bool,
-        stateless: Collection[int] = (),
+        named: Mapping[int, frozenset[str]] | None = None,
         by: Customer | None = None,
     ) -> Applied:
         order = list(KINDS)
         pairs = [(checked(entry, path), path) for entry, path in zip(entries, paths, strict=True)]
-        keep_state = {paths[place] for place in stateless}
+        named_at = {paths[place]: fields for place, fields in (named or {}).items()}
         pairs.sort(key=lambda pair: order.index(pair[0].kind))
         for entry, path in pairs:
             if isinstance(entry, Webhook) and not (self._plain_http or entry.url.startswith("https:")):
@@ -335,15 +339,20 @@ class Manage:
                 raise BadParameter(f"{field}: url must begin with https://", field=field)
         with self._transaction(dry_run=dry_run) as catalog:
             writer = self._writer(catalog, self._clock.now_us(), issue=issue, by=by)
+            written: list[Entry] = []
             for entry, path in pairs:
+                fields = named_at.get(path)
+                whole = entry if fields is None else writer.completed(entry, path, fields)
+                written.append(whole)
+                names_state = fields is None or "state" in fields
                 if (
                     issue
-                    and isinstance(entry, Key)
-                    and (note := writer.keys.ended_for_good(entry, path in keep_state))
+                    and isinstance(whole, Key)
+                    and (note := writer.keys.ended_for_good(whole, names_state=names_state))
                 ):
                     writer.changes.append(note)
                 else:
-                    writer.put(entry, path, keep_state=path in keep_state)
+                    writer.put(whole, path)
             # Only now, since entries of one declaration may name each other in any direction. What is
             # unchanged stays as it is, even when what it names was deleted since.
             for (entry, path), change in zip(pairs, writer.changes, strict=True):
@@ -352,7 +361,7 @@ class Manage:
         if dry_run:
             return Applied(writer.changes, [])
         self._announce([change for change in writer.changes if change.kind != "grants"])
-        for index, (entry, _) in enumerate(pairs):
+        for index, entry in enumerate(written):
             if isinstance(entry, Grant):
                 if self._post_grant(entry):
                     writer.changes[index] = change_of(entry, "created")

@@ -108,7 +108,14 @@ def _print(answer: dict[str, Any]) -> None:
         counts[change["action"]] += 1
         note = change.get("note", "")
         if change["action"] != "unchanged" or note:
-            line = change_line(change["action"], change["kind"], change["id"], change["fields"], note)
+            line = change_line(
+                change["action"],
+                change["kind"],
+                change["id"],
+                change["fields"],
+                note,
+                change.get("money", ()),
+            )
             print(plain(line + _money_of(change)))
             for warning in change.get("warnings", ()):
                 warn(f"{change['kind']} {change['id']}: {warning}")

@@ -12,7 +12,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from tollkeeper.console.failures import Failure, misused
 from tollkeeper.console.output import Column, plain, print_json, print_table, progress
 from tollkeeper.console.target import open_data, server_of
 from tollkeeper.domain.instants import from_us, to_text
-from tollkeeper.errors import BadInput
+from tollkeeper.errors import BadInput, BadParameter
 
 if TYPE_CHECKING:
     from tollkeeper.console.server_client import Server
@@ -41,10 +41,11 @@ CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Some 50,000 events: as fast as 20 MiB, in 150 MB less memory. A request body may have 64 MiB."""
 ERRORS_SHOWN_MAX: Final = 1_000
 ERRORS_PRINTED_MAX: Final = 20
+SOURCE_CHARS_MAX: Final = 128
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _JSON_SPACE: Final = b" \t\r\n"
 
-FileFormat = Literal["jsonl", "combined", "common"]
+FileFormat = Literal["jsonl", "csv", "combined", "common"]
 ClientFieldOption = Literal["host", "ident", "user"]
 
 EventsFile = Annotated[
@@ -80,46 +81,199 @@ Book = Callable[[bytes], EventsAnswer]
 """Books one chunk of whole lines. What it raises ends the ingest; the same chunk again is safe."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the file is read: `form` is `jsonl`, `csv` or a format of logs (`meter.access_log.LogFormat`)."""
+
+    form: str
+    account: str | None
+    client_field: ClientFieldOption | None
+    source: str | None
+    field_map: Mapping[str, str]
+
+    @property
+    def is_log(self) -> bool:
+        return self.form not in ("jsonl", "csv")
+
+    @property
+    def has_own_format(self) -> bool:
+        """Whether the form is the format string of a server."""
+        return "$" in self.form or "%" in self.form
+
+    @property
+    def option(self) -> str:
+        """The form as an option of the command line."""
+        return f"--log-format {self.form}" if self.is_log else f"--format {self.form}"
+
+
 def ingest(
     file: EventsFile,
     data: options.Data = None,
-    format: Annotated[FileFormat, typer.Option("--format", help="What the file holds.")] = "jsonl",
+    format: Annotated[
+        FileFormat | None,
+        typer.Option("--format", help="What the file holds; jsonl unless given.", show_default=False),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            "--log-format",
+            metavar="FORMAT",
+            help="An access log: common, combined, nginx-main, vhost-combined, w3c, alb, json, or the format string "
+            "of nginx or Apache.",
+        ),
+    ] = None,
     account: Annotated[
         str | None,
-        typer.Option("--account", help="Logs: who pays; may be left out when there is one account only."),
+        typer.Option(
+            "--account", help="Logs, CSV: who pays; may be left out when there is one account only."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="Logs, CSV: the server that wrote the file, where several can write the same line.",
+        ),
+    ] = None,
+    field_map: Annotated[
+        str | None,
+        typer.Option(
+            "--field-map",
+            metavar="NAME=PATH,…",
+            help="Logs, CSV: where a field is, e.g. time=ts,route=request.uri,latency_s=duration.",
+        ),
     ] = None,
     client_field: Annotated[
         ClientFieldOption | None,
         typer.Option("--client-field", help="Logs: the field that names the client, kept as tag client."),
     ] = None,
+    allow_rejects: Annotated[
+        bool, typer.Option("--allow-rejects", help="Exit 0 although events were rejected.")
+    ] = False,
     as_json: options.AsJson = False,
     url: options.Url = None,
     key: options.ServerKey = None,
 ) -> None:
     """
-    Book the events of a file: newline-delimited JSON, or a web server's access log.
+    Book the events of a file: newline-delimited JSON, CSV, or a web server's access log.
 
     An event that was booked before counts as duplicate, so the same file again is safe. Events that cannot
-    be taken are listed and stop nothing.
+    be taken are listed and stop nothing; the exit code is 1 then, and where the file has no event at all.
     """
-    if format == "jsonl" and (account or client_field):
-        option = "--account" if account else "--client-field"
-        raise misused(f"{option} is for access logs: a JSON event names its own account.")
+    reading = _reading(format, log_format, account, client_field, source, field_map)
     server = server_of(data, url, key)
     with ExitStack() as stack:
         raw = stack.enter_context(_opened(file))
+        catalog: CatalogTarget
         if server is not None:
-            book = _remote_book(server, format, account, client_field)
+            book, catalog = _remote_book(server, reading), ServerCatalog(server)
         else:
             toll = stack.enter_context(open_data(data, create=True))
-            book = _local_book(toll, format, account, client_field)
+            book, catalog = _local_book(toll, reading), DataCatalog(toll)
         advance = stack.enter_context(progress(plain(Path(file).name), _size(raw), in_bytes=True))
-        blank = _JSON_SPACE if format == "jsonl" else None
-        answer = book_file(file, raw, book, lambda: advance(_position(raw)), blank=blank)
+
+        def advanced() -> None:
+            advance(_position(raw))
+
+        if reading.form == "csv":
+            answer = book_csv(file, raw, book, advanced, reading=reading, catalog=catalog)
+        else:
+            answer = book_file(
+                file,
+                raw,
+                _recognising(file, book, reading),
+                advanced,
+                blank=None if reading.is_log else _JSON_SPACE,
+                directive=b"#" if reading.form == "w3c" else None,
+            )
     if as_json:
         print_json(asdict(answer))
     else:
         _print(file, answer)
+    _exit(file, answer, allow_rejects=allow_rejects)
+
+
+def _reading(
+    format: FileFormat | None,
+    log_format: str | None,
+    account: str | None,
+    client_field: ClientFieldOption | None,
+    source: str | None,
+    field_map: str | None,
+) -> Reading:
+    """Return how the file is read, after a check that the options go together."""
+    if log_format is not None and format not in (None, log_format):
+        raise misused(f"--format {format} and --log-format ask for two formats: drop one.")
+    form = log_format or format or "jsonl"
+    reading = Reading(form, account, client_field, source, _field_map(field_map))
+    given = {"--account": account, "--source": source, "--field-map": field_map}
+    if form == "jsonl":
+        for option, value in (*given.items(), ("--client-field", client_field)):
+            if value:
+                raise misused(f"{option} is for access logs and CSV: a JSON event has its own names.")
+    if form == "csv" and client_field:
+        raise misused("--client-field is for access logs: name the column with --field-map client=COLUMN.")
+    if source is not None and (not source.isprintable() or not 0 < len(source) <= SOURCE_CHARS_MAX):
+        raise misused(f"--source must be printable text of length 1 to {SOURCE_CHARS_MAX}.")
+    if reading.is_log:
+        try:
+            _log(reading, account)
+        except BadParameter as exc:
+            raise misused(f"{exc}.") from None
+    return reading
+
+
+def _field_map(text: str | None) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for part in (text or "").split(",") if text else ():
+        name, equals, path = part.strip().partition("=")
+        if not equals or not name or not path or name in fields:
+            raise misused(f"--field-map {plain(part)}: write NAME=PATH, each name once, with commas between.")
+        fields[name] = path
+    return fields
+
+
+def _exit(file: str, answer: FileResult, *, allow_rejects: bool) -> None:
+    if not answer.accepted + answer.duplicates:
+        what = "no event of it was taken" if answer.rejected else "it has no events"
+        raise Failure(f"{file}: {what}.")
+    if answer.rejected and not allow_rejects:
+        reason = f"{answer.rejected:,} of {answer.events:,} events were rejected, and the others booked"
+        raise Failure(f"{file}: {reason}. --allow-rejects makes that exit code 0.")
+
+
+def _recognising(file: str, book: Book, reading: Reading) -> Book:
+    """Return *book*, which refuses a file of which the head is in another format, before anything is booked."""
+    from tollkeeper.meter.decode import decode_ndjson
+    from tollkeeper.meter.log_recognition import LINES_MAX, recognised
+
+    is_first = True
+
+    def check(chunk: bytes) -> None:
+        now_us = SystemClock().now_us()
+        lines = [line for line in chunk.split(b"\n", 10 * LINES_MAX)[: 10 * LINES_MAX] if line.strip()]
+        head = b"\n".join(lines[:LINES_MAX])
+        decoded = (
+            _log(reading, "x").decode(head, now_us=now_us)
+            if reading.is_log
+            else decode_ndjson(head, now_us=now_us)
+        )
+        found = None if len(decoded.columns) else recognised(lines, now_us)
+        if found is None or (found.option.endswith("'…'") and reading.has_own_format):
+            return
+        # With a format that has the same name, the lines are what they should be, and have another fault.
+        if found.option.split(" ")[:2] != reading.option.split(" "):
+            raise Failure(f"{file} is {found.title}, not {reading.form}: {found.advice}. Nothing was booked.")
+
+    def checked(chunk: bytes) -> EventsAnswer:
+        nonlocal is_first
+        if is_first:
+            check(chunk)
+        is_first = False
+        return book(chunk)
+
+    return checked
 
 
 def book_file(
@@ -129,6 +283,7 @@ def book_file(
     advanced: Callable[[], None],
     *,
     blank: bytes | None,
+    directive: bytes | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> FileResult:
     """
@@ -137,6 +292,7 @@ def book_file(
     Args:
         advanced: Called after each chunk.
         blank: The bytes that a line may hold and still be no event; None for all white space.
+        directive: What a line begins with that says something of the file, and is no event.
 
     Raises:
         Failure: The file cannot be read to its end, or a chunk of it is given up (`meter.decode`); what was booked
@@ -148,7 +304,7 @@ def book_file(
         for chunk in chunks(_unzipped(raw), chunk_bytes):
             booked = book(chunk)
             shown = booked.errors[: ERRORS_SHOWN_MAX - len(answer.errors)]
-            lines = _line_numbers(chunk, {error.index for error in shown}, blank)
+            lines = _line_numbers(chunk, {error.index for error in shown}, blank, directive)
             answer.errors += [
                 LineError(
                     index=answer.events + error.index,
@@ -166,6 +322,44 @@ def book_file(
             advanced()
     except (_Unreadable, BadInput) as exc:
         raise Failure(_stopped(name, str(exc), answer)) from None
+    return answer
+
+
+def book_csv(
+    name: str,
+    raw: io.BufferedReader,
+    book: Book,
+    advanced: Callable[[], None],
+    *,
+    reading: Reading,
+    catalog: CatalogTarget,
+) -> FileResult:
+    """Book all rows of a file of CSV and return what became of its events. Raises `Failure` as `book_file`."""
+    from tollkeeper.cli.ingest_csv import CsvBook
+
+    answer = FileResult()
+
+    def rejected(place: int, line: int, field: str, code: str, reason: str) -> None:
+        answer.rejected += 1
+        if len(answer.errors) < ERRORS_SHOWN_MAX:
+            answer.errors.append(LineError(index=place, line=line, field=field, code=code, reason=reason))
+
+    def booked(result: EventsAnswer) -> None:
+        answer.accepted += result.accepted
+        answer.duplicates += result.duplicates
+        # Those beyond the listed ones are counted only.
+        answer.rejected += result.rejected - len(result.errors)
+
+    def payer(header: Sequence[str]) -> str | None:
+        names = {*header, *reading.field_map}
+        if reading.account is None and names & {"account", "key", "key_id"}:
+            return None
+        return _payer(catalog, reading)
+
+    CsvBook(name, book, rejected, booked).run(
+        _unzipped(raw), payer=payer, source=reading.source, field_map=reading.field_map, advanced=advanced
+    )
+    answer.errors.sort(key=lambda error: error.index)
     return answer
 
 
@@ -200,14 +394,16 @@ def _read(file: BinaryIO, size: int) -> bytes:
         raise _Unreadable(f"it cannot be read to its end: {getattr(exc, 'strerror', None) or exc}") from None
 
 
-def _line_numbers(chunk: bytes, indexes: set[int], blank: bytes | None) -> dict[int, int]:
+def _line_numbers(
+    chunk: bytes, indexes: set[int], blank: bytes | None, directive: bytes | None
+) -> dict[int, int]:
     """Return the line, counted from 1, of each event of *chunk* in *indexes*."""
     numbers: dict[int, int] = {}
     if not indexes:
         return numbers
     index = 0
     for number, line in enumerate(chunk.split(b"\n"), 1):
-        if not line.strip(blank):
+        if not line.strip(blank) or (directive is not None and line.startswith(directive)):
             continue
         if index in indexes:
             numbers[index] = number
@@ -220,13 +416,9 @@ def _line_numbers(chunk: bytes, indexes: set[int], blank: bytes | None) -> dict[
 # -- where it is booked -------------------------------------------------------------------------------
 
 
-def _local_book(
-    toll: Tollkeeper, format: FileFormat, account: str | None, client_field: ClientFieldOption | None
-) -> Book:
+def _local_book(toll: Tollkeeper, reading: Reading) -> Book:
     installation = toll.installation
-    log = None
-    if format != "jsonl":
-        log = _log(format, _payer(DataCatalog(toll), account), client_field)
+    log = _log(reading, _payer(DataCatalog(toll), reading)) if reading.is_log else None
 
     def book(chunk: bytes) -> EventsAnswer:
         from tollkeeper.meter.decode import decode_ndjson
@@ -241,16 +433,14 @@ def _local_book(
     return book
 
 
-def _remote_book(
-    server: Server, format: FileFormat, account: str | None, client_field: ClientFieldOption | None
-) -> Book:
+def _remote_book(server: Server, reading: Reading) -> Book:
     def send(lines: bytes) -> EventsAnswer:
         answer = server.call("POST", "/events", body=lines, media_type="application/x-ndjson")
         return msgspec.convert(answer, EventsAnswer)
 
-    if format == "jsonl":
+    if not reading.is_log:
         return send
-    log, clock = _log(format, _payer(ServerCatalog(server), account), client_field), SystemClock()
+    log, clock = _log(reading, _payer(ServerCatalog(server), reading)), SystemClock()
 
     def book(chunk: bytes) -> EventsAnswer:
         # Decoded here, since the API takes events: ids are those that a local ingest would give.
@@ -272,24 +462,32 @@ def _remote_book(
     return book
 
 
-def _log(format: FileFormat, account: str, client_field: ClientFieldOption | None) -> AccessLog:
-    from tollkeeper.meter.access_log import AccessLog, LogFormat
+def _log(reading: Reading, account: str | None) -> AccessLog:
+    from tollkeeper.meter.access_log import AccessLog
 
-    return AccessLog(format=cast("LogFormat", format), account=account, client_field=client_field)
+    return AccessLog(
+        format=reading.form,
+        account=account,
+        client_field=reading.client_field,
+        source=reading.source,
+        field_map=reading.field_map,
+    )
 
 
-def _payer(catalog: CatalogTarget, account: str | None) -> str:
-    """Return who pays for what a log records: *account*, which must exist, or the only one that there is."""
-    if account is not None:
-        catalog.get("accounts", account, None)
-        return account
+def _payer(catalog: CatalogTarget, reading: Reading) -> str | None:
+    """Return who pays for what a file records: the account that is given, which must exist, or the only one."""
+    if reading.account is not None:
+        catalog.get("accounts", reading.account, None)
+        return reading.account
+    if "account" in reading.field_map:
+        return None
     ids = [entry["id"] for entry in catalog.list("accounts", None)]
     if len(ids) == 1:
         only: str = ids[0]
         return only
     if ids:
-        raise misused("There are several accounts: say with --account who pays for what the log records.")
-    raise Failure("There is no account yet to book a log to: create one, e.g. with `tollkeeper apply`.")
+        raise misused("There are several accounts: say with --account who pays for what the file records.")
+    raise Failure("There is no account yet to book the file to: create one, e.g. with `tollkeeper apply`.")
 
 
 def _ndjson(decoded: Decoded) -> bytes:
@@ -298,6 +496,8 @@ def _ndjson(decoded: Decoded) -> bytes:
     for row in decoded.columns.to_pylist():
         event: dict[str, Any] = {name: value for name, value in row.items() if value is not None}
         event["time"] = to_text(from_us(event.pop("occurred_at_us")))
+        if "latency_us" in event:
+            event["latency_ms"] = event.pop("latency_us") / 1000
         if "tags" in event:
             event["tags"] = dict(event["tags"])
         lines.append(msgspec.json.encode(event))

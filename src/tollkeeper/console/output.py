@@ -97,32 +97,21 @@ def print_table(
     totals: Sequence[Any] | None = None,
     console: Console | None = None,
 ) -> None:
-    """Print *rows* for people, with *totals* below a line."""
-    from rich import box
-    from rich.table import Table
+    """Print *rows* for people, with *totals* below a line; `tables` says what becomes of wide ones."""
+    from tollkeeper.console.tables import TextColumn, print_columns
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=None if title is None else plain(title),
-        title_justify="left",
-        title_style="bold",
-        show_footer=totals is not None,
-        show_edge=False,
-        pad_edge=False,
-    )
-    footers = [""] * len(columns) if totals is None else [shown(value) for value in totals]
-    for column, footer in zip(columns, footers, strict=True):
-        table.add_column(
+    cells = [[shown(value) for value in row] for row in rows]
+    footers = None if totals is None else [shown(value) for value in totals]
+    texts = [
+        TextColumn(
             plain(column.heading),
-            justify="right" if column.numeric else "left",
-            footer=footer,
-            no_wrap=column.numeric,
-            overflow="fold",
-            footer_style="bold",
+            column.numeric,
+            [row[place] for row in cells],
+            None if footers is None else footers[place],
         )
-    for row in rows:
-        table.add_row(*(shown(value) for value in row))
-    (console or stdout()).print(table)
+        for place, column in enumerate(columns)
+    ]
+    print_columns(texts, console or stdout(), title=None if title is None else plain(title))
 
 
 def shown(value: Any) -> str:

@@ -49,5 +49,6 @@ def _cell(name: str, value: Any) -> Any:
     if name.endswith("_nanos") and not name.startswith(QUANTITY_PREFIX):
         return money(value)
     if name == "status":
-        return str(value)
+        # A name, not a count: no separator of thousands, and none of all rows together.
+        return None if value is None else str(value)
     return value

@@ -1,4 +1,9 @@
-"""Finds the route policy of a request: exact paths first, then templates, the more specific one first."""
+"""
+Finds the route policy of a request: exact paths first, then templates, the more specific one first.
+
+As servers and frameworks do, `HEAD` is served as `GET` where it has no policy of its own, and a slash at the end of a
+path makes no other path unless a policy says so: else one of them would be another price.
+"""
 
 from __future__ import annotations
 
@@ -44,18 +49,25 @@ class RouteTable:
         return found
 
     def _find(self, method: str, path: str, profile: str) -> Route | None:
-        for wanted in (method, "*"):
-            for route in self._exact.get((wanted, path), ()):
-                if route.profile is None or route.profile == profile:
-                    return route
+        methods = (method, "GET", "*") if method == "HEAD" else (method, "*")
+        for one in (path, _with_other_end(path)):
+            for wanted in methods:
+                for route in self._exact.get((wanted, one), ()):
+                    if route.profile is None or route.profile == profile:
+                        return route
         for pattern, route in self._templates:
             if (
-                route.method in (method, "*")
+                route.method in methods
                 and (route.profile is None or route.profile == profile)
                 and pattern.fullmatch(path)
             ):
                 return route
         return None
+
+
+def _with_other_end(path: str) -> str:
+    """Return *path* with a slash at its end, or without the one that it has."""
+    return path.removesuffix("/") if path.endswith("/") else f"{path}/"
 
 
 def _specificity(route: Route) -> tuple[object, ...]:
@@ -65,12 +77,13 @@ def _specificity(route: Route) -> tuple[object, ...]:
         route.path.endswith("*"),
         route.path.count("{"),
         -len(route.path),
-        route.method == "*",
+        # Of one template, that of HEAD before that of GET, which serves HEAD too.
+        ("HEAD", "*").index(route.method) * 2 if route.method in ("HEAD", "*") else 1,
         route.id,
     )
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    head, rest = (template[:-1], ".*") if template.endswith("*") else (template, "")
+    head, rest = (template[:-1], ".*") if template.endswith("*") else (template.removesuffix("/"), "/?")
     parts = re.split(r"\{[^{}/]*\}", head)
     return re.compile("[^/]+".join(re.escape(part) for part in parts) + rest, re.DOTALL)

@@ -22,11 +22,13 @@ from tollkeeper.errors import BadInput, TollkeeperError, Unauthenticated
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.auth import FAILURES_MAX, FAILURES_WINDOW_S, Authenticator, Principal
 from tollkeeper.http.bodies import check_length, header, read_body
-from tollkeeper.http.credentials import credential
+from tollkeeper.http.cors import Cors, is_preflight
+from tollkeeper.http.credentials import has_credential
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.forked import send_forked
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, HotAnswer, HotEndpoints, payer_of
+from tollkeeper.http.known_key import KnownKey
 from tollkeeper.http.metered import Dialects
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
@@ -74,12 +76,14 @@ class App:
         self.executors = Executors()
         self._probes = probes_of(installation.ledger, installation.store)
         self._body_bytes_max = settings.body_bytes_max
+        self._cors = Cors(settings.cors_origins)
         self.hot = HotEndpoints(
             installation.holds,
             installation.ingest,
             Dialects(
                 installation.profile_settings, installation.gate, installation.directory, installation.clock
             ),
+            KnownKey(installation.holds, installation.gate),
             installation.clock,
             new_id=installation.gate.new_id,
             threads=self.executors.hot,
@@ -100,6 +104,16 @@ class App:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
+        if self._cors:
+            if is_preflight(scope):
+                headers = self._cors.preflight(scope["headers"])
+                await send({"type": "http.response.start", "status": 204, "headers": headers})
+                await send({"type": "http.response.body"})
+                return
+            send = self._cors.wrap(scope, send)
+        if scope["method"] == "HEAD":
+            # RFC 9110, section 9.3.2: as GET, without the body.
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
         for name, _ in scope["headers"]:
             if name == b"transfer-encoding":
                 if await _framing_refused(scope, send, self._request_id()):
@@ -145,7 +159,7 @@ class App:
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError):
                 raise
-            if isinstance(exc, Unauthenticated) and credential(headers) and self._throttles(scope):
+            if isinstance(exc, Unauthenticated) and has_credential(headers) and self._throttles(scope):
                 await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                 return
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
@@ -222,7 +236,7 @@ class App:
         async def send_with_id(message: Message) -> None:
             nonlocal is_throttled
             if message["type"] == "http.response.start":
-                if message["status"] == 401 and credential(scope["headers"]) and self._throttles(scope):
+                if message["status"] == 401 and has_credential(scope["headers"]) and self._throttles(scope):
                     is_throttled = True
                     await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                     return
@@ -291,6 +305,17 @@ async def _framing_refused(scope: Scope, send: Send, request_id: str) -> bool:
     problem = to_problem(why, instance=scope["path"], request_id=request_id)
     await _send(send, problem.status, [_CLOSE], _encode(problem.body), request_id, problem=True)
     return True
+
+
+def _without_body(send: Send) -> Send:
+    """Return *send* for the answer to HEAD: all headers of the answer to GET, no body."""
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_head
 
 
 def _closing(send: Send) -> Send:

@@ -18,7 +18,7 @@ from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.keys import OPERATOR_PREFIX, StoredKey, hash_secret
 from tollkeeper.errors import Forbidden, Unauthenticated
 from tollkeeper.http.asgi_types import RawHeaders
-from tollkeeper.http.credentials import credential
+from tollkeeper.http.credentials import Ambiguous, credentials, the_known
 from tollkeeper.http.forwarding import forwarded_address, names_a_client, network_of
 
 _REMEMBERED_MAX: Final = 10_000
@@ -145,15 +145,23 @@ class Authenticator:
             Unauthenticated: No credential, an unknown one, or one that is no longer valid.
             Forbidden: The key's account is not active.
         """
-        secret = credential(headers)
-        if not secret:
+        secrets = credentials(headers)
+        if not secrets:
             raise Unauthenticated("Send an operator, management or api key as `Authorization: Bearer <key>`.")
+        try:
+            secret = the_known(secrets, self._is_known) if len(secrets) > 1 else secrets[0]
+        except Ambiguous:
+            raise Unauthenticated("The request carries two different keys: send one.") from None
         secret_sha256 = hash_secret(secret)
         if secret.startswith(OPERATOR_PREFIX):
             if secret_sha256 in self._operators:
                 return OPERATOR
             raise Unauthenticated("The operator key is not known here.")
         return self._key_principal(secret_sha256)
+
+    def _is_known(self, secret: str) -> bool:
+        secret_sha256 = hash_secret(secret)
+        return secret_sha256 in self._operators or self._stored(secret_sha256) is not None
 
     def _key_principal(self, secret_sha256: str) -> Principal:
         stored = self._stored(secret_sha256)

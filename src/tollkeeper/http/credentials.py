@@ -1,31 +1,68 @@
-"""The credential of a request: a key as `Authorization: Bearer …` or as `X-API-Key`."""
+"""
+The credential of a request, wherever its client puts it: one reader for all doors.
+
+`Authorization: Bearer …`, or the bare key, and the headers of the providers' own clients. A proxy or a browser may add
+an `Authorization` of its own (`Basic …`), and the order of headers has no meaning (RFC 9110, section 5.3): so all are
+looked at, and the one that is known counts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from tollkeeper.http.asgi_types import RawHeaders
 
 SECRET_CHARS_MAX: Final = 512
 """No key is longer. `wire.AuthorizeRequest` has the same bound."""
+HEADERS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
+"""In this order they are tried."""
 
 
-def credential(headers: RawHeaders, *, bare: bool = False) -> str:
+class Ambiguous(Exception):
+    """A request has two credentials that are known and differ."""
+
+
+def credentials(headers: RawHeaders, *, bare: bool = False) -> list[str]:
     """
-    Return the secret in *headers*, or `""`. `Authorization` counts before `X-API-Key`.
+    Return the distinct secrets in *headers*, in the order of `HEADERS`.
 
     Args:
-        bare: Take the whole value of `Authorization` where it has no scheme `Bearer`, as clients of a provider's API
-            may send their key.
+        bare: Take the whole value of an `Authorization` without a scheme, as clients of a provider's API may send
+            their key.
     """
-    found = ""
+    found: list[str] = []
     for name, value in headers:
-        if name == b"authorization":
-            text = value.decode("latin-1")
-            scheme, _, rest = text.partition(" ")
-            if scheme.lower() != "bearer":
-                rest = text if bare else ""
-            return rest.strip() if len(rest) <= SECRET_CHARS_MAX else ""
-        if name == b"x-api-key" and len(value) <= SECRET_CHARS_MAX:
-            found = value.decode("latin-1").strip()
+        if name in HEADERS and len(value) <= SECRET_CHARS_MAX + len("Bearer "):
+            secret = _secret(name, value.decode("latin-1").strip(), bare=bare)
+            if secret and secret not in found and len(secret) <= SECRET_CHARS_MAX:
+                # What `Authorization` has is tried first, whatever the order of the headers.
+                found.insert(0 if name == b"authorization" else len(found), secret)
     return found
+
+
+def has_credential(headers: RawHeaders, *, bare: bool = False) -> bool:
+    """Return whether a caller tried to authenticate."""
+    return bool(credentials(headers, bare=bare))
+
+
+def the_known(secrets: Sequence[str], is_known: Callable[[str], bool]) -> str:
+    """
+    Return the one of several *secrets* that is known; the first when none is, `""` of none.
+
+    Raises:
+        Ambiguous: Two are known: nobody can say whom the request is for.
+    """
+    known = [secret for secret in secrets if is_known(secret)]
+    if len(known) > 1:
+        raise Ambiguous
+    return next(iter(known or secrets), "")
+
+
+def _secret(name: bytes, value: str, *, bare: bool) -> str:
+    if name != b"authorization":
+        return value
+    scheme, _, rest = value.partition(" ")
+    if scheme.lower() == "bearer":
+        return rest.strip()
+    return value if bare and not rest else ""

@@ -67,6 +67,9 @@ class Door(Protocol):
 class HasDoor(Protocol):
     """A gate that brings its own door, such as `remote.Tollkeeper`."""
 
+    cors_origins: str
+    """As the setting."""
+
     def door(self, *, profile: str | None, durable: bool) -> Door:
         """Return the door for one middleware; its options are those of `asgi.Middleware`."""
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.http.asgi_types import Scope
-from tollkeeper.http.credentials import credential
-from tollkeeper.http.doors import Admitted, Refusal, check_profile, refusal_of, text_headers
+from tollkeeper.http.credentials import credentials
+from tollkeeper.http.doors import Admitted, Refusal, refusal_of, text_headers
 from tollkeeper.http.executors import Threads
-from tollkeeper.http.metered import Dialects, TextHeaders
+from tollkeeper.http.known_key import KnownKey
+from tollkeeper.http.metered import TextHeaders, dialect_of
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -30,19 +31,16 @@ class EmbeddedDoor:
         self._now_us = installation.clock.now_us
         self._request_id = installation.gate.new_id
         self._threads = Threads("admit", _THREADS)
-        name = installation.settings.root_profile if profile is None else profile
-        check_profile(name)
-        self._dialect = Dialects(
-            installation.profile_settings, installation.gate, installation.directory, installation.clock
-        ).of(name)
+        self._known_key = KnownKey(installation.holds, installation.gate)
+        self._dialect = dialect_of(installation, profile)
 
     async def admit(
         self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
     ) -> Admitted | Refusal:
         dialect = self._dialect
         if dialect is None:
-            secret = credential(scope["headers"], bare=True)
-            found = await self._threads.attempt(self._holds.admit, secret, method, path, expected, tags)
+            secrets = credentials(scope["headers"], bare=True)
+            found = await self._threads.attempt(self._known_key.admit, secrets, method, path, expected, tags)
             return refusal_of(found) if isinstance(found, Denial) else Admitted(found)
         request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
         headers = text_headers(scope["headers"])

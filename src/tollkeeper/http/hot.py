@@ -30,6 +30,7 @@ from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers, denial_problem
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.fair_queue import OPERATOR, FairQueue
+from tollkeeper.http.known_key import KnownKey
 from tollkeeper.http.metered import Dialects, TextHeaders, encoded
 from tollkeeper.http.routes.fields import money_names
 from tollkeeper.http.wire import (
@@ -76,6 +77,7 @@ class HotEndpoints:
         holds: Holds,
         ingest: Ingest,
         dialects: Dialects,
+        known_key: KnownKey,
         clock: Clock,
         *,
         new_id: Callable[[int], str],
@@ -85,6 +87,7 @@ class HotEndpoints:
         self._holds = holds
         self._ingester = ingest
         self._dialects = dialects
+        self._known_key = known_key
         self._clock = clock
         self._new_id = new_id
         self._threads = threads
@@ -105,6 +108,11 @@ class HotEndpoints:
             expected = expected._replace(model=expected.model or expected.response_model, response_model="")
         if request.answer_as:
             request = self._with_tags(request)
+        if request.other_keys:
+            secret = await self._threads.attempt(self._known_key.of, _keys_of(request))
+            if isinstance(secret, Denial):
+                return await self._threads.run(self._refusal, request, secret)
+            request = msgspec.structs.replace(request, key=secret, other_keys=[])
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.
@@ -286,6 +294,11 @@ class HotEndpoints:
 def payer_of(principal: Principal) -> str:
     """Return whose share of the ingest a call uses."""
     return principal.account_id or OPERATOR
+
+
+def _keys_of(request: AuthorizeRequest) -> list[str]:
+    """Return the distinct keys of a request, in its order."""
+    return list(dict.fromkeys(key for key in (request.key, *request.other_keys) if key))
 
 
 def _operator_only(principal: Principal) -> None:

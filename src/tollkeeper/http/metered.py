@@ -18,7 +18,9 @@ from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, facts_of
 from tollkeeper.domain.requests import Outcome
+from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission, CompiledKey, Gate
+from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
 
@@ -189,3 +191,22 @@ class Dialects:
         """Return the dialect of the key of *secret*, in whatever state it is; None for native or unknown."""
         stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
         return None if stored is None else self.of(stored.entry.profile)
+
+
+def dialect_of(installation: Installation, profile: str | None) -> Dialect | None:
+    """
+    Return the dialect that a middleware speaks; None for the native one.
+
+    Args:
+        profile: Its name; None for the root profile of the settings.
+
+    Raises:
+        BadParameter: There is no such profile.
+    """
+    name = installation.settings.root_profile if profile is None else profile
+    found = Dialects(
+        installation.profile_settings, installation.gate, installation.directory, installation.clock
+    ).of(name)
+    if found is None and name not in ("", "native"):
+        raise BadParameter(f"{name!r} is no profile: it must be one of {', '.join(names())}", field="profile")
+    return found

@@ -20,6 +20,20 @@ def routed_path(scope: Mapping[str, Any]) -> str:
     return "/".join(_decoded(segment).replace("/", _SLASH) for segment in segments)
 
 
+def app_path(scope: Mapping[str, Any]) -> str:
+    """
+    Return the path of an ASGI *scope* as the app knows it: without what it is mounted under.
+
+    `root_path` is set by the server (`uvicorn --root-path`) or by a mount, never by the caller; some servers leave it
+    at the head of the path.
+    """
+    path: str = scope["path"]
+    root: str = (scope.get("root_path") or "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        return path[len(root) :] or "/"
+    return path
+
+
 def segment_text(text: str) -> str:
     """Return a path, or a segment of one, of `routed_path` as its caller meant it."""
     return text.replace(_SLASH, "/")

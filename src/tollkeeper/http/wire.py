@@ -53,6 +53,8 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     key: Annotated[str, msgspec.Meta(max_length=512)]
     """The api key as your caller sent it."""
+    other_keys: Annotated[list[Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=4)] = []
+    """What came in other headers: of these and `key` the one that is known counts; two that differ are refused."""
     method: Annotated[str, msgspec.Meta(min_length=1, max_length=16)] = "POST"
     path: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
     """The path as called, without the query string."""

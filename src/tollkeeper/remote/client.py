@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,6 +58,7 @@ class Tollkeeper:
         timeout_s: Longest that one call may take, all its tries together.
         hold_s: Seconds until a hold expires on the server; by its setting `hold_s` unless given. Requests that run
             longer are booked whole, but their estimate is not held to the end.
+        cors_origins: Origins whose pages may read the middleware's refusals, as the setting of the server.
 
     Attributes:
         endings: Tasks of the middleware that settle or void what their requests left.
@@ -71,6 +72,7 @@ class Tollkeeper:
         key: str,
         timeout_s: float = TIMEOUT_S,
         hold_s: int | None = None,
+        cors_origins: str = "",
         clock: Clock | None = None,
     ) -> None:
         if not key or not key.isascii() or not key.isprintable() or " " in key:
@@ -84,6 +86,7 @@ class Tollkeeper:
             "Accept": "application/json",
             "User-Agent": f"tollkeeper/{__version__}",
         }
+        self.cors_origins = cors_origins
         self._timeout_s = timeout_s
         self._hold_s = hold_s
         self._clock = clock or SystemClock()
@@ -207,17 +210,21 @@ class Tollkeeper:
         *,
         answer_as: str = NATIVE,
         headers: Mapping[str, str] = {},
+        other_keys: Sequence[str] = (),
     ) -> Admission | Refused:
         """
         `admit_async` for an API that speaks a profile: a refusal has the vendor's answer.
 
         Args:
             headers: Of the request, from which the profile reads tags.
+            other_keys: What came in other headers: the one that is known counts.
         """
         if len(api_key) > SECRET_CHARS_MAX:
             api_key = ""
         hold_id = self._ids.new_id(self._clock.now_us())
-        body = self._authorize_body(hold_id, api_key, method, path, expected, tags, answer_as, headers)
+        body = self._authorize_body(
+            hold_id, api_key, method, path, expected, tags, answer_as, headers, other_keys
+        )
         tries = Tries(self._timeout_s)
         try:
             answer = await self._try_async(tries, "POST", messages.AUTHORIZE, body)
@@ -374,9 +381,10 @@ class Tollkeeper:
         tags: Mapping[str, str],
         answer_as: str = NATIVE,
         headers: Mapping[str, str] = {},
+        other_keys: Sequence[str] = (),
     ) -> bytes:
         return messages.authorize_body(
-            hold_id, api_key, method, path, expected, tags, self._hold_s, answer_as, headers
+            hold_id, api_key, method, path, expected, tags, self._hold_s, answer_as, headers, other_keys
         )
 
     def _found(

@@ -15,7 +15,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import BadInput, TollkeeperError, Unavailable
 from tollkeeper.http.asgi_types import Scope
-from tollkeeper.http.credentials import credential
+from tollkeeper.http.credentials import credentials
 from tollkeeper.http.doors import Admitted, Refusal, check_profile, refusal_of, text_headers
 from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
@@ -51,15 +51,23 @@ class RemoteDoor:
     ) -> Admitted | Refusal:
         profile = self._profile
         headers: dict[str, str] = {}
+        others: list[str] = []
         if profile is None:
-            secret = credential(scope["headers"], bare=True)
+            secret, *others = credentials(scope["headers"], bare=True) or [""]
         else:
             headers = text_headers(scope["headers"])
             secret = profile.credential(headers)
             headers.pop("cookie", None)  # No profile reads tags from it.
         try:
             found = await self._toll.authorize(
-                secret, method, path, expected, tags, answer_as=self._name, headers=headers
+                secret,
+                method,
+                path,
+                expected,
+                tags,
+                answer_as=self._name,
+                headers=headers,
+                other_keys=others,
             )
         except BadInput as exc:
             return _problem(exc, path)

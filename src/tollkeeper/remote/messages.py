@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -52,11 +52,12 @@ def authorize_body(
     hold_s: int | None,
     answer_as: str,
     headers: Mapping[str, str],
+    other_keys: Sequence[str] = (),
 ) -> bytes:
     """Return the body of an authorize; the same values make the same body."""
     body = {"id": hold_id, "key": api_key, "method": method, "path": path, "answer_as": answer_as}
     model = expected.model or expected.response_model
-    more = {"ttl_s": hold_s, "request_headers": headers, "tags": tags}
+    more = {"ttl_s": hold_s, "request_headers": headers, "tags": tags, "other_keys": other_keys}
     return _encode(body | _stated(more) | _usage(expected, model))
 
 

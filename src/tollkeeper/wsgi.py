@@ -1,0 +1,325 @@
+"""
+The WSGI middleware: a Flask, Django or plain WSGI app (PEP 3333) behind the gate.
+
+It keeps the promises of the ASGI middleware (`asgi`): it reads the api key, admits the request before the app is
+called, and settles with the status, latency and bytes that the app produced. By default the end of the response
+waits for the group commit (a few ms at most), so a request that was answered in full is booked, `kill -9` included.
+
+The end of a response is what tells the client that it has all: the piece that completes its `Content-Length`, and
+without one the end of the iterable, after which the server closes the body. No other piece is delayed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from wsgiref.util import FileWrapper
+
+from tollkeeper import forks
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.matching import NO_TAGS
+from tollkeeper.domain.requests import NO_USAGE, Usage
+from tollkeeper.http.cors import Cors, is_preflight
+from tollkeeper.http.credentials import credentials
+from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.environs import scope_of, status_line, text_headers
+from tollkeeper.http.exemptions import Exemptions
+from tollkeeper.http.forked import forked_parts
+from tollkeeper.http.interfaces import must_be_wsgi
+from tollkeeper.http.known_key import KnownKey
+from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of
+from tollkeeper.http.paths import app_path
+from tollkeeper.http.profiles import reply_parts
+from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.metering import ENVIRON_KEY, HasInstallation, Metering, outcome_of
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from tollkeeper.http.asgi_types import RawHeaders
+
+__all__ = ["ENVIRON_KEY", "HasInstallation", "Metering", "Middleware"]
+
+_FILE_WRAPPER: Final = "wsgi.file_wrapper"
+_WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})
+"""Statuses whose answers have no body, whatever the app produces (RFC 9110, section 6.4.1)."""
+
+
+class Middleware:
+    """
+    *app* behind the gate of *toll*. Any thread may call it.
+
+    Args:
+        expect: Returns the most that a request may use, from its environ, and its model; nothing is known by default.
+        tags: Returns the tags of a request's event, from its environ: limits and budgets may count it by them.
+        exempt: What passes without a key, e.g. `{"/healthz", "GET /docs/*"}` (see `http.exemptions`). Preflights of
+            browsers always pass.
+        profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
+            its answers have. The root profile of the settings by default; native without one.
+        durable: Hold the end of the response back until the request is booked durably. Without it the
+            booking follows within a few ms, and a crash in between loses it.
+
+    Raises:
+        BadParameter: *app* is an ASGI application, or *profile* is unknown.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        toll: HasInstallation,
+        *,
+        expect: Callable[[WSGIEnvironment], Usage] | None = None,
+        tags: Callable[[WSGIEnvironment], Mapping[str, str]] | None = None,
+        exempt: frozenset[str] | set[str] = frozenset(),
+        durable: bool = True,
+        profile: str | None = None,
+    ) -> None:
+        self.app = app
+        self.toll = toll
+        installation = toll.installation
+        self._holds = installation.holds
+        self._expect = expect
+        self._tags = tags
+        self._known_key = KnownKey(installation.holds, installation.gate)
+        self._exempt = Exemptions(exempt)
+        self._cors = Cors(installation.settings.cors_origins)
+        self._durable = durable
+        self._now_us = installation.clock.now_us
+        self._request_id = installation.gate.new_id
+        self._dialect = dialect_of(installation, profile)
+        must_be_wsgi(app)
+
+        forks.refuse_in_children(installation, [self], _ForkedMiddleware)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        scope = scope_of(environ)
+        method, path, raw_headers = scope["method"], app_path(scope), scope["headers"]
+        if is_preflight(scope) or self._exempt.cover(method, path):
+            return self.app(environ, start_response)
+        expected = NO_USAGE if self._expect is None else self._expect(environ)
+        tags = NO_TAGS if self._tags is None else self._tags(environ)
+        dialect = self._dialect
+        if dialect is None:
+            found = self._known_key.admit(credentials(raw_headers, bare=True), method, path, expected, tags)
+            if isinstance(found, Denial):
+                headers = [
+                    (b"content-type", b"application/problem+json"),
+                    *denial_headers(found),
+                    *self._cors.headers(raw_headers),
+                ]
+                return _refusal(method, start_response, found.status, headers, denial_body(found))
+            return self._run(Metering(found), method, environ, start_response, None)
+        request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
+        texts = dict(text_headers(raw_headers))
+        secret = dialect.credential(texts)
+        # Those that the caller states win over those of its headers.
+        tags = {**dialect.tags(texts), **tags}
+        found = self._holds.admit(secret, method, path, expected, tags)
+        if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
+            self._holds.void(found)
+            found = objection
+        if isinstance(found, Denial):
+            reply = dialect.refused(secret, method, path, texts, found, request_id)
+            status, told, body = reply_parts(reply)
+            told = [*told, *self._cors.headers(raw_headers)]
+            return _refusal(method, start_response, status, told, body)
+        worded = (dialect, dialect.headers(found, request_id))
+        return self._run(Metering(found), method, environ, start_response, worded)
+
+    def _run(
+        self,
+        metering: Metering,
+        method: str,
+        environ: WSGIEnvironment,
+        start_response: StartResponse,
+        worded: tuple[Dialect, TextHeaders] | None,
+    ) -> Iterable[bytes]:
+        environ[ENVIRON_KEY] = metering
+        if _FILE_WRAPPER in environ:
+            # A server's own may send a file past the middleware, which would not count it.
+            environ[_FILE_WRAPPER] = FileWrapper
+        answer = _Answer(metering, method, start_response, worded, self._book)
+        return answer.of(self.app, environ)
+
+    def _book(self, answer: _Answer, *, wait: bool) -> None:
+        metering = answer.metering
+        if metering.void:
+            self._holds.void(metering.admission)
+            return
+        outcome = outcome_of(metering, answer.status or 500, answer.started_ns, answer.bytes_out)
+        future = CommitFuture() if wait and self._durable else None
+        self._holds.settle(metering.admission, outcome, future)
+        if future is not None:
+            future.wait()
+
+
+class _Answer:
+    """
+    The answer to an admitted request, on its way from the app to the server. One thread at a time uses it.
+
+    It is settled once: at its end, waiting for the commit; or when the app raises, or when the server closes it before
+    its end since the client has left, without waiting.
+    """
+
+    def __init__(
+        self,
+        metering: Metering,
+        method: str,
+        start_response: StartResponse,
+        worded: tuple[Dialect, TextHeaders] | None,
+        book: Callable[..., None],
+    ) -> None:
+        self.metering = metering
+        self.status = 0
+        self.bytes_out = 0
+        self.started_ns = time.perf_counter_ns()
+        self._method = method
+        self._start_response = start_response
+        self._worded = worded
+        self._book = book
+        self._length: int | None = None
+        """Of the body that the client waits for; None where the end of the body tells it."""
+        self._held: list[bytes] = []
+        """The piece that completes that length, until all is booked."""
+        self._pieces: Iterator[bytes] = iter(())
+        self._close: Callable[[], None] | None = None
+        self._settled = False
+
+    def of(self, app: WSGIApplication, environ: WSGIEnvironment) -> Iterable[bytes]:
+        """Call *app* and return what the server is to send."""
+        try:
+            found = app(environ, self._start)
+            is_complete = type(found) in (list, tuple)
+            if not is_complete:
+                self._pieces = iter(found)
+        except BaseException as exc:
+            self._failed(exc)
+            raise
+        if is_complete:
+            # A list stays one: from its length servers make the `Content-Length`.
+            self.bytes_out += sum(map(len, found))
+            self._settle()
+            return [*self._held, *found]
+        self._close = getattr(found, "close", None)
+        return self
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        while not self._settled:
+            try:
+                piece = next(self._pieces)
+                keeps = self._takes(piece)
+            except StopIteration:
+                self._settle()
+                break
+            except BaseException as exc:
+                self._failed(exc)
+                raise
+            if keeps:
+                return piece
+        if self._held:
+            return self._held.pop()
+        raise StopIteration
+
+    def close(self) -> None:
+        """Close what the app returned; settle what was not sent to its end. A repeat changes nothing."""
+        close, self._close = self._close, None
+        try:
+            if close is not None:
+                close()
+        except BaseException as exc:
+            self._failed(exc)
+            raise
+        self._end_early()
+
+    def _start(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
+        """Begin the answer, or with *exc_info* begin another in its place; the server raises if it is too late."""
+        code = int(status[:3])
+        if exc_info is not None and exc_info[0] is not None:
+            self.metering.error_type = self.metering.error_type or exc_info[0].__name__
+        headers = [*headers, *self._extra_headers(code)]
+        if exc_info is None:
+            write = self._start_response(status, headers)
+        else:
+            write = self._start_response(status, headers, exc_info)
+            # The server accepts it: nothing was sent.
+            self._held.clear()
+            self.bytes_out = 0
+        self.status = code
+        self._length = 0 if self._method == "HEAD" or code in _WITHOUT_BODY else _length_of(headers)
+
+        def metered_write(piece: bytes) -> object:
+            return write(piece) if self._takes(piece) else None
+
+        return metered_write
+
+    def _extra_headers(self, status: int) -> TextHeaders:
+        if self._worded is None:
+            return ()
+        dialect, extra = self._worded
+        if not self.metering.void:
+            outcome = outcome_of(self.metering, status, self.started_ns, 0)
+            extra = dialect.headers_at_start(extra, self.metering.admission, outcome)
+        return [(name.lower(), value) for name, value in extra]
+
+    def _takes(self, piece: bytes) -> bool:
+        """Count *piece* and return whether it is to be sent now."""
+        length = self._length
+        was_complete = length is not None and self.bytes_out >= length
+        self.bytes_out += len(piece)
+        if length is None or self.bytes_out < length:
+            return True
+        if not was_complete:
+            self._held.append(piece)
+        # What comes after the end of the body is not sent, but the app runs to its end.
+        return False
+
+    def _settle(self) -> None:
+        self._settled = True
+        self._book(self, wait=True)
+
+    def _end_early(self) -> None:
+        if not self._settled:
+            self._settled = True
+            self._book(self, wait=False)
+
+    def _failed(self, exc: BaseException) -> None:
+        if not self._settled:
+            self.metering.error_type = self.metering.error_type or type(exc).__name__
+        self._end_early()
+
+
+class _ForkedMiddleware(Middleware):
+    """The middleware in a forked child: it admits nothing."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        scope = scope_of(environ)
+        if is_preflight(scope) or self._exempt.cover(scope["method"], app_path(scope)):
+            return self.app(environ, start_response)
+        status, headers, body = forked_parts(scope["path"])
+        start_response(status_line(status), text_headers(headers))
+        return _body_for(scope["method"], body)
+
+
+def _length_of(headers: list[tuple[str, str]]) -> int | None:
+    for name, value in headers:
+        if name.lower() == "content-length" and value.strip().isdecimal():
+            return int(value)
+    return None
+
+
+def _refusal(
+    method: str, start_response: StartResponse, status: int, headers: RawHeaders, body: bytes
+) -> Iterable[bytes]:
+    start_response(status_line(status), [*text_headers(headers), ("content-length", str(len(body)))])
+    return _body_for(method, body)
+
+
+def _body_for(method: str, body: bytes) -> list[bytes]:
+    # Not every server drops the body of an answer to HEAD.
+    return [] if method == "HEAD" else [body]
