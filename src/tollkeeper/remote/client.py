@@ -222,9 +222,8 @@ class Tollkeeper:
         if len(api_key) > SECRET_CHARS_MAX:
             api_key = ""
         hold_id = self._ids.new_id(self._clock.now_us())
-        body = self._authorize_body(
-            hold_id, api_key, method, path, expected, tags, answer_as, headers, other_keys
-        )
+        stated = (hold_id, api_key, method, path, expected, tags, answer_as, headers, other_keys)
+        body = self._authorize_body(*stated)
         tries = Tries(self._timeout_s)
         try:
             answer = await self._try_async(tries, "POST", messages.AUTHORIZE, body)
