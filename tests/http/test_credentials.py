@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tollkeeper.http.credentials import SECRET_CHARS_MAX, Ambiguous, credentials, the_known
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, SECRETS_MAX, Ambiguous, credentials, the_known
 
 LONGEST = b"k" * SECRET_CHARS_MAX
 
@@ -37,6 +37,12 @@ def test_a_credential_is_read_alike_at_every_door(
     """Only a provider's own API takes a key without a scheme; nothing else differs between the doors."""
     assert credentials(headers) == found
     assert credentials(headers, bare=True) == found_bare
+
+
+def test_one_request_cannot_have_many_keys_looked_up() -> None:
+    headers = [(b"x-api-key", f"tk_{number}".encode()) for number in range(100)]
+    found = credentials([*headers, (b"authorization", b"Bearer tk_good")])
+    assert (len(found), found[0]) == (SECRETS_MAX, "tk_good")
 
 
 def test_of_several_credentials_the_known_one_counts_and_two_are_none() -> None:

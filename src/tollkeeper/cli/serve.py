@@ -115,6 +115,12 @@ def serve(
         str | None,
         _setting("client-address-header", "The header in which your proxy tells the client's address."),
     ] = None,
+    cors_origins: Annotated[
+        str | None,
+        _setting(
+            "cors-origins", "Origins whose pages may call from a browser, separated by commas; * for all."
+        ),
+    ] = None,
     metrics_open: Annotated[
         bool | None,
         _setting("metrics-open", "Answer /metrics without a key, to every caller that can reach the port."),
@@ -164,6 +170,7 @@ def serve(
             "webhooks_per_account_max": webhooks_per_account_max,
             "distinct_values_per_day_max": distinct_values_per_day_max,
             "client_address_header": client_address_header,
+            "cors_origins": cors_origins,
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,
             "log_level": log_level,

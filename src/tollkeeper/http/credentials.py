@@ -16,7 +16,9 @@ from tollkeeper.http.asgi_types import RawHeaders
 SECRET_CHARS_MAX: Final = 512
 """No key is longer. `wire.AuthorizeRequest` has the same bound."""
 HEADERS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
-"""In this order they are tried."""
+"""Where a key may be."""
+SECRETS_MAX: Final = 5
+"""Most that one request has looked up: each may be a read of the catalog."""
 
 
 class Ambiguous(Exception):
@@ -25,7 +27,7 @@ class Ambiguous(Exception):
 
 def credentials(headers: RawHeaders, *, bare: bool = False) -> list[str]:
     """
-    Return the distinct secrets in *headers*, in the order of `HEADERS`.
+    Return the distinct secrets in *headers*, that of `Authorization` first; at most `SECRETS_MAX`.
 
     Args:
         bare: Take the whole value of an `Authorization` without a scheme, as clients of a provider's API may send
@@ -38,12 +40,12 @@ def credentials(headers: RawHeaders, *, bare: bool = False) -> list[str]:
             if secret and secret not in found and len(secret) <= SECRET_CHARS_MAX:
                 # What `Authorization` has is tried first, whatever the order of the headers.
                 found.insert(0 if name == b"authorization" else len(found), secret)
-    return found
+    return found[:SECRETS_MAX]
 
 
-def has_credential(headers: RawHeaders, *, bare: bool = False) -> bool:
+def has_credential(headers: RawHeaders) -> bool:
     """Return whether a caller tried to authenticate."""
-    return bool(credentials(headers, bare=bare))
+    return bool(credentials(headers))
 
 
 def the_known(secrets: Sequence[str], is_known: Callable[[str], bool]) -> str:
