@@ -42,7 +42,7 @@ test: check
 
 # The same tests; the costly ones take many more cases.
 test-long: check
-	TOLLKEEPER_LONG_TESTS=1 TOLLKEEPER_FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 3 --dist loadfile
+	LONG_TESTS=1 FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint types
 

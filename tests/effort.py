@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-LONG: Final = os.environ.get("TOLLKEEPER_LONG_TESTS", "") not in ("", "0")
+LONG: Final = os.environ.get("LONG_TESTS", "") not in ("", "0")
 
 
 def effort(few: int, many: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from tollkeeper.audit import AuditLog
 from tollkeeper.domain.bookings import (
     Committed,
     Group,
@@ -213,7 +214,7 @@ class PlanVersion(NamedTuple):
     created_at_us: int
 
 
-class Catalog(Protocol):
+class Catalog(AuditLog, Protocol):
     """
     Reads and writes of catalog entries. Called by `catalog.manage` and, for look-ups, by the gate.
 

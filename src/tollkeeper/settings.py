@@ -1,8 +1,8 @@
 """
 Typed settings.
 
-Each setting can be given to `Tollkeeper.open`, in the environment as `TOLLKEEPER_<NAME>`, or to
-`tollkeeper serve`. docs/settings.md lists them; a test holds the two together.
+Each setting can be given to `Tollkeeper.open`, in the environment as `TOLLKEEPER_<NAME>` or as a file
+(`TOLLKEEPER_<NAME>_FILE`), or to `tollkeeper serve`. docs/settings.md lists them; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from tollkeeper import environment
 from tollkeeper.domain.requirements import requirement
 from tollkeeper.errors import BadParameter
 
@@ -80,6 +81,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhook_allow_private: bool = False
     """Lets webhooks have http URLs and private or loopback addresses: for tests and local use."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What `tollkeeper serve` logs to stderr."""
+    log_format: Literal["text", "json"] = "text"
+    """How it logs: a line of text, or one JSON object a line."""
+    access_log: bool = False
+    """Logs each answered request: its method, path, status and time."""
 
     @property
     def ledger(self) -> str:
@@ -108,16 +114,19 @@ def load(values: Mapping[str, Any] | None = None, environ: Mapping[str, str] = o
     Return the settings: those in *values*, else those of the environment, else the defaults.
 
     Raises:
-        BadParameter: A value does not fit its setting.
+        BadParameter: A value does not fit its setting, or a variable `TOLLKEEPER_…` is set that is no setting.
     """
     given: dict[str, Any] = {}
+    environment.check_known(Settings.__struct_fields__, environ)
     for name in Settings.__struct_fields__:
-        text = environ.get(f"TOLLKEEPER_{name.upper()}")
+        text = environment.variable(name.upper(), environ)
         if text is not None:
             given[name] = text
-    given.update({name: value for name, value in (values or {}).items() if value is not None})
+    explicit = {name: value for name, value in (values or {}).items() if value is not None}
+    given.update(explicit)
     try:
         return msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as exc:
         field = str(exc).rpartition("$.")[2].rstrip("`") if "$." in str(exc) else ""
-        raise BadParameter(f"setting {field}: {requirement(str(exc))}", field=field) from None
+        source = "" if field in explicit or not field else f" ({environment.PREFIX}{field.upper()})"
+        raise BadParameter(f"setting {field}{source}: {requirement(str(exc))}", field=field) from None

@@ -17,6 +17,7 @@ import pytest
 import typer
 
 from tests.docs.test_docs import openapi_paths
+from tollkeeper import environment
 from tollkeeper.cli.app import app
 from tollkeeper.installation import Installation
 from tollkeeper.settings import Settings
@@ -30,15 +31,17 @@ OF_THE_READER: Final = {"FILE.toml", "provider.toml", "shoal.toml"}
 FILE: Final = re.compile(r"[\w./-]+\.(?:py|toml|txt|svg|sql)")
 SOURCES: Final = "\n".join(
     path.read_text(encoding="utf-8")
-    for folder in ("src", "tests", "bench", ".ci")
+    for folder in ("src", "tests", "bench", ".ci", "deploy")
     for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in (".py", ".toml", ".sql", ".txt") and path != Path(__file__)
+    if path.suffix in (".py", ".toml", ".sql", ".txt", ".yaml") and path != Path(__file__)
 ) + "".join((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "pyproject.toml"))
 TARGETS: Final = set(re.findall(r"^(\w[\w-]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-ENVIRONMENT: Final = {f"TOLLKEEPER_{name.upper()}" for name in Settings.__struct_fields__} | {
-    "TOLLKEEPER_NAME"
+ENVIRONMENT: Final = {
+    f"TOLLKEEPER_{name.upper()}{suffix}"
+    for name in (*Settings.__struct_fields__, *environment.OTHERS, "NAME")
+    for suffix in ("", environment.FILE_SUFFIX)
 }
-"""What sets a setting; `TOLLKEEPER_NAME` stands for all of them."""
+"""Variables that mean something; `TOLLKEEPER_NAME` stands for all of them."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -1,7 +1,7 @@
 """
 Input that nobody would send: generated requests, mutated bodies, odd headers.
 
-The examples of a run are the same every time. `TOLLKEEPER_FUZZ_FACTOR=20` makes twenty times as many.
+The examples of a run are the same every time. `FUZZ_FACTOR=20` makes twenty times as many.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from hypothesis import HealthCheck, settings
 
-FACTOR: Final = int(os.environ.get("TOLLKEEPER_FUZZ_FACTOR", "1"))
+FACTOR: Final = int(os.environ.get("FUZZ_FACTOR", "1"))
 
 
 def examples(count: int, **options: Any) -> settings:

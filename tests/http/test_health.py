@@ -12,7 +12,8 @@ from tollkeeper.http.metrics import METRICS
 from tollkeeper.installation import Installation
 from tollkeeper.ports import Losses
 
-SAMPLE = re.compile(r'(tollkeeper_[a-z_]+)(\{[a-z]+="[^"]*"\})? (\d+)\Z')
+LABEL = r'[a-z]+="[^"]*"'
+SAMPLE = re.compile(rf"(tollkeeper_[a-z_]+)(\{{{LABEL}(?:,{LABEL})*\}})? ([\d.e-]+)\Z")
 
 
 def test_liveness_asks_nobody(api: Api) -> None:
@@ -61,7 +62,7 @@ def test_metrics_are_in_prometheus_text(api: Api, account: str) -> None:
     assert [line.split()[2] for line in lines if line.startswith("# TYPE")] == [m.name for m in METRICS]
     samples = [match for line in lines if (match := SAMPLE.match(line))]
     assert len(samples) + 2 * len(METRICS) == len(lines)
-    values = {match[1]: int(match[3]) for match in samples}
+    values = {match[1]: float(match[3]) for match in samples}
     assert values["tollkeeper_commit_groups_total"] > 0
     assert values["tollkeeper_reconcile_timestamp_seconds"] > 0
 

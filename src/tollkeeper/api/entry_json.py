@@ -86,13 +86,7 @@ def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
     Args:
         entry: The entry after it: tells the unit of a changed `amount`, and its money as it was understood.
     """
-    unit = getattr(entry, "unit", None)
-    fields = {}
-    for name, values in change.fields.items():
-        fields[name] = [
-            _converted({name: value, "unit": unit}, change.kind, _shown)[name]
-            for value in msgspec.to_builtins(values, builtin_types=(datetime,))
-        ]
+    fields = fields_json(change.fields, change.kind, getattr(entry, "unit", None))
     told, warnings = ({}, []) if entry is None else money_told(entry)
     return {
         "kind": change.kind,
@@ -103,6 +97,19 @@ def change_json(change: Change, entry: Entry | None = None) -> dict[str, Any]:
         **({"money": told} if told else {}),
         **({"warnings": warnings} if warnings else {}),
         **({"note": change.note} if change.note else {}),
+    }
+
+
+def fields_json(
+    fields: Mapping[str, tuple[Any, Any]], kind: str, unit: str | None
+) -> dict[str, tuple[Any, Any]]:
+    """Return the old and new values of fields of an entry of *kind*, whose `amount` counts *unit*."""
+    return {
+        name: tuple(
+            _converted({name: value, "unit": unit}, kind, _shown)[name]
+            for value in msgspec.to_builtins(values, builtin_types=(datetime,))
+        )
+        for name, values in fields.items()
     }
 
 

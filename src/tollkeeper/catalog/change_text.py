@@ -28,7 +28,8 @@ def change_texts(name: str, old: Any, new: Any, money: Collection[str] = ()) -> 
         for part in [*parts_old, *(part for part in parts_new if part not in parts_old)]:
             before, after = parts_old.get(part), parts_new.get(part)
             if before != after:
-                yield from change_texts(f"{name}.{part}", before, after, _money_in(before, after))
+                within = _money_in(before, after) if isinstance(before or after, Mapping) else money
+                yield from change_texts(f"{name}.{part}", before, after, within)
         return
     last = name.rpartition(".")[2]
     is_money = is_money_name(last) or last in money
@@ -66,4 +67,13 @@ def _word(value: Any, is_money: bool) -> str:
         return to_text(value).replace(".000000Z", "Z")
     if isinstance(value, str):
         return value or '""'
+    if isinstance(value, Mapping) and "name" in value:
+        # A part that is new or gone, such as a budget of a plan.
+        money = _money_in(value)
+        parts = (
+            f"{name} {_word(part, is_money_name(name) or name in money)}"
+            for name, part in value.items()
+            if name != "name" and part is not None
+        )
+        return f"({', '.join(parts)})"
     return msgspec.json.encode(value).decode()

@@ -17,6 +17,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         account_id: The account that the entry belongs to, or is; None for plans, routes and prices for all.
         fields: For `changed`: the old and new value of each field that differs. Never a secret or its hash.
+        values: For `created` and `deleted`: the entry's fields that are not at their defaults. Neither holds a hash.
+        unit: What an `amount` of the entry counts, if it has one.
         note: Why `apply` left an entry as it is although the file says otherwise; "" if it did not.
     """
 
@@ -25,6 +27,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     account_id: str | None
     action: ChangeAction
     fields: dict[str, tuple[Any, Any]] = {}
+    values: dict[str, Any] = {}
+    unit: str | None = None
     note: str = ""
 
 
@@ -49,7 +53,13 @@ def change_of(entry: Entry, action: ChangeAction, fields: dict[str, tuple[Any, A
     """Return the change of an entry, with the account that it belongs to."""
     account_id = entry.entry_id if entry.kind == "accounts" else getattr(entry, "account", None)
     return Change(
-        kind=entry.kind, id=entry.entry_id, account_id=account_id, action=action, fields=fields or {}
+        kind=entry.kind,
+        id=entry.entry_id,
+        account_id=account_id,
+        action=action,
+        fields=fields or {},
+        values=_stated(entry) if action in ("created", "deleted") else {},
+        unit=getattr(entry, "unit", None),
     )
 
 
@@ -60,3 +70,15 @@ def differences(old: Entry, new: Entry) -> dict[str, tuple[Any, Any]]:
         for field in new.__struct_fields__
         if field != "sha256" and getattr(old, field) != getattr(new, field)
     }
+
+
+def _stated(entry: Entry) -> dict[str, Any]:
+    return {
+        field.name: getattr(entry, field.name)
+        for field in msgspec.structs.fields(entry)
+        if field.name != "sha256" and getattr(entry, field.name) != _default_of(field)
+    }
+
+
+def _default_of(field: msgspec.structs.FieldInfo) -> Any:
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
 
+from tollkeeper.audit import AuditLine
+from tollkeeper.catalog.audit_lines import audit_lines
 from tollkeeper.catalog.changes import Applied, Change, IssuedKey, change_of
 from tollkeeper.catalog.entry_parsing import at_path, check_kind, checked
 from tollkeeper.catalog.entry_writer import EntryWriter
@@ -147,6 +149,7 @@ class Manage:
             writer = self._writer(catalog, self._clock.now_us(), issue=True, by=by)
             writer.keys.create(key, "")
             check_references(catalog, key, "")
+            self._log(catalog, writer.changes, by)
         self._announce(writer.changes)
         return writer.issued[0]
 
@@ -174,6 +177,7 @@ class Manage:
         with self._transaction() as catalog:
             writer = self._writer(catalog, now_us, issue=True, by=by)
             writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s)
+            self._log(catalog, writer.changes, by)
         self._announce(writer.changes)
         return writer.issued[0]
 
@@ -212,8 +216,9 @@ class Manage:
                     account=owner,
                 )
             catalog.set_key_state(owner, key_id, state, now_us, by=actor)
-        action: ChangeAction = "deleted" if state == "deleted" else "changed"
-        change = change_of(stored.entry, action, {"state": (old, state)})
+            action: ChangeAction = "deleted" if state == "deleted" else "changed"
+            change = change_of(stored.entry, action, {"state": (old, state)})
+            self._log(catalog, [change], by)
         self._announce([change])
         return change
 
@@ -236,6 +241,8 @@ class Manage:
         if not revoked_now:
             return change_of(grant, "unchanged")
         change = change_of(grant, "changed", {"revoked_at": (None, revoked_at)})
+        with self._transaction() as catalog:
+            self._log(catalog, [change], None)
         self._announce([change])
         return change
 
@@ -263,8 +270,7 @@ class Manage:
             BadParameter: No such kind, or *limit* is not from 1 to `PAGE_SIZE_MAX`, or *after* is no cursor.
         """
         check_kind(kind)
-        if not 1 <= limit <= PAGE_SIZE_MAX:
-            raise BadParameter(f"limit must be from 1 to {PAGE_SIZE_MAX}, not {limit}", field="limit")
+        _check_limit(limit)
         # An id, or that of an account and one of an entry.
         is_cursor = after is None or KINDS[kind].may_be_named(after)
         if not is_cursor and not all(ID_PATTERN.match(part) for part in str(after).split("/", 1)):
@@ -311,9 +317,36 @@ class Manage:
             if kind == "accounts" and self._has_usage is not None and self._has_usage(entry_id):
                 raise Conflict(f"account {entry_id} has usage, which is kept: set active = false instead")
             catalog.delete(kind, entry_id, owner if kind in ACCOUNT_SCOPED else None)
-        change = change_of(entry, "deleted")
+            change = change_of(entry, "deleted")
+            self._log(catalog, [change], by)
         self._announce([change])
         return change
+
+    def audit_log(
+        self,
+        *,
+        account: str | None = None,
+        kind: str | None = None,
+        entry_id: str | None = None,
+        before_seq: int | None = None,
+        limit: int = 100,
+    ) -> Sequence[AuditLine]:
+        """
+        Return up to *limit* changes of the catalog, the newest first.
+
+        Args:
+            account: Only changes of this account and its entries.
+            before_seq: Only those before this place in the log: the last one of the page before.
+
+        Raises:
+            BadParameter: No such kind, or *limit* is not from 1 to `PAGE_SIZE_MAX`.
+        """
+        if kind is not None:
+            check_kind(kind)
+        _check_limit(limit)
+        return self._store.logged(
+            account=account, kind=kind, entry_id=entry_id, before_seq=before_seq, limit=limit
+        )
 
     def _writer(self, catalog: Catalog, now_us: int, *, issue: bool, by: Customer | None) -> EntryWriter:
         quotas = NO_QUOTAS if by is None else self._quotas
@@ -358,6 +391,7 @@ class Manage:
             for (entry, path), change in zip(pairs, writer.changes, strict=True):
                 if change.action != "unchanged":
                     check_references(catalog, entry, path)
+            self._log(catalog, writer.changes, by)
         if dry_run:
             return Applied(writer.changes, [])
         self._announce([change for change in writer.changes if change.kind != "grants"])
@@ -378,7 +412,15 @@ class Manage:
             self._on_doubt()
             raise
 
+    def _log(self, catalog: Catalog, changes: Sequence[Change], by: Customer | None) -> None:
+        catalog.log(audit_lines(changes, by, self._clock.now_us()))
+
     def _announce(self, changes: Sequence[Change]) -> None:
         announced = [change for change in changes if change.action != "unchanged"]
         if announced:
             self._on_change(announced)
+
+
+def _check_limit(limit: int) -> None:
+    if not 1 <= limit <= PAGE_SIZE_MAX:
+        raise BadParameter(f"limit must be from 1 to {PAGE_SIZE_MAX}, not {limit}", field="limit")

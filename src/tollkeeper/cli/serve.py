@@ -10,29 +10,37 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from tollkeeper import environment
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console import options
 from tollkeeper.console.output import plain
-from tollkeeper.console.server_defaults import HOST, OPERATOR_KEY_VARIABLE, PORT
+from tollkeeper.console.server_defaults import HOST, PORT
+from tollkeeper.errors import BadParameter
 from tollkeeper.settings import has_password, load
 
 
-def _setting(name: str, help: str) -> Any:
-    return typer.Option(
-        f"--{name}", help=f"{help} [$TOLLKEEPER_{name.replace('-', '_').upper()}]", show_default=False
-    )
+def _setting(name: str, help: str, *, min: int | None = None, max: int | None = None) -> Any:
+    text = f"{help} [{_variable_of(name)}]"
+    return typer.Option(f"--{name}", help=text, show_default=False, min=min, max=max)
+
+
+def _variable_of(option: str) -> str:
+    return f"${environment.PREFIX}{option.replace('-', '_').upper()}"
 
 
 def serve(
     data: options.Data = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = HOST,
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.", min=1, max=65535)] = PORT,
+    host: Annotated[str | None, _setting("host", f"Address to listen on; {HOST} unless given.")] = None,
+    port: Annotated[
+        int | None, _setting("port", f"Port to listen on; {PORT} unless given.", min=1, max=65535)
+    ] = None,
     uds: Annotated[
         Path | None,
         typer.Option(
             "--uds",
             metavar="PATH",
-            help="Unix socket to listen on beside the port, for programs of the same user and machine.",
+            help="Unix socket to listen on beside the port, for programs of the same user and machine. "
+            "[$TOLLKEEPER_UDS]",
             show_default=False,
         ),
     ] = None,
@@ -133,12 +141,20 @@ def serve(
         Literal["debug", "info", "warning", "error"] | None,
         _setting("log-level", "What is logged to stderr; info unless given."),
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"] | None,
+        _setting("log-format", "How it is logged: text, or one JSON object a line; text unless given."),
+    ] = None,
+    access_log: Annotated[
+        bool | None,
+        _setting("access-log", "Log each answered request: its method, path, status and time."),
+    ] = None,
 ) -> None:
     """
     Run the server until SIGINT or SIGTERM.
 
-    The operator key is taken from TOLLKEEPER_OPERATOR_KEY; without that, the first start makes one and shows
-    it once.
+    The operator key is taken from TOLLKEEPER_OPERATOR_KEY, or from the file that TOLLKEEPER_OPERATOR_KEY_FILE
+    names; without these, the first start makes one and shows it once.
     """
     # What is made from here on is its owner's, in a data directory that others may enter too.
     os.umask(0o077)
@@ -174,8 +190,14 @@ def serve(
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,
             "log_level": log_level,
+            "log_format": log_format,
+            "access_log": access_log,
         }
     )
+    host = host or environment.variable("HOST", os.environ) or HOST
+    port = port or _port(environment.variable("PORT", os.environ)) or PORT
+    socket_path = environment.variable("UDS", os.environ) if uds is None else None
+    uds = Path(socket_path) if socket_path else uds
     if uds is not None:
         from tollkeeper.http.unix_socket import claim
 
@@ -186,10 +208,11 @@ def serve(
     from tollkeeper.http.server import serve as serve_installation
     from tollkeeper.installation import build
 
-    log_to_stderr(settings.log_level)
+    operator_key = environment.variable("OPERATOR_KEY", os.environ)
+    log_to_stderr(settings.log_level, settings.log_format)
     installation = build(settings, trim_memory=trim_memory)
     try:
-        fresh = ensure_operator_key(installation, os.environ.get(OPERATOR_KEY_VARIABLE))
+        fresh = ensure_operator_key(installation, operator_key)
         serve_installation(
             installation,
             host=host,
@@ -202,13 +225,22 @@ def serve(
     print("Stopped; everything acknowledged is stored.", flush=True)
 
 
+def _port(text: str | None) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:6]) <= 65535):
+        raise BadParameter(
+            f"TOLLKEEPER_PORT must be a whole number from 1 to 65535, not {text!r}.", field="TOLLKEEPER_PORT"
+        )
+    return int(text)
+
+
 def _warn_of_passwords(ledger_url: str | None, usage_url: str | None) -> None:
     for option, url in (("ledger-url", ledger_url), ("usage-url", usage_url)):
         if url and has_password(url):
-            variable = f"TOLLKEEPER_{option.replace('-', '_').upper()}"
             print(
                 f"warning: --{option} has a password, which every user of this machine can read with ps. "
-                f"Use the variable {variable} instead.",
+                f"Use the variable {_variable_of(option)[1:]}, or {_variable_of(option)[1:]}_FILE, instead.",
                 file=sys.stderr,
                 flush=True,
             )

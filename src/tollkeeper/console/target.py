@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tollkeeper import environment
 from tollkeeper.console.failures import Failure, misused
 from tollkeeper.settings import Settings, load
 
@@ -28,14 +29,14 @@ def server_of(data: str | None, url: str | None, key: str | None) -> Server | No
     """
     if url and data:
         raise misused("--data works on a directory, --url asks a server: drop one.")
-    url = url or (None if data else os.environ.get("TOLLKEEPER_URL"))
+    url = url or (None if data else environment.variable("URL", os.environ))
     if not url:
         if key:
             raise misused("--key is for a server: give its --url too.")
         return None
-    key = key or os.environ.get("TOLLKEEPER_KEY")
+    key = key or environment.variable("KEY", os.environ)
     if not key:
-        raise misused(f"{url} asks for a key: give --key, or set TOLLKEEPER_KEY.")
+        raise misused(f"{url} asks for a key: give --key, or set TOLLKEEPER_KEY or TOLLKEEPER_KEY_FILE.")
     from tollkeeper.console.server_client import Server
 
     return Server(url, key)

@@ -14,7 +14,8 @@ Files:
 * `server` (granian in this process), `app` (the dispatcher), `api` (the Litestar application) and `routes/` (one module
   per topic of `/tk/v1`, with `openapi`), `hot` (authorize, settle, void, events) over `wire` (their JSON).
 * `auth` (which key calls, and the 429 of failing credentials), `credentials`, `forwarding` (the client's address).
-* `problems` (status and document of an error), `denials` (of a refusal of the gate), `metrics`.
+* `problems` (status and document of an error), `denials` (of a refusal of the gate), `metrics`,
+  `observed` (latencies and the access log).
 * `bodies`, `paths`, `asgi_types`; `executors` and `fair_queue` (threads and turns).
 * `profiles` (a vendor's usage endpoints), `metered` (the provider's own traffic in a dialect).
 * `doors` (the gate as the middleware uses it), `embedded_door` (of this process); `unix_socket` (its file).

@@ -29,10 +29,12 @@ from tollkeeper.http.bodies import broken_off, too_large
 from tollkeeper.http.denials import PROBLEM_BASE
 from tollkeeper.http.executors import Executors, Probe
 from tollkeeper.http.metrics import MetricsSource, metrics_source
+from tollkeeper.http.observed import Latencies
 from tollkeeper.http.paths import segment_text
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, ProblemReply, to_problem
 from tollkeeper.http.routes import (
     adjustments,
+    audit,
     catalog,
     events,
     health,
@@ -79,11 +81,15 @@ def build_api(
     version: str,
     executors: Executors | None = None,
     probes: tuple[Probe, ...] = (),
+    latencies: Latencies | None = None,
 ) -> Litestar:
     """Return the application of *installation*. It neither opens nor closes it, nor the threads and probes."""
     verified = Maintenance()
     context = Context(
-        _services_of(installation, metrics_source(installation, verified, version, authenticator.throttle)),
+        _services_of(
+            installation,
+            metrics_source(installation, verified, version, authenticator.throttle, latencies),
+        ),
         installation.clock,
         authenticator,
         version,
@@ -93,6 +99,7 @@ def build_api(
         installation.settings.metrics_open,
     )
     topics = (
+        audit,
         prices,
         catalog,
         keys,

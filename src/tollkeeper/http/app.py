@@ -30,6 +30,7 @@ from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, HotAnswer, HotEndpoints, payer_of
 from tollkeeper.http.known_key import KnownKey
 from tollkeeper.http.metered import Dialects
+from tollkeeper.http.observed import Latencies, Observed, Observer
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
@@ -68,7 +69,7 @@ class App:
     def __init__(
         self,
         installation: Installation,
-        api: Callable[[Authenticator, Executors, tuple[Probe, ...]], ASGIApp],
+        api: Callable[[Authenticator, Executors, tuple[Probe, ...], Latencies], ASGIApp],
     ) -> None:
         self.installation = installation
         settings = installation.settings
@@ -95,7 +96,10 @@ class App:
             f"{PREFIX}/void": (self.hot.void, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/events": (self.hot.events, settings.body_bytes_max),
         }
-        self._api = api(self.authenticator, self.executors, self._probes)
+        self._observer = Observer(
+            access_log=settings.access_log, address_header=settings.client_address_header
+        )
+        self._api = api(self.authenticator, self.executors, self._probes, self._observer.latencies)
         self._profiles = Profiles(settings, installation.context, installation.clock, self.executors)
         self._random = random.Random()
         forks.refuse_in_children(installation, [self], _ForkedApp)
@@ -104,12 +108,21 @@ class App:
         if scope["type"] != "http":
             await self._serve_other(scope, receive, send)
             return
+        observed = Observed(scope, send)
+        call = "other"
+        try:
+            call = await self._serve_http(scope, receive, observed.send)
+        finally:
+            self._observer.ended(observed, call)
+
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> str:
+        """Answer a request; return which kind of call it was, for the metrics: one of few words."""
         if self._cors:
             if is_preflight(scope):
                 headers = self._cors.preflight(scope["headers"])
                 await send({"type": "http.response.start", "status": 204, "headers": headers})
                 await send({"type": "http.response.body"})
-                return
+                return "preflight"
             send = self._cors.wrap(scope, send)
         if scope["method"] == "HEAD":
             # RFC 9110, section 9.3.2: as GET, without the body.
@@ -117,20 +130,21 @@ class App:
         for name, _ in scope["headers"]:
             if name == b"transfer-encoding":
                 if await _framing_refused(scope, send, self._request_id()):
-                    return
+                    return "other"
                 send = _closing(send)
                 break
         found = self._hot.get(scope["path"])
         if found is not None and scope["method"] == "POST":
             await self._serve_hot(found[0], found[1], scope, receive, send)
-            return
+            return scope["path"].rpartition("/")[2]  # type: ignore[no-any-return]
         path = routed_path(scope)
         if not path.startswith("/tk/") and path.rstrip("/") not in OWN_PATHS:
             vendor = self._profiles.find(path)
             if vendor is not None:
                 await self._serve_profile(*vendor, scope, receive, send)
-                return
+                return vendor[0].profile.name
         await self._serve_api(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
+        return _call_of(path)
 
     async def _serve_other(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -287,10 +301,24 @@ def build_app(installation: Installation) -> App:
 
     return App(
         installation,
-        lambda authenticator, executors, probes: build_api(  # type: ignore[arg-type,return-value]
-            installation, authenticator, version=__version__, executors=executors, probes=probes
+        lambda authenticator, executors, probes, latencies: build_api(  # type: ignore[arg-type,return-value]
+            installation,
+            authenticator,
+            version=__version__,
+            executors=executors,
+            probes=probes,
+            latencies=latencies,
         ),
     )
+
+
+def _call_of(path: str) -> str:
+    """Return the kind of a call that is neither hot nor a vendor's."""
+    if path.rstrip("/") in OWN_PATHS:
+        return "health"
+    if path == f"{PREFIX}/usage" or path.startswith(f"{PREFIX}/usage/"):
+        return "usage"
+    return "management" if path.startswith(f"{PREFIX}/") else "other"
 
 
 async def _framing_refused(scope: Scope, send: Send, request_id: str) -> bool:

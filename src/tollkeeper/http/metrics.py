@@ -14,6 +14,7 @@ from tollkeeper.memory import memory_of
 if TYPE_CHECKING:
     from tollkeeper.gate.gate import Gate
     from tollkeeper.http.auth import Throttle
+    from tollkeeper.http.observed import Latencies
     from tollkeeper.http.routes.calls import Maintenance
     from tollkeeper.installation import Installation
     from tollkeeper.ledger.committer import Committer
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
 
-Sample = tuple[Mapping[str, str], int]
+Sample = tuple[Mapping[str, str], float] | tuple[Mapping[str, str], float, str]
+"""Labels and value, of a histogram with the suffix of its name."""
 
 
 class MetricsSource(NamedTuple):
@@ -40,13 +42,15 @@ class MetricsSource(NamedTuple):
     version: str
     throttle: Throttle | None = None
     """Of the server that answers; without one there are no failing credentials to tell of."""
+    latencies: Latencies | None = None
+    """Of the server that answers."""
 
 
 class Metric(NamedTuple):
     """One metric: *read* returns its samples, none while there is nothing to tell."""
 
     name: str
-    type: Literal["counter", "gauge"]
+    type: Literal["counter", "gauge", "histogram"]
     help: str
     read: Callable[[MetricsSource], Sequence[Sample]]
 
@@ -72,6 +76,10 @@ def _verified_at(source: MetricsSource) -> Sequence[Sample]:
 
 def _of_throttle(read: Callable[[Throttle], int]) -> Callable[[MetricsSource], Sequence[Sample]]:
     return lambda source: [] if source.throttle is None else [({}, read(source.throttle))]
+
+
+def _latencies(source: MetricsSource) -> Sequence[Sample]:
+    return [] if source.latencies is None else list(source.latencies.samples())
 
 
 def _memory(source: MetricsSource) -> Sequence[Sample]:
@@ -175,6 +183,13 @@ METRICS: Final = (
         _one(lambda s: int(s.gate.refusing is not None)),
     ),
     Metric(
+        "tollkeeper_http_request_seconds",
+        "histogram",
+        "From the headers of a request to the end of its answer, by call (authorize, settle, void, events, usage, "
+        "management, health, preflight, other, or the name of a profile) and class of status.",
+        _latencies,
+    ),
+    Metric(
         "tollkeeper_holds_open",
         "gauge",
         "Holds made over HTTP that have no ending yet.",
@@ -232,7 +247,11 @@ METRICS: Final = (
 
 
 def metrics_source(
-    installation: Installation, maintenance: Maintenance, version: str, throttle: Throttle | None = None
+    installation: Installation,
+    maintenance: Maintenance,
+    version: str,
+    throttle: Throttle | None = None,
+    latencies: Latencies | None = None,
 ) -> MetricsSource:
     """Return what the metrics of *installation* are read from."""
     return MetricsSource(
@@ -245,6 +264,7 @@ def metrics_source(
         maintenance,
         version,
         throttle,
+        latencies,
     )
 
 
@@ -255,7 +275,8 @@ def render_metrics(source: MetricsSource) -> str:
         samples = metric.read(source)
         lines.append(f"# HELP {metric.name} {metric.help}")
         lines.append(f"# TYPE {metric.name} {metric.type}")
-        lines += [f"{metric.name}{_labels(labels)} {value}" for labels, value in samples]
+        for labels, value, *suffix in samples:
+            lines.append(f"{metric.name}{''.join(suffix)}{_labels(labels)} {value}")
     return "\n".join(lines) + "\n"
 
 

@@ -7,7 +7,6 @@ one transaction writes the catalog at a time.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple
@@ -17,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc as sql_errors
 
 from tollkeeper.adapters.sql import catalog_tables as tables
+from tollkeeper.adapters.sql.audit_log import SqlAuditLog
 from tollkeeper.domain.catalog import KINDS, REFERENCES, Entry, Key, KeyState, Plan
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import Actor, KeyOrigin, StoredKey
@@ -75,16 +75,8 @@ class _Mapping(NamedTuple):
         return self.type(**{field.name: field.decode(row[field.column]) for field in self.fields})
 
 
-class _SqlCatalog(Catalog):
+class _SqlCatalog(SqlAuditLog, Catalog):
     """The calls of `Catalog`, over connections that a subclass gives out."""
-
-    @abstractmethod
-    def _reading(self) -> AbstractContextManager[sa.Connection]:
-        """Give out a connection to read with."""
-
-    @abstractmethod
-    def _writing(self) -> AbstractContextManager[sa.Connection]:
-        """Give out a connection to write with; what was written is kept when the block ends."""
 
     def get(self, kind: str, entry_id: str, account: str | None = None) -> Entry | None:
         mapping = _MAPPINGS[kind]

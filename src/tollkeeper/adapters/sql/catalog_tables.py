@@ -224,3 +224,23 @@ webhooks: Final = _table(
     _text("actions"),
 )
 """Without their secrets: those are made from `created_at_us` (see `domain.webhooks.secret_of`)."""
+
+catalog_log: Final = sa.Table(
+    "catalog_log",
+    metadata,
+    sa.Column(
+        "seq", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=True
+    ),
+    _integer("at_us"),
+    _text("actor", 160),
+    _account_id(nullable=True),
+    _text("kind", 32),
+    sa.Column("entry_id", id_type(256), nullable=False),
+    _text("action", 16),
+    _text("fields"),
+    _text("unit", 64, nullable=True),
+    sa.Index("ix_catalog_log_account_id_seq", "account_id", "seq"),
+    sa.Index("ix_catalog_log_entry_id_seq", "entry_id", "seq"),
+    sqlite_autoincrement=True,
+)
+"""The audit log (`audit.AuditLine`). AUTOINCREMENT: a place in it is never given twice."""
