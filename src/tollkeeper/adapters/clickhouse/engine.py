@@ -21,6 +21,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.clickhouse import descriptions
+from tollkeeper.adapters.clickhouse.engine_threads import EngineThreads
 from tollkeeper.adapters.clickhouse.readers import Readers
 from tollkeeper.errors import BadParameter, Unavailable
 
@@ -77,6 +78,7 @@ class Engine:
             self._settings["max_memory_usage"] = memory_bytes_max
         self._clients: list[Client] = []
         self._closed = False
+        self._threads = EngineThreads()
         self.reports = self._readers(*REPORTS)
         self.look_ups = self._readers(*LOOK_UPS)
         self.scans = self._readers(*SCANS)
@@ -128,6 +130,7 @@ class Engine:
             return
         # The engine in this process takes rows from a file. The driver's would outlive a crash, in the system's
         # directory for temporary files, with customers' events; one without a name ends with the process.
+        self._threads.give_way()
         with tempfile.TemporaryFile(dir=self.directory) as file:
             with pa.ipc.new_file(file, rows.schema) as writer:
                 writer.write_table(rows)
