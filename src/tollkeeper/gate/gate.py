@@ -22,7 +22,7 @@ from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.matching import NO_TAGS, Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, bounded_path, facts_of
 from tollkeeper.domain.pools import CreditBook
-from tollkeeper.domain.requests import HOLD_S_MAX, NO_USAGE, Outcome, Usage
+from tollkeeper.domain.requests import HOLD_S_DEFAULT, HOLD_S_MAX, NO_USAGE, Outcome, Usage
 from tollkeeper.gate.admission import Admission, Charge, CountedCall
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget
@@ -50,8 +50,6 @@ __all__ = [
     "GateSettings",
     "StartedBudget",
 ]
-
-HOLD_S_DEFAULT: Final = 300
 
 
 class GateSettings(NamedTuple):

@@ -149,7 +149,7 @@ class HoldChanges:
         if admission.state != "open":
             raise HoldEnded(f"Request {admission.id} has ended: nothing more is booked of it.")
         if admission.durable:
-            self._postpone(admission, ttl_s)
+            self._open.expire_at(admission, self._now_us() + ttl_s * US_PER_S)
             self._open.settle_at_expiry(admission, outcome)
             self._amend(admission, future)
             return

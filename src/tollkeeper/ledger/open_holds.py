@@ -73,9 +73,14 @@ class OpenHolds:
 
     def postpone(self, admission: Admission, expires_at_us: int) -> None:
         """Let an open hold last until *expires_at_us*, unless it lasts longer already."""
+        if expires_at_us > admission.expires_at_us:
+            self.expire_at(admission, expires_at_us)
+
+    def expire_at(self, admission: Admission, expires_at_us: int) -> None:
+        """Let an open hold last until *expires_at_us*."""
         at = (admission.account_id, admission.id)
         with self._lock:
-            if expires_at_us > admission.expires_at_us and at in self._open:
+            if at in self._open:
                 self._forget_expiry(at, admission)
                 admission.expires_at_us = expires_at_us
                 self._expiring.setdefault(expires_at_us // US_PER_S, set()).add(at)
