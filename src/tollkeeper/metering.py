@@ -45,11 +45,15 @@ class Denied(Exception):
 
     Attributes:
         denial: Why, with the limit or budget at fault and the largest amount that would fit.
+        reason: Of the denial, e.g. `budget_exhausted`.
+        status: The HTTP status of the reason.
     """
 
     def __init__(self, denial: Denial) -> None:
         super().__init__(denial.message)
         self.denial = denial
+        self.reason = denial.reason
+        self.status = denial.status
 
 
 class RequestGate(Protocol):
