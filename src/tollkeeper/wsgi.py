@@ -113,12 +113,8 @@ class Middleware:
             if isinstance(found, Denial):
                 headers = [_PROBLEM, *denial_headers(found), *self._cors.headers(raw_headers)]
                 return _refusal(method, start_response, found.status, headers, denial_body(found))
-
-            def refuse(denial: Denial) -> Refused:
-                return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
-
             metering = WsgiMetering(found, self._gate)
-            return self._run(metering, method, environ, start_response, None, refuse)
+            return self._run(metering, method, environ, start_response, None, _problem_of)
         request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
         texts = dict(text_headers(raw_headers))
         secret = dialect.credential(texts)
@@ -380,6 +376,10 @@ def _length_of(headers: list[tuple[str, str]]) -> int | None:
         if name.lower() == "content-length" and value.strip().isdecimal():
             return int(value)
     return None
+
+
+def _problem_of(denial: Denial) -> Refused:
+    return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
 
 
 def _refusal(

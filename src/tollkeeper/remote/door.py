@@ -25,7 +25,6 @@ from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Call, MeteredProfile, Profile, Reply
 from tollkeeper.remote.admission import Admission
 from tollkeeper.remote.client import NATIVE, Tollkeeper
-from tollkeeper.remote.hold_calls import later_body
 from tollkeeper.remote.messages import Refused
 
 _UNASKED: Final = Denial(
@@ -128,7 +127,7 @@ class RemoteDoor:
         if not self._has_usage_headers:
             return worded
         try:
-            used = await self._toll.preview_headers(admitted.admission, outcome)
+            used = await self._toll.hold_calls.preview_headers(admitted.admission, outcome)
         except TollkeeperError as exc:
             # The answer is not worth less without them; its settlement follows.
             log.warning("tollkeeper.remote.no_usage_headers", extra={"reason": str(exc)})
@@ -176,7 +175,7 @@ class RemoteDoor:
         later_s = timeout_s or self._toll.hold_s or HOLD_S_DEFAULT
         admission.state = "ended"
         try:
-            await self._toll.hold_calls.settle_at_expiry_async(later_body(admission, outcome, later_s))
+            await self._toll.hold_calls.settle_at_expiry_async(admission, outcome, later_s)
         except (HoldUnknown, HoldEnded) as exc:
             # Its usage was stated meanwhile; or it ran longer than its hold, and is booked when it states some.
             log.warning("tollkeeper.remote.not_open", extra={"hold_id": admission.id, "reason": str(exc)})

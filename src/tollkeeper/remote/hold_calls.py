@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from tollkeeper.domain.decisions import Amounts, Denial
+from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.extensions import Extension, plus
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import Unavailable
@@ -78,16 +79,23 @@ class HoldCalls:
         except Unavailable as exc:
             return Extension(denial=self._away(exc))
 
-    async def settle_at_expiry_async(self, body: bytes) -> None:
-        """Have what *body* states booked when the hold expires, unless it is settled before."""
+    async def settle_at_expiry_async(self, admission: Admission, outcome: Outcome, later_s: int) -> None:
+        """Have *outcome* booked in *later_s* seconds, unless the hold is settled before."""
+        body = settle_body(admission, outcome, later_s=later_s)
         messages.settled(await self._call_async(messages.SETTLE, body))
 
+    async def preview_headers(self, admission: Admission, outcome: Outcome) -> Mapping[str, str]:
+        """Return the headers that the admission's dialect has for a request that ended now with *outcome*."""
+        body = settle_body(admission, outcome, preview=True)
+        return messages.settled(await self._call_async(messages.SETTLE, body)).headers
 
-def later_body(admission: Admission, outcome: Outcome, later_s: int) -> bytes:
-    """Return the body of a settle that takes effect in *later_s* seconds."""
-    return messages.settle_body(
-        admission.id, admission.account_id, admission.expected, outcome, later_s=later_s
-    )
+
+def settle_body(
+    admission: Admission, outcome: Outcome, *, preview: bool = False, later_s: int | None = None
+) -> bytes:
+    """Return the body of a settle: see `messages.settle_body`."""
+    at = admission.id, admission.account_id, admission.expected
+    return messages.settle_body(*at, outcome, preview=preview, later_s=later_s)
 
 
 def _expected(
@@ -119,4 +127,4 @@ def _extended(admission: Admission, more: Usage, answer: Answer) -> Extension:
 
 def _take(admission: Admission, said: Any) -> None:
     admission.amounts = Amounts(1, said.held_tokens, int(said.held_nanos), said.held_credits)
-    admission.expires_at_us = messages.parse_time_us(said.expires_at)
+    admission.expires_at_us = parse_time_us(said.expires_at)
