@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 
     from tollkeeper.http.asgi_types import RawHeaders
 
-__all__ = ["ENVIRON_KEY", "HasInstallation", "Middleware", "WsgiMetering"]
+__all__ = ["ENVIRON_KEY", "HasInstallation", "Metering", "Middleware"]
+
+Metering = WsgiMetering
 
 Refused = tuple[int, "RawHeaders", bytes]
 """Status, headers without `Content-Length`, and body of a refusal."""
