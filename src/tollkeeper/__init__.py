@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from tollkeeper.errors import TollkeeperError
     from tollkeeper.gate.gate import Admission
     from tollkeeper.meter.provider_usage import usage_from
+    from tollkeeper.metering import Denied
 
 _MODULES: Final = {
     "Admission": "tollkeeper.gate.gate",
     "Denial": "tollkeeper.domain.decisions",
+    "Denied": "tollkeeper.metering",
     "Outcome": "tollkeeper.domain.requests",
     "Tollkeeper": "tollkeeper.embedded",
     "TollkeeperError": "tollkeeper.errors",
@@ -40,6 +42,7 @@ _MODULES: Final = {
 __all__ = [
     "Admission",
     "Denial",
+    "Denied",
     "Outcome",
     "Tollkeeper",
     "TollkeeperError",

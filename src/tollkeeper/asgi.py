@@ -22,17 +22,29 @@ from tollkeeper.http.cors import Cors, is_preflight
 from tollkeeper.http.doors import Admitted, Door, HasDoor, Refusal
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import send_forked
-from tollkeeper.http.handshakes import SWITCHING_PROTOCOLS, refuse_handshake, unsupported
+from tollkeeper.http.handshakes import (
+    POLICY_VIOLATION,
+    SWITCHING_PROTOCOLS,
+    refuse_handshake,
+    send_refusal,
+    unsupported,
+)
 from tollkeeper.http.interfaces import must_be_asgi
 from tollkeeper.http.metered import encoded
 from tollkeeper.http.paths import app_path
-from tollkeeper.metering import STATE_KEY, HasInstallation, Metering, outcome_of
+from tollkeeper.metering import STATE_KEY, Denied, HasInstallation, Metering, outcome_of
 
 if TYPE_CHECKING:
     from tollkeeper.installation import Installation
 
 __all__ = ["HANDSHAKE_METHOD", "STATE_KEY", "HasInstallation", "Metering", "Middleware"]
 
+_Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+"""Status, headers without `Content-Length`, body."""
+_UNHANDLED: Final = 500
+"""What frameworks answer when a handler lets an exception go."""
+_REASON_BYTES_MAX: Final = 123
+"""Of a close frame: RFC 6455, section 5.5."""
 HANDSHAKE_METHOD: Final = "GET"
 """Of a WebSocket's handshake (RFC 6455, section 4.1): routes and prices match it by this."""
 
@@ -96,7 +108,7 @@ class Middleware:
             headers = [*found.headers, *self._cors.headers(scope["headers"])]
             await _refuse(scope, receive, send, found.status, headers, found.body)
             return
-        await self._run(Metering(found.admission), scope, receive, send, found)
+        await self._run(Metering(found.admission, self._door), scope, receive, send, found)
 
     def _passes(self, scope: Scope) -> bool:
         """Return whether a scope is not for the gate. Raises for one of an unknown type."""
@@ -127,12 +139,24 @@ class Middleware:
             return
         status = 0
         bytes_out = 0
-        settled = False
+        settled = refused = False
+
+        async def refuse() -> None:
+            nonlocal settled, refused
+            settled = refused = True
+            answer = await self._refused(metering, scope, started_ns)
+            await _refuse(scope, receive, send, *answer)
 
         async def metered_send(message: Message) -> None:
             nonlocal status, bytes_out, settled
             kind = message["type"]
+            if refused:
+                return
             if kind == "http.response.start":
+                if message["status"] == _UNHANDLED and metering.denial is not None:
+                    # The framework answers for an app that let the denial go.
+                    await refuse()
+                    return
                 status = message["status"]
                 await self._add_headers(message, admitted, metering, status, started_ns)
             elif kind == "http.response.body":
@@ -145,6 +169,10 @@ class Middleware:
         try:
             await self.app(scope, receive, metered_send)
         except BaseException as exc:
+            if not settled and not status and metering.denial is not None and isinstance(exc, Exception):
+                await refuse()
+            if refused and isinstance(exc, Denied):
+                return
             if not settled:
                 metering.error_type = metering.error_type or type(exc).__name__
                 # The client may be gone and this task cancelled: book without waiting.
@@ -170,11 +198,28 @@ class Middleware:
         """
         status = 0
         bytes_out = 0
-        is_gone = settled = False
+        is_gone = is_asked = settled = False
+
+        async def refuse() -> None:
+            nonlocal settled
+            settled = True
+            denial = metering.denial
+            assert denial is not None
+            if status:
+                await self._settle(metering, status, started_ns, bytes_out)
+                reason = denial.message.encode()[:_REASON_BYTES_MAX].decode(errors="ignore")
+                await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason})
+                return
+            answer = await self._refused(metering, scope, started_ns)
+            if is_asked:
+                await send_refusal(scope, send, *answer)
+            else:
+                await refuse_handshake(scope, receive, send, *answer)
 
         async def watched_receive() -> Message:
-            nonlocal is_gone
+            nonlocal is_gone, is_asked
             message = await receive()
+            is_asked = True
             is_gone = is_gone or message["type"] == "websocket.disconnect"
             return message
 
@@ -206,6 +251,9 @@ class Middleware:
         try:
             await self.app(scope, watched_receive, metered_send)
         except BaseException as exc:
+            if isinstance(exc, Denied) and not settled and not is_gone:
+                await refuse()
+                return
             # After the client left, frameworks end the handler by raising: that is how connections end.
             if not settled and not is_gone:
                 metering.error_type = metering.error_type or type(exc).__name__
@@ -231,16 +279,40 @@ class Middleware:
         message["headers"] = [*message.get("headers", ()), *encoded(worded)]
 
     async def _settle(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
-        if metering.void:
-            await self._door.void(metering.admission)
+        door, admission = self._door, metering.admission
+        kind, outcome, timeout_s = metering.end(status, started_ns, bytes_out)
+        if kind == "settle":
+            await door.settle(admission, outcome)
+        elif kind == "later":
+            await door.settle_later(admission, outcome, timeout_s)
+        elif kind == "void":
+            await door.void(admission)
         else:
-            await self._door.settle(metering.admission, outcome_of(metering, status, started_ns, bytes_out))
+            assert metering.denial is not None
+            await door.deny(admission, metering.denial, metering.asked_model)
 
     def _book(self, metering: Metering, status: int, started_ns: int, bytes_out: int) -> None:
-        if metering.void:
-            self._door.void_soon(metering.admission)
+        door, admission = self._door, metering.admission
+        kind, outcome, timeout_s = metering.end(status, started_ns, bytes_out)
+        if kind == "settle":
+            door.settle_soon(admission, outcome)
+        elif kind == "later":
+            door.settle_later_soon(admission, outcome, timeout_s)
+        elif kind == "void":
+            door.void_soon(admission)
         else:
-            self._door.settle_soon(metering.admission, outcome_of(metering, status, started_ns, bytes_out))
+            assert metering.denial is not None
+            door.deny_soon(admission, metering.denial, metering.asked_model)
+
+    async def _refused(self, metering: Metering, scope: Scope, started_ns: int) -> _Answer:
+        """End a request whose handler let a denial go, and return its answer."""
+        denial = metering.denial
+        assert denial is not None
+        # First, so that the answer's headers do not count it as held.
+        await self._settle(metering, denial.status, started_ns, 0)
+        method = scope.get("method", HANDSHAKE_METHOD)
+        found = await self._door.refusal(scope, method, app_path(scope), metering.admission, denial)
+        return found.status, [*found.headers, *self._cors.headers(scope["headers"])], found.body
 
 
 class _ForkedMiddleware(Middleware):

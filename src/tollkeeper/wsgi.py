@@ -23,7 +23,9 @@ from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.http.cors import Cors, is_preflight
 from tollkeeper.http.credentials import credentials
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.embedded_gate import EmbeddedGate
 from tollkeeper.http.environs import scope_of, status_line, text_headers
+from tollkeeper.http.executors import Threads
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import forked_parts
 from tollkeeper.http.interfaces import must_be_wsgi
@@ -32,7 +34,7 @@ from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of
 from tollkeeper.http.paths import app_path
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.ledger.commit_future import CommitFuture
-from tollkeeper.metering import ENVIRON_KEY, HasInstallation, Metering, outcome_of
+from tollkeeper.metering import ENVIRON_KEY, Denied, HasInstallation, WsgiMetering, outcome_of
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -41,6 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ENVIRON_KEY", "HasInstallation", "Metering", "Middleware"]
 
+Metering = WsgiMetering
+
+Refused = tuple[int, "RawHeaders", bytes]
+"""Status, headers without `Content-Length`, and body of a refusal."""
+_PROBLEM: Final = (b"content-type", b"application/problem+json")
+_UNHANDLED: Final = 500
+"""What frameworks answer when a handler lets an exception go."""
 _FILE_WRAPPER: Final = "wsgi.file_wrapper"
 _WITHOUT_BODY: Final = frozenset({*range(100, 200), 204, 304})
 """Statuses whose answers have no body, whatever the app produces (RFC 9110, section 6.4.1)."""
@@ -79,6 +88,7 @@ class Middleware:
         self.toll = toll
         installation = toll.installation
         self._holds = installation.holds
+        self._gate = EmbeddedGate(installation.holds, Threads("wsgi", 1))
         self._expect = expect
         self._tags = tags
         self._known_key = KnownKey(installation.holds, installation.gate)
@@ -103,13 +113,10 @@ class Middleware:
         if dialect is None:
             found = self._known_key.admit(credentials(raw_headers, bare=True), method, path, expected, tags)
             if isinstance(found, Denial):
-                headers = [
-                    (b"content-type", b"application/problem+json"),
-                    *denial_headers(found),
-                    *self._cors.headers(raw_headers),
-                ]
+                headers = [_PROBLEM, *denial_headers(found), *self._cors.headers(raw_headers)]
                 return _refusal(method, start_response, found.status, headers, denial_body(found))
-            return self._run(Metering(found), method, environ, start_response, None)
+            metering = WsgiMetering(found, self._gate)
+            return self._run(metering, method, environ, start_response, None, _problem_of)
         request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
         texts = dict(text_headers(raw_headers))
         secret = dialect.credential(texts)
@@ -125,32 +132,51 @@ class Middleware:
             told = [*told, *self._cors.headers(raw_headers)]
             return _refusal(method, start_response, status, told, body)
         worded = (dialect, dialect.headers(found, request_id))
-        return self._run(Metering(found), method, environ, start_response, worded)
+
+        def refuse(denial: Denial) -> Refused:
+            return reply_parts(dialect.refused(secret, method, path, texts, denial, request_id))
+
+        return self._run(WsgiMetering(found, self._gate), method, environ, start_response, worded, refuse)
 
     def _run(
         self,
-        metering: Metering,
+        metering: WsgiMetering,
         method: str,
         environ: WSGIEnvironment,
         start_response: StartResponse,
         worded: tuple[Dialect, TextHeaders] | None,
+        refuse: Callable[[Denial], Refused],
     ) -> Iterable[bytes]:
         environ[ENVIRON_KEY] = metering
         if _FILE_WRAPPER in environ:
             # A server's own may send a file past the middleware, which would not count it.
             environ[_FILE_WRAPPER] = FileWrapper
-        answer = _Answer(metering, method, start_response, worded, self._book)
+
+        def refused(denial: Denial) -> Refused:
+            status, headers, body = refuse(denial)
+            return status, [*headers, *self._cors.headers(scope_of(environ)["headers"])], body
+
+        answer = _Answer(metering, method, start_response, worded, self._book, refused)
         return answer.of(self.app, environ)
 
     def _book(self, answer: _Answer, *, wait: bool) -> None:
-        metering = answer.metering
-        if metering.void:
-            self._holds.void(metering.admission)
+        metering, admission = answer.metering, answer.metering.admission
+        kind, outcome, timeout_s = metering.end(answer.status or 500, answer.started_ns, answer.bytes_out)
+        wait = wait and self._durable
+        if kind == "settle":
+            future = CommitFuture() if wait else None
+            self._holds.settle(admission, outcome, future)
+        elif kind == "later":
+            future = CommitFuture()
+            self._holds.changes.settle_at_expiry(admission, outcome, timeout_s, future)
+        elif kind == "void":
+            self._holds.void(admission)
             return
-        outcome = outcome_of(metering, answer.status or 500, answer.started_ns, answer.bytes_out)
-        future = CommitFuture() if wait and self._durable else None
-        self._holds.settle(metering.admission, outcome, future)
-        if future is not None:
+        else:
+            assert metering.denial is not None
+            self._holds.changes.deny(admission, metering.denial, metering.asked_model)
+            return
+        if wait and future is not None:
             future.wait()
 
 
@@ -164,11 +190,12 @@ class _Answer:
 
     def __init__(
         self,
-        metering: Metering,
+        metering: WsgiMetering,
         method: str,
         start_response: StartResponse,
         worded: tuple[Dialect, TextHeaders] | None,
         book: Callable[..., None],
+        refuse: Callable[[Denial], Refused],
     ) -> None:
         self.metering = metering
         self.status = 0
@@ -178,6 +205,9 @@ class _Answer:
         self._start_response = start_response
         self._worded = worded
         self._book = book
+        self._refuse = refuse
+        self._refusal: list[bytes] | None = None
+        """The body of the answer that stands in place of the app's, which let a denial go."""
         self._length: int | None = None
         """Of the body that the client waits for; None where the end of the body tells it."""
         self._held: list[bytes] = []
@@ -190,10 +220,14 @@ class _Answer:
         """Call *app* and return what the server is to send."""
         try:
             found = app(environ, self._start)
+            if self._refusal is not None:
+                return self._refused(found)
             is_complete = type(found) in (list, tuple)
             if not is_complete:
                 self._pieces = iter(found)
         except BaseException as exc:
+            if self._is_refused(exc):
+                return self._refused(())
             self._failed(exc)
             raise
         if is_complete:
@@ -211,15 +245,21 @@ class _Answer:
         while not self._settled:
             try:
                 piece = next(self._pieces)
+                if self._refusal is not None:
+                    break
                 keeps = self._takes(piece)
             except StopIteration:
                 self._settle()
                 break
             except BaseException as exc:
+                if self._is_refused(exc):
+                    break
                 self._failed(exc)
                 raise
             if keeps:
                 return piece
+        if self._refusal:
+            return self._refusal.pop()
         if self._held:
             return self._held.pop()
         raise StopIteration
@@ -235,11 +275,38 @@ class _Answer:
             raise
         self._end_early()
 
+    def _is_refused(self, exc: BaseException) -> bool:
+        """Begin the refusal if the app let a denial go before it answered; return whether it did."""
+        if self._refusal is None and isinstance(exc, Denied) and not self.status and not self._settled:
+            self._begin_refusal()
+        return self._refusal is not None and isinstance(exc, Denied)
+
+    def _begin_refusal(self) -> None:
+        denial = self.metering.denial
+        assert denial is not None
+        self.status = denial.status
+        # First, so that the answer's headers do not count it as held.
+        self._settle()
+        status, headers, body = self._refuse(denial)
+        self._refusal = list(_refusal(self._method, self._start_response, status, headers, body))
+
+    def _refused(self, unsent: Iterable[bytes]) -> Iterable[bytes]:
+        """Return the refusal in place of what the app returned."""
+        close = getattr(unsent, "close", None)
+        if close is not None:
+            close()
+        return self._refusal or []
+
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
         """Begin the answer, or with *exc_info* begin another in its place; the server raises if it is too late."""
         code = int(status[:3])
+        if code == _UNHANDLED and self.metering.denial is not None and not self.status:
+            # The framework answers for an app that let the denial go.
+            self._begin_refusal()
+        if self._refusal is not None:
+            return lambda piece: None
         if exc_info is not None and exc_info[0] is not None:
             self.metering.error_type = self.metering.error_type or exc_info[0].__name__
         headers = [*headers, *self._extra_headers(code)]
@@ -311,6 +378,10 @@ def _length_of(headers: list[tuple[str, str]]) -> int | None:
         if name.lower() == "content-length" and value.strip().isdecimal():
             return int(value)
     return None
+
+
+def _problem_of(denial: Denial) -> Refused:
+    return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
 
 
 def _refusal(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
@@ -34,6 +35,7 @@ from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope, fingerpr
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.domain.top_ups import OwnAmount, TopUp
 from tollkeeper.errors import BadInput, Conflict, InvariantBroken, Unavailable
 
@@ -448,6 +450,19 @@ def test_a_hold_is_opened_and_settled_in_one_group(ledger: SqlLedger) -> None:
     """Under load both ends of a short request fall into one group."""
     ledger.commit(Group(now_us=NOW_US, opened=[hold()], ended=[EndedHold("acme", "h1", "settled", NOW_US)]))
     assert ledger.open_holds() == []
+
+
+def test_an_amended_hold_has_its_new_body(ledger: SqlLedger) -> None:
+    """Amounts and outcome of a request under way change; one that was settled meanwhile has no row to change."""
+    outcome = Outcome(200, Usage(3), "x")
+    body = hold("a").body
+    later = msgspec.structs.replace(body, expires_at_us=9, amounts=(1, 7, 8, 9), at_expiry=outcome)
+    amended = [hold("a")._replace(body=later), hold("b")._replace(body=later), hold("gone")]
+    ledger.commit(Group(now_us=NOW_US, opened=[hold("a"), hold("b")]))
+    ended = [EndedHold("acme", "b", "settled", NOW_US)]
+    ledger.commit(Group(now_us=NOW_US, amended=amended, ended=ended))
+    assert ledger.open_holds() == [amended[0]]
+    assert ledger.hold("acme", "a") == amended[0]
 
 
 def test_windows_are_replaced_by_slot(ledger: SqlLedger) -> None:

@@ -49,7 +49,7 @@ def test_the_tests_below_cover_every_tag(document: dict[str, Any]) -> None:
 
 def test_the_document_has_the_hot_endpoints(document: dict[str, Any]) -> None:
     """They are no routes of the framework, so nothing but this would notice."""
-    assert set(HOT) == {f"/tk/v1/{name}" for name in ("authorize", "settle", "void", "events")}
+    assert set(HOT) == {f"/tk/v1/{name}" for name in ("authorize", "expect", "settle", "void", "events")}
     for path in HOT:
         assert list(document["paths"][path]) == ["post"]
 

@@ -100,7 +100,7 @@ def test_a_nul_names_nothing(call: Caller, path: str, body: Any) -> None:
 
 def test_a_body_of_any_depth_is_read_or_refused(call: Caller) -> None:
     """Depth costs stack, and the stack's end must not be our error."""
-    for path in ("accounts", "plans", "keys", "sessions", "authorize", "settle", "void", "events"):
+    for path in ("accounts", "plans", "keys", "sessions", "authorize", "expect", "settle", "void", "events"):
         for depth in (50, 300, 450, 480, 600, 900, 950, 5_000, 200_000):
             for opening, closing in ((b'{"metadata":', b"}"), (b"[", b"]"), (b'{"limits":[', b"]}")):
                 body = opening * depth + b"1" + closing * depth
@@ -122,7 +122,7 @@ def test_any_body_of_a_decision_is_read_or_refused(data: st.DataObject, call: Ca
         "ttl_s": 60,
         "tags": {"a": "b"},
     }
-    path = data.draw(st.sampled_from(("authorize", "settle", "void")))
+    path = data.draw(st.sampled_from(("authorize", "expect", "settle", "void")))
     sent = good if path == "authorize" else {"hold_id": "h", "account": "a", "status": 200}
     answer = call("POST", f"/tk/v1/{path}", as_json(), data.draw(mutated(json.dumps(sent).encode())))
     assert 400 <= answer.status < 500, answer.body

@@ -25,10 +25,10 @@ from tollkeeper import Tollkeeper, Usage, asgi, wsgi
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.catalog import Account, Budget, Key, Limit, Route
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import BadParameter, Unavailable
+from tollkeeper.errors import BadParameter, HoldEnded, Unavailable
 from tollkeeper.http.asgi_types import Receive, Send
 from tollkeeper.installation import Installation
-from tollkeeper.metering import Metering
+from tollkeeper.metering import WsgiMetering
 from tollkeeper.testing import ManualClock, commit_all, faulty_ledger, installation, set_up, unique, verify
 
 DIALECTS: Final = ["native", "shoal", "regpilot", "anylayer", "cheapestinference", "regsn"]
@@ -168,8 +168,8 @@ class Gateway:
         return Answer(int(status[:3]), headers, b"".join(self.written))
 
 
-def metering_of(environ: dict[str, Any]) -> Metering:
-    found: Metering = environ["tollkeeper.metering"]
+def metering_of(environ: dict[str, Any]) -> WsgiMetering:
+    found: WsgiMetering = environ["tollkeeper.metering"]
     return found
 
 
@@ -700,7 +700,7 @@ class Closing:
     """An iterable that counts its closings, and states its usage in the last of them."""
 
     def __init__(self, environ: dict[str, Any], *pieces: bytes, error: BaseException | None = None) -> None:
-        self.metering: Metering = environ["tollkeeper.metering"]
+        self.metering: WsgiMetering = environ["tollkeeper.metering"]
         self.pieces = iter(pieces)
         self.error = error
         self.closed = 0
@@ -756,7 +756,7 @@ def test_a_generator_that_is_closed_states_what_it_sent(place: Place) -> None:
 
 
 def test_an_answer_is_closed_once_after_its_end(place: Place) -> None:
-    """After it was booked: what it says then comes too late, and what it raises reaches the server."""
+    """After it was booked: what it states then comes too late, and says so to the server."""
     made: list[Closing] = []
 
     def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -764,7 +764,7 @@ def test_an_answer_is_closed_once_after_its_end(place: Place) -> None:
         made.append(Closing(environ, b"ab", error=Boom()))
         return made[0]
 
-    with pytest.raises(Boom):
+    with pytest.raises(HoldEnded, match="settle_later"):
         Gateway().run(place.toll.wsgi_middleware(app), environ_of(place.secret))
     assert made[0].closed == 1
     assert (place.booked_once().error_type, place.booked_once().cost_nanos) == ("", 100)
@@ -933,5 +933,12 @@ def test_an_app_that_takes_anything_is_accepted(place: Place) -> None:
     assert place.booked_once().status == 500
 
 
-def test_both_middlewares_have_one_class_for_what_the_app_tells() -> None:
-    assert asgi.Metering is wsgi.Metering is Metering
+def test_both_middlewares_take_the_same_of_an_app() -> None:
+    """What each has of its own is how it waits."""
+    assert asgi.Metering.__base__ is wsgi.Metering.__base__
+    assert {name for name in vars(asgi.Metering) if name[0] != "_"} == {
+        "expect",
+        "expect_sync",
+        "extend",
+        "extend_sync",
+    }

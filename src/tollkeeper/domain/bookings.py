@@ -13,6 +13,7 @@ from tollkeeper.domain.draws import Draws
 from tollkeeper.domain.entitlements import BudgetScope
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.domain.pools import CreditBook
+from tollkeeper.domain.requests import Outcome
 from tollkeeper.domain.top_ups import OwnAmount, TopUp
 
 CounterAt = tuple[str, str, int]
@@ -46,6 +47,8 @@ class HoldBody(msgspec.Struct, frozen=True):
     quantities: dict[str, int] = {}
     """Expected, in micro-units."""
     variant: str = ""
+    at_expiry: Outcome | None = None
+    """What is booked when it expires; None voids it."""
 
 
 class StoredHold(NamedTuple):
@@ -148,6 +151,8 @@ class Group(msgspec.Struct):
 
     now_us: int
     opened: list[StoredHold] = []
+    amended: list[StoredHold] = []
+    """Open holds whose body is another now."""
     ended: list[EndedHold] = []
     charges: dict[CounterAt, int] = {}
     draws: dict[str, Draws] = {}

@@ -7,6 +7,10 @@ from typing import Final, Literal, NamedTuple
 
 from tollkeeper.domain.quantities import tokens_of
 
+HOLD_S_DEFAULT: Final = 300
+HOLD_S_MAX: Final = 7 * 86_400
+"""Longest that a request may stay open, in seconds."""
+
 
 class Usage(NamedTuple):
     """The expected usage of a request (at `admit`), or the actual one (at `settle`)."""

@@ -378,6 +378,15 @@ class BudgetCounter:
         period.open_count -= 1
         self._note(period)
 
+    def counted(self, mark: int, held: int, now_us: int) -> int:
+        return held
+
+    def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
+        period = self._periods[mark]
+        period.used += amount - held
+        self._note(period)
+        return mark
+
     def _period_at(self, start_us: int) -> BudgetPeriod:
         period = self._periods.get(start_us)
         if period is None:

@@ -189,6 +189,23 @@ class CompiledKey:
         return RoutePlan(route, (*limits, *money), (), amounts, refusal, matched or None)
 
 
+def refusal_of(entitlement: Entitlement) -> Denial | None:
+    """Return why no request of a key is admitted now, by its state and its account's, or None."""
+    key = entitlement.key
+    if key.state != "active":
+        return Denial(f"key_{key.state}", f"The api key is {key.state}.")  # type: ignore[arg-type]
+    if not entitlement.account.active:
+        return Denial("account_inactive", "The account of this api key is not active.")
+    if entitlement.waits_for:
+        return Denial(
+            "unavailable",
+            f"Budget {entitlement.waits_for} of this key is not in force yet. Try again shortly.",
+            limit=entitlement.waits_for,
+            retry_after_s=1,
+        )
+    return None
+
+
 class CompiledKeys:
     """
     The keys in use, compiled, and the table of routes.
@@ -248,18 +265,8 @@ class CompiledKeys:
                         self._unknown.clear()
                     self._unknown.add(secret_sha256)
             return _UNKNOWN_KEY
-        key = entitlement.key
-        if key.state != "active":
-            return Denial(f"key_{key.state}", f"The api key is {key.state}.")  # type: ignore[arg-type]
-        if not entitlement.account.active:
-            return Denial("account_inactive", "The account of this api key is not active.")
-        if entitlement.waits_for:
-            return Denial(
-                "unavailable",
-                f"Budget {entitlement.waits_for} of this key is not in force yet. Try again shortly.",
-                limit=entitlement.waits_for,
-                retry_after_s=1,
-            )
+        if (refusal := refusal_of(entitlement)) is not None:
+            return refusal
         compiled_key = self._compile(entitlement, now_us, version)
         with self._lock:
             if not self._version.is_current(compiled_key.account_id, version):

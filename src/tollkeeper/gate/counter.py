@@ -9,6 +9,7 @@ one loop to ask and one loop to take:
     settle(mark, held, actual)      end that hold with what was really used
     unsettle(mark, held, actual)    take such an ending back: its commit failed, the hold is open again
     give_back(mark, held)           end that hold as if it never was
+    rehold(mark, held, amount, …)   hold another amount in its place, which the caller found to fit
 
 Callers hold the gate's lock, and call `take` right after `fits` with the same time. Time is microseconds
 since the Unix epoch. No counter reads the ledger: one that lacks something raises `NotRead` before it changes
@@ -52,6 +53,16 @@ class Counter(Protocol):
     def settle(self, mark: int, held: int, actual: int) -> None: ...
     def unsettle(self, mark: int, held: int, actual: int) -> None: ...
     def give_back(self, mark: int, held: int) -> None: ...
+
+    def counted(self, mark: int, held: int, now_us: int) -> int:
+        """Return how much of a hold still counts: less than *held* where its window is over. Changes nothing."""
+
+    def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
+        """
+        Hold *amount* in place of *held*; return the new mark.
+
+        Budgets and balances count it at the time of its request, windows now.
+        """
 
     def retake(self, amount: int, at_us: int) -> int:
         """Set aside what a stored hold of *at_us* holds, whether or not it fits; return its mark."""

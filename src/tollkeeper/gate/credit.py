@@ -162,6 +162,13 @@ class CreditPool:
     def give_back(self, mark: int, held: int) -> None:
         self.settle(mark, held, 0)
 
+    def counted(self, mark: int, held: int, now_us: int) -> int:
+        return held
+
+    def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
+        self.settle(mark, held, amount)
+        return mark
+
     def booked(
         self, book: CreditBook | None, *, counted: Iterable[tuple[int, int]], commit: int, now_us: int
     ) -> None:

@@ -14,30 +14,27 @@ from typing import Final, Literal, NamedTuple
 
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Route
-from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at, amounts_by_unit
+from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.matching import NO_TAGS, Facts
-from tollkeeper.domain.meter import (
-    UNKNOWN_ROUTE,
-    bounded_path,
-    cost_of,
-    facts_of,
-)
+from tollkeeper.domain.meter import UNKNOWN_ROUTE, bounded_path, facts_of
 from tollkeeper.domain.pools import CreditBook
-from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
+from tollkeeper.domain.requests import HOLD_S_DEFAULT, HOLD_S_MAX, NO_USAGE, Outcome, Usage
 from tollkeeper.gate.admission import Admission, Charge, CountedCall
 from tollkeeper.gate.catalog_version import CatalogVersion
 from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget
 from tollkeeper.gate.counter import NotRead, Taken
 from tollkeeper.gate.denials import denial_of, denied_record, expired
+from tollkeeper.gate.estimates import amounts_of, unpriced
 from tollkeeper.gate.eviction import eviction
 from tollkeeper.gate.ids import Ids
 from tollkeeper.gate.keyless_limits import KeylessLimits
 from tollkeeper.gate.limit_statuses import counters_for, every_counter, limit_statuses
 from tollkeeper.gate.registry import CounterRegistry
+from tollkeeper.gate.reholding import Reholds
 from tollkeeper.gate.request_plans import RequestPlans
 from tollkeeper.gate.settling import Moves, moves_of, settle, take_late, unsettle, used_by
 from tollkeeper.gate.sources import Sources
@@ -53,9 +50,6 @@ __all__ = [
     "GateSettings",
     "StartedBudget",
 ]
-
-HOLD_S_DEFAULT: Final = 300
-HOLD_S_MAX: Final = 7 * 86_400
 
 
 class GateSettings(NamedTuple):
@@ -91,6 +85,10 @@ class Gate:
         self._keys = CompiledKeys(sources, self._counters, version, self._lock, clock.now_us)
         self._plans = RequestPlans()
         self._eviction = eviction(self._keys, self._counters, self._plans, clock.now_us)
+        self.reholds = Reholds(
+            sources, settings.unknown_price, self._counters, self._keys, self._plans, version, clock.now_us
+        )
+        """Changes what requests hold that are under way."""
 
     # -- deciding -------------------------------------------------------------------------------------
 
@@ -149,11 +147,12 @@ class Gate:
                 return objection
         amounts = route_plan.amounts
         if expected is not NO_USAGE:
-            stated = _amounts(self._sources, self._settings, compiled_key, route, expected, now_us)
+            unknown_price = self._settings.unknown_price
+            stated = amounts_of(self._sources, unknown_price, compiled_key, route, expected, now_us)
             if stated is None:
                 return Denial(
                     "price_unknown",
-                    _unpriced(expected),
+                    unpriced(expected),
                 )
             amounts = stated
         held_by = (expected.model, tags, route.event_kind, method, counted)
@@ -281,13 +280,17 @@ class Gate:
         self, admission: Admission, outcome: Outcome, received_at_us: int
     ) -> tuple[Record, list[Charge]] | None:
         """Do `claim` and `settle` in one step; None when another caller ended *admission*, or is ending it."""
-        record = admission.record(self._sources.price, outcome, received_at_us)
-        moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
         while True:
+            expected = admission.expected
+            record = admission.record(self._sources.price, outcome, received_at_us)
+            moves = None if admission.matched is None else moves_of(admission, record, received_at_us)
             try:
                 with self._lock:
                     if admission.state != "open":
                         return None
+                    if admission.expected is not expected:
+                        # Its hold was replaced meanwhile, by another thread.
+                        continue
                     charges = self._settled(admission, record, moves, received_at_us)
                     admission.state = "ended"
                     return record, charges
@@ -462,46 +465,3 @@ def _give_back(compiled_key: CompiledKey, taken: list[Taken]) -> None:
     compiled_key.open.pop(id(taken), None)
     for counter, held, mark in taken:
         counter.give_back(mark, held)
-
-
-def _amounts(
-    sources: Sources,
-    settings: GateSettings,
-    compiled_key: CompiledKey,
-    route: Route,
-    usage: Usage,
-    now_us: int,
-) -> UnitAmounts | None:
-    """Return what a request takes that may use *usage*; None when its model must have a price and has none."""
-    if route.free:
-        return _with_quantities(Amounts(1, usage.tokens, 0, 0), usage, compiled_key)
-    nanos, _, state, credits, _ = cost_of(
-        sources.price,
-        compiled_key.account_id,
-        now_us,
-        route,
-        usage,
-        usage.model,
-        200,
-        "",
-        plan=compiled_key.plan_slug,
-    )
-    if state == "unpriced" and settings.unknown_price == "deny":
-        return None
-    return _with_quantities(Amounts(1, usage.tokens, nanos, credits), usage, compiled_key)
-
-
-def _with_quantities(amounts: Amounts, usage: Usage, compiled_key: CompiledKey) -> UnitAmounts:
-    """Return *amounts* by unit where something counts a quantity, or may do so before the request ends."""
-    if usage.quantities or compiled_key.counts_quantities:
-        return amounts_by_unit(amounts, usage.quantities)
-    return amounts
-
-
-def _unpriced(usage: Usage) -> str:
-    """Return why the price of *usage* is not known, and what to do."""
-    variant = f" as variant {usage.variant!r}" if usage.variant else ""
-    return (
-        f"There is no price for model {usage.model[:128]!r}{variant}: set one, or state cost_nanos. A model that is "
-        f"priced by the second, page or other unit needs that quantity in the estimate."
-    )

@@ -105,6 +105,18 @@ class Window(ABC):
     def give_back(self, mark: int, held: int) -> None:
         self.settle(mark, held, 0)
 
+    def counted(self, mark: int, held: int, now_us: int) -> int:
+        _, with_it = self.allowed_used(now_us)
+        self.settle(mark, held, 0)
+        _, without = self.allowed_used(now_us)
+        self.settle(mark, 0, held)
+        return with_it - without
+
+    def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
+        self.settle(mark, held, 0)
+        # Of its window, if that is over, nothing is left to count in.
+        return self.take(amount, now_us)
+
     @abstractmethod
     def allowed_used(self, now_us: int) -> tuple[int | None, int]: ...
 
@@ -350,6 +362,13 @@ class PermitBucket(Window):
         self.fits(0, now_us)
         return self.take(amount, now_us)
 
+    def counted(self, mark: int, held: int, now_us: int) -> int:
+        return held
+
+    def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
+        self.settle(mark, held, amount)
+        return mark
+
     def settle(self, mark: int, held: int, actual: int) -> None:
         self.level = min(self.burst * self.width_us, self.level + (held - actual) * self.width_us)
         self.mark_dirty()
@@ -410,6 +429,13 @@ class Concurrency(Window):
     def give_back(self, mark: int, held: int) -> None:
         self.used -= 1
 
+    def counted(self, mark: int, held: int, now_us: int) -> int:
+        # A request is one, whatever it holds.
+        return held
+
+    def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
+        return mark
+
     def allowed_used(self, now_us: int) -> tuple[int | None, int]:
         return self.allowed, self.used
 
@@ -454,12 +480,14 @@ class OwnAmount:
         "_allowed",
         "_window",
         "account_id",
+        "counted",
         "counter_id",
         "give_back",
         "is_idle",
         "match",
         "name",
         "reason",
+        "rehold",
         "retake",
         "settle",
         "take",
@@ -487,6 +515,8 @@ class OwnAmount:
         self.settle = window.settle
         self.unsettle = window.unsettle
         self.give_back = window.give_back
+        self.counted = window.counted
+        self.rehold = window.rehold
         self.is_idle = window.is_idle
 
     @property

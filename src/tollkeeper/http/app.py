@@ -92,6 +92,7 @@ class App:
         )
         self._hot: dict[str, tuple[Hot, int]] = {
             f"{PREFIX}/authorize": (self.hot.authorize, SMALL_BODY_BYTES_MAX),
+            f"{PREFIX}/expect": (self.hot.expect, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/settle": (self.hot.settle, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/void": (self.hot.void, SMALL_BODY_BYTES_MAX),
             f"{PREFIX}/events": (self.hot.events, settings.body_bytes_max),

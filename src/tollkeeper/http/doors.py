@@ -16,6 +16,7 @@ from tollkeeper.http.asgi_types import RawHeaders, Scope
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE
+from tollkeeper.metering import RequestGate
 from tollkeeper.profiles import names
 
 
@@ -40,8 +41,8 @@ class Admitted(NamedTuple):
     headers: TextHeaders | None = None
 
 
-class Door(Protocol):
-    """What the middleware asks of a gate. An admission is ended once, by one of the last four."""
+class Door(RequestGate, Protocol):
+    """What the middleware asks of a gate. An admission is ended once, by one of the methods from `settle` on."""
 
     async def admit(
         self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
@@ -51,17 +52,36 @@ class Door(Protocol):
     async def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
         """Return the headers of an answer that begins, with what the request is known to have used by then."""
 
+    async def refusal(self, scope: Scope, method: str, path: str, admission: Any, denial: Denial) -> Refusal:
+        """Return the answer to a request that was admitted, and refused what it asked for afterwards."""
+
     async def settle(self, admission: Any, outcome: Outcome) -> None:
         """Book what the request used; return once it is durable, if the middleware is `durable`."""
 
     async def void(self, admission: Any) -> None:
         """End the request as if it never was."""
 
+    async def deny(self, admission: Any, denial: Denial, model: str) -> None:
+        """End the request as refused, what it held included."""
+
+    async def settle_later(self, admission: Any, outcome: Outcome, timeout_s: int | None) -> None:
+        """
+        Leave the request open for *timeout_s* seconds, then book *outcome*, unless `settle_late` does before.
+
+        Return once that is durable, if the middleware is `durable`.
+        """
+
     def settle_soon(self, admission: Any, outcome: Outcome) -> None:
         """Book what the request used, without waiting: its task may be cancelled."""
 
     def void_soon(self, admission: Any) -> None:
         """End the request as if it never was, without waiting."""
+
+    def deny_soon(self, admission: Any, denial: Denial, model: str) -> None:
+        """End the request as refused, without waiting."""
+
+    def settle_later_soon(self, admission: Any, outcome: Outcome, timeout_s: int | None) -> None:
+        """Do `settle_later` without waiting."""
 
 
 class HasDoor(Protocol):

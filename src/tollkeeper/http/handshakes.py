@@ -27,8 +27,18 @@ async def refuse_handshake(
     A server that has the extension `websocket.http.response` sends *status*, *headers* and *body*; any other
     answers 403 without a body.
     """
-    if (await receive())["type"] != "websocket.connect":
-        return
+    if (await receive())["type"] == "websocket.connect":
+        await send_refusal(scope, send, status, headers, body)
+
+
+async def send_refusal(
+    scope: Mapping[str, Any],
+    send: Send,
+    status: int,
+    headers: Sequence[tuple[bytes, bytes]],
+    body: bytes,
+) -> None:
+    """Do `refuse_handshake` for one whose `websocket.connect` was received."""
     if "websocket.http.response" in (scope.get("extensions") or {}):
         await send({"type": "websocket.http.response.start", "status": status, "headers": list(headers)})
         await send({"type": "websocket.http.response.body", "body": body})

@@ -17,6 +17,7 @@ from tollkeeper.api.events_answer import EventsAnswer, events_answer
 from tollkeeper.clock import Clock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us, stated_quantities
+from tollkeeper.domain.extensions import Extension
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.money_fields import BadMoney, with_nanos
 from tollkeeper.domain.quantities import BadQuantity, quantities_json
@@ -36,6 +37,10 @@ from tollkeeper.http.routes.fields import money_names
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
     AuthorizeRequest,
+    ExpectAnswer,
+    ExpectRequest,
+    GrantedUsage,
+    MoreUsage,
     SettleAnswer,
     SettleRequest,
     TokenCounts,
@@ -63,6 +68,7 @@ _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
 _encode: Final = msgspec.json.Encoder().encode
 _AUTHORIZE: Final = msgspec.json.Decoder(AuthorizeRequest)
+_EXPECT: Final = msgspec.json.Decoder(ExpectRequest)
 _SETTLE: Final = msgspec.json.Decoder(SettleRequest)
 _VOID: Final = msgspec.json.Decoder(VoidRequest)
 _NO_TOKENS: Final = TokenCounts()
@@ -197,6 +203,32 @@ class HotEndpoints:
             tags=request.tags,
         )
 
+    async def expect(
+        self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> HotAnswer:
+        _operator_only(principal)
+        request = _decoded(_EXPECT, body)
+        expected = _usage(request, request.cost_nanos)
+        if request.usage is not None or request.usage_of is not None:
+            expected = await self._counted(expected, request.usage, request.usage_of)
+            expected = expected._replace(model=expected.model or expected.response_model, response_model="")
+        changes, future = self._holds.changes, CommitFuture(asyncio.get_running_loop())
+        admission = self._holds.open_hold(request.hold_id, request.account)
+        more, extension = request.more, None
+        if more is not None:
+            wanted = _usage(more, more.cost_nanos)
+            extension = await self._threads.run(
+                changes.extend_hold, admission, wanted, expected, request.ttl_s, future
+            )
+        else:
+            denial = await self._threads.run(
+                changes.expect_hold, admission, expected, request.tags, request.ttl_s, future
+            )
+            if denial is not None:
+                return await self._threads.run(self._refusal, _as_authorize(request, admission), denial)
+        await future.committed()
+        return 200, [_JSON], _encode(_expect_answer(admission, extension))
+
     async def settle(
         self, principal: Principal, body: bytes, headers: list[tuple[bytes, bytes]]
     ) -> HotAnswer:
@@ -217,7 +249,7 @@ class HotEndpoints:
             tags=request.tags,
             estimated=estimated,
         )
-        if request.preview:
+        if request.preview or request.later_s is not None:
             return await self._previewed(request, outcome)
         future = CommitFuture(asyncio.get_running_loop())
         holds = self._holds
@@ -234,6 +266,10 @@ class HotEndpoints:
 
     async def _previewed(self, request: SettleRequest, outcome: Outcome) -> HotAnswer:
         admission = self._holds.open_hold(request.hold_id, request.account)
+        if request.later_s is not None and not request.preview:
+            future = CommitFuture(asyncio.get_running_loop())
+            self._holds.changes.settle_at_expiry(admission, outcome, request.later_s, future)
+            await future.committed()
         settled = await self._threads.attempt(self._holds.preview, admission, outcome)
         dialect = self._dialects.of(admission.compiled_key.profile)
         worded: TextHeaders = ()
@@ -337,7 +373,9 @@ def _decoded_with_money(of: type[T], body: bytes) -> T:
     return msgspec.convert(with_nanos(plain, money_names(of)) if isinstance(plain, dict) else plain, of)
 
 
-def _usage(request: AuthorizeRequest | SettleRequest, cost_nanos: int | None) -> Usage:
+def _usage(
+    request: AuthorizeRequest | ExpectRequest | MoreUsage | SettleRequest, cost_nanos: int | None
+) -> Usage:
     tokens, model, credits, variant = request.tokens, request.model, request.credits, request.variant
     quantities: dict[str, int] = {}
     if tokens is not _NO_TOKENS or request.quantities:
@@ -374,6 +412,45 @@ def _authorize_answer(admission: Admission, headers: dict[str, str]) -> Authoriz
         held_credits=amounts.credits,
         expires_at=to_text(from_us(admission.expires_at_us)),
         headers=headers,
+    )
+
+
+def _as_authorize(request: ExpectRequest, admission: Admission) -> AuthorizeRequest:
+    """Return the authorize whose refusal is that of *request*."""
+    return AuthorizeRequest(
+        key=request.key,
+        method=admission.method,
+        path=admission.path,
+        answer_as=request.answer_as,
+        request_headers=request.request_headers,
+    )
+
+
+def _expect_answer(admission: Admission, extension: Extension | None) -> ExpectAnswer:
+    amounts, granted, denial = admission.amounts, None, None
+    if extension is not None:
+        more = extension.granted
+        granted = GrantedUsage(
+            tokens=TokenCounts(
+                prompt=more.prompt_tokens,
+                cached_prompt=more.cached_prompt_tokens,
+                completion=more.completion_tokens,
+                reasoning=more.reasoning_tokens,
+            ),
+            quantities=quantities_json(more.quantities),
+            cost_nanos=None if more.cost_nanos is None else str(more.cost_nanos),
+            credits=more.credits,
+        )
+        denial = None if extension.denial is None else denial_problem(extension.denial)
+    return ExpectAnswer(
+        hold_id=admission.id,
+        account=admission.account_id,
+        held_nanos=str(amounts.nanos),
+        held_tokens=amounts.tokens,
+        held_credits=amounts.credits,
+        expires_at=to_text(from_us(admission.expires_at_us)),
+        granted=granted,
+        denial=denial,
     )
 
 

@@ -99,6 +99,73 @@ class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Headers to add to your answer, as in the key's profile; empty for native keys."""
 
 
+class MoreUsage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is to be held in addition."""
+
+    model: Name = ""
+    tokens: TokenCounts = TokenCounts()
+    cost_nanos: Nanos | None = None
+    credits: Credits | None = None
+    quantities: StatedQuantities = {}
+    variant: Variant = ""
+
+
+class ExpectRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    What an open hold is to hold from now on: the most that its request may use in all. Safe to repeat.
+
+    With `more` as much of it as fits is added to that, all of it or the part that is left.
+    """
+
+    hold_id: Id
+    account: Name | None = None
+    """Needed only when several accounts use the same hold id."""
+    model: Name = ""
+    """That of the hold unless given."""
+    tokens: TokenCounts = TokenCounts()
+    usage: Any = None
+    """A provider's usage object, as it was sent, in place of `tokens`."""
+    usage_of: ProviderName | None = None
+    cost_nanos: Nanos | None = None
+    credits: Credits | None = None
+    quantities: StatedQuantities = {}
+    variant: Variant = ""
+    more: MoreUsage | None = None
+    ttl_s: int | None = None
+    """The hold lasts at least so many seconds from now; defaults to the setting `hold_s`."""
+    tags: Tags | None = None
+    """Those of its event, by which limits and budgets may count it; those of the hold unless given."""
+    key: Annotated[str, msgspec.Meta(max_length=512)] = ""
+    """The api key as your caller sent it, for the words of a refusal in a profile."""
+    answer_as: Name = ""
+    request_headers: dict[str, str] = {}
+    """These two as in `authorize`."""
+
+
+class GrantedUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of `more` that is held."""
+
+    tokens: TokenCounts
+    quantities: dict[str, str]
+    cost_nanos: str | None
+    credits: int | None
+
+
+class ExpectAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The hold as it is now, durably committed."""
+
+    hold_id: str
+    account: str
+    held_nanos: str
+    held_tokens: int
+    held_credits: int
+    expires_at: str
+    granted: GrantedUsage | None
+    """With `more`: what of it is held, which may be nothing; null without."""
+    denial: dict[str, Any] | None
+    """With `more`: the problem document that says why it is not all; null when it is."""
+
+
 class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
     The usage of the request. Safe to repeat.
@@ -112,6 +179,11 @@ class SettleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Needed only when several accounts use the same hold id."""
     preview: bool = False
     """Books nothing: the answer is as of a settle at this moment, for the headers of a response that begins."""
+    later_s: int | None = None
+    """
+    Leaves the hold open for so many seconds. This outcome is booked then, unless another settle comes before; the
+    answer is as of `preview`.
+    """
     status: Status = 200
     error_type: Name = ""
     latency_ms: LatencyMs | None = None

@@ -128,24 +128,53 @@ class CommitTask:
 
 
 class OpenHold(CommitTask):
-    """A hold made over HTTP."""
+    """
+    A hold made over HTTP, or one of this process that is to outlive it.
 
-    __slots__ = ("hold",)
+    Args:
+        own: Its id is one that only this process may book. It is kept: its request has begun.
+    """
+
+    __slots__ = ("hold", "own")
 
     def __init__(
-        self, hold: StoredHold, future: CommitFuture, done: Callable[[BaseException | None], None]
+        self,
+        hold: StoredHold,
+        future: CommitFuture,
+        done: Callable[[BaseException | None], None],
+        *,
+        own: bool = False,
     ) -> None:
         self.hold = hold
+        self.own = own
         self.future = future
         self.done = done
 
+    @property
+    def kept(self) -> bool:
+        return self.own
+
     def add(self, draft: Draft) -> None:
         key = key_of(self.hold.account_id, self.hold.hold_id)
-        if draft.pending.is_own(key) or not draft.pending.disjoint((key,)):
+        if draft.pending.is_own(key) != self.own or not draft.pending.disjoint((key,)):
             raise HoldEnded(f"Id {self.hold.hold_id} names an event, a correction or a hold: use a new id.")
         draft.pending.hold((key,))
         draft.held_keys.append(key)
         draft.group.opened.append(self.hold)
+
+
+class AmendHold(CommitTask):
+    """Another body of a hold that is open; one that has ended meanwhile stays as it ended."""
+
+    __slots__ = ("hold",)
+
+    def __init__(self, hold: StoredHold, future: CommitFuture | None) -> None:
+        self.hold = hold
+        self.future = future
+        self.done = None
+
+    def add(self, draft: Draft) -> None:
+        draft.group.amended.append(self.hold)
 
 
 class EndHold(CommitTask):

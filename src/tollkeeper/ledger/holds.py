@@ -24,18 +24,17 @@ from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
-from tollkeeper.gate.gate import HOLD_S_MAX, Admission, Gate
+from tollkeeper.gate.gate import HOLD_S_MAX, Admission, CompiledKey, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold, OpenHold, Settle
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.ended_holds import EndedHolds, OpenedMeanwhile, Settled
+from tollkeeper.ledger.hold_changes import CHARGE_AT_COMMIT, HoldChanges
 from tollkeeper.ledger.open_holds import HoldName, OpenHolds
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.stored_holds import StoredHolds, restore_open_holds, stored_hold_of
 from tollkeeper.ports import Ledger, UsageStore
 
-_CHARGE_AT_COMMIT: Final = -1
-"""No version of the budgets is -1, so the charges are made again when the task is committed."""
 DENIALS_QUEUED_MAX: Final = 50_000
 """Denied requests that may wait to be recorded; past that they are only counted in the metrics."""
 
@@ -75,6 +74,10 @@ class Holds:
             self._stored,
             directory.charges_of,
         )
+        self.changes = HoldChanges(
+            gate, directory, committer, clock, self._open, self._record_denial_of, hold_s=hold_s
+        )
+        """What becomes of a request between its admission and its ending."""
         self._lock = threading.Lock()
         self._opened = threading.Condition(self._lock)
         self._opening: set[HoldName] = set()
@@ -115,7 +118,7 @@ class Holds:
         record, charges = finished
         try:
             if not admission.compiled_key.current:
-                version = _CHARGE_AT_COMMIT
+                version = CHARGE_AT_COMMIT
             self._committer.submit(Settle(record, charges, version, future=future))
         except Unavailable:
             self._gate.unsettle(admission, record)
@@ -136,8 +139,21 @@ class Holds:
         if denial.status in (401, 503):
             return
         compiled_key = self._gate.compiled_key(secret)
-        if isinstance(compiled_key, Denial):
-            return
+        if not isinstance(compiled_key, Denial):
+            self._record_denied(compiled_key, method, path, denial, model)
+
+    def _record_denial_of(self, admission: Admission, denial: Denial, model: str) -> None:
+        """Do `record_denial` for a request that was admitted, and refused what it asked for afterwards."""
+        with self._lock:
+            counts = self.denied_count_by_reason
+            counts[denial.reason] = counts.get(denial.reason, 0) + 1
+        if denial.status not in (401, 503):
+            key, model = admission.compiled_key, model or admission.expected.model
+            self._record_denied(key, admission.method, admission.path, denial, model)
+
+    def _record_denied(
+        self, compiled_key: CompiledKey, method: str, path: str, denial: Denial, model: str
+    ) -> None:
         if self._committer.queued > DENIALS_QUEUED_MAX:
             self.denied_unrecorded += 1
             return
@@ -304,7 +320,7 @@ class Holds:
                     self._open.end(admission)
 
         if not admission.compiled_key.current:
-            version = _CHARGE_AT_COMMIT
+            version = CHARGE_AT_COMMIT
         ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
         stored = self._committer.book(Settle(record, charges, version, future=future, ended=ended, done=done))
         return Settled(stored, admission.amounts.nanos), future
@@ -360,6 +376,7 @@ class Holds:
 
         def done(error: BaseException | None) -> None:
             if error is None:
+                self.changes.voided(admission)
                 self._open.end(admission)
             else:
                 admission.state = "open"
@@ -374,8 +391,8 @@ class Holds:
         return len(self._open)
 
     def expire(self) -> int:
-        """Void the holds whose time is up; return how many. Called every second or so."""
-        return self._open.expire()
+        """End the holds whose time is up, most of them as void; return how many. Called every second or so."""
+        return self._open.expire(self.changes.expire, self.changes.voided)
 
     def restore(self) -> int:
         """Open the holds again that were open when the process ended; return how many. Called once, at start."""

@@ -17,7 +17,7 @@ from tollkeeper.domain.decisions import Amounts, UnitAmounts, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE
-from tollkeeper.domain.requests import NO_USAGE, Usage
+from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import HoldUnknown
 from tollkeeper.gate.gate import Admission, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -29,9 +29,14 @@ from tollkeeper.ports import Ledger
 log = logging.getLogger("tollkeeper.holds")
 
 
-def stored_hold_of(admission: Admission) -> StoredHold:
-    """Return an admission as the ledger keeps it while its hold is open."""
-    return StoredHold(admission.account_id, admission.id, "open", _body_of(admission))
+def stored_hold_of(admission: Admission, at_expiry: Outcome | None = None) -> StoredHold:
+    """
+    Return an admission as the ledger keeps it while its hold is open.
+
+    Args:
+        at_expiry: What is booked when it expires; None voids it.
+    """
+    return StoredHold(admission.account_id, admission.id, "open", _body_of(admission, at_expiry))
 
 
 class StoredHolds:
@@ -121,11 +126,13 @@ def restore_open_holds(
             committer.submit(EndHold(EndedHold(*at, "expired", clock.now_us()), None))
             continue
         open_holds.add(admission, CommitFuture.finished())
+        if stored.body.at_expiry is not None:
+            open_holds.settle_at_expiry(admission, stored.body.at_expiry)
         count += 1
     return count
 
 
-def _body_of(admission: Admission) -> HoldBody:
+def _body_of(admission: Admission, at_expiry: Outcome | None) -> HoldBody:
     expected = admission.expected
     amounts = admission.amounts
     return HoldBody(
@@ -147,4 +154,5 @@ def _body_of(admission: Admission) -> HoldBody:
         project=admission.compiled_key.project_id,
         quantities=dict(expected.quantities),
         variant=expected.variant,
+        at_expiry=at_expiry,
     )

@@ -20,6 +20,8 @@ class Admission:
         amounts: What it holds.
         expires_at_us: When the server voids it by itself. Settled later, it is booked all the same.
         headers: Of the answer, in the dialect of the middleware.
+        asked: How its caller asked, for the words of a refusal: api key, `answer_as`, headers of its request.
+        refused: The last refusal of what it was to hold.
     """
 
     __slots__ = (
@@ -27,6 +29,7 @@ class Admission:
         "_dropped",
         "account_id",
         "amounts",
+        "asked",
         "expected",
         "expires_at_us",
         "headers",
@@ -35,6 +38,7 @@ class Admission:
         "method",
         "path",
         "project",
+        "refused",
         "state",
         "tags",
     )
@@ -67,6 +71,8 @@ class Admission:
         self.tags = tags
         self.expires_at_us = expires_at_us
         self.headers = headers
+        self.asked: tuple[str, str, Mapping[str, str]] = ("", "", {})
+        self.refused: Any = None
         self.state: Literal["open", "ended"] = "open"
 
     def __del__(self) -> None:

@@ -24,6 +24,7 @@ from tollkeeper.remote.address import parse_address
 from tollkeeper.remote.admission import Admission, Settled
 from tollkeeper.remote.async_connections import AsyncConnections
 from tollkeeper.remote.connections import Answer, Connections
+from tollkeeper.remote.hold_calls import HoldCalls, settle_body
 from tollkeeper.remote.messages import Refused, is_transient
 from tollkeeper.remote.tries import NoAnswer, Tries, away
 from tollkeeper.remote.undelivered import Undelivered
@@ -88,10 +89,17 @@ class Tollkeeper:
         }
         self.cors_origins = cors_origins
         self._timeout_s = timeout_s
-        self._hold_s = hold_s
+        self.hold_s = hold_s
         self._clock = clock or SystemClock()
         self._async_connections = AsyncConnections(self._address, self._headers)
         self._is_away = False
+        self.hold_calls = HoldCalls(
+            lambda path, body: self._try(Tries(timeout_s), "POST", path, body),
+            lambda path, body: self._try_async(Tries(timeout_s), "POST", path, body),
+            self._away,
+            hold_s,
+        )
+        """What the metering of a request asks before its end."""
         self._begin()
         _open.add(self)
 
@@ -152,7 +160,7 @@ class Tollkeeper:
             Unavailable: The server did not answer. The outcome is kept, and sent until it is booked
                 (`remote.undelivered`); where the message says that it is not, it is lost and logged.
         """
-        body = messages.settle_body(admission.id, admission.account_id, admission.expected, outcome)
+        body = settle_body(admission, outcome)
         admission.state = "ended"
         tries = Tries(self._timeout_s)
         try:
@@ -238,7 +246,7 @@ class Tollkeeper:
 
     async def settle_async(self, admission: Admission, outcome: Outcome = Outcome()) -> Settled:
         """`settle` for an event loop. Cancelled, it is delivered all the same."""
-        body = messages.settle_body(admission.id, admission.account_id, admission.expected, outcome)
+        body = settle_body(admission, outcome)
         admission.state = "ended"
         try:
             tries = Tries(self._timeout_s)
@@ -266,14 +274,6 @@ class Tollkeeper:
     async def usage_async(self, query: UsageQuery) -> UsageReport:
         """`usage` for an event loop."""
         return report_of(await self._try_async(Tries(self._timeout_s), "GET", usage_path(query), None))
-
-    async def preview_headers(self, admission: Admission, outcome: Outcome) -> Mapping[str, str]:
-        """Return the headers that the admission's dialect has for a request that ended now with *outcome*."""
-        body = messages.settle_body(
-            admission.id, admission.account_id, admission.expected, outcome, preview=True
-        )
-        answer = await self._try_async(Tries(self._timeout_s), "POST", messages.SETTLE, body)
-        return messages.settled(answer).headers
 
     # -- middleware -----------------------------------------------------------------------------------
 
@@ -383,7 +383,7 @@ class Tollkeeper:
         other_keys: Sequence[str] = (),
     ) -> bytes:
         return messages.authorize_body(
-            hold_id, api_key, method, path, expected, tags, self._hold_s, answer_as, headers, other_keys
+            hold_id, api_key, method, path, expected, tags, self.hold_s, answer_as, headers, other_keys
         )
 
     def _found(
@@ -434,9 +434,9 @@ class Tollkeeper:
         if not isinstance(exc, TollkeeperError):
             self._undelivered.keep(path, admission.id, body)
 
-    def settle_later(self, admission: Admission, outcome: Outcome) -> bool:
+    def settle_later(self, admission: Admission, outcome: Outcome, later_s: int | None = None) -> bool:
         """Keep an outcome and send it without waiting; return False when it is lost, which the log says."""
-        body = messages.settle_body(admission.id, admission.account_id, admission.expected, outcome)
+        body = settle_body(admission, outcome, later_s=later_s)
         admission.state = "ended"
         return self._undelivered.keep(messages.SETTLE, admission.id, body)
 

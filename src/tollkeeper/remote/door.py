@@ -12,8 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.requests import Outcome, Usage
-from tollkeeper.errors import BadInput, TollkeeperError, Unavailable
+from tollkeeper.domain.extensions import Extension
+from tollkeeper.domain.requests import HOLD_S_DEFAULT, Outcome, Usage
+from tollkeeper.errors import BadInput, HoldEnded, HoldUnknown, TollkeeperError, Unavailable
 from tollkeeper.http.asgi_types import Scope
 from tollkeeper.http.credentials import credentials
 from tollkeeper.http.doors import Admitted, Refusal, check_profile, refusal_of, text_headers
@@ -79,7 +80,36 @@ class RemoteDoor:
             if profile is None:
                 return refusal_of(found.denial)
             return Refusal(*reply_parts(self._worded(profile, found, method, path, headers)))
+        found.asked = (secret, self._name, headers)
         return Admitted(found, None if profile is None else found.headers)
+
+    # -- under way ------------------------------------------------------------------------------------
+
+    async def expect(self, admission: Admission, expected: Usage, tags: Mapping[str, str]) -> Denial | None:
+        return await self._toll.hold_calls.expect_async(admission, expected, tags)
+
+    def expect_sync(self, admission: Admission, expected: Usage, tags: Mapping[str, str]) -> Denial | None:
+        return self._toll.hold_calls.expect(admission, expected, tags)
+
+    async def extend(self, admission: Admission, more: Usage) -> Extension:
+        return await self._toll.hold_calls.extend_async(admission, more)
+
+    def extend_sync(self, admission: Admission, more: Usage) -> Extension:
+        return self._toll.hold_calls.extend(admission, more)
+
+    async def refusal(
+        self, scope: Scope, method: str, path: str, admission: Admission, denial: Denial
+    ) -> Refusal:
+        profile = self._profile
+        if profile is None:
+            return refusal_of(denial)
+        refused = admission.refused
+        if refused is None or refused.denial is not denial:
+            refused = Refused(denial)
+        headers = admission.asked[2]
+        return Refusal(*reply_parts(self._worded(profile, refused, method, path, headers)))
+
+    # -- its ending -----------------------------------------------------------------------------------
 
     def _worded(
         self, profile: Profile, refused: Refused, method: str, path: str, headers: Mapping[str, str]
@@ -97,7 +127,7 @@ class RemoteDoor:
         if not self._has_usage_headers:
             return worded
         try:
-            used = await self._toll.preview_headers(admitted.admission, outcome)
+            used = await self._toll.hold_calls.preview_headers(admitted.admission, outcome)
         except TollkeeperError as exc:
             # The answer is not worth less without them; its settlement follows.
             log.warning("tollkeeper.remote.no_usage_headers", extra={"reason": str(exc)})
@@ -131,6 +161,35 @@ class RemoteDoor:
     async def void(self, admission: Admission) -> None:
         await self._toll.void_async(admission)
 
+    async def deny(self, admission: Admission, denial: Denial, model: str) -> None:
+        # The server has the denial, and records it with the void.
+        await self.void(admission)
+
+    async def settle_later(self, admission: Admission, outcome: Outcome, timeout_s: int | None) -> None:
+        if not self._durable:
+            self.settle_later_soon(admission, outcome, timeout_s)
+            return
+        await self._settle_later(admission, outcome, timeout_s)
+
+    async def _settle_later(self, admission: Admission, outcome: Outcome, timeout_s: int | None) -> None:
+        later_s = timeout_s or self._toll.hold_s or HOLD_S_DEFAULT
+        admission.state = "ended"
+        try:
+            await self._toll.hold_calls.settle_at_expiry_async(admission, outcome, later_s)
+        except (HoldUnknown, HoldEnded) as exc:
+            # Its usage was stated meanwhile; or it ran longer than its hold, and is booked when it states some.
+            log.warning("tollkeeper.remote.not_open", extra={"hold_id": admission.id, "reason": str(exc)})
+        except BaseException:
+            self._toll.settle_later(admission, outcome, later_s)
+            raise
+
+    def settle_late(self, admission: Admission, outcome: Outcome) -> None:
+        if not self._toll.settle_later(admission, outcome):
+            raise Unavailable(f"The usage of {admission.id} cannot be kept: it is lost, see the log.")
+
+    def void_late(self, admission: Admission) -> None:
+        self._toll.void_later(admission)
+
     def settle_soon(self, admission: Admission, outcome: Outcome) -> None:
         self._spawn(
             lambda: self._settle(admission, outcome), lambda: self._toll.settle_later(admission, outcome)
@@ -140,6 +199,17 @@ class RemoteDoor:
 
     def void_soon(self, admission: Admission) -> None:
         self._spawn(lambda: self._toll.void_async(admission), lambda: self._toll.void_later(admission))
+        admission.state = "ended"
+
+    def deny_soon(self, admission: Admission, denial: Denial, model: str) -> None:
+        self.void_soon(admission)
+
+    def settle_later_soon(self, admission: Admission, outcome: Outcome, timeout_s: int | None) -> None:
+        later_s = timeout_s or self._toll.hold_s or HOLD_S_DEFAULT
+        self._spawn(
+            lambda: self._settle_later(admission, outcome, timeout_s),
+            lambda: self._toll.settle_later(admission, outcome, later_s),
+        )
         admission.state = "ended"
 
     def _spawn(self, end: Callable[[], Coroutine[Any, Any, None]], keep: Callable[[], bool]) -> None:

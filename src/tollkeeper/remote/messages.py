@@ -10,19 +10,22 @@ import msgspec
 from tollkeeper import errors
 from tollkeeper.domain.decisions import STATUS_BY_REASON, Amounts, Denial
 from tollkeeper.domain.events import parse_time_us
+from tollkeeper.domain.extensions import Extension
 from tollkeeper.domain.quantities import parse_quantities, parse_quantity, quantities_json, quantity_of_unit
 from tollkeeper.domain.requests import Outcome, Usage
-from tollkeeper.http.wire import AuthorizeAnswer, SettleAnswer
+from tollkeeper.http.wire import AuthorizeAnswer, ExpectAnswer, SettleAnswer
 from tollkeeper.remote.admission import Admission, Settled
 from tollkeeper.remote.connections import Answer
 
 AUTHORIZE: Final = "/tk/v1/authorize"
+EXPECT: Final = "/tk/v1/expect"
 SETTLE: Final = "/tk/v1/settle"
 VOID: Final = "/tk/v1/void"
 USAGE: Final = "/tk/v1/usage"
 _SHOWN_CHARS_MAX: Final = 200
 _encode: Final = msgspec.json.Encoder().encode
 _AUTHORIZED: Final = msgspec.json.Decoder(AuthorizeAnswer)
+_EXPECTED: Final = msgspec.json.Decoder(ExpectAnswer)
 _SETTLED: Final = msgspec.json.Decoder(SettleAnswer)
 
 
@@ -61,14 +64,37 @@ def authorize_body(
     return _encode(body | _stated(more) | _usage(expected, model))
 
 
+def expect_body(admission: Admission, expected: Usage, tags: Mapping[str, str], hold_s: int | None) -> bytes:
+    """Return the body of an expect; the same values make the same body."""
+    key, answer_as, headers = admission.asked
+    body = {"hold_id": admission.id, "account": admission.account_id, "tags": dict(tags)}
+    more = {"ttl_s": hold_s, "key": key, "answer_as": answer_as, "request_headers": headers}
+    return _encode(body | _stated(more) | _usage(expected, expected.model or expected.response_model))
+
+
+def extend_body(admission: Admission, more: Usage, hold_s: int | None) -> bytes:
+    """Return the body of an expect with more than *admission* holds."""
+    expected = admission.expected
+    body = {"hold_id": admission.id, "account": admission.account_id, "more": _usage(more, more.model)}
+    return _encode(body | _stated({"ttl_s": hold_s}) | _usage(expected, expected.model))
+
+
 def settle_body(
-    hold_id: str, account_id: str, expected: Usage, outcome: Outcome, *, preview: bool = False
+    hold_id: str,
+    account_id: str,
+    expected: Usage,
+    outcome: Outcome,
+    *,
+    preview: bool = False,
+    later_s: int | None = None,
 ) -> bytes:
     """Return the body of a settle; *expected* is that of the admission."""
     usage = outcome.usage
     body: dict[str, Any] = {"hold_id": hold_id, "account": account_id, "status": outcome.status}
     if preview:
         body["preview"] = True
+    if later_s is not None:
+        body["later_s"] = later_s
     if outcome.latency_us is not None:
         body["latency_ms"] = outcome.latency_us / 1000
     # The response's model counts where neither the caller nor the hold names one.
@@ -126,12 +152,43 @@ def authorized(answer: Answer) -> AuthorizeAnswer | Refused:
     if answer.status == 200:
         said: AuthorizeAnswer = decoded(_AUTHORIZED, answer)
         return said
+    return _refused(answer)
+
+
+def _refused(answer: Answer) -> Refused:
     problem = _problem(answer)
     code = problem.get("code")
     if code in STATUS_BY_REASON:
         reply = problem.get("reply")
         return Refused(denial_of(problem), None if reply is None else msgspec.convert(reply, VendorReply))
     raise error_of(answer, problem)
+
+
+def expected(answer: Answer) -> ExpectAnswer | Refused:
+    """Return what an expect was answered. Raises the server's error."""
+    if answer.status == 200:
+        said: ExpectAnswer = decoded(_EXPECTED, answer)
+        return said
+    return _refused(answer)
+
+
+def extension_of(said: ExpectAnswer, more: Usage) -> Extension:
+    """Return what of *more* was granted."""
+    granted = said.granted
+    denial = None if said.denial is None else denial_of(said.denial)
+    if granted is None:
+        return Extension(denial=denial)
+    tokens = granted.tokens
+    part = more._replace(
+        prompt_tokens=tokens.prompt,
+        cached_prompt_tokens=tokens.cached_prompt,
+        completion_tokens=tokens.completion,
+        reasoning_tokens=tokens.reasoning,
+        cost_nanos=None if granted.cost_nanos is None else int(granted.cost_nanos),
+        credits=granted.credits,
+        quantities=parse_quantities(granted.quantities),
+    )
+    return Extension(part, denial)
 
 
 def settled(answer: Answer) -> Settled:

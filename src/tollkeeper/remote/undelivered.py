@@ -73,9 +73,10 @@ class Undelivered:
         After `close` it is sent before this returns, or lost.
         """
         with self._lock:
-            full = len(self._kept) >= KEPT_MAX
+            full = (path, hold_id) not in self._kept and len(self._kept) >= KEPT_MAX
             if not full:
-                self._kept.setdefault((path, hold_id), (body, 0))
+                # In place of one that was to be booked later.
+                self._kept[path, hold_id] = body, 0
         if full:
             self._lose(path, hold_id, body, f"{KEPT_MAX} are kept already")
             return False
@@ -179,7 +180,8 @@ class Undelivered:
                 if path != messages.VOID or not isinstance(error, HoldEnded | HoldUnknown):
                     self._lose(path, hold_id, body, error)
             with self._lock:
-                self._kept.pop(at, None)
+                if self._kept.get(at, (body,))[0] is body:
+                    self._kept.pop(at, None)
         return not self._kept
 
     def _lose(self, path: str, hold_id: str, body: bytes, why: TollkeeperError | str) -> None:

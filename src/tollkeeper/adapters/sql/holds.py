@@ -45,6 +45,12 @@ class SqlHolds:
             lambda rows: sa.delete(holds).where(sa.or_(*map(_of_hold, rows))),
             ("account_id", "hold_id"),
         )
+        self._amend_hold = Prepared(
+            engine,
+            lambda rows: sa.update(holds).where(_of_hold(rows[0])).values(body=rows[0]["body"]),
+            ("account_id", "hold_id", "body"),
+            sizes=(1,),
+        )
         self._end_hold = Prepared(
             engine,
             lambda rows: (
@@ -57,15 +63,23 @@ class SqlHolds:
         )
 
     def write(
-        self, tx: sa.Connection, opened: Sequence[StoredHold], ended: Sequence[EndedHold], now_us: int
+        self,
+        tx: sa.Connection,
+        opened: Sequence[StoredHold],
+        amended: Sequence[StoredHold],
+        ended: Sequence[EndedHold],
+        now_us: int,
     ) -> None:
-        """Open and end holds in a transaction of the ledger; one hold may do both."""
+        """Open, amend and end holds in a transaction of the ledger; one hold may do all three, in this order."""
         self._open_hold.run(
             tx,
             [
                 (hold.account_id, hold.hold_id, hold.state, _encode_body(hold.body).decode(), now_us)
                 for hold in opened
             ],
+        )
+        self._amend_hold.run(
+            tx, [(hold.account_id, hold.hold_id, _encode_body(hold.body).decode()) for hold in amended]
         )
         self._forget_hold.run(tx, [(e.account_id, e.hold_id) for e in ended if e.ending == "settled"])
         self._end_hold.run(

@@ -74,7 +74,7 @@ class SqlLedger:
 
     def _write(self, tx: sa.Connection, commit_seq: int, group: Group) -> Committed:
         now_us = group.now_us
-        self._holds.write(tx, group.opened, group.ended, now_us)
+        self._holds.write(tx, group.opened, group.amended, group.ended, now_us)
         charges = {at: amount for at, amount in group.charges.items() if amount}
         if charges:
             self._charge(tx, charges, now_us)

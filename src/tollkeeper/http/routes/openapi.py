@@ -125,6 +125,25 @@ HOT: Final[Mapping[str, OperationDoc]] = {
         ),
         problems=(402, 409, 413),
     ),
+    f"{PREFIX}/expect": OperationDoc(
+        "Change what an open hold holds",
+        "requests",
+        OPERATOR,
+        {200: json_answer(wire.ExpectAnswer, "The hold as it is now; it is durable.")},
+        description="Replaces what a hold sets aside by the real model and the most that the request may use in all, "
+        "in one step. A refusal is answered as by `authorize`, and changes nothing: the hold may ask again, and is "
+        "counted as refused when it is voided. With `more`, as much of it as fits is held in addition, to the last "
+        "token that is paid for; `denial` says why it is not all.",
+        body=BodyDoc(
+            {"application/json": wire.ExpectRequest},
+            {
+                "hold_id": "0198c0de-0000-7000-8000-000000000001",
+                "model": "gpt-4o",
+                "tokens": {"prompt": 1200, "completion": 500},
+            },
+        ),
+        problems=(402, 404, 409, 413),
+    ),
     f"{PREFIX}/settle": OperationDoc(
         "Book what a request used",
         "requests",
