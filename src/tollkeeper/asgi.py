@@ -49,6 +49,8 @@ class Middleware:
             these paths too. Preflights of browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
+        sessions: Whether session tokens are admitted beside api keys, for their account's own pools; as the profile's
+            vendor does by default (`regsn` does; native does not).
         durable: Hold the end of the response back until the request is booked durably. Without it the
             booking follows within a few ms, and a crash in between loses it.
     """
@@ -63,6 +65,7 @@ class Middleware:
         exempt: frozenset[str] | set[str] = frozenset(),
         durable: bool = True,
         profile: str | None = None,
+        sessions: bool | None = None,
     ) -> None:
         self.app = app
         self.toll = toll
@@ -73,14 +76,14 @@ class Middleware:
         must_be_asgi(app)
         if (door := getattr(toll, "door", None)) is not None:
             self._cors = Cors(toll.cors_origins)  # type: ignore[union-attr]
-            self._door = door(profile=profile, durable=durable)
+            self._door = door(profile=profile, durable=durable, sessions=sessions)
             return
         # Loads the stores, which a client of a server does without.
         from tollkeeper.http.embedded_door import EmbeddedDoor
 
         installation: Installation = toll.installation  # type: ignore[union-attr]
         self._cors = Cors(installation.settings.cors_origins)
-        self._door = EmbeddedDoor(installation, profile=profile, durable=durable)
+        self._door = EmbeddedDoor(installation, profile=profile, durable=durable, sessions=sessions)
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

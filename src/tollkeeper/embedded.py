@@ -23,6 +23,7 @@ from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.keyless import Keyless, check_keyless
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
@@ -71,15 +72,48 @@ class Tollkeeper:
         expected: Usage = NO_USAGE,
         *,
         tags: Mapping[str, str] = NO_TAGS,
+        session: str = "",
+        account: str = "",
+        user: str = "",
+        project: str = "",
+        profile: str = "",
     ) -> Admission | Denial:
         """
         Decide one request, in microseconds. Settle or void the admission; dropped, it is voided.
 
+        A request without a key has an empty *api_key* and names its *session* or *account*. It draws on the account's
+        own pools, as the requests of its keys do.
+
         Args:
             expected: The most that the request may use, so that no budget is passed, and its model.
             tags: Those of its event, by which limits and budgets may count it; `Outcome.tags` replace them.
+            session: The token of a user who signed in: its account pays. An expired or foreign one is refused (401).
+            account: The account that pays, as your own backend knows it.
+            user: With *account*, who signed in: rate limits per key count each user apart.
+            project: With *session* or *account*, the project that the request is for.
+            profile: With *session* or *account*, the profile whose routes are called; all unless given.
+
+        Raises:
+            BadParameter: Two of *api_key*, *session* and *account* are given, or *user* or *project* goes with none.
         """
-        return self.installation.holds.admit(api_key, method, path, expected, tags)
+        if not (session or account or user or project or profile):
+            return self.installation.holds.admit(api_key, method, path, expected, tags)
+        caller = self._without_key(api_key, session, account, user, project, profile)
+        if isinstance(caller, Denial):
+            self.installation.holds.record_denial("", method, path, caller)
+            return caller
+        return self.installation.holds.admit(caller, method, path, expected, tags)
+
+    def _without_key(
+        self, api_key: str, session: str, account: str, user: str, project: str, profile: str
+    ) -> Keyless | Denial:
+        check_keyless(api_key, session, account, user)
+        if account:
+            return Keyless(account, user, project, profile)
+        found = self.installation.account_sessions.find(session)
+        if isinstance(found, Denial):
+            return found
+        return Keyless(found.account_id, found.user_id, project, profile)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = False) -> Record:
         """

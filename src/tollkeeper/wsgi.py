@@ -18,21 +18,24 @@ from wsgiref.util import FileWrapper
 
 from tollkeeper import forks
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.keyless import Caller
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.http.cors import Cors, is_preflight
-from tollkeeper.http.credentials import credentials
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials
 from tollkeeper.http.denials import denial_body, denial_headers
 from tollkeeper.http.environs import scope_of, status_line, text_headers
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import forked_parts
 from tollkeeper.http.interfaces import must_be_wsgi
 from tollkeeper.http.known_key import KnownKey
-from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of
+from tollkeeper.http.metered import Dialect, TextHeaders, admits_sessions, dialect_of
 from tollkeeper.http.paths import app_path
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.metering import ENVIRON_KEY, HasInstallation, Metering, outcome_of
+from tollkeeper.profiles.base import NATIVE
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -57,6 +60,7 @@ class Middleware:
             browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
+        sessions: Whether session tokens are admitted beside api keys: see `asgi.Middleware`.
         durable: Hold the end of the response back until the request is booked durably. Without it the
             booking follows within a few ms, and a crash in between loses it.
 
@@ -74,6 +78,7 @@ class Middleware:
         exempt: frozenset[str] | set[str] = frozenset(),
         durable: bool = True,
         profile: str | None = None,
+        sessions: bool | None = None,
     ) -> None:
         self.app = app
         self.toll = toll
@@ -81,13 +86,14 @@ class Middleware:
         self._holds = installation.holds
         self._expect = expect
         self._tags = tags
-        self._known_key = KnownKey(installation.holds, installation.gate)
+        self._known_key = KnownKey(installation.holds, installation.gate, installation.account_sessions)
         self._exempt = Exemptions(exempt)
         self._cors = Cors(installation.settings.cors_origins)
         self._durable = durable
         self._now_us = installation.clock.now_us
         self._request_id = installation.gate.new_id
         self._dialect = dialect_of(installation, profile)
+        self._sessions = admits_sessions(self._dialect, sessions)
         must_be_wsgi(app)
 
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
@@ -101,7 +107,9 @@ class Middleware:
         tags = NO_TAGS if self._tags is None else self._tags(environ)
         dialect = self._dialect
         if dialect is None:
-            found = self._known_key.admit(credentials(raw_headers, bare=True), method, path, expected, tags)
+            longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
+            secrets = credentials(raw_headers, bare=True, chars_max=longest)
+            found = self._admit(self._caller(secrets, NATIVE), method, path, expected, tags)
             if isinstance(found, Denial):
                 headers = [
                     (b"content-type", b"application/problem+json"),
@@ -115,17 +123,30 @@ class Middleware:
         secret = dialect.credential(texts)
         # Those that the caller states win over those of its headers.
         tags = {**dialect.tags(texts), **tags}
-        found = self._holds.admit(secret, method, path, expected, tags)
-        if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
+        caller = self._caller([secret], dialect.profile.name)
+        found = self._admit(caller, method, path, expected, tags)
+        who = secret if isinstance(caller, Denial) else caller
+        if not isinstance(found, Denial) and (objection := dialect.objection(found, who)) is not None:
             self._holds.void(found)
             found = objection
         if isinstance(found, Denial):
-            reply = dialect.refused(secret, method, path, texts, found, request_id)
+            reply = dialect.refused(who, method, path, texts, found, request_id)
             status, told, body = reply_parts(reply)
             told = [*told, *self._cors.headers(raw_headers)]
             return _refusal(method, start_response, status, told, body)
         worded = (dialect, dialect.headers(found, request_id))
         return self._run(Metering(found), method, environ, start_response, worded)
+
+    def _caller(self, secrets: list[str], profile: str) -> Caller | Denial:
+        return self._known_key.caller(secrets, profile) if self._sessions else self._known_key.of(secrets)
+
+    def _admit(
+        self, caller: Caller | Denial, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admission | Denial:
+        if isinstance(caller, Denial):
+            self._holds.record_denial("", method, path, caller)
+            return caller
+        return self._holds.admit(caller, method, path, expected, tags)
 
     def _run(
         self,

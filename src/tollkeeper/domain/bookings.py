@@ -46,6 +46,10 @@ class HoldBody(msgspec.Struct, frozen=True):
     quantities: dict[str, int] = {}
     """Expected, in micro-units."""
     variant: str = ""
+    user: str = ""
+    """Of a request without a key: who signed in."""
+    profile: str = "native"
+    """Of a request without a key."""
 
 
 class StoredHold(NamedTuple):

@@ -83,7 +83,7 @@ class App:
             Dialects(
                 installation.profile_settings, installation.gate, installation.directory, installation.clock
             ),
-            KnownKey(installation.holds, installation.gate),
+            KnownKey(installation.holds, installation.gate, installation.account_sessions),
             installation.clock,
             new_id=installation.gate.new_id,
             threads=self.executors.hot,

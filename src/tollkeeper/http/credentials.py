@@ -14,7 +14,9 @@ from typing import Final
 from tollkeeper.http.asgi_types import RawHeaders
 
 SECRET_CHARS_MAX: Final = 512
-"""No key is longer. `wire.AuthorizeRequest` has the same bound."""
+"""No key is longer."""
+TOKEN_CHARS_MAX: Final = 8_192
+"""No session token is longer. `wire.AuthorizeRequest` has the same bound."""
 HEADERS: Final = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 """Where a key may be."""
 SECRETS_MAX: Final = 5
@@ -25,19 +27,20 @@ class Ambiguous(Exception):
     """A request has two credentials that are known and differ."""
 
 
-def credentials(headers: RawHeaders, *, bare: bool = False) -> list[str]:
+def credentials(headers: RawHeaders, *, bare: bool = False, chars_max: int = SECRET_CHARS_MAX) -> list[str]:
     """
     Return the distinct secrets in *headers*, that of `Authorization` first; at most `SECRETS_MAX`.
 
     Args:
         bare: Take the whole value of an `Authorization` without a scheme, as clients of a provider's API may send
             their key.
+        chars_max: Longer values are passed over.
     """
     found: list[str] = []
     for name, value in headers:
-        if name in HEADERS and len(value) <= SECRET_CHARS_MAX + len("Bearer "):
+        if name in HEADERS and len(value) <= chars_max + len("Bearer "):
             secret = _secret(name, value.decode("latin-1").strip(), bare=bare)
-            if secret and secret not in found and len(secret) <= SECRET_CHARS_MAX:
+            if secret and secret not in found and len(secret) <= chars_max:
                 # What `Authorization` has is tried first, whatever the order of the headers.
                 found.insert(0 if name == b"authorization" else len(found), secret)
     return found[:SECRETS_MAX]

@@ -70,7 +70,7 @@ class HasDoor(Protocol):
     cors_origins: str
     """As the setting."""
 
-    def door(self, *, profile: str | None, durable: bool) -> Door:
+    def door(self, *, profile: str | None, durable: bool, sessions: bool | None) -> Door:
         """Return the door for one middleware; its options are those of `asgi.Middleware`."""
 
 
