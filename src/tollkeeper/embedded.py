@@ -11,7 +11,9 @@ Everything here may be called from any thread. What waits (usage, ingest) blocks
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
+from tollkeeper.http.control import open_control
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.budget_top_ups import PostedTopUp, TopUpRequest
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from tollkeeper import asgi, wsgi
     from tollkeeper.http.asgi_types import ASGIApp
+    from tollkeeper.http.mounted import MountedApi
     from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
     from tollkeeper.meter.price_preview import PreviewRow
@@ -49,18 +53,23 @@ class Tollkeeper:
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
+        self._closing = ExitStack()
 
     @classmethod
     def open(cls, data_dir: str | None = None, *, clock: Clock | None = None, **settings: Any) -> Tollkeeper:
         """
         Open or create the installation in *data_dir*; other settings are those of `settings.Settings`.
 
+        The commands of this user that name the directory work meanwhile, through a socket in it (`http.control`).
+
         Raises:
             BadParameter: A setting has a bad value.
             DataDirectoryInUse: Another process has the directory.
             Unavailable: A store cannot be opened.
         """
-        return cls(Installation(load({"data_dir": data_dir, **settings}), clock=clock))
+        toll = cls(Installation(load({"data_dir": data_dir, **settings}), clock=clock))
+        toll._closing.callback(open_control(toll.installation).close)
+        return toll
 
     # -- one request ----------------------------------------------------------------------------------
 
@@ -151,6 +160,30 @@ class Tollkeeper:
         from tollkeeper.wsgi import Middleware
 
         return Middleware(app, self, **options)
+
+    def api(self, *, operator_key: str | None = None) -> MountedApi:
+        """
+        Return the API of this installation as an ASGI app: `/tk/v1`, the profiles and the metrics, as `serve` has them.
+
+        It may be mounted under any path; close the installation last. Call it once.
+
+        Args:
+            operator_key: Replaces the installation's operator key, as `TOLLKEEPER_OPERATOR_KEY` does, which is taken
+                unless this is given. An installation that never had one serves its customers' keys only.
+
+        Raises:
+            BadParameter: *operator_key* does not begin with `ok_`, or is too short.
+        """
+        from tollkeeper.http.app import build_app
+        from tollkeeper.http.mounted import MountedApi
+        from tollkeeper.http.server import ensure_operator_key
+
+        given = operator_key or os.environ.get("TOLLKEEPER_OPERATOR_KEY")
+        if given:
+            ensure_operator_key(self.installation, given)
+        app = build_app(self.installation)
+        self._closing.callback(app.close)
+        return MountedApi(app)
 
     # -- metering and usage ---------------------------------------------------------------------------
 
@@ -344,7 +377,10 @@ class Tollkeeper:
 
     def close(self) -> None:
         """Commit and relay what is queued, then release everything. A repeat changes nothing."""
-        self.installation.close()
+        try:
+            self._closing.close()
+        finally:
+            self.installation.close()
 
     def __enter__(self) -> Tollkeeper:
         return self

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import msgspec
@@ -69,10 +69,11 @@ class App:
         self,
         installation: Installation,
         api: Callable[[Authenticator, Executors, tuple[Probe, ...]], ASGIApp],
+        operators: Collection[str] | None = None,
     ) -> None:
         self.installation = installation
         settings = installation.settings
-        self.authenticator = authenticator_of(installation)
+        self.authenticator = authenticator_of(installation, operators)
         self.executors = Executors()
         self._probes = probes_of(installation.ledger, installation.store)
         self._body_bytes_max = settings.body_bytes_max
@@ -271,18 +272,23 @@ class _ForkedApp(App):
             await send_forked(scope, receive, send)
 
 
-def authenticator_of(installation: Installation) -> Authenticator:
-    """Return the authenticator of *installation*, with the operator keys of now."""
+def authenticator_of(installation: Installation, operators: Collection[str] | None = None) -> Authenticator:
+    """Return the authenticator of *installation*, with the hashes of *operators*, by default those of now."""
     return Authenticator(
-        installation.operator_keys.all(),
+        installation.operator_keys.all() if operators is None else operators,
         installation.directory,
         installation.clock,
         address_header=installation.settings.client_address_header,
     )
 
 
-def build_app(installation: Installation) -> App:
-    """Return the HTTP surface of *installation*."""
+def build_app(installation: Installation, operators: Collection[str] | None = None) -> App:
+    """
+    Return the HTTP surface of *installation*.
+
+    Args:
+        operators: Hashes of the operator keys that are good there; those of the installation unless given.
+    """
     from tollkeeper.http.api import build_api
 
     return App(
@@ -290,6 +296,7 @@ def build_app(installation: Installation) -> App:
         lambda authenticator, executors, probes: build_api(  # type: ignore[arg-type,return-value]
             installation, authenticator, version=__version__, executors=executors, probes=probes
         ),
+        operators,
     )
 
 
