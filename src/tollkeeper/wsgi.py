@@ -23,8 +23,9 @@ from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.cors import Cors, is_preflight
-from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials, query_without
 from tollkeeper.http.denials import denial_body, denial_headers
+from tollkeeper.http.doors import check_key_parameter
 from tollkeeper.http.environs import scope_of, status_line, text_headers
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import forked_parts
@@ -60,7 +61,7 @@ class Middleware:
             browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
-        sessions: Whether session tokens are admitted beside api keys: see `asgi.Middleware`.
+        sessions, key_parameter: See `asgi.Middleware`. Servers have the whole address in other variables too.
         durable: Hold the end of the response back until the request is booked durably. Without it the
             booking follows within a few ms, and a crash in between loses it.
 
@@ -79,7 +80,9 @@ class Middleware:
         durable: bool = True,
         profile: str | None = None,
         sessions: bool | None = None,
+        key_parameter: str = "",
     ) -> None:
+        self._key_parameter = key_parameter
         self.app = app
         self.toll = toll
         installation = toll.installation
@@ -94,6 +97,7 @@ class Middleware:
         self._request_id = installation.gate.new_id
         self._dialect = dialect_of(installation, profile)
         self._sessions = admits_sessions(self._dialect, sessions)
+        check_key_parameter(key_parameter, "" if self._dialect is None else self._dialect.profile.name)
         must_be_wsgi(app)
 
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
@@ -108,7 +112,10 @@ class Middleware:
         dialect = self._dialect
         if dialect is None:
             longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
-            secrets = credentials(raw_headers, bare=True, chars_max=longest)
+            query = environ.get("QUERY_STRING", "").encode("latin-1")
+            secrets = credentials(
+                raw_headers, bare=True, chars_max=longest, query=query, parameter=self._key_parameter
+            )
             found = self._admit(self._caller(secrets, NATIVE), method, path, expected, tags)
             if isinstance(found, Denial):
                 headers = [
@@ -117,6 +124,8 @@ class Middleware:
                     *self._cors.headers(raw_headers),
                 ]
                 return _refusal(method, start_response, found.status, headers, denial_body(found))
+            if self._key_parameter:
+                environ["QUERY_STRING"] = query_without(query, self._key_parameter).decode("latin-1")
             return self._run(Metering(found), method, environ, start_response, None)
         request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
         texts = dict(text_headers(raw_headers))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypedDict
 
 from tollkeeper.domain.catalog import Account, Budget, Key, Plan, Subscription
 from tollkeeper.domain.entitlements import KEYLESS, NO_ROUTES, Entitlement, RouteCalls, resolve
@@ -48,6 +48,16 @@ class Keyless(NamedTuple):
 
 Caller: TypeAlias = str | Keyless
 """The secret of an api key as the caller sent it, or a caller without a key."""
+
+
+class WithoutKey(TypedDict, total=False):
+    """How a client names the caller of a request without a key: see `embedded.Tollkeeper.admit`."""
+
+    session: str
+    account: str
+    user: str
+    project: str
+    profile: str
 
 
 def check_keyless(api_key: str, session: str, account: str, user: str) -> None:

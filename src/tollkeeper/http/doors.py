@@ -70,7 +70,7 @@ class HasDoor(Protocol):
     cors_origins: str
     """As the setting."""
 
-    def door(self, *, profile: str | None, durable: bool, sessions: bool | None) -> Door:
+    def door(self, *, profile: str | None, durable: bool, sessions: bool | None, key_parameter: str) -> Door:
         """Return the door for one middleware; its options are those of `asgi.Middleware`."""
 
 
@@ -83,6 +83,15 @@ def refusal_of(denial: Denial) -> Refusal:
     """Return *denial* as its problem document."""
     headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), *denial_headers(denial)]
     return Refusal(denial.status, headers, denial_body(denial))
+
+
+def check_key_parameter(name: str, profile: str) -> None:
+    """Raise `BadParameter` where an API that speaks a *profile* is to read keys from a query: no vendor does."""
+    if name and profile not in ("", "native"):
+        raise BadParameter(
+            f"key_parameter must be empty with profile {profile!r}, which reads keys as its vendor does: in headers",
+            field="key_parameter",
+        )
 
 
 def check_profile(name: str) -> None:

@@ -12,7 +12,7 @@ from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.asgi_types import Scope
 from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials
-from tollkeeper.http.doors import Admitted, Refusal, refusal_of, text_headers
+from tollkeeper.http.doors import Admitted, Refusal, check_key_parameter, refusal_of, text_headers
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.known_key import KnownKey, may_be_session
 from tollkeeper.http.metered import TextHeaders, admits_sessions, dialect_of
@@ -35,7 +35,9 @@ class EmbeddedDoor:
         profile: str | None,
         durable: bool,
         sessions: bool | None = None,
+        key_parameter: str = "",
     ) -> None:
+        self._key_parameter = key_parameter
         self._holds = installation.holds
         self._durable = durable
         self._now_us = installation.clock.now_us
@@ -44,6 +46,7 @@ class EmbeddedDoor:
         self._known_key = KnownKey(installation.holds, installation.gate, installation.account_sessions)
         self._dialect = dialect_of(installation, profile)
         self._sessions = admits_sessions(self._dialect, sessions)
+        check_key_parameter(key_parameter, "" if self._dialect is None else self._dialect.profile.name)
 
     async def admit(
         self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
@@ -51,7 +54,13 @@ class EmbeddedDoor:
         dialect = self._dialect
         if dialect is None:
             longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
-            secrets = credentials(scope["headers"], bare=True, chars_max=longest)
+            secrets = credentials(
+                scope["headers"],
+                bare=True,
+                chars_max=longest,
+                query=scope.get("query_string", b""),
+                parameter=self._key_parameter,
+            )
             if self._sessions and any(map(may_be_session, secrets)):
                 caller = await self._threads.run(self._known_key.caller, secrets, NATIVE)
                 found = await self._admit(caller, method, path, expected, tags)

@@ -7,18 +7,19 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.keyless import WithoutKey
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, HoldEnded, TollkeeperError, Unavailable
 from tollkeeper.gate.ids import Ids
-from tollkeeper.http.credentials import SECRET_CHARS_MAX
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX
 from tollkeeper.remote import messages
 from tollkeeper.remote.address import parse_address
 from tollkeeper.remote.admission import Admission, Settled
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from tollkeeper.remote.door import RemoteDoor
 
 TIMEOUT_S: Final = 5.0
-NATIVE: Final = "native"
 _KEY_UNKNOWN: Final = Denial("key_unknown", "The api key is not known here.")
 
 _AWAY: Final = Denial("unavailable", "Requests cannot be decided now: try again shortly.", retry_after_s=1)
@@ -119,6 +119,7 @@ class Tollkeeper:
         expected: Usage = NO_USAGE,
         *,
         tags: Mapping[str, str] = NO_TAGS,
+        **who: Unpack[WithoutKey],
     ) -> Admission | Denial:
         """
         Decide one request: see `embedded.Tollkeeper.admit`. Its hold is durable when this returns.
@@ -127,10 +128,12 @@ class Tollkeeper:
             Unauthenticated, Forbidden: The server refuses *key*: no operator key of it.
             BadParameter: A value is beyond the server's bounds, such as a path of more than 2048 characters.
         """
+        without_key = messages.without_key(api_key, who)
         if len(api_key) > SECRET_CHARS_MAX:
             return _KEY_UNKNOWN
         hold_id = self._ids.new_id(self._clock.now_us())
-        body = self._authorize_body(hold_id, api_key, method, path, expected, tags)
+        stated = (hold_id, api_key, method, path, expected, tags, self._hold_s)
+        body = messages.authorize_body(*stated, without_key=without_key)
         tries = Tries(self._timeout_s)
         try:
             answer = self._try(tries, "POST", messages.AUTHORIZE, body)
@@ -195,9 +198,11 @@ class Tollkeeper:
         expected: Usage = NO_USAGE,
         *,
         tags: Mapping[str, str] = NO_TAGS,
+        **who: Unpack[WithoutKey],
     ) -> Admission | Denial:
         """`admit` for an event loop."""
-        found = await self.authorize(api_key, method, path, expected, tags)
+        without_key = messages.without_key(api_key, who)
+        found = await self.authorize(api_key, method, path, expected, tags, without_key=without_key)
         return found.denial if isinstance(found, Refused) else found
 
     async def authorize(
@@ -207,23 +212,19 @@ class Tollkeeper:
         path: str,
         expected: Usage,
         tags: Mapping[str, str],
-        *,
-        answer_as: str = NATIVE,
-        headers: Mapping[str, str] = {},
-        other_keys: Sequence[str] = (),
+        **more: Any,
     ) -> Admission | Refused:
         """
         `admit_async` for an API that speaks a profile: a refusal has the vendor's answer.
 
         Args:
-            headers: Of the request, from which the profile reads tags.
-            other_keys: What came in other headers: the one that is known counts.
+            more: Of `messages.authorize_body`.
         """
-        if len(api_key) > SECRET_CHARS_MAX:
+        if len(api_key) > TOKEN_CHARS_MAX:
             api_key = ""
         hold_id = self._ids.new_id(self._clock.now_us())
-        stated = (hold_id, api_key, method, path, expected, tags, answer_as, headers, other_keys)
-        body = self._authorize_body(*stated)
+        stated = (hold_id, api_key, method, path, expected, tags, self._hold_s)
+        body = messages.authorize_body(*stated, **more)
         tries = Tries(self._timeout_s)
         try:
             answer = await self._try_async(tries, "POST", messages.AUTHORIZE, body)
@@ -283,11 +284,11 @@ class Tollkeeper:
 
         return Middleware(app, self, **options)
 
-    def door(self, *, profile: str | None = None, durable: bool = True) -> RemoteDoor:
+    def door(self, **options: Any) -> RemoteDoor:
         """Return the gate for one middleware. Without *profile* it is native, whatever the server's root profile."""
         from tollkeeper.remote.door import RemoteDoor
 
-        return RemoteDoor(self, profile=profile, durable=durable)
+        return RemoteDoor(self, **{"profile": None, "durable": True, **options})
 
     # -- end ------------------------------------------------------------------------------------------
 
@@ -369,22 +370,6 @@ class Tollkeeper:
             if type(error) is Unavailable:
                 raise error
         return answer
-
-    def _authorize_body(
-        self,
-        hold_id: str,
-        api_key: str,
-        method: str,
-        path: str,
-        expected: Usage,
-        tags: Mapping[str, str],
-        answer_as: str = NATIVE,
-        headers: Mapping[str, str] = {},
-        other_keys: Sequence[str] = (),
-    ) -> bytes:
-        return messages.authorize_body(
-            hold_id, api_key, method, path, expected, tags, self._hold_s, answer_as, headers, other_keys
-        )
 
     def _found(
         self,

@@ -15,16 +15,23 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.errors import BadInput, TollkeeperError, Unavailable
 from tollkeeper.http.asgi_types import Scope
-from tollkeeper.http.credentials import credentials
-from tollkeeper.http.doors import Admitted, Refusal, check_profile, refusal_of, text_headers
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials
+from tollkeeper.http.doors import (
+    Admitted,
+    Refusal,
+    check_key_parameter,
+    check_profile,
+    refusal_of,
+    text_headers,
+)
 from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Call, MeteredProfile, Profile, Reply
 from tollkeeper.remote.admission import Admission
-from tollkeeper.remote.client import NATIVE, Tollkeeper
-from tollkeeper.remote.messages import Refused
+from tollkeeper.remote.client import Tollkeeper
+from tollkeeper.remote.messages import NATIVE, Refused
 
 _UNASKED: Final = Denial(
     "unavailable", "The request cannot be decided now: the server of the gate refuses.", retry_after_s=1
@@ -37,13 +44,24 @@ log = logging.getLogger("tollkeeper.remote")
 class RemoteDoor:
     """See `http.doors.Door`."""
 
-    def __init__(self, toll: Tollkeeper, *, profile: str | None, durable: bool) -> None:
+    def __init__(
+        self,
+        toll: Tollkeeper,
+        *,
+        profile: str | None,
+        durable: bool,
+        sessions: bool | None = None,
+        key_parameter: str = "",
+    ) -> None:
         name = profile or NATIVE
         check_profile(name)
+        check_key_parameter(key_parameter, name)
+        self._key_parameter = key_parameter
         self._toll = toll
         self._durable = durable
         self._name = name
         self._profile: Profile | None = None if name == NATIVE else load(name)
+        self._sessions = sessions
         self._has_usage_headers = isinstance(self._profile, MeteredProfile)
 
     async def admit(
@@ -53,7 +71,10 @@ class RemoteDoor:
         headers: dict[str, str] = {}
         others: list[str] = []
         if profile is None:
-            secret, *others = credentials(scope["headers"], bare=True) or [""]
+            longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
+            found_in = {"query": scope.get("query_string", b""), "parameter": self._key_parameter}
+            secrets = credentials(scope["headers"], bare=True, chars_max=longest, **found_in)
+            secret, *others = secrets or [""]
         else:
             headers = text_headers(scope["headers"])
             secret = profile.credential(headers)
@@ -68,6 +89,7 @@ class RemoteDoor:
                 answer_as=self._name,
                 headers=headers,
                 other_keys=others,
+                sessions=self._sessions,
             )
         except BadInput as exc:
             return _problem(exc, path)

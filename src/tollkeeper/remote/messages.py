@@ -10,12 +10,14 @@ import msgspec
 from tollkeeper import errors
 from tollkeeper.domain.decisions import STATUS_BY_REASON, Amounts, Denial
 from tollkeeper.domain.events import parse_time_us
+from tollkeeper.domain.keyless import WithoutKey, check_keyless
 from tollkeeper.domain.quantities import parse_quantities, parse_quantity, quantities_json, quantity_of_unit
 from tollkeeper.domain.requests import Outcome, Usage
 from tollkeeper.http.wire import AuthorizeAnswer, SettleAnswer
 from tollkeeper.remote.admission import Admission, Settled
 from tollkeeper.remote.connections import Answer
 
+NATIVE: Final = "native"
 AUTHORIZE: Final = "/tk/v1/authorize"
 SETTLE: Final = "/tk/v1/settle"
 VOID: Final = "/tk/v1/void"
@@ -50,15 +52,40 @@ def authorize_body(
     expected: Usage,
     tags: Mapping[str, str],
     hold_s: int | None,
-    answer_as: str,
-    headers: Mapping[str, str],
+    answer_as: str = NATIVE,
+    headers: Mapping[str, str] = {},
     other_keys: Sequence[str] = (),
+    sessions: bool | None = None,
+    without_key: WithoutKey | None = None,
 ) -> bytes:
-    """Return the body of an authorize; the same values make the same body."""
-    body = {"id": hold_id, "key": api_key, "method": method, "path": path, "answer_as": answer_as}
+    """
+    Return the body of an authorize; the same values make the same body.
+
+    Args:
+        answer_as: The profile that the API speaks: a refusal has the vendor's answer.
+        headers: Of the request, from which the profile reads tags.
+        other_keys: What came in other headers: the one that is known counts.
+        sessions: Whether *api_key* may be a session token; None: as the profile's vendor does.
+        without_key: Who calls without a key, in place of *api_key*: `session`, or `account` with its `user`, and more.
+    """
+    body: dict[str, Any] = {"id": hold_id, "method": method, "path": path}
+    if without_key is None:
+        body |= {"key": api_key, "answer_as": answer_as}
+    else:
+        body |= {name: value for name, value in without_key.items() if value}
+    if sessions is not None:
+        body["sessions"] = sessions
     model = expected.model or expected.response_model
     more = {"ttl_s": hold_s, "request_headers": headers, "tags": tags, "other_keys": other_keys}
     return _encode(body | _stated(more) | _usage(expected, model))
+
+
+def without_key(api_key: str, who: WithoutKey) -> WithoutKey | None:
+    """Return who calls without a key, as `authorize` takes it; None with a key. Raises `BadParameter`."""
+    if not any(who.values()):
+        return None
+    check_keyless(api_key, who.get("session", ""), who.get("account", ""), who.get("user", ""))
+    return who
 
 
 def settle_body(
