@@ -108,7 +108,7 @@ class Owner(Server):
         connection.sock = connect(self._path, TIMEOUT_S)
         try:
             body = request.data
-            connection.request(request.get_method(), request.selector, body, dict(request.header_items()))  # type: ignore[arg-type]
+            connection.request(request.get_method(), request.selector, body, dict(request.header_items()))
             answer = connection.getresponse()
             content = answer.read()
         finally:

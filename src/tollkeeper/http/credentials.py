@@ -54,9 +54,9 @@ def credentials(
             if secret and secret not in found and len(secret) <= chars_max:
                 # What `Authorization` has is tried first, whatever the order of the headers.
                 found.insert(0 if name == b"authorization" else len(found), secret)
-    for name, value in _pairs(query) if parameter else ():
-        if name == parameter and value and value not in found and len(value) <= chars_max:
-            found.append(value)
+    for field, secret in _pairs(query) if parameter else ():
+        if field == parameter and secret and secret not in found and len(secret) <= chars_max:
+            found.append(secret)
     return found[:SECRETS_MAX]
 
 

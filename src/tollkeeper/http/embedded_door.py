@@ -62,8 +62,8 @@ class EmbeddedDoor:
                 parameter=self._key_parameter,
             )
             if self._sessions and any(map(may_be_session, secrets)):
-                caller = await self._threads.run(self._known_key.caller, secrets, NATIVE)
-                found = await self._admit(caller, method, path, expected, tags)
+                of_secrets = await self._threads.run(self._known_key.caller, secrets, NATIVE)
+                found = await self._admit(of_secrets, method, path, expected, tags)
             else:
                 found = await self._threads.attempt(
                     self._known_key.admit, secrets, method, path, expected, tags

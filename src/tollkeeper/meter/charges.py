@@ -36,8 +36,8 @@ def charge_columns(table: pa.Table, directory: Directory) -> BatchCharges:
     scopes = [directory.scopes(*(value or "" for value in values)) for values in combos.values]
     charges: dict[CounterAt, int] = {}
     adjusted = ints(table, "adjustment_nanos") != 0
-    draws = any(scope.draws_from_us is not None for scope in scopes)
-    if not draws and not any(scope.budgets for scope in scopes) and not adjusted.any():
+    may_draw = any(scope.draws_from_us is not None for scope in scopes)
+    if not may_draw and not any(scope.budgets for scope in scopes) and not adjusted.any():
         return BatchCharges(charges, {})
     drawing: dict[str, list[Int64s]] = {}
     units = units_columns(table)
