@@ -162,6 +162,8 @@ class HotEndpoints:
 
     def _may_be_session(self, request: AuthorizeRequest) -> bool:
         """Return whether a key of *request* has the form of a session token, where one may be sent."""
+        if not (request.sessions or request.answer_as or request.profile):
+            return False
         if not any(map(may_be_session, _keys_of(request))):
             return False
         return admits_sessions(self._dialects.of(request.answer_as or request.profile), request.sessions)
@@ -322,6 +324,9 @@ def _keys_of(request: AuthorizeRequest) -> list[str]:
 
 def _checked_key(request: AuthorizeRequest) -> str:
     """Return the key of a request, "" if it names its caller otherwise. Raises `BadParameter` unless it names one."""
+    key = request.key
+    if key is not None and request.session is request.account is request.project is None and not request.user:
+        return key
     named = [name for name in ("key", "session", "account") if getattr(request, name) is not None]
     if len(named) != 1:
         field = named[1] if named else "key"
@@ -340,7 +345,7 @@ def _checked_key(request: AuthorizeRequest) -> str:
             raise BadParameter(
                 f"{name} must come with {' or '.join(goes_with)}, not with {named[0]}", field=name
             )
-    return request.key or ""
+    return key or ""
 
 
 def _operator_only(principal: Principal) -> None:
