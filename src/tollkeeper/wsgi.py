@@ -17,31 +17,24 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.util import FileWrapper
 
 from tollkeeper import forks
-from tollkeeper.domain.decisions import Denial
-from tollkeeper.domain.keyless import Caller
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
-from tollkeeper.gate.gate import Admission
 from tollkeeper.http.cors import Cors, is_preflight
-from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials, query_without
-from tollkeeper.http.denials import denial_body, denial_headers
-from tollkeeper.http.doors import check_key_parameter
+from tollkeeper.http.credentials import query_without
+from tollkeeper.http.doors import Admitted, HasSyncDoor, Refusal, SyncDoor
 from tollkeeper.http.environs import scope_of, status_line, text_headers
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import forked_parts
 from tollkeeper.http.interfaces import must_be_wsgi
-from tollkeeper.http.known_key import KnownKey
-from tollkeeper.http.metered import Dialect, TextHeaders, admits_sessions, dialect_of
+from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.paths import app_path
-from tollkeeper.http.profiles import reply_parts
-from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.metering import ENVIRON_KEY, HasInstallation, Metering, outcome_of
-from tollkeeper.profiles.base import NATIVE
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from tollkeeper.http.asgi_types import RawHeaders
+    from tollkeeper.installation import Installation
 
 __all__ = ["ENVIRON_KEY", "HasInstallation", "Metering", "Middleware"]
 
@@ -55,6 +48,7 @@ class Middleware:
     *app* behind the gate of *toll*. Any thread may call it.
 
     Args:
+        toll: `Tollkeeper` of this process, or `tollkeeper.remote.Tollkeeper`.
         expect: Returns the most that a request may use, from its environ, and its model; nothing is known by default.
         tags: Returns the tags of a request's event, from its environ: limits and budgets may count it by them.
         exempt: What passes without a key, e.g. `{"/healthz", "GET /docs/*"}` (see `http.exemptions`). Preflights of
@@ -72,7 +66,7 @@ class Middleware:
     def __init__(
         self,
         app: WSGIApplication,
-        toll: HasInstallation,
+        toll: HasInstallation | HasSyncDoor,
         *,
         expect: Callable[[WSGIEnvironment], Usage] | None = None,
         tags: Callable[[WSGIEnvironment], Mapping[str, str]] | None = None,
@@ -85,21 +79,27 @@ class Middleware:
         self._key_parameter = key_parameter
         self.app = app
         self.toll = toll
-        installation = toll.installation
-        self._holds = installation.holds
         self._expect = expect
         self._tags = tags
-        self._known_key = KnownKey(installation.holds, installation.gate, installation.account_sessions)
         self._exempt = Exemptions(exempt)
-        self._cors = Cors(installation.settings.cors_origins)
-        self._durable = durable
-        self._now_us = installation.clock.now_us
-        self._request_id = installation.gate.new_id
-        self._dialect = dialect_of(installation, profile)
-        self._sessions = admits_sessions(self._dialect, sessions)
-        check_key_parameter(key_parameter, "" if self._dialect is None else self._dialect.profile.name)
+        self._door: SyncDoor
         must_be_wsgi(app)
+        options: dict[str, Any] = {
+            "profile": profile,
+            "durable": durable,
+            "sessions": sessions,
+            "key_parameter": key_parameter,
+        }
+        if (door := getattr(toll, "sync_door", None)) is not None:
+            self._cors = Cors(toll.cors_origins)  # type: ignore[union-attr]
+            self._door = door(**options)
+            return
+        # Loads the stores, which a client of a server does without.
+        from tollkeeper.http.embedded_sync_door import EmbeddedSyncDoor
 
+        installation: Installation = toll.installation  # type: ignore[union-attr]
+        self._cors = Cors(installation.settings.cors_origins)
+        self._door = EmbeddedSyncDoor(installation, **options)
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -109,53 +109,14 @@ class Middleware:
             return self.app(environ, start_response)
         expected = NO_USAGE if self._expect is None else self._expect(environ)
         tags = NO_TAGS if self._tags is None else self._tags(environ)
-        dialect = self._dialect
-        if dialect is None:
-            longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
-            query = environ.get("QUERY_STRING", "").encode("latin-1")
-            secrets = credentials(
-                raw_headers, bare=True, chars_max=longest, query=query, parameter=self._key_parameter
-            )
-            found = self._admit(self._caller(secrets, NATIVE), method, path, expected, tags)
-            if isinstance(found, Denial):
-                headers = [
-                    (b"content-type", b"application/problem+json"),
-                    *denial_headers(found),
-                    *self._cors.headers(raw_headers),
-                ]
-                return _refusal(method, start_response, found.status, headers, denial_body(found))
-            if self._key_parameter:
-                environ["QUERY_STRING"] = query_without(query, self._key_parameter).decode("latin-1")
-            return self._run(Metering(found), method, environ, start_response, None)
-        request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
-        texts = dict(text_headers(raw_headers))
-        secret = dialect.credential(texts)
-        # Those that the caller states win over those of its headers.
-        tags = {**dialect.tags(texts), **tags}
-        caller = self._caller([secret], dialect.profile.name)
-        found = self._admit(caller, method, path, expected, tags)
-        who = secret if isinstance(caller, Denial) else caller
-        if not isinstance(found, Denial) and (objection := dialect.objection(found, who)) is not None:
-            self._holds.void(found)
-            found = objection
-        if isinstance(found, Denial):
-            reply = dialect.refused(who, method, path, texts, found, request_id)
-            status, told, body = reply_parts(reply)
-            told = [*told, *self._cors.headers(raw_headers)]
-            return _refusal(method, start_response, status, told, body)
-        worded = (dialect, dialect.headers(found, request_id))
-        return self._run(Metering(found), method, environ, start_response, worded)
-
-    def _caller(self, secrets: list[str], profile: str) -> Caller | Denial:
-        return self._known_key.caller(secrets, profile) if self._sessions else self._known_key.of(secrets)
-
-    def _admit(
-        self, caller: Caller | Denial, method: str, path: str, expected: Usage, tags: Mapping[str, str]
-    ) -> Admission | Denial:
-        if isinstance(caller, Denial):
-            self._holds.record_denial("", method, path, caller)
-            return caller
-        return self._holds.admit(caller, method, path, expected, tags)
+        found = self._door.admit(scope, method, path, expected, tags)
+        if isinstance(found, Refusal):
+            headers = [*found.headers, *self._cors.headers(raw_headers)]
+            return _refusal(method, start_response, found.status, headers, found.body)
+        if self._key_parameter:
+            query = query_without(scope["query_string"], self._key_parameter)
+            environ["QUERY_STRING"] = query.decode("latin-1")
+        return self._run(Metering(found.admission), method, environ, start_response, found)
 
     def _run(
         self,
@@ -163,25 +124,22 @@ class Middleware:
         method: str,
         environ: WSGIEnvironment,
         start_response: StartResponse,
-        worded: tuple[Dialect, TextHeaders] | None,
+        admitted: Admitted,
     ) -> Iterable[bytes]:
         environ[ENVIRON_KEY] = metering
         if _FILE_WRAPPER in environ:
             # A server's own may send a file past the middleware, which would not count it.
             environ[_FILE_WRAPPER] = FileWrapper
-        answer = _Answer(metering, method, start_response, worded, self._book)
+        answer = _Answer(metering, method, start_response, admitted, self._door, self._book)
         return answer.of(self.app, environ)
 
     def _book(self, answer: _Answer, *, wait: bool) -> None:
         metering = answer.metering
         if metering.void:
-            self._holds.void(metering.admission)
+            self._door.void(metering.admission)
             return
         outcome = outcome_of(metering, answer.status or 500, answer.started_ns, answer.bytes_out)
-        future = CommitFuture() if wait and self._durable else None
-        self._holds.settle(metering.admission, outcome, future)
-        if future is not None:
-            future.wait()
+        self._door.settle(metering.admission, outcome, wait=wait)
 
 
 class _Answer:
@@ -197,7 +155,8 @@ class _Answer:
         metering: Metering,
         method: str,
         start_response: StartResponse,
-        worded: tuple[Dialect, TextHeaders] | None,
+        admitted: Admitted,
+        door: SyncDoor,
         book: Callable[..., None],
     ) -> None:
         self.metering = metering
@@ -206,7 +165,8 @@ class _Answer:
         self.started_ns = time.perf_counter_ns()
         self._method = method
         self._start_response = start_response
-        self._worded = worded
+        self._admitted = admitted
+        self._door = door
         self._book = book
         self._length: int | None = None
         """Of the body that the client waits for; None where the end of the body tells it."""
@@ -289,12 +249,12 @@ class _Answer:
         return metered_write
 
     def _extra_headers(self, status: int) -> TextHeaders:
-        if self._worded is None:
+        extra = self._admitted.headers
+        if extra is None:
             return ()
-        dialect, extra = self._worded
         if not self.metering.void:
             outcome = outcome_of(self.metering, status, self.started_ns, 0)
-            extra = dialect.headers_at_start(extra, self.metering.admission, outcome)
+            extra = self._door.headers_at_start(self._admitted, outcome)
         return [(name.lower(), value) for name, value in extra]
 
     def _takes(self, piece: bytes) -> bool:

@@ -64,6 +64,34 @@ class Door(Protocol):
         """End the request as if it never was, without waiting."""
 
 
+class SyncDoor(Protocol):
+    """What the WSGI middleware asks of a gate, from any thread; as `Door`, but blocking."""
+
+    def admit(
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        """As `Door.admit`; *scope* is that of `environs.scope_of`."""
+
+    def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
+        """As `Door.headers_at_start`."""
+
+    def settle(self, admission: Any, outcome: Outcome, *, wait: bool) -> None:
+        """Book what the request used; with *wait*, return once it is durable, if the middleware is `durable`."""
+
+    def void(self, admission: Any) -> None:
+        """End the request as if it never was."""
+
+
+class HasSyncDoor(Protocol):
+    """A gate that brings its own door for WSGI, such as `remote.Tollkeeper`."""
+
+    cors_origins: str
+    """As the setting."""
+
+    def sync_door(self, **options: Any) -> SyncDoor:
+        """Return the door for one middleware; *options* as of `HasDoor.door`."""
+
+
 class HasDoor(Protocol):
     """A gate that brings its own door, such as `remote.Tollkeeper`."""
 

@@ -19,7 +19,7 @@ from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, HoldEnded, TollkeeperError, Unavailable
 from tollkeeper.gate.ids import Ids
-from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX
+from tollkeeper.http.credentials import TOKEN_CHARS_MAX
 from tollkeeper.remote import messages
 from tollkeeper.remote.address import parse_address
 from tollkeeper.remote.admission import Admission, Settled
@@ -32,9 +32,12 @@ from tollkeeper.remote.usage_query import report_of, usage_path
 from tollkeeper.version import __version__
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from tollkeeper import wsgi
     from tollkeeper.asgi import Middleware
     from tollkeeper.http.asgi_types import ASGIApp
-    from tollkeeper.remote.door import RemoteDoor
+    from tollkeeper.remote.door import RemoteDoor, RemoteSyncDoor
 
 TIMEOUT_S: Final = 5.0
 _KEY_UNKNOWN: Final = Denial("key_unknown", "The api key is not known here.")
@@ -129,19 +132,25 @@ class Tollkeeper:
             BadParameter: A value is beyond the server's bounds, such as a path of more than 2048 characters.
         """
         without_key = messages.without_key(api_key, who)
-        if len(api_key) > SECRET_CHARS_MAX:
+        if len(api_key) > TOKEN_CHARS_MAX:
             return _KEY_UNKNOWN
+        found = self.authorize_blocking(api_key, method, path, expected, tags, without_key=without_key)
+        return found.denial if isinstance(found, Refused) else found
+
+    def authorize_blocking(
+        self, api_key: str, method: str, path: str, expected: Usage, tags: Mapping[str, str], **more: Any
+    ) -> Admission | Refused:
+        """`authorize` for a thread."""
         hold_id = self._ids.new_id(self._clock.now_us())
         stated = (hold_id, api_key, method, path, expected, tags, self._hold_s)
-        body = messages.authorize_body(*stated, without_key=without_key)
+        body = messages.authorize_body(*stated, **more)
         tries = Tries(self._timeout_s)
         try:
             answer = self._try(tries, "POST", messages.AUTHORIZE, body)
         except Unavailable as exc:
             self._void_maybe(tries, hold_id)
-            return self._away(exc)
-        found = self._found(answer, tries, hold_id, method, expected, tags)
-        return found.denial if isinstance(found, Refused) else found
+            return Refused(self._away(exc))
+        return self._found(answer, tries, hold_id, method, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = True) -> Settled:
         """
@@ -220,8 +229,6 @@ class Tollkeeper:
         Args:
             more: Of `messages.authorize_body`.
         """
-        if len(api_key) > TOKEN_CHARS_MAX:
-            api_key = ""
         hold_id = self._ids.new_id(self._clock.now_us())
         stated = (hold_id, api_key, method, path, expected, tags, self._hold_s)
         body = messages.authorize_body(*stated, **more)
@@ -268,13 +275,13 @@ class Tollkeeper:
         """`usage` for an event loop."""
         return report_of(await self._try_async(Tries(self._timeout_s), "GET", usage_path(query), None))
 
-    async def preview_headers(self, admission: Admission, outcome: Outcome) -> Mapping[str, str]:
-        """Return the headers that the admission's dialect has for a request that ended now with *outcome*."""
-        body = messages.settle_body(
-            admission.id, admission.account_id, admission.expected, outcome, preview=True
-        )
-        answer = await self._try_async(Tries(self._timeout_s), "POST", messages.SETTLE, body)
-        return messages.settled(answer).headers
+    def ask(self, method: str, path: str, body: bytes) -> Answer:
+        """Return the answer to a call that may be repeated."""
+        return self._try(Tries(self._timeout_s), method, path, body)
+
+    async def ask_async(self, method: str, path: str, body: bytes) -> Answer:
+        """`ask` for an event loop."""
+        return await self._try_async(Tries(self._timeout_s), method, path, body)
 
     # -- middleware -----------------------------------------------------------------------------------
 
@@ -284,11 +291,21 @@ class Tollkeeper:
 
         return Middleware(app, self, **options)
 
+    def wsgi_middleware(self, app: WSGIApplication, **options: Any) -> wsgi.Middleware:
+        """Return a WSGI app behind the server's gate: see `wsgi.Middleware` for the options."""
+        from tollkeeper.wsgi import Middleware
+
+        return Middleware(app, self, **options)
+
+    def sync_door(self, **options: Any) -> RemoteSyncDoor:
+        """Return the gate for one WSGI middleware: as `door`."""
+        made: RemoteSyncDoor = _doors().RemoteSyncDoor(self, **options)
+        return made
+
     def door(self, **options: Any) -> RemoteDoor:
         """Return the gate for one middleware. Without *profile* it is native, whatever the server's root profile."""
-        from tollkeeper.remote.door import RemoteDoor
-
-        return RemoteDoor(self, **{"profile": None, "durable": True, **options})
+        made: RemoteDoor = _doors().RemoteDoor(self, **options)
+        return made
 
     # -- end ------------------------------------------------------------------------------------------
 
@@ -449,3 +466,9 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def _doors() -> Any:
+    from tollkeeper.remote import door
+
+    return door

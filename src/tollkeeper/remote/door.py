@@ -29,6 +29,7 @@ from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Call, MeteredProfile, Profile, Reply
+from tollkeeper.remote import messages
 from tollkeeper.remote.admission import Admission
 from tollkeeper.remote.client import Tollkeeper
 from tollkeeper.remote.messages import NATIVE, Refused
@@ -41,15 +42,15 @@ _REQUEST_ID_BYTES: Final = 10
 log = logging.getLogger("tollkeeper.remote")
 
 
-class RemoteDoor:
-    """See `http.doors.Door`."""
+class _RemoteDoor:
+    """What both doors have in common: what they send, and how they word what came back."""
 
     def __init__(
         self,
         toll: Tollkeeper,
         *,
-        profile: str | None,
-        durable: bool,
+        profile: str | None = None,
+        durable: bool = True,
         sessions: bool | None = None,
         key_parameter: str = "",
     ) -> None:
@@ -64,39 +65,32 @@ class RemoteDoor:
         self._sessions = sessions
         self._has_usage_headers = isinstance(self._profile, MeteredProfile)
 
-    async def admit(
-        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
-    ) -> Admitted | Refusal:
-        profile = self._profile
+    def _sent(self, scope: Scope) -> tuple[str, dict[str, Any]]:
+        """Return the credential of a request, and what else an authorize says of it."""
         headers: dict[str, str] = {}
         others: list[str] = []
-        if profile is None:
+        if self._profile is None:
             longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
-            found_in = {"query": scope.get("query_string", b""), "parameter": self._key_parameter}
-            secrets = credentials(scope["headers"], bare=True, chars_max=longest, **found_in)
-            secret, *others = secrets or [""]
+            query, parameter = scope.get("query_string", b""), self._key_parameter
+            found = credentials(
+                scope["headers"], bare=True, chars_max=longest, query=query, parameter=parameter
+            )
+            secret, *others = found or [""]
         else:
             headers = text_headers(scope["headers"])
-            secret = profile.credential(headers)
+            secret = self._profile.credential(headers)
             headers.pop("cookie", None)  # No profile reads tags from it.
-        try:
-            found = await self._toll.authorize(
-                secret,
-                method,
-                path,
-                expected,
-                tags,
-                answer_as=self._name,
-                headers=headers,
-                other_keys=others,
-                sessions=self._sessions,
-            )
-        except BadInput as exc:
-            return _problem(exc, path)
-        except TollkeeperError as exc:
-            # A fault of the set-up, such as a wrong operator key: nothing that the caller could mend.
-            log.error("tollkeeper.remote.refused", extra={"reason": str(exc), "code": exc.code})
-            found = Refused(_UNASKED)
+        return secret, {
+            "answer_as": self._name,
+            "headers": headers,
+            "other_keys": others,
+            "sessions": self._sessions,
+        }
+
+    def _answered(
+        self, found: Admission | Refused, method: str, path: str, headers: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        profile = self._profile
         if isinstance(found, Refused):
             if profile is None:
                 return refusal_of(found.denial)
@@ -114,12 +108,29 @@ class RemoteDoor:
         call = Call(method, path, {}, headers, b"", {}, datetime.now(UTC), request_id, profile.settings, None)
         return profile.refused(call, refused.denial, None)
 
+
+class RemoteDoor(_RemoteDoor):
+    """See `http.doors.Door`."""
+
+    async def admit(
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        secret, more = self._sent(scope)
+        try:
+            found = await self._toll.authorize(secret, method, path, expected, tags, **more)
+        except BadInput as exc:
+            return _problem(exc, path)
+        except TollkeeperError as exc:
+            found = _unasked(exc)
+        return self._answered(found, method, path, more["headers"])
+
     async def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
         worded = admitted.headers or ()
         if not self._has_usage_headers:
             return worded
         try:
-            used = await self._toll.preview_headers(admitted.admission, outcome)
+            body = _preview(admitted.admission, outcome)
+            used = messages.settled(await self._toll.ask_async("POST", messages.SETTLE, body)).headers
         except TollkeeperError as exc:
             # The answer is not worth less without them; its settlement follows.
             log.warning("tollkeeper.remote.no_usage_headers", extra={"reason": str(exc)})
@@ -138,16 +149,7 @@ class RemoteDoor:
         except Unavailable:
             raise
         except TollkeeperError as exc:
-            # Nothing else says it: the response is cut, and the hold expires.
-            log.error(
-                "tollkeeper.remote.lost",
-                extra={
-                    "hold_id": admission.id,
-                    "path": admission.path,
-                    "body": str(outcome),
-                    "reason": str(exc),
-                },
-            )
+            _log_lost(admission, outcome, exc)
             raise
 
     async def void(self, admission: Admission) -> None:
@@ -182,6 +184,76 @@ class RemoteDoor:
         task = asyncio.get_running_loop().create_task(ending())
         self._toll.endings.add(task)
         task.add_done_callback(done)
+
+
+class RemoteSyncDoor(_RemoteDoor):
+    """See `http.doors.SyncDoor`."""
+
+    def admit(
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        secret, more = self._sent(scope)
+        try:
+            found = self._toll.authorize_blocking(secret, method, path, expected, tags, **more)
+        except BadInput as exc:
+            return _problem(exc, path)
+        except TollkeeperError as exc:
+            found = _unasked(exc)
+        return self._answered(found, method, path, more["headers"])
+
+    def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
+        worded = admitted.headers or ()
+        if not self._has_usage_headers:
+            return worded
+        try:
+            answer = self._toll.ask("POST", messages.SETTLE, _preview(admitted.admission, outcome))
+            used = messages.settled(answer).headers
+        except TollkeeperError as exc:
+            # The answer is not worth less without them; its settlement follows.
+            log.warning("tollkeeper.remote.no_usage_headers", extra={"reason": str(exc)})
+            return worded
+        return [*(header for header in worded if header[0] not in used), *used.items()]
+
+    def settle(self, admission: Admission, outcome: Outcome, *, wait: bool) -> None:
+        if not (wait and self._durable):
+            if self._toll.settle_later(admission, outcome):
+                admission.state = "ended"
+            return
+        try:
+            self._toll.settle(admission, outcome)
+        except Unavailable:
+            raise
+        except TollkeeperError as exc:
+            _log_lost(admission, outcome, exc)
+            raise
+
+    def void(self, admission: Admission) -> None:
+        self._toll.void(admission)
+
+
+def _preview(admission: Admission, outcome: Outcome) -> bytes:
+    """Return the body of a settle that books nothing, for the headers of a request that ended now."""
+    named = (admission.id, admission.account_id, admission.expected, outcome)
+    return messages.settle_body(*named, preview=True)
+
+
+def _unasked(exc: TollkeeperError) -> Refused:
+    # A fault of the set-up, such as a wrong operator key: nothing that the caller could mend.
+    log.error("tollkeeper.remote.refused", extra={"reason": str(exc), "code": exc.code})
+    return Refused(_UNASKED)
+
+
+def _log_lost(admission: Admission, outcome: Outcome, exc: TollkeeperError) -> None:
+    # Nothing else says it: the response is cut, and the hold expires.
+    log.error(
+        "tollkeeper.remote.lost",
+        extra={
+            "hold_id": admission.id,
+            "path": admission.path,
+            "body": str(outcome),
+            "reason": str(exc),
+        },
+    )
 
 
 def _problem(exc: TollkeeperError, path: str) -> Refusal:

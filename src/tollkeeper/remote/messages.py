@@ -13,6 +13,7 @@ from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.keyless import WithoutKey, check_keyless
 from tollkeeper.domain.quantities import parse_quantities, parse_quantity, quantities_json, quantity_of_unit
 from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.http.credentials import TOKEN_CHARS_MAX
 from tollkeeper.http.wire import AuthorizeAnswer, SettleAnswer
 from tollkeeper.remote.admission import Admission, Settled
 from tollkeeper.remote.connections import Answer
@@ -70,7 +71,8 @@ def authorize_body(
     """
     body: dict[str, Any] = {"id": hold_id, "method": method, "path": path}
     if without_key is None:
-        body |= {"key": api_key, "answer_as": answer_as}
+        # A longer one is none of ours.
+        body |= {"key": api_key if len(api_key) <= TOKEN_CHARS_MAX else "", "answer_as": answer_as}
     else:
         body |= {name: value for name, value in without_key.items() if value}
     if sessions is not None:
