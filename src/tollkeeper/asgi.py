@@ -19,6 +19,7 @@ from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.cors import Cors, is_preflight
+from tollkeeper.http.credentials import query_without
 from tollkeeper.http.doors import Admitted, Door, HasDoor, Refusal
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import send_forked
@@ -61,6 +62,10 @@ class Middleware:
             these paths too. Preflights of browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
+        sessions: Whether session tokens are admitted beside api keys, for their account's own pools; as the profile's
+            vendor does by default (`regsn` does; native does not).
+        key_parameter: The query parameter that may carry the key, e.g. `"key"`, beside the headers; none by default.
+            The app does not see it; logs of servers and proxies do, as they have the whole address.
         durable: Hold the end of the response back until the request is booked durably. Without it the
             booking follows within a few ms, and a crash in between loses it.
     """
@@ -75,7 +80,10 @@ class Middleware:
         exempt: frozenset[str] | set[str] = frozenset(),
         durable: bool = True,
         profile: str | None = None,
+        sessions: bool | None = None,
+        key_parameter: str = "",
     ) -> None:
+        self._key_parameter = key_parameter
         self.app = app
         self.toll = toll
         self._expect = expect
@@ -85,14 +93,22 @@ class Middleware:
         must_be_asgi(app)
         if (door := getattr(toll, "door", None)) is not None:
             self._cors = Cors(toll.cors_origins)  # type: ignore[union-attr]
-            self._door = door(profile=profile, durable=durable)
+            self._door = door(
+                profile=profile, durable=durable, sessions=sessions, key_parameter=key_parameter
+            )
             return
         # Loads the stores, which a client of a server does without.
         from tollkeeper.http.embedded_door import EmbeddedDoor
 
         installation: Installation = toll.installation  # type: ignore[union-attr]
         self._cors = Cors(installation.settings.cors_origins)
-        self._door = EmbeddedDoor(installation, profile=profile, durable=durable)
+        self._door = EmbeddedDoor(
+            installation,
+            profile=profile,
+            durable=durable,
+            sessions=sessions,
+            key_parameter=key_parameter,
+        )
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,6 +124,9 @@ class Middleware:
             headers = [*found.headers, *self._cors.headers(scope["headers"])]
             await _refuse(scope, receive, send, found.status, headers, found.body)
             return
+        if self._key_parameter:
+            query = query_without(scope.get("query_string", b""), self._key_parameter)
+            scope = {**scope, "query_string": query}
         await self._run(Metering(found.admission, self._door), scope, receive, send, found)
 
     def _passes(self, scope: Scope) -> bool:

@@ -11,7 +11,9 @@ Everything here may be called from any thread. What waits (usage, ingest) blocks
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,10 +25,12 @@ from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.keyless import Keyless, check_keyless
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport, quantities_as_text
 from tollkeeper.gate.gate import Admission
+from tollkeeper.http.control import open_control
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.budget_top_ups import PostedTopUp, TopUpRequest
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
     from tollkeeper import asgi, wsgi
     from tollkeeper.http.asgi_types import ASGIApp
+    from tollkeeper.http.mounted import MountedApi
     from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
     from tollkeeper.meter.price_preview import PreviewRow
@@ -48,18 +53,23 @@ class Tollkeeper:
 
     def __init__(self, installation: Installation) -> None:
         self.installation = installation
+        self._closing = ExitStack()
 
     @classmethod
     def open(cls, data_dir: str | None = None, *, clock: Clock | None = None, **settings: Any) -> Tollkeeper:
         """
         Open or create the installation in *data_dir*; other settings are those of `settings.Settings`.
 
+        The commands of this user that name the directory work meanwhile, through a socket in it (`http.control`).
+
         Raises:
             BadParameter: A setting has a bad value.
             DataDirectoryInUse: Another process has the directory.
             Unavailable: A store cannot be opened.
         """
-        return cls(Installation(load({"data_dir": data_dir, **settings}), clock=clock))
+        toll = cls(Installation(load({"data_dir": data_dir, **settings}), clock=clock))
+        toll._closing.callback(open_control(toll.installation).close)
+        return toll
 
     # -- one request ----------------------------------------------------------------------------------
 
@@ -71,15 +81,48 @@ class Tollkeeper:
         expected: Usage = NO_USAGE,
         *,
         tags: Mapping[str, str] = NO_TAGS,
+        session: str = "",
+        account: str = "",
+        user: str = "",
+        project: str = "",
+        profile: str = "",
     ) -> Admission | Denial:
         """
         Decide one request, in microseconds. Settle or void the admission; dropped, it is voided.
 
+        A request without a key has an empty *api_key* and names its *session* or *account*. It draws on the account's
+        own pools, as the requests of its keys do.
+
         Args:
             expected: The most that the request may use, so that no budget is passed, and its model.
             tags: Those of its event, by which limits and budgets may count it; `Outcome.tags` replace them.
+            session: The token of a user who signed in: its account pays. An expired or foreign one is refused (401).
+            account: The account that pays, as your own backend knows it.
+            user: With *account*, who signed in: rate limits per key count each user apart.
+            project: With *session* or *account*, the project that the request is for.
+            profile: With *session* or *account*, the profile whose routes are called; all unless given.
+
+        Raises:
+            BadParameter: Two of *api_key*, *session* and *account* are given, or *user* or *project* goes with none.
         """
-        return self.installation.holds.admit(api_key, method, path, expected, tags)
+        if not (session or account or user or project or profile):
+            return self.installation.holds.admit(api_key, method, path, expected, tags)
+        caller = self._without_key(api_key, session, account, user, project, profile)
+        if isinstance(caller, Denial):
+            self.installation.holds.record_denial("", method, path, caller)
+            return caller
+        return self.installation.holds.admit(caller, method, path, expected, tags)
+
+    def _without_key(
+        self, api_key: str, session: str, account: str, user: str, project: str, profile: str
+    ) -> Keyless | Denial:
+        check_keyless(api_key, session, account, user)
+        if account:
+            return Keyless(account, user, project, profile)
+        found = self.installation.account_sessions.find(session)
+        if isinstance(found, Denial):
+            return found
+        return Keyless(found.account_id, found.user_id, project, profile)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = False) -> Record:
         """
@@ -117,6 +160,30 @@ class Tollkeeper:
         from tollkeeper.wsgi import Middleware
 
         return Middleware(app, self, **options)
+
+    def api(self, *, operator_key: str | None = None) -> MountedApi:
+        """
+        Return the API of this installation as an ASGI app: `/tk/v1`, the profiles and the metrics, as `serve` has them.
+
+        It may be mounted under any path; close the installation last. Call it once.
+
+        Args:
+            operator_key: Replaces the installation's operator key, as `TOLLKEEPER_OPERATOR_KEY` does, which is taken
+                unless this is given. An installation that never had one serves its customers' keys only.
+
+        Raises:
+            BadParameter: *operator_key* does not begin with `ok_`, or is too short.
+        """
+        from tollkeeper.http.app import build_app
+        from tollkeeper.http.mounted import MountedApi
+        from tollkeeper.http.server import ensure_operator_key
+
+        given = operator_key or os.environ.get("TOLLKEEPER_OPERATOR_KEY")
+        if given:
+            ensure_operator_key(self.installation, given)
+        app = build_app(self.installation)
+        self._closing.callback(app.close)
+        return MountedApi(app)
 
     # -- metering and usage ---------------------------------------------------------------------------
 
@@ -310,7 +377,10 @@ class Tollkeeper:
 
     def close(self) -> None:
         """Commit and relay what is queued, then release everything. A repeat changes nothing."""
-        self.installation.close()
+        try:
+            self._closing.close()
+        finally:
+            self.installation.close()
 
     def __enter__(self) -> Tollkeeper:
         return self

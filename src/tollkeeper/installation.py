@@ -28,7 +28,7 @@ from tollkeeper.catalog.budget_readiness import BudgetReadiness
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.catalog.last_used import LastUsed
 from tollkeeper.catalog.manage import Manage
-from tollkeeper.catalog.sessions import Sessions, check_login
+from tollkeeper.catalog.sessions import AccountSessions, Sessions, check_login
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.gate.gate import Gate, GateSettings
 from tollkeeper.ledger.balances import Balances
@@ -236,6 +236,7 @@ class Installation:
             audience=settings.session_audience,
             account_claim=settings.session_account_claim,
         )
+        self.account_sessions = AccountSessions(self.sessions, self.directory)
         self._last_used = LastUsed(self.catalog, self.gate.take_last_used)
         recover(self.ledger, self.pending, self.committer, self.relay, self.holds, self._grants)
         self._catalog_changes.compare_at_start()
@@ -283,7 +284,7 @@ class Installation:
             committer=self.committer,
             manage=self.manage,
             reports=self.reports,
-            sessions=self.sessions,
+            sessions=self.account_sessions,
             clock=self.clock,
         )
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.catalog.manage import Manage
-from tollkeeper.catalog.sessions import Sessions
+from tollkeeper.catalog.sessions import AccountSessions
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Key, KeyState, Limit, Plan, Route, Subscription
@@ -58,7 +58,7 @@ class LocalProfileContext:
         committer: Committer,
         manage: Manage,
         reports: Reports,
-        sessions: Sessions,
+        sessions: AccountSessions,
         clock: Clock,
     ) -> None:
         self.profile = profile
@@ -84,9 +84,8 @@ class LocalProfileContext:
         return stored if stored is not None and stored.entry.role == "management" else None
 
     def session(self, token: str) -> Session | None:
-        session = self._sessions.verify(token)
-        account = None if session is None else self._directory.account(session.account_id)
-        return session if account is not None and account.active else None
+        session = self._sessions.find(token)
+        return None if isinstance(session, Denial) else session
 
     def entitlement(self, key: StoredKey) -> Entitlement | None:
         return self._directory.entitlement_of(key)

@@ -21,33 +21,26 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.http.cors import Cors, is_preflight
-from tollkeeper.http.credentials import credentials
-from tollkeeper.http.denials import denial_body, denial_headers
-from tollkeeper.http.embedded_gate import EmbeddedGate
+from tollkeeper.http.credentials import query_without
+from tollkeeper.http.doors import Admitted, HasSyncDoor, Refusal, SyncDoor
 from tollkeeper.http.environs import scope_of, status_line, text_headers
-from tollkeeper.http.executors import Threads
 from tollkeeper.http.exemptions import Exemptions
 from tollkeeper.http.forked import forked_parts
 from tollkeeper.http.interfaces import must_be_wsgi
-from tollkeeper.http.known_key import KnownKey
-from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of
+from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.paths import app_path
-from tollkeeper.http.profiles import reply_parts
-from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.metering import ENVIRON_KEY, Denied, HasInstallation, WsgiMetering, outcome_of
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
     from tollkeeper.http.asgi_types import RawHeaders
+    from tollkeeper.installation import Installation
 
 __all__ = ["ENVIRON_KEY", "HasInstallation", "Metering", "Middleware"]
 
 Metering = WsgiMetering
 
-Refused = tuple[int, "RawHeaders", bytes]
-"""Status, headers without `Content-Length`, and body of a refusal."""
-_PROBLEM: Final = (b"content-type", b"application/problem+json")
 _UNHANDLED: Final = 500
 """What frameworks answer when a handler lets an exception go."""
 _FILE_WRAPPER: Final = "wsgi.file_wrapper"
@@ -60,12 +53,14 @@ class Middleware:
     *app* behind the gate of *toll*. Any thread may call it.
 
     Args:
+        toll: `Tollkeeper` of this process, or `tollkeeper.remote.Tollkeeper`.
         expect: Returns the most that a request may use, from its environ, and its model; nothing is known by default.
         tags: Returns the tags of a request's event, from its environ: limits and budgets may count it by them.
         exempt: What passes without a key, e.g. `{"/healthz", "GET /docs/*"}` (see `http.exemptions`). Preflights of
             browsers always pass.
         profile: The dialect that this API speaks: how it reads the key, words refusals, and which headers
             its answers have. The root profile of the settings by default; native without one.
+        sessions, key_parameter: See `asgi.Middleware`. Servers have the whole address in other variables too.
         durable: Hold the end of the response back until the request is booked durably. Without it the
             booking follows within a few ms, and a crash in between loses it.
 
@@ -76,30 +71,40 @@ class Middleware:
     def __init__(
         self,
         app: WSGIApplication,
-        toll: HasInstallation,
+        toll: HasInstallation | HasSyncDoor,
         *,
         expect: Callable[[WSGIEnvironment], Usage] | None = None,
         tags: Callable[[WSGIEnvironment], Mapping[str, str]] | None = None,
         exempt: frozenset[str] | set[str] = frozenset(),
         durable: bool = True,
         profile: str | None = None,
+        sessions: bool | None = None,
+        key_parameter: str = "",
     ) -> None:
+        self._key_parameter = key_parameter
         self.app = app
         self.toll = toll
-        installation = toll.installation
-        self._holds = installation.holds
-        self._gate = EmbeddedGate(installation.holds, Threads("wsgi", 1))
         self._expect = expect
         self._tags = tags
-        self._known_key = KnownKey(installation.holds, installation.gate)
         self._exempt = Exemptions(exempt)
-        self._cors = Cors(installation.settings.cors_origins)
-        self._durable = durable
-        self._now_us = installation.clock.now_us
-        self._request_id = installation.gate.new_id
-        self._dialect = dialect_of(installation, profile)
+        self._door: SyncDoor
         must_be_wsgi(app)
+        options: dict[str, Any] = {
+            "profile": profile,
+            "durable": durable,
+            "sessions": sessions,
+            "key_parameter": key_parameter,
+        }
+        if (door := getattr(toll, "sync_door", None)) is not None:
+            self._cors = Cors(toll.cors_origins)  # type: ignore[union-attr]
+            self._door = door(**options)
+            return
+        # Loads the stores, which a client of a server does without.
+        from tollkeeper.http.embedded_sync_door import EmbeddedSyncDoor
 
+        installation: Installation = toll.installation  # type: ignore[union-attr]
+        self._cors = Cors(installation.settings.cors_origins)
+        self._door = EmbeddedSyncDoor(installation, **options)
         forks.refuse_in_children(installation, [self], _ForkedMiddleware)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -109,75 +114,37 @@ class Middleware:
             return self.app(environ, start_response)
         expected = NO_USAGE if self._expect is None else self._expect(environ)
         tags = NO_TAGS if self._tags is None else self._tags(environ)
-        dialect = self._dialect
-        if dialect is None:
-            found = self._known_key.admit(credentials(raw_headers, bare=True), method, path, expected, tags)
-            if isinstance(found, Denial):
-                headers = [_PROBLEM, *denial_headers(found), *self._cors.headers(raw_headers)]
-                return _refusal(method, start_response, found.status, headers, denial_body(found))
-            metering = WsgiMetering(found, self._gate)
-            return self._run(metering, method, environ, start_response, None, _problem_of)
-        request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
-        texts = dict(text_headers(raw_headers))
-        secret = dialect.credential(texts)
-        # Those that the caller states win over those of its headers.
-        tags = {**dialect.tags(texts), **tags}
-        found = self._holds.admit(secret, method, path, expected, tags)
-        if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
-            self._holds.void(found)
-            found = objection
-        if isinstance(found, Denial):
-            reply = dialect.refused(secret, method, path, texts, found, request_id)
-            status, told, body = reply_parts(reply)
-            told = [*told, *self._cors.headers(raw_headers)]
-            return _refusal(method, start_response, status, told, body)
-        worded = (dialect, dialect.headers(found, request_id))
-
-        def refuse(denial: Denial) -> Refused:
-            return reply_parts(dialect.refused(secret, method, path, texts, denial, request_id))
-
-        return self._run(WsgiMetering(found, self._gate), method, environ, start_response, worded, refuse)
-
-    def _run(
-        self,
-        metering: WsgiMetering,
-        method: str,
-        environ: WSGIEnvironment,
-        start_response: StartResponse,
-        worded: tuple[Dialect, TextHeaders] | None,
-        refuse: Callable[[Denial], Refused],
-    ) -> Iterable[bytes]:
-        environ[ENVIRON_KEY] = metering
+        found = self._door.admit(scope, method, path, expected, tags)
+        if isinstance(found, Refusal):
+            headers = [*found.headers, *self._cors.headers(raw_headers)]
+            return _refusal(method, start_response, found.status, headers, found.body)
+        if self._key_parameter:
+            query = query_without(scope["query_string"], self._key_parameter)
+            environ["QUERY_STRING"] = query.decode("latin-1")
+        environ[ENVIRON_KEY] = metering = WsgiMetering(found.admission, self._door)
         if _FILE_WRAPPER in environ:
             # A server's own may send a file past the middleware, which would not count it.
             environ[_FILE_WRAPPER] = FileWrapper
 
-        def refused(denial: Denial) -> Refused:
-            status, headers, body = refuse(denial)
-            return status, [*headers, *self._cors.headers(scope_of(environ)["headers"])], body
+        def refuse(denial: Denial) -> Refusal:
+            told = self._door.refusal(scope, method, path, found.admission, denial)
+            return told._replace(headers=[*told.headers, *self._cors.headers(raw_headers)])
 
-        answer = _Answer(metering, method, start_response, worded, self._book, refused)
+        answer = _Answer(metering, method, start_response, found, self._door, self._book, refuse)
         return answer.of(self.app, environ)
 
     def _book(self, answer: _Answer, *, wait: bool) -> None:
         metering, admission = answer.metering, answer.metering.admission
         kind, outcome, timeout_s = metering.end(answer.status or 500, answer.started_ns, answer.bytes_out)
-        wait = wait and self._durable
         if kind == "settle":
-            future = CommitFuture() if wait else None
-            self._holds.settle(admission, outcome, future)
+            self._door.settle(admission, outcome, wait=wait)
         elif kind == "later":
-            future = CommitFuture()
-            self._holds.changes.settle_at_expiry(admission, outcome, timeout_s, future)
+            self._door.settle_later(admission, outcome, timeout_s, wait=wait)
         elif kind == "void":
-            self._holds.void(admission)
-            return
+            self._door.void(admission)
         else:
             assert metering.denial is not None
-            self._holds.changes.deny(admission, metering.denial, metering.asked_model)
-            return
-        if wait and future is not None:
-            future.wait()
+            self._door.deny(admission, metering.denial, metering.asked_model)
 
 
 class _Answer:
@@ -193,9 +160,10 @@ class _Answer:
         metering: WsgiMetering,
         method: str,
         start_response: StartResponse,
-        worded: tuple[Dialect, TextHeaders] | None,
+        admitted: Admitted,
+        door: SyncDoor,
         book: Callable[..., None],
-        refuse: Callable[[Denial], Refused],
+        refuse: Callable[[Denial], Refusal],
     ) -> None:
         self.metering = metering
         self.status = 0
@@ -203,7 +171,8 @@ class _Answer:
         self.started_ns = time.perf_counter_ns()
         self._method = method
         self._start_response = start_response
-        self._worded = worded
+        self._admitted = admitted
+        self._door = door
         self._book = book
         self._refuse = refuse
         self._refusal: list[bytes] | None = None
@@ -326,12 +295,12 @@ class _Answer:
         return metered_write
 
     def _extra_headers(self, status: int) -> TextHeaders:
-        if self._worded is None:
+        extra = self._admitted.headers
+        if extra is None:
             return ()
-        dialect, extra = self._worded
         if not self.metering.void:
             outcome = outcome_of(self.metering, status, self.started_ns, 0)
-            extra = dialect.headers_at_start(extra, self.metering.admission, outcome)
+            extra = self._door.headers_at_start(self._admitted, outcome)
         return [(name.lower(), value) for name, value in extra]
 
     def _takes(self, piece: bytes) -> bool:
@@ -378,10 +347,6 @@ def _length_of(headers: list[tuple[str, str]]) -> int | None:
         if name.lower() == "content-length" and value.strip().isdecimal():
             return int(value)
     return None
-
-
-def _problem_of(denial: Denial) -> Refused:
-    return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
 
 
 def _refusal(

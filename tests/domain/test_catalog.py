@@ -116,7 +116,14 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "accounts": _objects(
         {"id": ids, "name": texts},
-        {"plan": ids, "time_zone": time_zones, "active": st.booleans(), "metadata": maps},
+        {
+            "plan": ids,
+            "time_zone": time_zones,
+            "active": st.booleans(),
+            "keyless_credit_at": instants,
+            "sessions_reset_at": instants,
+            "metadata": maps,
+        },
     ),
     "projects": _objects({"id": ids, "account": ids}, {"name": texts}),
     "subscriptions": _objects(

@@ -151,8 +151,13 @@ def test_without_a_subscription_its_pool_is_the_keys():
     ]
 
 
-def test_an_event_without_a_key_is_on_no_plan():
-    assert planned_ids("web", [], None) == []
+def test_an_event_without_a_key_counts_as_one_more_key_of_the_plan():
+    assert planned_ids("web", [], None) == [
+        "plan:pro/subscription:key:(none)",
+        "plan:pro/key:key:(none)",
+        "plan:pro/project:project:web",
+        "plan:pro/account:account:acme",
+    ]
 
 
 def test_the_subscription_anchors_the_plans_budgets():

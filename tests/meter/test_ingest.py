@@ -107,13 +107,14 @@ def toll(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tollkeeper]:
 class Tenant:
     """A fresh account with a project, a key of each type and budgets of every kind."""
 
-    def __init__(self, toll: Tollkeeper, setup: str = "") -> None:
+    def __init__(self, toll: Tollkeeper, setup: str = "", *, account: str = "") -> None:
         self.toll = toll
         self.id = a = f"acct{next(_names)}"
         issued = toll.apply(f"""
             [[accounts]]
             id = "{a}"
             name = "A"
+            {account}
             [[projects]]
             id = "p1"
             account = "{a}"
@@ -554,7 +555,8 @@ _tenants: list[Tenant] = []
 
 def _fixed_tenants(toll: Tollkeeper) -> list[Tenant]:
     if not _tenants or _tenants[0].toll is not toll:
-        _tenants[:] = [Tenant(toll), Tenant(toll)]
+        without_key = 'plan = "pro"\nkeyless_credit_at = 2026-05-15T00:00:00Z'
+        _tenants[:] = [Tenant(toll), Tenant(toll, account=without_key)]
     return _tenants
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -206,3 +207,22 @@ def test_the_server_refuses_what_it_does_not_know(server):
 
 def test_the_ledger_agrees_at_the_end(server):
     assert verified(server)
+
+
+@both
+def test_a_request_without_a_key_names_its_account_or_session(place: Place, form):
+    """As in process: the same pool as the key's, and refused with words."""
+    calls = form(place.toll())
+    asked = json.dumps({"account": place.account, "user": "ada"}).encode()
+    token = place.server.call("POST", "/tk/v1/sessions", asked, {"Content-Type": "application/json"})["token"]
+    for who in ({"account": place.account}, {"session": token}):
+        admission = calls.admit("", "POST", "/chat", **who)
+        assert isinstance(admission, Admission)
+        assert (admission.account_id, admission.key_id) == (place.account, "")
+        calls.settle(admission)
+    assert place.used() == 2
+    for who in ({"session": "a.b.c"}, {"account": "nobody-here"}):
+        assert isinstance(calls.admit("", "POST", "/chat", **who), Denial)
+    with pytest.raises(BadParameter):
+        calls.admit(place.secret, "POST", "/chat", account=place.account)
+    calls.close()

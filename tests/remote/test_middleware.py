@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -288,3 +289,69 @@ def test_native_clients_meet_keys_of_dialects_as_in_process(server):
     place = place_on(server, server.url, "nativeapi")
     start, *_ = messages_of(place, place.url)
     assert start["headers"] == [(b"x-own", b"1")]
+
+
+# -- over WSGI ------------------------------------------------------------------------------------------------
+
+
+def wsgi_asked(
+    app: Any, secret: str, *, query: str = "", read: int | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body of one request to a WSGI app; with *read*, hang up after so many pieces."""
+    told: list[Any] = []
+    environ = {"REQUEST_METHOD": "POST", "PATH_INFO": "/chat", "QUERY_STRING": query}
+    if secret:
+        environ["HTTP_AUTHORIZATION"] = f"Bearer {secret}"
+    answer = app(environ, lambda status, headers, exc_info=None: told.append((status, headers)))
+    try:
+        pieces = list(itertools.islice(answer, read))
+    finally:
+        if hasattr(answer, "close"):
+            answer.close()
+    status, headers = told[-1]
+    return int(status[:3]), {name.lower(): value for name, value in headers}, b"".join(pieces)
+
+
+def wsgi_chat(environ: Any, start_response: Any) -> Any:
+    """As `chat`."""
+    state = environ["tollkeeper.metering"]
+    state.usage = Usage(prompt_tokens=3, completion_tokens=4, cost_nanos=1_500)
+    state.void = "void" in environ["QUERY_STRING"]
+    if "fail" in environ["QUERY_STRING"]:
+        raise ValueError("the handler failed")
+    start_response("200 OK", [("x-own", "1")])
+    return iter([b"he", b"llo"])
+
+
+def test_a_wsgi_app_behind_a_server_is_gated_and_booked(place: Place) -> None:
+    with place.toll() as toll:
+        app = toll.wsgi_middleware(wsgi_chat)
+        assert wsgi_asked(app, place.secret)[::2] == (200, b"hello")
+        assert place.totals()["requests"] == 1, "booked when the answer has ended"
+        assert wsgi_asked(app, place.secret, query="void")[0] == 200
+        assert place.used() == 1
+        with pytest.raises(ValueError, match="handler failed"):
+            wsgi_asked(app, place.secret, query="fail")
+        assert wsgi_asked(app, place.secret, read=1)[2] == b"he"
+        wait_for(lambda: place.totals()["requests"] == 3)
+        assert [wsgi_asked(app, secret)[0] for secret in ("", "tk_unknown")] == [401, 401]
+        assert [wsgi_asked(app, place.secret)[0] for _ in range(8)] == [200] * 7 + [402], "ten in all"
+        lax = toll.wsgi_middleware(wsgi_chat, durable=False)
+        assert wsgi_asked(lax, place.secret)[0] == 402
+    assert verified(place.server)
+
+
+def test_a_wsgi_app_lets_nothing_through_while_the_server_is_away() -> None:
+    with remote.Tollkeeper("http://127.0.0.1:9", key=OPERATOR_KEY, timeout_s=0.2) as toll:
+        status, headers, body = wsgi_asked(toll.wsgi_middleware(wsgi_chat), "tk_x")
+        assert (status, headers["retry-after"], b"unavailable" in body) == (503, "1", True)
+        assert wsgi_asked(toll.wsgi_middleware(wsgi_chat, profile="regsn"), "tk_x")[0] == 503
+
+
+@pytest.mark.parametrize("profile", names())
+def test_a_wsgi_app_has_the_words_of_a_dialect_as_an_asgi_app(place: Place, profile: str) -> None:
+    with place.toll() as toll:
+        over_wsgi = wsgi_asked(toll.wsgi_middleware(wsgi_chat, profile=profile), "tk_unknown")
+        over_asgi = seen(asyncio.run(asked(toll.middleware(chat, profile=profile), "tk_unknown")))
+        assert over_wsgi[0] == over_asgi[0] >= 400
+        assert re.sub(rb"req_\w+|\d+", b"0", over_wsgi[2]) == over_asgi[2]

@@ -16,11 +16,11 @@ Invariants:
 Changing: `manage` (the use cases), `entry_writer` and `key_writer` (the steps of a transaction), `key_rules` (states
 and ends of keys), `quotas`, `customer_terms` (what bounds a customer), `lookups`, `changes` (what a call did),
 `entry_parsing` (entries of plain values), `declaration` (files), `toml_bounds` (their size).
-Reading: `directory` (what a key permits, and what an event is charged to), `key_families` (keys that
-belong together), `price_book` (which price applies),
-`listed_prices` (the built-in list), `model_names` (which of its models a name means), `price_timeline` (their form),
-`shown_prices` (which price a name has, and why), `budget_readiness` (accounts whose budgets are not
-in force yet), `last_used`, `sessions` (who is signed in).
+Reading: `directory` (what a key permits, and what an event is charged to; `catalog_reads`: what it does not remember),
+`plans_of` (which plan is in force, with a key and without one), `key_families` (keys that belong together),
+`price_book` (which price applies), `listed_prices` (the built-in list), `model_names` (which of its models a name
+means), `price_timeline` (their form), `shown_prices` (which price a name has, and why), `budget_readiness` (accounts
+whose budgets are not in force yet), `last_used`, `sessions` (who is signed in).
 
 Imports: domain, clock, ports, profiles (names and key prefixes only), gate.
 """

@@ -14,20 +14,19 @@ from typing import Final, NamedTuple, TypeVar, cast
 import msgspec
 
 from tollkeeper.blocking import WouldWait
-from tollkeeper.catalog.key_families import makers_of, rotations_of, successor
-from tollkeeper.catalog.lookups import names_routes
+from tollkeeper.catalog.catalog_reads import CatalogReads
+from tollkeeper.catalog.key_families import rotations_of, successor
+from tollkeeper.catalog.plans_of import PlansOf
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import CounterAt, ToppedUp
 from tollkeeper.domain.catalog import (
     Account,
-    Budget,
     Key,
     Markup,
     ModelAlias,
     Plan,
     Price,
-    Route,
     Subscription,
 )
 from tollkeeper.domain.entitlements import (
@@ -45,6 +44,7 @@ from tollkeeper.domain.entitlements import (
 )
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.first_use import Span, opens_period
+from tollkeeper.domain.keyless import Keyless, draws_from_us, resolve_keyless
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.matching import matcher_of
 from tollkeeper.domain.meter import facts_of, units_of
@@ -59,6 +59,7 @@ from tollkeeper.ports import CatalogStore, LedgerReader
 
 _REMEMBERED_MAX: Final = 200_000
 _UNSEEN: Final = object()
+_ALWAYS_US: Final = -(2**62)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -69,15 +70,15 @@ class Scopes(NamedTuple):
     The counters that an event of one account, project and key is charged to, and the plan whose mark-ups it pays.
 
     The plan is that of the key's entitlement now, as the catalog keeps no history of subscriptions; without a key, that
-    of the account; `""` for none.
+    of the account; `""` for none. Events from `draws_from_us` on draw on the credit balance; none where it is None.
     """
 
     budgets: tuple[BudgetScope, ...]
-    draws_on_credit: bool
+    draws_from_us: int | None
     plan_slug: str = ""
 
 
-class Directory:
+class Directory(CatalogReads):
     """
     Answers from memory; reads the stores on a miss. Any thread may call.
 
@@ -93,7 +94,7 @@ class Directory:
         *,
         must_wait: Callable[[str], bool] = lambda account_id: False,
     ) -> None:
-        self._catalog = catalog
+        super().__init__(catalog)
         self._ledger = ledger
         self._clock = clock
         self._lock = threading.Lock()
@@ -127,11 +128,27 @@ class Directory:
             key = found.key
             at = (key.account, key.project or "", key.id)
             plan = "" if found.plan is None else found.plan.slug
-            self._remember(self._scopes, at, Scopes(found.budgets, key.draws_on_credit, plan), forgotten)
+            draws_from_us = _ALWAYS_US if key.draws_on_credit else None
+            self._remember(self._scopes, at, Scopes(found.budgets, draws_from_us, plan), forgotten)
         return found
 
-    def routes(self) -> list[Route]:
-        return cast("list[Route]", list(self._catalog.entries("routes")))
+    def keyless_entitlement(self, caller: Keyless) -> Entitlement | None:
+        account = self.account(caller.account_id)
+        if account is None:
+            return None
+        if caller.project_id and not self.project_exists(account.id, caller.project_id):
+            return None
+        subscription, plan = PlansOf(self._catalog, account).without_key()
+        entitlement = resolve_keyless(
+            caller,
+            account=account,
+            subscription=subscription,
+            plan=plan,
+            budgets=self._budgets(account.id),
+            routes=self._route_calls(),
+            now_us=self._clock.now_us(),
+        )
+        return self._in_force(entitlement)
 
     def price(self, model: str, variant: str, account_id: str, plan: str, at_us: int) -> ModelPrice | None:
         return self.price_book.price_of(model, account_id=account_id, at_us=at_us, variant=variant, plan=plan)
@@ -152,7 +169,7 @@ class Directory:
         account = self.account(stored.entry.account)
         if account is None:
             return None
-        plans = _PlansOf(self._catalog, account)
+        plans = PlansOf(self._catalog, account)
         makers = self.makers_of(stored)
         key = _ended_with(stored.entry, [successor(self._catalog, maker) for maker in makers])
         subscription, plan = plans.of(stored)
@@ -176,8 +193,13 @@ class Directory:
             makers=made_by,
             routes=self._route_calls(),
         )
-        active = self.scopes_in_force(account.id)
-        must_wait = self._must_wait(account.id)
+        return self._in_force(entitlement._replace(limits=of_rotations(entitlement.limits, others)))
+
+    def _in_force(self, entitlement: Entitlement) -> Entitlement:
+        """Return an entitlement with the budgets that are in force, and with that for which it must wait."""
+        account_id = entitlement.account.id
+        active = self.scopes_in_force(account_id)
+        must_wait = self._must_wait(account_id)
         missing = [
             b
             for b in entitlement.budgets
@@ -186,13 +208,12 @@ class Directory:
             or (must_wait and b.first_use_us and not is_of_first_use(active[b.counter_id][0], b))
         ]
         return entitlement._replace(
-            limits=of_rotations(entitlement.limits, others),
             budgets=tuple(b for b in entitlement.budgets if b.counter_id in active),
             waits_for=missing[0].name if missing and must_wait else "",
         )
 
     def _other_limits(
-        self, stored: StoredKey, rotations: Sequence[StoredKey], plans: _PlansOf, makers: Sequence[Maker]
+        self, stored: StoredKey, rotations: Sequence[StoredKey], plans: PlansOf, makers: Sequence[Maker]
     ) -> list[Sequence[LimitScope]]:
         """Return the limits of the active keys that count in the same counters as a key, its rotations."""
         rotation_chain = [other.entry.id for other in rotations]
@@ -209,23 +230,7 @@ class Directory:
         return None if stored is None else self.entitlement_of(stored)
 
     def _plan_of(self, stored: StoredKey, account: Account) -> tuple[Subscription | None, Plan | None]:
-        return _PlansOf(self._catalog, account).of(stored)
-
-    def rotation_chain_of(self, stored: StoredKey) -> list[str]:
-        """Return the ids of the keys that rotations made of one another, the first one first."""
-        return [key.entry.id for key in rotations_of(self._catalog, stored)]
-
-    def makers_of(self, stored: StoredKey) -> list[StoredKey]:
-        """Return the consumption keys that made a key, the first one first; most keys have none."""
-        return makers_of(self._catalog, stored)
-
-    def _bounding_keys(self, stored: StoredKey) -> list[str]:
-        """Return the ids of the keys whose budgets count a key: those of its makers' chains, then of its own."""
-        makers = [name for maker in self.makers_of(stored) for name in self.rotation_chain_of(maker)]
-        return [*makers, *self.rotation_chain_of(stored)]
-
-    def _budgets(self, account_id: str) -> list[Budget]:
-        return cast("list[Budget]", list(self._catalog.entries("budgets", account_id)))
+        return PlansOf(self._catalog, account).of(stored)
 
     def wanted_scopes(self, account_id: str) -> dict[str, WantedScope]:
         """Return every budget scope of an account, as `domain.wanted_scopes`."""
@@ -233,20 +238,19 @@ class Directory:
         if account is None:
             return {}
         keys = self._catalog.keys_of_account(account_id)
-        plan_of = _PlansOf(self._catalog, account).of
+        plan_of = PlansOf(self._catalog, account).of
         projects = [project.entry_id for project in self._catalog.entries("projects", account_id)]
         budgets = self._budgets(account_id)
         return wanted_scopes(
-            account_id, keys, budgets, plan_of, projects, self._route_calls(), time_zone=account.time_zone
+            account_id,
+            keys,
+            budgets,
+            plan_of,
+            projects,
+            self._route_calls(),
+            time_zone=account.time_zone,
+            keyless=PlansOf(self._catalog, account).without_key(),
         )
-
-    def credit_keys(self, account_id: str) -> list[str]:
-        """Return the ids of the keys, deleted ones too, that draw on an account's credit balance."""
-        return [
-            stored.entry.id
-            for stored in self._catalog.keys_of_account(account_id)
-            if stored.entry.draws_on_credit
-        ]
 
     def account(self, account_id: str) -> Account | None:
         """Return an account, or None."""
@@ -258,17 +262,6 @@ class Directory:
         self._remember(self._accounts, account_id, found, forgotten)
         return found
 
-    def accounts(self) -> list[Account]:
-        """Return all accounts."""
-        return cast("list[Account]", list(self._catalog.entries("accounts")))
-
-    def accounts_by_route(self) -> set[str]:
-        """Return the accounts with budgets that count events by a route's id, which may mean another path now."""
-        if any(names_routes(plan) for plan in self._catalog.entries("plans")):
-            return {account.id for account in self.accounts()}
-        budgets = cast("list[Budget]", list(self._catalog.entries("budgets")))
-        return {budget.account for budget in budgets if names_routes(budget)}
-
     def key(self, key_id: str) -> StoredKey | None:
         """Return a key in whatever state, or None."""
         known = self._keys.get(key_id, _UNSEEN)
@@ -278,14 +271,6 @@ class Directory:
         found = self._catalog.find_key(key_id)
         self._remember(self._keys, key_id, found, forgotten)
         return found
-
-    def key_by_hash(self, secret_sha256: str) -> StoredKey | None:
-        """Return the key of a secret's hash, in whatever state, or None."""
-        return self._catalog.find_key_by_hash(secret_sha256)
-
-    def keys_of(self, account_id: str) -> list[StoredKey]:
-        """Return all keys of an account, tombstones too."""
-        return list(self._catalog.keys_of_account(account_id))
 
     def project_exists(self, account_id: str, project_id: str) -> bool:
         """Return whether an account has a project."""
@@ -334,9 +319,14 @@ class Directory:
     def _resolve_scopes(self, account_id: str, project_id: str, key_id: str) -> Scopes:
         account = self.account(account_id)
         if account is None:
-            return Scopes((), False)
+            return Scopes((), None)
         stored = self.key(key_id) if key_id else None
-        subscription, plan = (None, None) if stored is None else self._plan_of(stored, account)
+        if stored is None:
+            subscription, plan = PlansOf(self._catalog, account).without_key()
+            draws_us = draws_from_us(account)
+        else:
+            subscription, plan = self._plan_of(stored, account)
+            draws_us = _ALWAYS_US if stored.entry.draws_on_credit else None
         budgets = budget_scopes(
             account_id,
             project_id or None,
@@ -350,8 +340,8 @@ class Directory:
         active = self.scopes_in_force(account_id)
         return Scopes(
             tuple(budget for budget in budgets if budget.counter_id in active),
-            stored is not None and stored.entry.draws_on_credit,
-            (account.plan or "") if stored is None else ("" if plan is None else plan.slug),
+            draws_us,
+            "" if plan is None else plan.slug,
         )
 
     def active_from_us(self, account_id: str, counter_id: str) -> int:
@@ -500,8 +490,9 @@ def _charged(
         if span is not None and span[0] >= active_from_us(record.account_id, scope.counter_id):
             charges.append(Charge(record.account_id, counter_id, span[0], amount))
     # An adjustment that names no key is of the account's balance.
-    if scopes.draws_on_credit or (record.adjustment_nanos and not record.key_id):
-        at_us = record.occurred_at_us
+    at_us = record.occurred_at_us
+    draws = scopes.draws_from_us is not None and at_us >= scopes.draws_from_us
+    if draws or (record.adjustment_nanos and not record.key_id):
         charges.append(Charge(record.account_id, CREDIT_COUNTER, at_us, by_unit["nanos"]))
     return charges
 
@@ -544,28 +535,3 @@ def _ended_with(key: Key, makers: Iterable[StoredKey]) -> Key:
         if ends_at is not None and (key.expires_at is None or ends_at < key.expires_at):
             key = msgspec.structs.replace(key, expires_at=ends_at)
     return key
-
-
-class _PlansOf:
-    """Which plan is in force for keys of one account; each plan and subscription is read once."""
-
-    def __init__(self, catalog: CatalogStore, account: Account) -> None:
-        self._catalog = catalog
-        self._account = account
-        self._subscriptions: dict[str, Subscription | None] = {}
-        self._plans: dict[str, Plan | None] = {}
-
-    def of(self, stored: StoredKey) -> tuple[Subscription | None, Plan | None]:
-        key = stored.entry
-        subscription = None
-        if key.subscription is not None:
-            if key.subscription not in self._subscriptions:
-                found = self._catalog.get("subscriptions", key.subscription, self._account.id)
-                self._subscriptions[key.subscription] = cast("Subscription | None", found)
-            subscription = self._subscriptions[key.subscription]
-        slug = key.plan or (subscription.plan if subscription else None) or self._account.plan
-        if slug is None:
-            return subscription, None
-        if slug not in self._plans:
-            self._plans[slug] = cast("Plan | None", self._catalog.get("plans", slug))
-        return subscription, self._plans[slug]

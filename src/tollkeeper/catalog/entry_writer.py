@@ -18,13 +18,17 @@ from tollkeeper.catalog.key_writer import KeyWriter, WriteTerms
 from tollkeeper.catalog.lookups import owner_of
 from tollkeeper.catalog.quotas import check_quota
 from tollkeeper.domain.bounds import project_objection
-from tollkeeper.domain.catalog import Budget, Entry, Grant, Key, Markup, Price, Project
+from tollkeeper.domain.catalog import Account, Budget, Entry, Grant, Key, Markup, Price, Project
+from tollkeeper.domain.events import FUTURE_S_MAX
+from tollkeeper.domain.instants import US_PER_S, from_us, to_text, to_us
 from tollkeeper.errors import Conflict, Forbidden, IdempotencyConflict
 
 _MEANING_FIELDS: Final = {"budgets": ("unit",)}
 """Fields that say what others mean: kept unseen, they would turn an amount of the file into another one."""
 _COUNTED_BUDGET_FIELDS: Final = ("project", "key", "unit")
 """What a budget's counter has counted so far: another scope or unit would make its sum a wrong one."""
+KEYLESS_CREDIT_AHEAD_S: Final = FUTURE_S_MAX + 300
+"""No event of that time can be stored yet, and the gate has the change by then."""
 
 
 class EntryWriter:
@@ -79,6 +83,8 @@ class EntryWriter:
         old = self._catalog.get(entry.kind, entry.entry_id, owner_of(entry))
         if old is not None:
             _check_immutable(old, entry, path)
+            if isinstance(old, Account) and isinstance(entry, Account):
+                _check_keyless_credit(old, entry, path, self._now_us)
         elif self._by is not None and isinstance(entry, Project):
             budgets = budgets_of(self._catalog, entry.account)
             objection = project_objection(plans_of(self._catalog, entry.account), budgets)
@@ -100,6 +106,21 @@ class EntryWriter:
         self.changes.append(
             change_of(new, action, differences(old, new) if old and action == "changed" else {})
         )
+
+
+def _check_keyless_credit(old: Account, new: Account, path: str, now_us: int) -> None:
+    """Raise `Conflict` when events may exist already that drew on credit and would not have, or the other way round."""
+    if old.keyless_credit_at == new.keyless_credit_at:
+        return
+    earliest_us = now_us + KEYLESS_CREDIT_AHEAD_S * US_PER_S
+    for at in (old.keyless_credit_at, new.keyless_credit_at):
+        if at is not None and to_us(at) < earliest_us:
+            raise Conflict(
+                f"{at_path(path, 'keyless_credit_at')}: an account that exists must have it at "
+                f"{to_text(from_us(earliest_us))} or later ({KEYLESS_CREDIT_AHEAD_S} s ahead), and keeps it once that "
+                f"is past, since events are drawn on credit or not for good; {to_text(at)} is too early. Only a new "
+                "account may have any instant"
+            )
 
 
 def _check_immutable(old: Entry, new: Entry, path: str) -> None:

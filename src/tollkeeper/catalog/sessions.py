@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
-from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.instants import US_PER_S, to_us
 from tollkeeper.domain.limit_status import Session
 from tollkeeper.errors import BadParameter
 from tollkeeper.ports import TokenVerifier
@@ -32,10 +34,16 @@ _KEEP_S: Final = 3600
 _TOKEN_CHARS_MAX: Final = 8_192
 _WAIT_S: Final = 1.0
 """How long after its begin a read of the JWKS is waited for by others whose key is not known yet."""
+_INVALID: Final = Denial("session_invalid", "The session token is not valid.")
+_EXPIRED: Final = Denial("session_expired", "The session has expired. Sign in again.")
 _SECONDS_MAX: Final = 253_402_300_799
 """The end of the year 9999, as times of a token go."""
 
 log = logging.getLogger("tollkeeper.sessions")
+
+
+class _Expired(ValueError):
+    """A token that was good and has ended."""
 
 
 class Sessions:
@@ -94,6 +102,17 @@ class Sessions:
 
     def verify(self, token: str) -> Session | None:
         """Return the account and user of *token*; None when it is not a good token of either kind."""
+        found = self.check(token)
+        return None if isinstance(found, Denial) else found[0]
+
+    def check(self, token: str) -> tuple[Session, int] | Denial:
+        """Return the session of *token* and when it was issued (0 where it does not say), or why it is not good."""
+        try:
+            return self._verified(token) or _INVALID
+        except _Expired:
+            return _EXPIRED
+
+    def _verified(self, token: str) -> tuple[Session, int] | None:
         if not token or len(token) > _TOKEN_CHARS_MAX:
             return None
         try:
@@ -108,6 +127,8 @@ class Sessions:
                 return None
             claims = self._claims(token, key, self._algorithms, self._issuer, self._audience)
             return _session(claims, self._account_claim)
+        except _Expired:
+            raise
         except ValueError:
             return None
 
@@ -118,7 +139,7 @@ class Sessions:
         now_s = self._clock.now_us() // US_PER_S
         _seconds(claims.get("iat", 0))
         if _seconds(claims["exp"]) + self._leeway_s <= now_s:
-            raise ValueError("the token has expired")
+            raise _Expired
         if _seconds(claims.get("nbf", 0)) - self._leeway_s > now_s:
             raise ValueError("the token is not valid yet")
         return claims
@@ -150,6 +171,30 @@ class Sessions:
         except (OSError, ValueError) as exc:
             # The keys that are known stay good while the issuer cannot be read.
             log.warning("tollkeeper.sessions.jwks_unreadable", extra={"reason": str(exc)})
+
+
+class AccountSessions:
+    """Finds the session of a token whose account may use it: for the profiles' endpoints and for the gate alike."""
+
+    def __init__(self, sessions: Sessions, directory: Directory) -> None:
+        self._sessions = sessions
+        self._directory = directory
+
+    def find(self, token: str) -> Session | Denial:
+        """Return the session of *token*, or why it is refused. Blocking: the keys of a login may have to be read."""
+        found = self._sessions.check(token)
+        if isinstance(found, Denial):
+            return found
+        session, issued_at_us = found
+        account = self._directory.account(session.account_id)
+        if account is None:
+            return _INVALID
+        if not account.active:
+            return Denial("session_invalid", "The account of this session is not active.")
+        reset_at = account.sessions_reset_at
+        if reset_at is not None and issued_at_us < to_us(reset_at):
+            return Denial("session_expired", "The session was ended, as all of its account. Sign in again.")
+        return session
 
 
 def check_login(jwks: str, issuer: str, audience: str) -> None:
@@ -195,11 +240,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _session(claims: dict[str, Any], account_claim: str) -> Session | None:
+def _session(claims: dict[str, Any], account_claim: str) -> tuple[Session, int] | None:
     account_id, user_id = claims.get(account_claim), claims["sub"]
     if not (isinstance(account_id, str) and isinstance(user_id, str) and account_id and user_id):
         return None
-    return Session(account_id, user_id)
+    return Session(account_id, user_id), _seconds(claims.get("iat", 0)) * US_PER_S
 
 
 def _seconds(claim: object) -> int:

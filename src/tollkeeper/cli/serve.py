@@ -204,6 +204,7 @@ def serve(
         # Refused before the stores are opened, which takes longer.
         claim(uds)
     from tollkeeper.cli.logs import log_to_stderr
+    from tollkeeper.http.control import open_control
     from tollkeeper.http.server import ensure_operator_key, trim_memory
     from tollkeeper.http.server import serve as serve_installation
     from tollkeeper.installation import build
@@ -211,6 +212,7 @@ def serve(
     operator_key = environment.variable("OPERATOR_KEY", os.environ)
     log_to_stderr(settings.log_level, settings.log_format)
     installation = build(settings, trim_memory=trim_memory)
+    control = open_control(installation)
     try:
         fresh = ensure_operator_key(installation, operator_key)
         serve_installation(
@@ -221,6 +223,7 @@ def serve(
             ready=lambda url: _greet(url, settings.data_dir, fresh, uds),
         )
     finally:
+        control.close()
         installation.close()
     print("Stopped; everything acknowledged is stored.", flush=True)
 

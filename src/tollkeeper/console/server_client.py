@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -15,9 +17,12 @@ import msgspec
 from tollkeeper.adapters.redirects import NoRedirects
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console.failures import Failure, misused
+from tollkeeper.http.unix_socket import CONTROL_SOCKET, connect
 
 TIMEOUT_S: Final = 600
 """A verify of a large installation takes its time."""
+OWNER_ANSWER_S: Final = 5.0
+"""How long a connection to the owner of a data directory may take."""
 
 
 class Server:
@@ -68,8 +73,7 @@ class Server:
         if body is not None:
             request.add_header("Content-Type", media_type)
         try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                content = answer.read()
+            content = self._sent(request)
         except urllib.error.HTTPError as exc:
             raise Failure(_refusal(exc)) from None
         except (OSError, HTTPException) as exc:
@@ -84,6 +88,51 @@ class Server:
             return msgspec.json.decode(content) if content else None
         except msgspec.DecodeError:
             raise Failure(f"{self.url} answered what is not JSON: is it a Tollkeeper server?") from None
+
+    def _sent(self, request: urllib.request.Request) -> bytes:
+        with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+            content: bytes = answer.read()
+            return content
+
+
+class Owner(Server):
+    """The process that has a data directory open, asked through the socket in it (`http.control`): without a key."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"http://{path.name}"
+        self._path = path
+        self._key = "none"
+
+    def _sent(self, request: urllib.request.Request) -> bytes:
+        connection = HTTPConnection("localhost", timeout=TIMEOUT_S)
+        connection.sock = connect(self._path, TIMEOUT_S)
+        try:
+            body = request.data
+            connection.request(request.get_method(), request.selector, body, dict(request.header_items()))
+            answer = connection.getresponse()
+            content = answer.read()
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            raise urllib.error.HTTPError(
+                request.full_url, answer.status, answer.reason, answer.headers, io.BytesIO(content)
+            )
+        return content
+
+
+def owner_of(data_dir: str) -> Owner | None:
+    """Return the running owner of a data directory that can be asked through its socket, or None."""
+    path = Path(data_dir).absolute() / CONTROL_SOCKET
+    try:
+        connect(path, OWNER_ANSWER_S).close()
+    except PermissionError:
+        raise Failure(
+            f"{path} may not be used by this user: run the command as the user of the process that has it open, or ask "
+            "a server with --url and --key."
+        ) from None
+    except OSError:
+        return None  # Nobody has the directory, or somebody without a socket, which its lock then says.
+    return Owner(path)
 
 
 def _refusal(exc: urllib.error.HTTPError) -> str:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def server_of(data: str | None, url: str | None, key: str | None) -> Server | None:
     """
-    Return the server to ask, or None when the command works on its data directory.
+    Return the server to ask, or None when the command works on its data directory, which no process has open.
+
+    A process that has it open is asked through the socket in it, without a key.
 
     Raises:
         Failure: Both a directory and a server were named, or there is no key for the server.
@@ -33,13 +35,25 @@ def server_of(data: str | None, url: str | None, key: str | None) -> Server | No
     if not url:
         if key:
             raise misused("--key is for a server: give its --url too.")
-        return None
+        return _owner_of(load({"data_dir": data}).data_dir)
     key = key or environment.variable("KEY", os.environ)
     if not key:
         raise misused(f"{url} asks for a key: give --key, or set TOLLKEEPER_KEY or TOLLKEEPER_KEY_FILE.")
     from tollkeeper.console.server_client import Server
 
     return Server(url, key)
+
+
+def _owner_of(data_dir: str) -> Server | None:
+    """Return the process that has a data directory open, if it can be asked."""
+    from tollkeeper.http.unix_socket import CONTROL_SOCKET
+
+    # Most directories have none: what is only needed to ask takes a while to load.
+    if not os.path.lexists(Path(data_dir) / CONTROL_SOCKET):
+        return None
+    from tollkeeper.console.server_client import owner_of
+
+    return owner_of(data_dir)
 
 
 def open_data(data: str | None, *, create: bool = False) -> Tollkeeper:
@@ -57,8 +71,10 @@ def open_data(data: str | None, *, create: bool = False) -> Tollkeeper:
     if not create:
         _check_exists(settings)
     from tollkeeper.embedded import Tollkeeper
+    from tollkeeper.installation import Installation
 
-    return Tollkeeper.open(settings.data_dir)
+    # Without a socket for other commands: this one ends in a moment.
+    return Tollkeeper(Installation(settings))
 
 
 def _check_exists(settings: Settings) -> None:

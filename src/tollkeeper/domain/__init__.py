@@ -17,7 +17,8 @@ Files, by what they are about:
   record that says so), `quantities` (units and token classes by name; `stated`: as programs state them), `events` (the
   wire format and the record), `pricing` (what tokens and units cost).
 * what is set up: `catalog` (the kinds; `entry`: what they share), `price_entries` (`rates`, `model_patterns`: what
-  these are written in), `keys`, `entitlements` (what a key permits now), `matching` (which requests a limit or budget
+  these are written in), `keys`, `entitlements` (what a key permits now;
+  `keyless`: what an account does without one), `matching` (which requests a limit or budget
   counts), `bounds` (what a customer may make).
 * money and time: `money` (`money_fields`: as people write it), `pools` (the credit balance; `draws` on it),
   `adjustments` (money that moves without a request), `periods` (`first_use`: those that open with a use), `top_ups` (of

@@ -49,6 +49,10 @@ class HoldBody(msgspec.Struct, frozen=True):
     variant: str = ""
     at_expiry: Outcome | None = None
     """What is booked when it expires; None voids it."""
+    user: str = ""
+    """Of a request without a key: who signed in."""
+    profile: str = "native"
+    """Of a request without a key."""
 
 
 class StoredHold(NamedTuple):

@@ -71,11 +71,17 @@ class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     time_zone: str = "UTC"
     """Of its budgets, its own and its plans', that state none."""
     active: bool = True
+    keyless_credit_at: datetime | None = None
+    """Its requests and events without a key draw on its credit balance from then on; never when absent."""
+    sessions_reset_at: datetime | None = None
+    """Session tokens that were issued before are no longer good."""
     metadata: dict[str, str] = {}
 
     def check(self) -> None:
         super().check()
         check_zone(self.time_zone)
+        _check_aware(self.keyless_credit_at, "keyless_credit_at")
+        _check_aware(self.sessions_reset_at, "sessions_reset_at")
 
 
 class Project(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,6 +27,8 @@ from tollkeeper.domain.matching import (
 )
 from tollkeeper.domain.periods import first_use_s, period_of
 
+KEYLESS: Final = "(none)"
+"""Stands for the key of what has none, in the names of counters. No id has parentheses."""
 CREDIT_COUNTER: Final = "credit"
 """Counter of what an account spent of its credit balance; it has the one period 0."""
 
@@ -159,6 +161,8 @@ class Entitlement(NamedTuple):
     """Lists of models; one that it may use is in each of them. None at all: it may use any."""
     waits_for: str = ""
     """The name of a budget that the key must not be admitted without and that is not in force yet; or ""."""
+    valid_until_us: int = 2**62
+    """From when on it is another one, and must be resolved again."""
 
 
 def resolve(
@@ -171,6 +175,7 @@ def resolve(
     budgets: Sequence[Budget],
     makers: Sequence[Maker] = (),
     routes: RouteCalls = NO_ROUTES,
+    limited_as: str = "",
 ) -> Entitlement:
     """
     Return what *key* permits.
@@ -182,6 +187,7 @@ def resolve(
         budgets: The budgets of the account, of any scope.
         makers: The keys that made it, the first one first: making keys frees no key of a bound.
         routes: What matches that name a route's id stand for.
+        limited_as: What counts for a caller without a key, whose *rotation_chain* is empty, in limits per key.
     """
     lists = [key.models, None if plan is None else plan.models]
     for maker in makers:
@@ -191,7 +197,7 @@ def resolve(
         account=account,
         plan=plan,
         subscription=subscription,
-        limits=limit_scopes(key, rotation_chain, plan, makers, routes),
+        limits=limit_scopes(key, rotation_chain or (limited_as,), plan, makers, routes),
         budgets=budget_scopes(
             account.id,
             key.project,
@@ -308,7 +314,8 @@ def budget_scopes(
     Which of them count it depends on its model, tags, kind and route too: see `BudgetScope.counter_of`.
 
     Args:
-        rotation_chain: As in `resolve`, after the chains of its makers; empty for an event without a key.
+        rotation_chain: As in `resolve`, after the chains of its makers; empty for an event without a key. What has no
+            key counts as one key of the account, `KEYLESS`, in the budgets of a plan.
         time_zone: The account's: that of the budgets which state none.
     """
     scopes = []
@@ -327,7 +334,7 @@ def budget_scopes(
             owner = rotation_chain[0]
             scope = scope._replace(counter_id=f"{scope.counter_id}/key:{owner}", key_id=owner)
         scopes.append(scope)
-    if not rotation_chain or plan is None:
+    if plan is None:
         return tuple(scopes)
     for planned in plan.budgets:
         parts = parse_per(planned.per)
@@ -336,7 +343,7 @@ def budget_scopes(
             per = "key"
         owner_id = {
             "subscription": subscription.id if subscription else None,
-            "key": rotation_chain[0],
+            "key": rotation_chain[0] if rotation_chain else KEYLESS,
             # What has no project shares one scope, which counts as a project of its own.
             "project": project_id or "",
             "account": account_id,

@@ -16,7 +16,9 @@ from tollkeeper.domain.entitlements import (
 from tollkeeper.domain.keys import StoredKey
 
 WantedScope = tuple[BudgetScope, list[str] | None]
-"""A scope, and the ids of the keys that it counts; None: every event of its project or account, keyless ones too."""
+"""
+A scope, and the ids of the keys that it counts, "" for what has no key; None: every event of its project or account.
+"""
 
 
 def wanted_scopes(
@@ -28,6 +30,7 @@ def wanted_scopes(
     routes: RouteCalls = NO_ROUTES,
     *,
     time_zone: str = "UTC",
+    keyless: tuple[Subscription | None, Plan | None] = (None, None),
 ) -> dict[str, WantedScope]:
     """
     Return every budget scope of an account by its counter id.
@@ -39,6 +42,7 @@ def wanted_scopes(
         project_ids: All projects of the account.
         routes: What matches that name a route's id stand for.
         time_zone: The account's.
+        keyless: The subscription and the plan in force for what has no key.
     """
     bounding_keys_of = _bounding_keys(keys)
     counted_for: dict[str, list[str]] = {}
@@ -89,6 +93,25 @@ def wanted_scopes(
             of_keys.add(scope.counter_id)
         if plan is not None and plan.budgets:
             on_project.setdefault(plan.slug, []).append(stored.entry.id)
+    subscription, plan = keyless
+    if plan is not None and plan.budgets:
+        for project_id in ("", *project_ids):
+            for scope in budget_scopes(
+                account_id,
+                project_id,
+                (),
+                subscription=subscription,
+                plan=plan,
+                budgets=(),
+                routes=routes,
+                time_zone=time_zone,
+            ):
+                known = wanted.setdefault(scope.counter_id, (scope, []))[1]
+                assert known is not None
+                if "" not in known:
+                    known.append("")
+                of_keys.add(scope.counter_id)
+        on_project.setdefault(plan.slug, []).append("")
     for counter_id in of_keys:
         scope, key_ids = wanted[counter_id]
         if key_ids is not None:

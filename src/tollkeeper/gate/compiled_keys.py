@@ -15,6 +15,7 @@ from tollkeeper.domain.catalog import Limit, Route
 from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at, amounts_by_unit, unit_index
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import US_PER_S, to_us
+from tollkeeper.domain.keyless import Caller, Keyless
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.matching import Facts, ModelList, values_of
 from tollkeeper.gate.budget_counter import BudgetCounter
@@ -152,6 +153,7 @@ class CompiledKey:
         subscription = entitlement.subscription
         if subscription is not None and subscription.ends_at is not None:
             self.expires_at_us = min(self.expires_at_us, to_us(subscription.ends_at))
+        self.expires_at_us = min(self.expires_at_us, entitlement.valid_until_us)
         self.route_plans: dict[str, RoutePlan] = {}
         units = (
             *(limit.unit for limit, _ in limits),
@@ -189,21 +191,33 @@ class CompiledKey:
         return RoutePlan(route, (*limits, *money), (), amounts, refusal, matched or None)
 
 
-def refusal_of(entitlement: Entitlement) -> Denial | None:
-    """Return why no request of a key is admitted now, by its state and its account's, or None."""
+def refusal_of(entitlement: Entitlement, *, keyless: bool = False) -> Denial | None:
+    """Return why no request of a key, or of an account without one, is admitted now: by their state; or None."""
     key = entitlement.key
     if key.state != "active":
         return Denial(f"key_{key.state}", f"The api key is {key.state}.")  # type: ignore[arg-type]
     if not entitlement.account.active:
-        return Denial("account_inactive", "The account of this api key is not active.")
+        whose = f"Account {entitlement.account.id}" if keyless else "The account of this api key"
+        return Denial("account_inactive", f"{whose} is not active.")
     if entitlement.waits_for:
         return Denial(
             "unavailable",
-            f"Budget {entitlement.waits_for} of this key is not in force yet. Try again shortly.",
+            f"Budget {entitlement.waits_for} of this {'account' if keyless else 'key'} is not in force yet. "
+            "Try again shortly.",
             limit=entitlement.waits_for,
             retry_after_s=1,
         )
     return None
+
+
+def place_of(caller: Caller) -> str:
+    """Return the name of a caller's compiled key."""
+    return hash_secret(caller) if isinstance(caller, str) else caller.place
+
+
+def _no_account(caller: Keyless) -> Denial:
+    project = f" with a project {caller.project_id[:128]!r}" if caller.project_id else ""
+    return Denial("account_inactive", f"There is no account {caller.account_id[:128]!r}{project}.")
 
 
 class CompiledKeys:
@@ -211,7 +225,7 @@ class CompiledKeys:
     The keys in use, compiled, and the table of routes.
 
     Attributes:
-        by_hash: The compiled keys by the SHA-256 of their secret.
+        by_hash: The compiled keys by the SHA-256 of their secret, and those of callers without a key by their place.
         routes: The compiled route policies; None until they are read again.
         last_used: When each key was last admitted, since `take_last_used`. Written with the gate's lock.
     """
@@ -239,25 +253,31 @@ class CompiledKeys:
 
     # -- compiling ------------------------------------------------------------------------------------
 
-    def find(self, secret: str, now_us: int) -> CompiledKey | Denial:
-        """Return the key of *secret* that is not compiled yet, or why it is refused."""
-        if not secret:
+    def find(self, caller: Caller, now_us: int) -> CompiledKey | Denial:
+        """Return the key of *caller* that is not compiled yet, or why it is refused."""
+        if not caller:
             return Denial("key_missing", "The request has no api key.")
-        secret_sha256 = hash_secret(secret)
-        if secret_sha256 in self._unknown:
+        place = place_of(caller)
+        if place in self._unknown:
             return _UNKNOWN_KEY
         for _ in range(_TRIES_MAX):
-            found = self._find(secret_sha256, now_us)
+            found = self._find(caller, place, now_us)
             if found is not None:
                 return found
         return Denial(
             "unavailable", "The catalog is being changed too often to read this key.", retry_after_s=1
         )
 
-    def _find(self, secret_sha256: str, now_us: int) -> CompiledKey | Denial | None:
+    def _find(self, caller: Caller, secret_sha256: str, now_us: int) -> CompiledKey | Denial | None:
         """Compile a key; None when the catalog changed while it was read."""
         version = self._version.current
-        entitlement = self._sources.entitlement(secret_sha256)
+        keyless = isinstance(caller, Keyless)
+        if isinstance(caller, Keyless):
+            entitlement = self._sources.keyless_entitlement(caller)
+            if entitlement is None:
+                return _no_account(caller)
+        else:
+            entitlement = self._sources.entitlement(secret_sha256)
         if entitlement is None or not entitlement.key.is_metered:
             with self._lock:
                 if version == self._version.current:
@@ -265,7 +285,7 @@ class CompiledKeys:
                         self._unknown.clear()
                     self._unknown.add(secret_sha256)
             return _UNKNOWN_KEY
-        if (refusal := refusal_of(entitlement)) is not None:
+        if (refusal := refusal_of(entitlement, keyless=keyless)) is not None:
             return refusal
         compiled_key = self._compile(entitlement, now_us, version)
         with self._lock:
@@ -280,6 +300,14 @@ class CompiledKeys:
             self.by_hash[secret_sha256] = compiled_key
             self._hashes_by_account.setdefault(compiled_key.account_id, set()).add(secret_sha256)
             return compiled_key
+
+    def outdate(self, compiled_key: CompiledKey, place: str) -> None:
+        """Drop a key whose entitlement is another one from now on."""
+        with self._lock:
+            if self.by_hash.get(place) is compiled_key:
+                del self.by_hash[place]
+                self._hashes_by_account[compiled_key.account_id].discard(place)
+                self._end(compiled_key)
 
     def compile_without_secret(self, read: Callable[[], Entitlement | None]) -> CompiledKey | None:
         """
@@ -404,7 +432,9 @@ class CompiledKeys:
             taken, self.last_used = self.last_used, {}
             for compiled_key, at_us in taken.items():
                 compiled_key.used_at_us = at_us
-            return {compiled_key.key_id: at_us for compiled_key, at_us in taken.items()}
+            return {
+                compiled_key.key_id: at_us for compiled_key, at_us in taken.items() if compiled_key.key_id
+            }
 
     # -- forgetting -----------------------------------------------------------------------------------
 
@@ -457,7 +487,7 @@ class CompiledKeys:
                 self._end(compiled_key)
                 del self.by_hash[secret_sha256]
                 others = self._hashes_by_account[compiled_key.account_id]
-                others.remove(secret_sha256)
+                others.discard(secret_sha256)
                 if not others:
                     del self._hashes_by_account[compiled_key.account_id]
 

@@ -84,7 +84,8 @@ def expired(compiled_key: CompiledKey, now_us: int) -> Denial:
     subscription = compiled_key.entitlement.subscription
     ends_at = None if subscription is None else subscription.ends_at
     if ends_at is not None and now_us >= to_us(ends_at):
-        return Denial("key_expired", "The subscription of this api key has ended. Renew it to go on.")
+        whose = "this api key" if compiled_key.key_id else "the account"
+        return Denial("key_expired", f"The subscription of {whose} has ended. Renew it to go on.")
     return Denial("key_expired", "The api key has expired. Ask for a new one.")
 
 

@@ -17,6 +17,7 @@ from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Amounts, Denial, UnitAmounts, amount_at
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.keyless import Caller
 from tollkeeper.domain.keys import hash_secret
 from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.matching import NO_TAGS, Facts
@@ -25,7 +26,7 @@ from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.requests import HOLD_S_DEFAULT, HOLD_S_MAX, NO_USAGE, Outcome, Usage
 from tollkeeper.gate.admission import Admission, Charge, CountedCall
 from tollkeeper.gate.catalog_version import CatalogVersion
-from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget
+from tollkeeper.gate.compiled_keys import CompiledKey, CompiledKeys, StartedBudget, place_of
 from tollkeeper.gate.counter import NotRead, Taken
 from tollkeeper.gate.denials import denial_of, denied_record, expired
 from tollkeeper.gate.estimates import amounts_of, unpriced
@@ -94,7 +95,7 @@ class Gate:
 
     def admit(
         self,
-        secret: str,
+        caller: Caller,
         method: str,
         path: str,
         expected: Usage = NO_USAGE,
@@ -106,7 +107,7 @@ class Gate:
         Decide one request.
 
         Args:
-            secret: The api key as the caller sent it.
+            caller: The api key as the caller sent it, or a caller without a key.
             path: The path as called, or a route's template.
             expected: The most that the request may use; what it did use comes with `settle`.
             hold_id: Names the hold; when None, the request is named by an id that only this process may book.
@@ -119,14 +120,12 @@ class Gate:
             return Denial("unavailable", self.refusing, retry_after_s=1)
         now_us = self._now_us()
         keys = self._keys
-        compiled_key = keys.by_hash.get(hash_secret(secret))
-        if compiled_key is None:
-            found = keys.find(secret, now_us)
+        compiled_key = keys.by_hash.get(hash_secret(caller) if isinstance(caller, str) else caller.place)
+        if compiled_key is None or now_us >= compiled_key.expires_at_us:
+            found = self.compiled_key(caller)
             if isinstance(found, Denial):
                 return found
             compiled_key = found
-        if now_us >= compiled_key.expires_at_us:
-            return expired(compiled_key, now_us)
         routes = keys.routes or keys.load_routes()
         route = routes.match(method, path, compiled_key.profile)
         if route is None:
@@ -184,7 +183,7 @@ class Gate:
             current = False
         if not current:
             # Or the catalog changed since the key was looked up: a budget may be lower by now.
-            return self.admit(secret, method, path, expected, hold_id=hold_id, tags=tags)
+            return self.admit(caller, method, path, expected, hold_id=hold_id, tags=tags)
         admission = Admission(
             self.abandoned,
             hold_id or self._own_ids.new_id(now_us),
@@ -354,11 +353,15 @@ class Gate:
 
     # -- keys -----------------------------------------------------------------------------------------
 
-    def compiled_key(self, secret: str) -> CompiledKey | Denial:
-        """Return the compiled key of *secret*, or why it is refused (401, or 403 for its account)."""
-        compiled_key = self._keys.by_hash.get(hash_secret(secret))
+    def compiled_key(self, caller: Caller) -> CompiledKey | Denial:
+        """Return the compiled key of *caller*, or why it is refused (401, or 403 for its account)."""
+        place = place_of(caller)
+        compiled_key = self._keys.by_hash.get(place)
         now_us = self._now_us()
-        found = compiled_key if compiled_key is not None else self._keys.find(secret, now_us)
+        if compiled_key is not None and now_us >= compiled_key.entitlement.valid_until_us:
+            self._keys.outdate(compiled_key, place)
+            compiled_key = None
+        found = compiled_key if compiled_key is not None else self._keys.find(caller, now_us)
         if isinstance(found, CompiledKey) and now_us >= found.expires_at_us:
             return expired(found, now_us)
         return found

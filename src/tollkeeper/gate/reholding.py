@@ -192,7 +192,8 @@ class Reholds:
         if not compiled_key.current:
             # Without an entry in the catalog it goes on with what it was admitted with.
             compiled_key = self._keys.compile_without_secret(read) or compiled_key
-            if (refusal := refusal_of(compiled_key.entitlement)) is not None:
+            keyless = not admission.key_id
+            if (refusal := refusal_of(compiled_key.entitlement, keyless=keyless)) is not None:
                 return refusal
         return expired(compiled_key, now_us) if now_us >= compiled_key.expires_at_us else compiled_key
 

@@ -36,7 +36,7 @@ class RouteTable:
 
         Args:
             path: The path as called, without the query string; a route's own template matches itself.
-            profile: Profile of the key; policies of other profiles are passed over.
+            profile: Profile of the key; policies of other profiles are passed over. With "", of none.
         """
         at = (method, path, profile)
         cache = self._cache
@@ -53,12 +53,12 @@ class RouteTable:
         for one in (path, _with_other_end(path)):
             for wanted in methods:
                 for route in self._exact.get((wanted, one), ()):
-                    if route.profile is None or route.profile == profile:
+                    if route.profile is None or route.profile == profile or not profile:
                         return route
         for pattern, route in self._templates:
             if (
                 route.method in methods
-                and (route.profile is None or route.profile == profile)
+                and (route.profile is None or route.profile == profile or not profile)
                 and pattern.fullmatch(path)
             ):
                 return route

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
+from tollkeeper.domain.keyless import Keyless
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.pricing import ModelPrice
 from tollkeeper.domain.top_ups import TopUps
@@ -20,6 +21,9 @@ class Sources(Protocol):
         """When the periods of budgets opened that open with the first use. Their lock is the gate's."""
 
     def entitlement(self, secret_sha256: str) -> Entitlement | None: ...
+    def keyless_entitlement(self, caller: Keyless) -> Entitlement | None:
+        """Return what a caller without a key may do; None for an unknown account or project."""
+
     def routes(self) -> list[Route]: ...
     def price(
         self, model: str, variant: str, account_id: str, plan: str, at_us: int

@@ -18,6 +18,7 @@ Files:
   `observed` (latencies and the access log).
 * `bodies`, `paths`, `asgi_types`; `executors` and `fair_queue` (threads and turns).
 * `profiles` (a vendor's usage endpoints), `metered` (the provider's own traffic in a dialect).
+* `mounted` (the surface inside another application), `control` (through the socket in the data directory).
 * `doors` (the gate as the middleware uses it), `embedded_door` (of this process); `unix_socket` (its file).
 * `environs` (a WSGI request as ASGI has it), `interfaces` (tells the two kinds of application apart).
 * `handshakes` (a refused WebSocket), `forked` (the 503 of a forked process).

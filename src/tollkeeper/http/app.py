@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 import msgspec
@@ -70,10 +70,11 @@ class App:
         self,
         installation: Installation,
         api: Callable[[Authenticator, Executors, tuple[Probe, ...], Latencies], ASGIApp],
+        operators: Collection[str] | None = None,
     ) -> None:
         self.installation = installation
         settings = installation.settings
-        self.authenticator = authenticator_of(installation)
+        self.authenticator = authenticator_of(installation, operators)
         self.executors = Executors()
         self._probes = probes_of(installation.ledger, installation.store)
         self._body_bytes_max = settings.body_bytes_max
@@ -84,7 +85,7 @@ class App:
             Dialects(
                 installation.profile_settings, installation.gate, installation.directory, installation.clock
             ),
-            KnownKey(installation.holds, installation.gate),
+            KnownKey(installation.holds, installation.gate, installation.account_sessions),
             installation.clock,
             new_id=installation.gate.new_id,
             threads=self.executors.hot,
@@ -286,18 +287,23 @@ class _ForkedApp(App):
             await send_forked(scope, receive, send)
 
 
-def authenticator_of(installation: Installation) -> Authenticator:
-    """Return the authenticator of *installation*, with the operator keys of now."""
+def authenticator_of(installation: Installation, operators: Collection[str] | None = None) -> Authenticator:
+    """Return the authenticator of *installation*, with the hashes of *operators*, by default those of now."""
     return Authenticator(
-        installation.operator_keys.all(),
+        installation.operator_keys.all() if operators is None else operators,
         installation.directory,
         installation.clock,
         address_header=installation.settings.client_address_header,
     )
 
 
-def build_app(installation: Installation) -> App:
-    """Return the HTTP surface of *installation*."""
+def build_app(installation: Installation, operators: Collection[str] | None = None) -> App:
+    """
+    Return the HTTP surface of *installation*.
+
+    Args:
+        operators: Hashes of the operator keys that are good there; those of the installation unless given.
+    """
     from tollkeeper.http.api import build_api
 
     return App(
@@ -310,6 +316,7 @@ def build_app(installation: Installation) -> App:
             probes=probes,
             latencies=latencies,
         ),
+        operators,
     )
 
 

@@ -84,13 +84,50 @@ class Door(RequestGate, Protocol):
         """Do `settle_later` without waiting."""
 
 
+class SyncDoor(RequestGate, Protocol):
+    """What the WSGI middleware asks of a gate, from any thread; as `Door`, but blocking."""
+
+    def admit(
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        """As `Door.admit`; *scope* is that of `environs.scope_of`."""
+
+    def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
+        """As `Door.headers_at_start`."""
+
+    def refusal(self, scope: Scope, method: str, path: str, admission: Any, denial: Denial) -> Refusal:
+        """As `Door.refusal`."""
+
+    def settle(self, admission: Any, outcome: Outcome, *, wait: bool) -> None:
+        """Book what the request used; with *wait*, return once it is durable, if the middleware is `durable`."""
+
+    def void(self, admission: Any) -> None:
+        """End the request as if it never was."""
+
+    def deny(self, admission: Any, denial: Denial, model: str) -> None:
+        """As `Door.deny`."""
+
+    def settle_later(self, admission: Any, outcome: Outcome, timeout_s: int | None, *, wait: bool) -> None:
+        """As `Door.settle_later`; *wait* as of `settle`."""
+
+
+class HasSyncDoor(Protocol):
+    """A gate that brings its own door for WSGI, such as `remote.Tollkeeper`."""
+
+    cors_origins: str
+    """As the setting."""
+
+    def sync_door(self, **options: Any) -> SyncDoor:
+        """Return the door for one middleware; *options* as of `HasDoor.door`."""
+
+
 class HasDoor(Protocol):
     """A gate that brings its own door, such as `remote.Tollkeeper`."""
 
     cors_origins: str
     """As the setting."""
 
-    def door(self, *, profile: str | None, durable: bool) -> Door:
+    def door(self, *, profile: str | None, durable: bool, sessions: bool | None, key_parameter: str) -> Door:
         """Return the door for one middleware; its options are those of `asgi.Middleware`."""
 
 
@@ -103,6 +140,15 @@ def refusal_of(denial: Denial) -> Refusal:
     """Return *denial* as its problem document."""
     headers = [(b"content-type", PROBLEM_MEDIA_TYPE.encode()), *denial_headers(denial)]
     return Refusal(denial.status, headers, denial_body(denial))
+
+
+def check_key_parameter(name: str, profile: str) -> None:
+    """Raise `BadParameter` where an API that speaks a *profile* is to read keys from a query: no vendor does."""
+    if name and profile not in ("", "native"):
+        raise BadParameter(
+            f"key_parameter must be empty with profile {profile!r}, which reads keys as its vendor does: in headers",
+            field="key_parameter",
+        )
 
 
 def check_profile(name: str) -> None:

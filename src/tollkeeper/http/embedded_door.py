@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.keyless import Caller
 from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.gate.gate import Admission
 from tollkeeper.http.asgi_types import Scope
-from tollkeeper.http.credentials import credentials
-from tollkeeper.http.doors import Admitted, Refusal, refusal_of, text_headers
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials
+from tollkeeper.http.doors import Admitted, Refusal, check_key_parameter, refusal_of, text_headers
 from tollkeeper.http.embedded_gate import EmbeddedGate
 from tollkeeper.http.executors import Threads
-from tollkeeper.http.known_key import KnownKey
-from tollkeeper.http.metered import Dialect, TextHeaders, dialect_of
+from tollkeeper.http.known_key import KnownKey, may_be_session
+from tollkeeper.http.metered import Dialect, TextHeaders, admits_sessions, dialect_of
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.profiles.base import NATIVE
 
 _THREADS: Final = 8
 """For what admission has to read first, such as a key that was not seen before: no loop waits for a store."""
@@ -26,47 +29,61 @@ _THREADS: Final = 8
 class EmbeddedDoor(EmbeddedGate):
     """See `http.doors.Door`."""
 
-    def __init__(self, installation: Installation, *, profile: str | None, durable: bool) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        *,
+        profile: str | None,
+        durable: bool,
+        sessions: bool | None = None,
+        key_parameter: str = "",
+    ) -> None:
         super().__init__(installation.holds, Threads("admit", _THREADS))
+        self._key_parameter = key_parameter
         self._durable = durable
         self._now_us = installation.clock.now_us
         self._request_id = installation.gate.new_id
-        self._known_key = KnownKey(installation.holds, installation.gate)
+        self._known_key = KnownKey(installation.holds, installation.gate, installation.account_sessions)
         self._dialect = dialect_of(installation, profile)
+        self._sessions = admits_sessions(self._dialect, sessions)
+        check_key_parameter(key_parameter, "" if self._dialect is None else self._dialect.profile.name)
 
     async def admit(
         self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
     ) -> Admitted | Refusal:
         dialect = self._dialect
         if dialect is None:
-            secrets = credentials(scope["headers"], bare=True)
-            found = await self._threads.attempt(self._known_key.admit, secrets, method, path, expected, tags)
+            longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
+            secrets = credentials(
+                scope["headers"],
+                bare=True,
+                chars_max=longest,
+                query=scope.get("query_string", b""),
+                parameter=self._key_parameter,
+            )
+            if self._sessions and any(map(may_be_session, secrets)):
+                of_secrets = await self._threads.run(self._known_key.caller, secrets, NATIVE)
+                found = await self._admit(of_secrets, method, path, expected, tags)
+            else:
+                found = await self._threads.attempt(
+                    self._known_key.admit, secrets, method, path, expected, tags
+                )
             return refusal_of(found) if isinstance(found, Denial) else Admitted(found)
         request_id = "req_" + self._request_id(self._now_us()).replace("-", "")
         headers = text_headers(scope["headers"])
         secret = dialect.credential(headers)
         # Those that the caller states win over those of its headers.
         tags = {**dialect.tags(headers), **tags}
-        found = await self._threads.attempt(self._holds.admit, secret, method, path, expected, tags)
-        if not isinstance(found, Denial) and (objection := dialect.objection(found, secret)) is not None:
+        caller = await self._caller(dialect, headers)
+        found = await self._admit(caller, method, path, expected, tags)
+        who = secret if isinstance(caller, Denial) else caller
+        if not isinstance(found, Denial) and (objection := dialect.objection(found, who)) is not None:
             self._holds.void(found)
             found = objection
         if isinstance(found, Denial):
-            return await self._worded(dialect, secret, method, path, headers, found, request_id)
+            reply = await self._threads.run(dialect.refused, who, method, path, headers, found, request_id)
+            return Refusal(*reply_parts(reply))
         return Admitted(found, await self._threads.attempt(dialect.headers, found, request_id))
-
-    async def _worded(
-        self,
-        dialect: Dialect,
-        secret: str,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        denial: Denial,
-        request_id: str,
-    ) -> Refusal:
-        reply = await self._threads.run(dialect.refused, secret, method, path, headers, denial, request_id)
-        return Refusal(*reply_parts(reply))
 
     async def refusal(self, scope: Scope, method: str, path: str, admission: Any, denial: Denial) -> Refusal:
         dialect = self._dialect
@@ -74,8 +91,24 @@ class EmbeddedDoor(EmbeddedGate):
             return refusal_of(denial)
         headers = text_headers(scope["headers"])
         request_id = "req_" + admission.id.replace("-", "")
+        caller = await self._caller(dialect, headers)
+        who = dialect.credential(headers) if isinstance(caller, Denial) else caller
+        reply = await self._threads.run(dialect.refused, who, method, path, headers, denial, request_id)
+        return Refusal(*reply_parts(reply))
+
+    async def _caller(self, dialect: Dialect, headers: Mapping[str, str]) -> Caller | Denial:
         secret = dialect.credential(headers)
-        return await self._worded(dialect, secret, method, path, headers, denial, request_id)
+        if self._sessions and may_be_session(secret):
+            return await self._threads.run(self._known_key.caller, [secret], dialect.profile.name)
+        return secret
+
+    async def _admit(
+        self, caller: Caller | Denial, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admission | Denial:
+        if isinstance(caller, Denial):
+            self._holds.record_denial("", method, path, caller)
+            return caller
+        return await self._threads.attempt(self._holds.admit, caller, method, path, expected, tags)
 
     async def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
         worded = admitted.headers or ()

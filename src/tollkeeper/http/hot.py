@@ -19,6 +19,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import latency_us, stated_quantities
 from tollkeeper.domain.extensions import Extension
 from tollkeeper.domain.instants import from_us, to_text
+from tollkeeper.domain.keyless import Caller, Keyless
 from tollkeeper.domain.money_fields import BadMoney, with_nanos
 from tollkeeper.domain.quantities import BadQuantity, quantities_json
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
@@ -31,8 +32,8 @@ from tollkeeper.http.bodies import decompressed, header
 from tollkeeper.http.denials import denial_body, denial_headers, denial_problem
 from tollkeeper.http.executors import Threads
 from tollkeeper.http.fair_queue import OPERATOR, FairQueue
-from tollkeeper.http.known_key import KnownKey
-from tollkeeper.http.metered import Dialects, TextHeaders, encoded
+from tollkeeper.http.known_key import KnownKey, may_be_session
+from tollkeeper.http.metered import Dialects, TextHeaders, admits_sessions, encoded
 from tollkeeper.http.routes.fields import money_names
 from tollkeeper.http.wire import (
     AuthorizeAnswer,
@@ -50,6 +51,7 @@ from tollkeeper.http.wire import (
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.ended_holds import Settled
 from tollkeeper.ledger.holds import Holds
+from tollkeeper.ledger.stored_holds import keyless_caller_of
 from tollkeeper.profiles import names
 
 if TYPE_CHECKING:
@@ -114,34 +116,39 @@ class HotEndpoints:
             expected = expected._replace(model=expected.model or expected.response_model, response_model="")
         if request.answer_as:
             request = self._with_tags(request)
-        if request.other_keys:
-            secret = await self._threads.attempt(self._known_key.of, _keys_of(request))
-            if isinstance(secret, Denial):
-                return await self._threads.run(self._refusal, request, secret)
-            request = msgspec.structs.replace(request, key=secret, other_keys=[])
+        caller: Caller | Denial = _checked_key(request)
+        if request.key is None:
+            caller = await self._threads.run(self._without_key, request)
+        elif self._may_be_session(request):
+            profile = request.answer_as or request.profile
+            caller = await self._threads.run(self._known_key.caller, _keys_of(request), profile)
+        elif request.other_keys:
+            caller = await self._threads.attempt(self._known_key.of, _keys_of(request))
+        if isinstance(caller, Denial):
+            return await self._threads.run(self._refusal, request, request.key or "", caller)
         future = CommitFuture(asyncio.get_running_loop())
         if request.id is None:
             # Of a key that was seen before all is in memory.
-            found = await self._threads.attempt(self._authorize, request, expected, future)
+            found = await self._threads.attempt(self._authorize, request, caller, expected, future)
         else:
             # A named hold may have to be looked up in the stores.
-            found = await self._threads.run(self._authorize, request, expected, future)
+            found = await self._threads.run(self._authorize, request, caller, expected, future)
         if isinstance(found, Denial):
-            return await self._threads.run(self._refusal, request, found)
+            return await self._threads.run(self._refusal, request, caller, found)
         admission, commit = found
         await commit.committed()
         profile = request.answer_as or admission.compiled_key.profile
         dialect = None if profile == "native" else self._dialects.of(profile)
         if dialect is None:
             return 200, [_JSON], _encode(_authorize_answer(admission, {}))
-        if (objection := dialect.objection(admission, request.key)) is not None:
+        if (objection := dialect.objection(admission, caller)) is not None:
             future = CommitFuture(asyncio.get_running_loop())
             _, voided = await self._threads.run(
                 self._holds.void_hold, admission.id, future, account_id=admission.account_id
             )
             if voided is not None:
                 await voided.committed()
-            return await self._threads.run(self._refusal, request, objection)
+            return await self._threads.run(self._refusal, request, caller, objection)
         request_id = "req_" + admission.id.replace("-", "")
         worded = await self._threads.attempt(dialect.headers, admission, request_id)
         return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
@@ -160,26 +167,41 @@ class HotEndpoints:
             request, tags={**dialect.tags(request.request_headers), **request.tags}
         )
 
-    def _refusal(self, request: AuthorizeRequest, denial: Denial) -> HotAnswer:
+    def _may_be_session(self, request: AuthorizeRequest) -> bool:
+        """Return whether a key of *request* has the form of a session token, where one may be sent."""
+        if not (request.sessions or request.answer_as or request.profile):
+            return False
+        if not any(map(may_be_session, _keys_of(request))):
+            return False
+        return admits_sessions(self._dialects.of(request.answer_as or request.profile), request.sessions)
+
+    def _without_key(self, request: AuthorizeRequest) -> Caller | Denial:
+        profile, project_id = request.answer_as or request.profile, request.project or ""
+        if request.session is not None:
+            return self._known_key.of_session(request.session, profile, project_id)
+        return Keyless(request.account or "", request.user, project_id, profile)
+
+    def _refusal(self, request: AuthorizeRequest, caller: Caller, denial: Denial) -> HotAnswer:
         """Word a refusal as the key's profile does, or the one that the request names."""
         if request.answer_as:
-            return self._refusal_with_reply(request, denial)
-        dialect = self._dialects.of_secret(request.key) or self._dialects.of(request.profile)
+            return self._refusal_with_reply(request, caller, denial)
+        of_key = self._dialects.of_secret(caller) if isinstance(caller, str) else None
+        dialect = of_key or self._dialects.of(request.profile)
         if dialect is None:
             return denial.status, [_PROBLEM, *denial_headers(denial)], denial_body(denial)
         request_id = "req_" + self._new_id(self._clock.now_us()).replace("-", "")
-        reply = dialect.refused(request.key, request.method, request.path, {}, denial, request_id)
+        reply = dialect.refused(caller, request.method, request.path, {}, denial, request_id)
         headers = [(b"content-type", reply.media_type.encode())]
         return reply.status, headers + encoded(reply.headers), _encode(reply.body)
 
-    def _refusal_with_reply(self, request: AuthorizeRequest, denial: Denial) -> HotAnswer:
+    def _refusal_with_reply(self, request: AuthorizeRequest, caller: Caller, denial: Denial) -> HotAnswer:
         """Return a refusal as a problem document, with the answer of the profile that the caller speaks."""
         problem = denial_problem(denial)
         dialect = self._dialects.of(request.answer_as)
         if dialect is not None:
             request_id = "req_" + self._new_id(self._clock.now_us()).replace("-", "")
             reply = dialect.refused(
-                request.key, request.method, request.path, request.request_headers, denial, request_id
+                caller, request.method, request.path, request.request_headers, denial, request_id
             )
             problem["reply"] = {
                 "status": reply.status,
@@ -190,10 +212,10 @@ class HotEndpoints:
         return denial.status, [_PROBLEM, *denial_headers(denial)], _encode(problem)
 
     def _authorize(
-        self, request: AuthorizeRequest, expected: Usage, future: CommitFuture
+        self, request: AuthorizeRequest, caller: Caller, expected: Usage, future: CommitFuture
     ) -> tuple[Admission, CommitFuture] | Denial:
         return self._holds.authorize(
-            request.key,
+            caller,
             request.method,
             request.path,
             expected,
@@ -225,7 +247,9 @@ class HotEndpoints:
                 changes.expect_hold, admission, expected, request.tags, request.ttl_s, future
             )
             if denial is not None:
-                return await self._threads.run(self._refusal, _as_authorize(request, admission), denial)
+                asked = _as_authorize(request, admission)
+                caller = request.key if admission.key_id else keyless_caller_of(admission)
+                return await self._threads.run(self._refusal, asked, caller, denial)
         await future.committed()
         return 200, [_JSON], _encode(_expect_answer(admission, extension))
 
@@ -335,6 +359,32 @@ def payer_of(principal: Principal) -> str:
 def _keys_of(request: AuthorizeRequest) -> list[str]:
     """Return the distinct keys of a request, in its order."""
     return list(dict.fromkeys(key for key in (request.key, *request.other_keys) if key))
+
+
+def _checked_key(request: AuthorizeRequest) -> str:
+    """Return the key of a request, "" if it names its caller otherwise. Raises `BadParameter` unless it names one."""
+    key = request.key
+    if key is not None and request.session is request.account is request.project is None and not request.user:
+        return key
+    named = [name for name in ("key", "session", "account") if getattr(request, name) is not None]
+    if len(named) != 1:
+        field = named[1] if named else "key"
+        sent = f"{field}: {' and '.join(named)} were sent" if named else "key is missing"
+        raise BadParameter(
+            f"{sent}: a request must have one of key (what your caller sent), session (a token) and account (for a "
+            "request without a key)",
+            field=field,
+        )
+    for name, goes_with in (
+        ("other_keys", ["key"]),
+        ("user", ["account"]),
+        ("project", ["session", "account"]),
+    ):
+        if getattr(request, name) and named[0] not in goes_with:
+            raise BadParameter(
+                f"{name} must come with {' or '.join(goes_with)}, not with {named[0]}", field=name
+            )
+    return key or ""
 
 
 def _operator_only(principal: Principal) -> None:

@@ -14,6 +14,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.keyless import Caller
 from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, facts_of
@@ -22,7 +23,7 @@ from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission, CompiledKey, Gate
 from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
-from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, Used
+from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, SessionProfile, Used
 
 _FOREIGN: Final = Denial("key_unknown", "The api key is not known here.")
 _BARRED: Final = Denial("layer_not_allowed", "Keys of this family may not make metered requests.")
@@ -43,6 +44,7 @@ class Dialect:
     ) -> None:
         self.profile = profile
         self._more = profile if isinstance(profile, MeteredProfile) else None
+        self.admits_sessions = isinstance(profile, SessionProfile) and profile.admits_sessions
         self._settings = settings
         self._gate = gate
         self._directory = directory
@@ -52,9 +54,9 @@ class Dialect:
         """Return the api key that a request's headers (lower-case names) carry."""
         return self.profile.credential(headers)
 
-    def objection(self, admission: Admission, secret: str) -> Denial | None:
+    def objection(self, admission: Admission, caller: Caller) -> Denial | None:
         """Return why the dialect refuses what the gate admitted: void it then. A key is good in its own only."""
-        if self._bars(secret):
+        if self._bars(caller):
             return _BARRED
         return None if admission.compiled_key.profile == self.profile.name else _FOREIGN
 
@@ -109,15 +111,21 @@ class Dialect:
         return () if metered is None else self._more.settled_headers(metered, Used(record, True))
 
     def refused(
-        self, secret: str, method: str, path: str, headers: Mapping[str, str], denial: Denial, request_id: str
+        self,
+        caller: Caller,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        denial: Denial,
+        request_id: str,
     ) -> Reply:
         """Return the refusal of a request, headers included."""
         if denial.reason != "unavailable":
-            if self._bars(secret):
+            if self._bars(caller):
                 denial = _BARRED
-            elif self._is_foreign(secret):
+            elif self._is_foreign(caller):
                 denial = _FOREIGN
-        compiled_key = None if denial is _BARRED else self._gate.compiled_key(secret)
+        compiled_key = None if denial is _BARRED else self._gate.compiled_key(caller)
         metered = None
         matched = self._directory.route_table().match(method, path, self.profile.name)
         if isinstance(compiled_key, CompiledKey) and compiled_key.profile == self.profile.name:
@@ -130,23 +138,41 @@ class Dialect:
         call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)
         return self.profile.refused(call, denial, metered)
 
-    def _bars(self, secret: str) -> bool:
-        return self._more is not None and self._more.refuses_metered(secret, self._settings)
+    def _bars(self, caller: Caller) -> bool:
+        if self._more is None or not isinstance(caller, str):
+            return False
+        return self._more.refuses_metered(caller, self._settings)
 
-    def _is_foreign(self, secret: str) -> bool:
+    def _is_foreign(self, caller: Caller) -> bool:
         """Whether this is the key of another profile: in whatever state, it is unknown in this one."""
-        stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
+        if not caller or not isinstance(caller, str):
+            return False
+        stored = self._directory.key_by_hash(hash_secret(caller))
         return stored is not None and stored.entry.profile != self.profile.name
 
     def _metered(
         self, compiled_key: CompiledKey, route: Route, request_id: str, facts: Facts | None = None
     ) -> Metered | None:
-        key: StoredKey | None = self._directory.key(compiled_key.key_id)
+        key = self._key_of(compiled_key)
         if key is None:
             return None
         now = self._clock.now()
         limit_statuses = self._gate.limit_statuses(compiled_key, self._clock.now_us(), facts)
         return Metered(key, route, limit_statuses, now, request_id, self._settings, compiled_key.entitlement)
+
+    def _key_of(self, compiled_key: CompiledKey) -> StoredKey | None:
+        if compiled_key.key_id:
+            return self._directory.key(compiled_key.key_id)
+        # Of a request without a key, which has an entry and nothing stored.
+        entry = compiled_key.entitlement.key
+        return StoredKey(
+            entry=entry,
+            secret_sha256="",
+            shown_prefix=None,
+            created_at_us=0,
+            updated_at_us=0,
+            rotation_chain_id="",
+        )
 
 
 class Dialects:
@@ -183,7 +209,7 @@ class Dialects:
 
     def settled_headers(self, record: Record) -> TextHeaders:
         """Return the headers that tell what a settled request used, as the dialect of its key words them."""
-        key = self._directory.key(record.key_id)
+        key = self._directory.key(record.key_id) if record.key_id else None
         dialect = None if key is None or key.entry.profile == "native" else self.of(key.entry.profile)
         return () if dialect is None else dialect.settled_headers(record)
 
@@ -191,6 +217,11 @@ class Dialects:
         """Return the dialect of the key of *secret*, in whatever state it is; None for native or unknown."""
         stored = self._directory.key_by_hash(hash_secret(secret)) if secret else None
         return None if stored is None else self.of(stored.entry.profile)
+
+
+def admits_sessions(dialect: Dialect | None, wanted: bool | None) -> bool:
+    """Return whether session tokens are admitted beside api keys: as *wanted*; None: as the dialect's vendor does."""
+    return (dialect is not None and dialect.admits_sessions) if wanted is None else wanted
 
 
 def dialect_of(installation: Installation, profile: str | None) -> Dialect | None:

@@ -20,6 +20,7 @@ from tollkeeper.domain.events import (
     Variant,
 )
 
+Credential = Annotated[str, msgspec.Meta(max_length=8192)]
 ProviderName = Annotated[str, msgspec.Meta(max_length=64)]
 
 
@@ -51,10 +52,23 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     Give `id` to make a retry safe: the same id with the same request gets the same hold.
     """
 
-    key: Annotated[str, msgspec.Meta(max_length=512)]
-    """The api key as your caller sent it."""
-    other_keys: Annotated[list[Annotated[str, msgspec.Meta(max_length=512)]], msgspec.Meta(max_length=4)] = []
+    key: Credential | None = None
+    """
+    The api key as your caller sent it. With the profile of a vendor whose dashboard users call its API (`regsn`), or
+    with `sessions`, it may be a session token. A request has one of `key`, `session` and `account`.
+    """
+    other_keys: Annotated[list[Credential], msgspec.Meta(max_length=4)] = []
     """What came in other headers: of these and `key` the one that is known counts; two that differ are refused."""
+    sessions: bool | None = None
+    """Whether `key` may be a session token; as the vendor of `answer_as` or `profile` does unless given."""
+    session: Credential | None = None
+    """A session token: its account pays, from the same pools, without a key."""
+    account: Name | None = None
+    """The account that pays for a request without a key, such as one of your own dashboard."""
+    user: Name = ""
+    """With `account`: who signed in. Rate limits per key count each user apart."""
+    project: Name | None = None
+    """With `session` or `account`: the project that the request is for."""
     method: Annotated[str, msgspec.Meta(min_length=1, max_length=16)] = "POST"
     path: Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
     """The path as called, without the query string."""
@@ -72,7 +86,10 @@ class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Seconds until an open hold expires; defaults to the setting `hold_s`."""
     tags: Tags = {}
     profile: Name = ""
-    """The profile whose form the refusal of an unknown key has; defaults to `native`."""
+    """
+    The profile whose form the refusal of an unknown key has; defaults to `native`. Of a request without a key, the one
+    whose routes it may call; all unless given.
+    """
     answer_as: Name = ""
     """
     The profile that your API speaks, or `native`: keys of other profiles are unknown to it, as in the middleware. A
@@ -89,6 +106,7 @@ class AuthorizeAnswer(msgspec.Struct, frozen=True, kw_only=True):
     hold_id: str
     account: str
     key_id: str
+    """Empty for a request without a key."""
     project: str | None
     route: str
     held_nanos: str

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
+from tollkeeper.domain.keyless import Keyless
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ports import LedgerReader
@@ -35,6 +36,11 @@ class Balances:
     def of(self, account_id: str) -> CreditState:
         """Return the credit of an existing account."""
         now_us = self._clock.now_us()
+        caller = Keyless(account_id)
+        compiled_key = self._gate.compiled_key_of(partial(self._directory.keyless_entitlement, caller))
+        found = None if compiled_key is None else self._gate.credit_of(compiled_key, now_us)
+        if found is not None:
+            return CreditState(*found)
         for stored in self._directory.keys_of(account_id):
             if not (stored.entry.draws_on_credit and stored.entry.is_metered):
                 continue
@@ -46,5 +52,5 @@ class Balances:
             found = None if compiled_key is None else self._gate.credit_of(compiled_key, now_us)
             if found is not None:
                 return CreditState(*found)
-        # No key draws on it, so the gate holds nothing of it.
+        # Nothing draws on it, so the gate holds nothing of it.
         return CreditState(self._ledger.book(account_id)[0], 0)

@@ -16,6 +16,7 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.extensions import Extension
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.requests import Outcome, Usage
@@ -25,7 +26,7 @@ from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import AmendHold, EndHold, OpenHold, Settle
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.open_holds import OpenHolds
-from tollkeeper.ledger.stored_holds import stored_hold_of
+from tollkeeper.ledger.stored_holds import keyless_caller_of, stored_hold_of
 
 CHARGE_AT_COMMIT: Final = -1
 """No version of the budgets is -1, so the charges are made again when the task is committed."""
@@ -68,9 +69,7 @@ class HoldChanges:
         """
         if self._gate.refusing is not None:
             return Denial("unavailable", self._gate.refusing, retry_after_s=1)
-        return self._gate.reholds.replace(
-            admission, expected, lambda: self._directory.entitlement_of_id(admission.key_id), tags
-        )
+        return self._gate.reholds.replace(admission, expected, lambda: self._entitlement_of(admission), tags)
 
     def extend(self, admission: Admission, more: Usage, base: Usage | None = None) -> Extension:
         """
@@ -85,8 +84,14 @@ class HoldChanges:
             admission,
             admission.expected if base is None else base,
             more,
-            lambda: self._directory.entitlement_of_id(admission.key_id),
+            lambda: self._entitlement_of(admission),
         )
+
+    def _entitlement_of(self, admission: Admission) -> Entitlement | None:
+        """Return what a request may do by now, as the catalog has it."""
+        if admission.key_id:
+            return self._directory.entitlement_of_id(admission.key_id)
+        return self._directory.keyless_entitlement(keyless_caller_of(admission))
 
     def deny(self, admission: Admission, denial: Denial, model: str = "") -> None:
         """

@@ -21,6 +21,7 @@ from tollkeeper.domain.bookings import EndedHold
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import US_PER_S
+from tollkeeper.domain.keyless import Caller
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import BadParameter, HoldEnded, HoldUnknown, IdempotencyConflict, Unavailable
@@ -88,16 +89,16 @@ class Holds:
 
     def admit(
         self,
-        secret: str,
+        caller: Caller,
         method: str,
         path: str,
         expected: Usage = NO_USAGE,
         tags: Mapping[str, str] = NO_TAGS,
     ) -> Admission | Denial:
         """Decide one request of this process. Settle or void the admission; dropped, it is voided."""
-        found = self._gate.admit(secret, method, path, expected, tags=tags)
+        found = self._gate.admit(caller, method, path, expected, tags=tags)
         if isinstance(found, Denial):
-            self.record_denial(secret, method, path, found, expected.model)
+            self.record_denial(caller, method, path, found, expected.model)
         return found
 
     def settle(self, admission: Admission, outcome: Outcome, future: CommitFuture | None = None) -> Record:
@@ -131,14 +132,14 @@ class Holds:
             self._gate.void(admission)
             admission.state = "ended"
 
-    def record_denial(self, secret: str, method: str, path: str, denial: Denial, model: str = "") -> None:
+    def record_denial(self, caller: Caller, method: str, path: str, denial: Denial, model: str = "") -> None:
         """Count a refused request in the metrics, and record it when its key is known."""
         with self._lock:
             counts = self.denied_count_by_reason
             counts[denial.reason] = counts.get(denial.reason, 0) + 1
         if denial.status in (401, 503):
             return
-        compiled_key = self._gate.compiled_key(secret)
+        compiled_key = self._gate.compiled_key(caller)
         if not isinstance(compiled_key, Denial):
             self._record_denied(compiled_key, method, path, denial, model)
 
@@ -165,7 +166,7 @@ class Holds:
 
     def authorize(
         self,
-        secret: str,
+        caller: Caller,
         method: str,
         path: str,
         expected: Usage,
@@ -190,11 +191,13 @@ class Holds:
         if not 1 <= ttl_s <= HOLD_S_MAX:
             raise BadParameter(f"ttl_s must be from 1 to {HOLD_S_MAX} seconds, not {ttl_s}", field="ttl_s")
         if hold_id is None:
-            return self._authorize(secret, method, path, expected, future, None, "", ttl_s, tags)
-        compiled_key = self._gate.compiled_key(secret)
+            return self._authorize(caller, method, path, expected, future, None, "", ttl_s, tags)
+        compiled_key = self._gate.compiled_key(caller)
         if isinstance(compiled_key, Denial):
             return compiled_key
-        fingerprint = _fingerprint(compiled_key.key_id, method, path, expected, tags)
+        fingerprint = _fingerprint(
+            compiled_key.key_id if isinstance(caller, str) else caller.place, method, path, expected, tags
+        )
         with self._opening_one(compiled_key.account_id, hold_id), ExitStack() as look_up:
             # Until the commit thread has looked: neither look-up may miss an id that is delivered in between.
             look_up.enter_context(self._pending.looking_up())
@@ -202,12 +205,12 @@ class Holds:
             if earlier is not None:
                 return earlier
             return self._authorize(
-                secret, method, path, expected, future, hold_id, fingerprint, ttl_s, tags, look_up
+                caller, method, path, expected, future, hold_id, fingerprint, ttl_s, tags, look_up
             )
 
     def _authorize(
         self,
-        secret: str,
+        caller: Caller,
         method: str,
         path: str,
         expected: Usage,
@@ -220,9 +223,9 @@ class Holds:
     ) -> tuple[Admission, CommitFuture] | Denial:
         if hold_id is None:
             hold_id = self._gate.new_id(self._now_us())
-        found = self._gate.admit(secret, method, path, expected, hold_id=hold_id, tags=tags)
+        found = self._gate.admit(caller, method, path, expected, hold_id=hold_id, tags=tags)
         if isinstance(found, Denial):
-            self.record_denial(secret, method, path, found, expected.model)
+            self.record_denial(caller, method, path, found, expected.model)
             return found
         admission = found
         admission.durable = True
@@ -399,9 +402,9 @@ class Holds:
         return restore_open_holds(self._ledger, self._stored, self._open, self._committer, self._clock)
 
 
-def _fingerprint(key_id: str, method: str, path: str, expected: Usage, tags: Mapping[str, str]) -> str:
+def _fingerprint(named: str, method: str, path: str, expected: Usage, tags: Mapping[str, str]) -> str:
     # Without what is not stated, as holds have it that were made before there was any of it.
     *tokens_and_cost, quantities, variant, _ = expected
     more = ([dict(sorted(quantities.items())), variant],) if quantities or variant else ()
     stated = (dict(sorted(tags.items())),) if tags else ()
-    return msgspec.json.encode((key_id, method, path, *tokens_and_cost, *more, *stated)).decode()
+    return msgspec.json.encode((named, method, path, *tokens_and_cost, *more, *stated)).decode()

@@ -15,6 +15,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold, HoldBody, StoredHold
 from tollkeeper.domain.decisions import Amounts, UnitAmounts, amounts_by_unit
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.keyless import Keyless
 from tollkeeper.domain.matching import Facts
 from tollkeeper.domain.meter import UNKNOWN_ROUTE
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
@@ -57,7 +58,7 @@ class StoredHolds:
             HoldUnknown: Its key is no longer in the catalog.
         """
         body = stored.body
-        compiled_key = self._gate.compiled_key_of(lambda: self._entitlement_of(body))
+        compiled_key = self._gate.compiled_key_of(lambda: self._entitlement_of(stored))
         if compiled_key is None:
             raise HoldUnknown(f"The key of hold {stored.hold_id} is gone.")
         route = (
@@ -100,8 +101,12 @@ class StoredHolds:
         admission.durable = True
         return admission
 
-    def _entitlement_of(self, body: HoldBody) -> Entitlement | None:
+    def _entitlement_of(self, stored: StoredHold) -> Entitlement | None:
         """Return the entitlement of a hold's key, in the project of its request, wherever the key is now."""
+        body = stored.body
+        if not body.key_id:
+            caller = Keyless(stored.account_id, body.user, body.project or "", body.profile)
+            return self._directory.keyless_entitlement(caller)
         key = self._directory.key(body.key_id)
         if key is None:
             return None
@@ -155,4 +160,12 @@ def _body_of(admission: Admission, at_expiry: Outcome | None) -> HoldBody:
         quantities=dict(expected.quantities),
         variant=expected.variant,
         at_expiry=at_expiry,
+        user="" if admission.key_id else admission.compiled_key.entitlement.key.name,
+        profile="native" if admission.key_id else admission.compiled_key.profile,
     )
+
+
+def keyless_caller_of(admission: Admission) -> Keyless:
+    """Return who made a request without a key."""
+    key = admission.compiled_key
+    return Keyless(admission.account_id, key.entitlement.key.name, key.project_id or "", key.profile)

@@ -304,13 +304,20 @@ class Reconcile:
     def _spent_of_credit(self, account_id: str) -> int:
         """Return what the events of an account drew on its credit, less what adjustments gave, as its records say."""
 
-        def charged(key_ids: Sequence[str]) -> CostSum:
-            return self._store.charged(account_id, from_us=0, to_us=2**62, project_id=None, key_ids=key_ids)
+        def charged(key_ids: Sequence[str], from_us: int = 0) -> CostSum:
+            return self._store.charged(
+                account_id, from_us=from_us, to_us=2**62, project_id=None, key_ids=key_ids
+            )
 
         key_ids = self._directory.credit_keys(account_id)
         of_keys = charged(key_ids).cost_nanos if key_ids else 0
-        # Adjustments that name no key are the account's; other records without a key draw on no credit.
-        return of_keys - charged([""]).adjustments_nanos
+        # Adjustments that name no key are the account's whenever they are; other records from when it says so.
+        of_account = -charged([""]).adjustments_nanos
+        draws_from_us = self._directory.scopes(account_id, "", "").draws_from_us
+        if draws_from_us is not None:
+            late = charged([""], max(0, draws_from_us))
+            of_account += late.cost_nanos + late.adjustments_nanos
+        return of_keys + of_account
 
 
 def _differing(

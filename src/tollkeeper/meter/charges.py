@@ -36,7 +36,8 @@ def charge_columns(table: pa.Table, directory: Directory) -> BatchCharges:
     scopes = [directory.scopes(*(value or "" for value in values)) for values in combos.values]
     charges: dict[CounterAt, int] = {}
     adjusted = ints(table, "adjustment_nanos") != 0
-    if not any(scope.budgets or scope.draws_on_credit for scope in scopes) and not adjusted.any():
+    may_draw = any(scope.draws_from_us is not None for scope in scopes)
+    if not may_draw and not any(scope.budgets for scope in scopes) and not adjusted.any():
         return BatchCharges(charges, {})
     drawing: dict[str, list[Int64s]] = {}
     units = units_columns(table)
@@ -49,10 +50,11 @@ def charge_columns(table: pa.Table, directory: Directory) -> BatchCharges:
     for code, scope in enumerate(scopes):
         rows = order[(ends[code - 1] if code else 0) : ends[code]]
         account_id = combos.values[code][0] or ""
-        drawn = rows
-        if not scope.draws_on_credit:
-            # An adjustment that names no key is of the account's balance.
-            drawn = rows[:0] if combos.values[code][2] else rows[adjusted[rows]]
+        late = np.zeros(len(rows), bool)
+        if scope.draws_from_us is not None:
+            late = occurred[rows] >= scope.draws_from_us
+        # An adjustment that names no key is of the account's balance.
+        drawn = rows[late if combos.values[code][2] else late | adjusted[rows]]
         if len(drawn):
             drawing.setdefault(account_id, []).append(drawn)
         for budget in scope.budgets:

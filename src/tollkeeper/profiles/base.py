@@ -310,6 +310,14 @@ class MeteredProfile(Protocol):
 
 
 @runtime_checkable
+class SessionProfile(Protocol):
+    """What a dialect has whose dashboard users call the provider's own API with their sessions, beside its keys."""
+
+    admits_sessions: bool
+    """Whether the gate admits a session token that `Profile.credential` returns, for the account's own pools."""
+
+
+@runtime_checkable
 class WebhookProfile(Protocol):
     """What a vendor's dialect may add to every webhook message; a profile without it adds nothing."""
 

@@ -7,18 +7,19 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.keyless import WithoutKey
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, HoldEnded, TollkeeperError, Unavailable
 from tollkeeper.gate.ids import Ids
-from tollkeeper.http.credentials import SECRET_CHARS_MAX
+from tollkeeper.http.credentials import TOKEN_CHARS_MAX
 from tollkeeper.remote import messages
 from tollkeeper.remote.address import parse_address
 from tollkeeper.remote.admission import Admission, Settled
@@ -32,12 +33,14 @@ from tollkeeper.remote.usage_query import report_of, usage_path
 from tollkeeper.version import __version__
 
 if TYPE_CHECKING:
+    from wsgiref.types import WSGIApplication
+
+    from tollkeeper import wsgi
     from tollkeeper.asgi import Middleware
     from tollkeeper.http.asgi_types import ASGIApp
-    from tollkeeper.remote.door import RemoteDoor
+    from tollkeeper.remote.door import RemoteDoor, RemoteSyncDoor
 
 TIMEOUT_S: Final = 5.0
-NATIVE: Final = "native"
 _KEY_UNKNOWN: Final = Denial("key_unknown", "The api key is not known here.")
 
 _AWAY: Final = Denial("unavailable", "Requests cannot be decided now: try again shortly.", retry_after_s=1)
@@ -127,6 +130,7 @@ class Tollkeeper:
         expected: Usage = NO_USAGE,
         *,
         tags: Mapping[str, str] = NO_TAGS,
+        **who: Unpack[WithoutKey],
     ) -> Admission | Denial:
         """
         Decide one request: see `embedded.Tollkeeper.admit`. Its hold is durable when this returns.
@@ -135,18 +139,26 @@ class Tollkeeper:
             Unauthenticated, Forbidden: The server refuses *key*: no operator key of it.
             BadParameter: A value is beyond the server's bounds, such as a path of more than 2048 characters.
         """
-        if len(api_key) > SECRET_CHARS_MAX:
+        without_key = messages.without_key(api_key, who)
+        if len(api_key) > TOKEN_CHARS_MAX:
             return _KEY_UNKNOWN
+        found = self.authorize_blocking(api_key, method, path, expected, tags, without_key=without_key)
+        return found.denial if isinstance(found, Refused) else found
+
+    def authorize_blocking(
+        self, api_key: str, method: str, path: str, expected: Usage, tags: Mapping[str, str], **more: Any
+    ) -> Admission | Refused:
+        """`authorize` for a thread."""
         hold_id = self._ids.new_id(self._clock.now_us())
-        body = self._authorize_body(hold_id, api_key, method, path, expected, tags)
+        stated = (hold_id, api_key, method, path, expected, tags, self.hold_s)
+        body = messages.authorize_body(*stated, **more)
         tries = Tries(self._timeout_s)
         try:
             answer = self._try(tries, "POST", messages.AUTHORIZE, body)
         except Unavailable as exc:
             self._void_maybe(tries, hold_id)
-            return self._away(exc)
-        found = self._found(answer, tries, hold_id, method, expected, tags)
-        return found.denial if isinstance(found, Refused) else found
+            return Refused(self._away(exc))
+        return self._found(answer, tries, hold_id, method, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = True) -> Settled:
         """
@@ -203,9 +215,11 @@ class Tollkeeper:
         expected: Usage = NO_USAGE,
         *,
         tags: Mapping[str, str] = NO_TAGS,
+        **who: Unpack[WithoutKey],
     ) -> Admission | Denial:
         """`admit` for an event loop."""
-        found = await self.authorize(api_key, method, path, expected, tags)
+        without_key = messages.without_key(api_key, who)
+        found = await self.authorize(api_key, method, path, expected, tags, without_key=without_key)
         return found.denial if isinstance(found, Refused) else found
 
     async def authorize(
@@ -215,23 +229,17 @@ class Tollkeeper:
         path: str,
         expected: Usage,
         tags: Mapping[str, str],
-        *,
-        answer_as: str = NATIVE,
-        headers: Mapping[str, str] = {},
-        other_keys: Sequence[str] = (),
+        **more: Any,
     ) -> Admission | Refused:
         """
         `admit_async` for an API that speaks a profile: a refusal has the vendor's answer.
 
         Args:
-            headers: Of the request, from which the profile reads tags.
-            other_keys: What came in other headers: the one that is known counts.
+            more: Of `messages.authorize_body`.
         """
-        if len(api_key) > SECRET_CHARS_MAX:
-            api_key = ""
         hold_id = self._ids.new_id(self._clock.now_us())
-        stated = (hold_id, api_key, method, path, expected, tags, answer_as, headers, other_keys)
-        body = self._authorize_body(*stated)
+        stated = (hold_id, api_key, method, path, expected, tags, self.hold_s)
+        body = messages.authorize_body(*stated, **more)
         tries = Tries(self._timeout_s)
         try:
             answer = await self._try_async(tries, "POST", messages.AUTHORIZE, body)
@@ -283,11 +291,21 @@ class Tollkeeper:
 
         return Middleware(app, self, **options)
 
-    def door(self, *, profile: str | None = None, durable: bool = True) -> RemoteDoor:
-        """Return the gate for one middleware. Without *profile* it is native, whatever the server's root profile."""
-        from tollkeeper.remote.door import RemoteDoor
+    def wsgi_middleware(self, app: WSGIApplication, **options: Any) -> wsgi.Middleware:
+        """Return a WSGI app behind the server's gate: see `wsgi.Middleware` for the options."""
+        from tollkeeper.wsgi import Middleware
 
-        return RemoteDoor(self, profile=profile, durable=durable)
+        return Middleware(app, self, **options)
+
+    def sync_door(self, **options: Any) -> RemoteSyncDoor:
+        """Return the gate for one WSGI middleware: as `door`."""
+        made: RemoteSyncDoor = _doors().RemoteSyncDoor(self, **options)
+        return made
+
+    def door(self, **options: Any) -> RemoteDoor:
+        """Return the gate for one middleware. Without *profile* it is native, whatever the server's root profile."""
+        made: RemoteDoor = _doors().RemoteDoor(self, **options)
+        return made
 
     # -- end ------------------------------------------------------------------------------------------
 
@@ -370,22 +388,6 @@ class Tollkeeper:
                 raise error
         return answer
 
-    def _authorize_body(
-        self,
-        hold_id: str,
-        api_key: str,
-        method: str,
-        path: str,
-        expected: Usage,
-        tags: Mapping[str, str],
-        answer_as: str = NATIVE,
-        headers: Mapping[str, str] = {},
-        other_keys: Sequence[str] = (),
-    ) -> bytes:
-        return messages.authorize_body(
-            hold_id, api_key, method, path, expected, tags, self.hold_s, answer_as, headers, other_keys
-        )
-
     def _found(
         self,
         answer: Answer,
@@ -464,3 +466,9 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
+
+
+def _doors() -> Any:
+    from tollkeeper.remote import door
+
+    return door

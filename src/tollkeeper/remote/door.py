@@ -16,16 +16,23 @@ from tollkeeper.domain.extensions import Extension
 from tollkeeper.domain.requests import HOLD_S_DEFAULT, Outcome, Usage
 from tollkeeper.errors import BadInput, HoldEnded, HoldUnknown, TollkeeperError, Unavailable
 from tollkeeper.http.asgi_types import Scope
-from tollkeeper.http.credentials import credentials
-from tollkeeper.http.doors import Admitted, Refusal, check_profile, refusal_of, text_headers
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX, credentials
+from tollkeeper.http.doors import (
+    Admitted,
+    Refusal,
+    check_key_parameter,
+    check_profile,
+    refusal_of,
+    text_headers,
+)
 from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import reply_parts
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Call, MeteredProfile, Profile, Reply
 from tollkeeper.remote.admission import Admission
-from tollkeeper.remote.client import NATIVE, Tollkeeper
-from tollkeeper.remote.messages import Refused
+from tollkeeper.remote.client import Tollkeeper
+from tollkeeper.remote.messages import NATIVE, Refused
 
 _UNASKED: Final = Denial(
     "unavailable", "The request cannot be decided now: the server of the gate refuses.", retry_after_s=1
@@ -35,47 +42,55 @@ _REQUEST_ID_BYTES: Final = 10
 log = logging.getLogger("tollkeeper.remote")
 
 
-class RemoteDoor:
-    """See `http.doors.Door`."""
+class _RemoteDoor:
+    """What both doors have in common: what they send, and how they word what came back."""
 
-    def __init__(self, toll: Tollkeeper, *, profile: str | None, durable: bool) -> None:
+    def __init__(
+        self,
+        toll: Tollkeeper,
+        *,
+        profile: str | None = None,
+        durable: bool = True,
+        sessions: bool | None = None,
+        key_parameter: str = "",
+    ) -> None:
         name = profile or NATIVE
         check_profile(name)
+        check_key_parameter(key_parameter, name)
+        self._key_parameter = key_parameter
         self._toll = toll
         self._durable = durable
         self._name = name
         self._profile: Profile | None = None if name == NATIVE else load(name)
+        self._sessions = sessions
         self._has_usage_headers = isinstance(self._profile, MeteredProfile)
 
-    async def admit(
-        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
-    ) -> Admitted | Refusal:
-        profile = self._profile
+    def _sent(self, scope: Scope) -> tuple[str, dict[str, Any]]:
+        """Return the credential of a request, and what else an authorize says of it."""
         headers: dict[str, str] = {}
         others: list[str] = []
-        if profile is None:
-            secret, *others = credentials(scope["headers"], bare=True) or [""]
+        if self._profile is None:
+            longest = TOKEN_CHARS_MAX if self._sessions else SECRET_CHARS_MAX
+            query, parameter = scope.get("query_string", b""), self._key_parameter
+            found = credentials(
+                scope["headers"], bare=True, chars_max=longest, query=query, parameter=parameter
+            )
+            secret, *others = found or [""]
         else:
             headers = text_headers(scope["headers"])
-            secret = profile.credential(headers)
+            secret = self._profile.credential(headers)
             headers.pop("cookie", None)  # No profile reads tags from it.
-        try:
-            found = await self._toll.authorize(
-                secret,
-                method,
-                path,
-                expected,
-                tags,
-                answer_as=self._name,
-                headers=headers,
-                other_keys=others,
-            )
-        except BadInput as exc:
-            return _problem(exc, path)
-        except TollkeeperError as exc:
-            # A fault of the set-up, such as a wrong operator key: nothing that the caller could mend.
-            log.error("tollkeeper.remote.refused", extra={"reason": str(exc), "code": exc.code})
-            found = Refused(_UNASKED)
+        return secret, {
+            "answer_as": self._name,
+            "headers": headers,
+            "other_keys": others,
+            "sessions": self._sessions,
+        }
+
+    def _answered(
+        self, found: Admission | Refused, secret: str, method: str, path: str, headers: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        profile = self._profile
         if isinstance(found, Refused):
             if profile is None:
                 return refusal_of(found.denial)
@@ -97,9 +112,16 @@ class RemoteDoor:
     def extend_sync(self, admission: Admission, more: Usage) -> Extension:
         return self._toll.hold_calls.extend(admission, more)
 
-    async def refusal(
-        self, scope: Scope, method: str, path: str, admission: Admission, denial: Denial
-    ) -> Refusal:
+    def settle_late(self, admission: Admission, outcome: Outcome) -> None:
+        if not self._toll.settle_later(admission, outcome):
+            raise Unavailable(f"The usage of {admission.id} cannot be kept: it is lost, see the log.")
+
+    def void_late(self, admission: Admission) -> None:
+        self._toll.void_later(admission)
+
+    # -- its words ------------------------------------------------------------------------------------
+
+    def _refusal(self, method: str, path: str, admission: Admission, denial: Denial) -> Refusal:
         profile = self._profile
         if profile is None:
             return refusal_of(denial)
@@ -108,8 +130,6 @@ class RemoteDoor:
             refused = Refused(denial)
         headers = admission.asked[2]
         return Refusal(*reply_parts(self._worded(profile, refused, method, path, headers)))
-
-    # -- its ending -----------------------------------------------------------------------------------
 
     def _worded(
         self, profile: Profile, refused: Refused, method: str, path: str, headers: Mapping[str, str]
@@ -122,12 +142,33 @@ class RemoteDoor:
         call = Call(method, path, {}, headers, b"", {}, datetime.now(UTC), request_id, profile.settings, None)
         return profile.refused(call, refused.denial, None)
 
+
+class RemoteDoor(_RemoteDoor):
+    """See `http.doors.Door`."""
+
+    async def admit(
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        secret, more = self._sent(scope)
+        try:
+            found = await self._toll.authorize(secret, method, path, expected, tags, **more)
+        except BadInput as exc:
+            return _problem(exc, path)
+        except TollkeeperError as exc:
+            found = _unasked(exc)
+        return self._answered(found, secret, method, path, more["headers"])
+
+    async def refusal(
+        self, scope: Scope, method: str, path: str, admission: Admission, denial: Denial
+    ) -> Refusal:
+        return self._refusal(method, path, admission, denial)
+
     async def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
         worded = admitted.headers or ()
         if not self._has_usage_headers:
             return worded
         try:
-            used = await self._toll.hold_calls.preview_headers(admitted.admission, outcome)
+            used = await self._toll.hold_calls.preview_headers_async(admitted.admission, outcome)
         except TollkeeperError as exc:
             # The answer is not worth less without them; its settlement follows.
             log.warning("tollkeeper.remote.no_usage_headers", extra={"reason": str(exc)})
@@ -146,16 +187,7 @@ class RemoteDoor:
         except Unavailable:
             raise
         except TollkeeperError as exc:
-            # Nothing else says it: the response is cut, and the hold expires.
-            log.error(
-                "tollkeeper.remote.lost",
-                extra={
-                    "hold_id": admission.id,
-                    "path": admission.path,
-                    "body": str(outcome),
-                    "reason": str(exc),
-                },
-            )
+            _log_lost(admission, outcome, exc)
             raise
 
     async def void(self, admission: Admission) -> None:
@@ -182,13 +214,6 @@ class RemoteDoor:
         except BaseException:
             self._toll.settle_later(admission, outcome, later_s)
             raise
-
-    def settle_late(self, admission: Admission, outcome: Outcome) -> None:
-        if not self._toll.settle_later(admission, outcome):
-            raise Unavailable(f"The usage of {admission.id} cannot be kept: it is lost, see the log.")
-
-    def void_late(self, admission: Admission) -> None:
-        self._toll.void_later(admission)
 
     def settle_soon(self, admission: Admission, outcome: Outcome) -> None:
         self._spawn(
@@ -230,6 +255,93 @@ class RemoteDoor:
         task = asyncio.get_running_loop().create_task(ending())
         self._toll.endings.add(task)
         task.add_done_callback(done)
+
+
+class RemoteSyncDoor(_RemoteDoor):
+    """See `http.doors.SyncDoor`."""
+
+    def admit(
+        self, scope: Scope, method: str, path: str, expected: Usage, tags: Mapping[str, str]
+    ) -> Admitted | Refusal:
+        secret, more = self._sent(scope)
+        try:
+            found = self._toll.authorize_blocking(secret, method, path, expected, tags, **more)
+        except BadInput as exc:
+            return _problem(exc, path)
+        except TollkeeperError as exc:
+            found = _unasked(exc)
+        return self._answered(found, secret, method, path, more["headers"])
+
+    def refusal(self, scope: Scope, method: str, path: str, admission: Admission, denial: Denial) -> Refusal:
+        return self._refusal(method, path, admission, denial)
+
+    def headers_at_start(self, admitted: Admitted, outcome: Outcome) -> TextHeaders:
+        worded = admitted.headers or ()
+        if not self._has_usage_headers:
+            return worded
+        try:
+            used = self._toll.hold_calls.preview_headers(admitted.admission, outcome)
+        except TollkeeperError as exc:
+            # The answer is not worth less without them; its settlement follows.
+            log.warning("tollkeeper.remote.no_usage_headers", extra={"reason": str(exc)})
+            return worded
+        return [*(header for header in worded if header[0] not in used), *used.items()]
+
+    def settle(self, admission: Admission, outcome: Outcome, *, wait: bool) -> None:
+        if not (wait and self._durable):
+            if self._toll.settle_later(admission, outcome):
+                admission.state = "ended"
+            return
+        try:
+            self._toll.settle(admission, outcome)
+        except Unavailable:
+            raise
+        except TollkeeperError as exc:
+            _log_lost(admission, outcome, exc)
+            raise
+
+    def void(self, admission: Admission) -> None:
+        self._toll.void(admission)
+
+    def deny(self, admission: Admission, denial: Denial, model: str) -> None:
+        # The server has the denial, and records it with the void.
+        self.void(admission)
+
+    def settle_later(
+        self, admission: Admission, outcome: Outcome, timeout_s: int | None, *, wait: bool
+    ) -> None:
+        later_s = timeout_s or self._toll.hold_s or HOLD_S_DEFAULT
+        admission.state = "ended"
+        if not (wait and self._durable):
+            self._toll.settle_later(admission, outcome, later_s)
+            return
+        try:
+            self._toll.hold_calls.settle_at_expiry(admission, outcome, later_s)
+        except (HoldUnknown, HoldEnded) as exc:
+            # Its usage was stated meanwhile; or it ran longer than its hold, and is booked when it states some.
+            log.warning("tollkeeper.remote.not_open", extra={"hold_id": admission.id, "reason": str(exc)})
+        except BaseException:
+            self._toll.settle_later(admission, outcome, later_s)
+            raise
+
+
+def _unasked(exc: TollkeeperError) -> Refused:
+    # A fault of the set-up, such as a wrong operator key: nothing that the caller could mend.
+    log.error("tollkeeper.remote.refused", extra={"reason": str(exc), "code": exc.code})
+    return Refused(_UNASKED)
+
+
+def _log_lost(admission: Admission, outcome: Outcome, exc: TollkeeperError) -> None:
+    # Nothing else says it: the response is cut, and the hold expires.
+    log.error(
+        "tollkeeper.remote.lost",
+        extra={
+            "hold_id": admission.id,
+            "path": admission.path,
+            "body": str(outcome),
+            "reason": str(exc),
+        },
+    )
 
 
 def _problem(exc: TollkeeperError, path: str) -> Refusal:

@@ -79,13 +79,23 @@ class HoldCalls:
         except Unavailable as exc:
             return Extension(denial=self._away(exc))
 
-    async def settle_at_expiry_async(self, admission: Admission, outcome: Outcome, later_s: int) -> None:
+    def settle_at_expiry(self, admission: Admission, outcome: Outcome, later_s: int) -> None:
         """Have *outcome* booked in *later_s* seconds, unless the hold is settled before."""
+        body = settle_body(admission, outcome, later_s=later_s)
+        messages.settled(self._call(messages.SETTLE, body))
+
+    async def settle_at_expiry_async(self, admission: Admission, outcome: Outcome, later_s: int) -> None:
+        """`settle_at_expiry` for an event loop."""
         body = settle_body(admission, outcome, later_s=later_s)
         messages.settled(await self._call_async(messages.SETTLE, body))
 
-    async def preview_headers(self, admission: Admission, outcome: Outcome) -> Mapping[str, str]:
+    def preview_headers(self, admission: Admission, outcome: Outcome) -> Mapping[str, str]:
         """Return the headers that the admission's dialect has for a request that ended now with *outcome*."""
+        body = settle_body(admission, outcome, preview=True)
+        return messages.settled(self._call(messages.SETTLE, body)).headers
+
+    async def preview_headers_async(self, admission: Admission, outcome: Outcome) -> Mapping[str, str]:
+        """`preview_headers` for an event loop."""
         body = settle_body(admission, outcome, preview=True)
         return messages.settled(await self._call_async(messages.SETTLE, body)).headers
 

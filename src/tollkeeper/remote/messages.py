@@ -11,12 +11,15 @@ from tollkeeper import errors
 from tollkeeper.domain.decisions import STATUS_BY_REASON, Amounts, Denial
 from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.extensions import Extension
+from tollkeeper.domain.keyless import WithoutKey, check_keyless
 from tollkeeper.domain.quantities import parse_quantities, parse_quantity, quantities_json, quantity_of_unit
 from tollkeeper.domain.requests import Outcome, Usage
+from tollkeeper.http.credentials import SECRET_CHARS_MAX, TOKEN_CHARS_MAX
 from tollkeeper.http.wire import AuthorizeAnswer, ExpectAnswer, SettleAnswer
 from tollkeeper.remote.admission import Admission, Settled
 from tollkeeper.remote.connections import Answer
 
+NATIVE: Final = "native"
 AUTHORIZE: Final = "/tk/v1/authorize"
 EXPECT: Final = "/tk/v1/expect"
 SETTLE: Final = "/tk/v1/settle"
@@ -53,12 +56,30 @@ def authorize_body(
     expected: Usage,
     tags: Mapping[str, str],
     hold_s: int | None,
-    answer_as: str,
-    headers: Mapping[str, str],
+    answer_as: str = NATIVE,
+    headers: Mapping[str, str] = {},
     other_keys: Sequence[str] = (),
+    sessions: bool | None = None,
+    without_key: WithoutKey | None = None,
 ) -> bytes:
-    """Return the body of an authorize; the same values make the same body."""
-    body = {"id": hold_id, "key": api_key, "method": method, "path": path, "answer_as": answer_as}
+    """
+    Return the body of an authorize; the same values make the same body.
+
+    Args:
+        answer_as: The profile that the API speaks: a refusal has the vendor's answer.
+        headers: Of the request, from which the profile reads tags.
+        other_keys: What came in other headers: the one that is known counts.
+        sessions: Whether *api_key* may be a session token; None: as the profile's vendor does.
+        without_key: Who calls without a key, in place of *api_key*: `session`, or `account` with its `user`, and more.
+    """
+    body: dict[str, Any] = {"id": hold_id, "method": method, "path": path}
+    if without_key is None:
+        # A longer one is none of ours.
+        body |= {"key": api_key if len(api_key) <= TOKEN_CHARS_MAX else "", "answer_as": answer_as}
+    else:
+        body |= {name: value for name, value in without_key.items() if value}
+    if sessions is not None:
+        body["sessions"] = sessions
     model = expected.model or expected.response_model
     more = {"ttl_s": hold_s, "request_headers": headers, "tags": tags, "other_keys": other_keys}
     return _encode(body | _stated(more) | _usage(expected, model))
@@ -68,6 +89,8 @@ def expect_body(admission: Admission, expected: Usage, tags: Mapping[str, str], 
     """Return the body of an expect; the same values make the same body."""
     key, answer_as, headers = admission.asked
     body = {"hold_id": admission.id, "account": admission.account_id, "tags": dict(tags)}
+    # A session's token may be longer; the server knows whose request it is.
+    key = key if len(key) <= SECRET_CHARS_MAX else ""
     more = {"ttl_s": hold_s, "key": key, "answer_as": answer_as, "request_headers": headers}
     return _encode(body | _stated(more) | _usage(expected, expected.model or expected.response_model))
 
@@ -77,6 +100,14 @@ def extend_body(admission: Admission, more: Usage, hold_s: int | None) -> bytes:
     expected = admission.expected
     body = {"hold_id": admission.id, "account": admission.account_id, "more": _usage(more, more.model)}
     return _encode(body | _stated({"ttl_s": hold_s}) | _usage(expected, expected.model))
+
+
+def without_key(api_key: str, who: WithoutKey) -> WithoutKey | None:
+    """Return who calls without a key, as `authorize` takes it; None with a key. Raises `BadParameter`."""
+    if not any(who.values()):
+        return None
+    check_keyless(api_key, who.get("session", ""), who.get("account", ""), who.get("user", ""))
+    return who
 
 
 def settle_body(

@@ -53,6 +53,8 @@ accounts: Final = _table(
     _id("plan_slug", nullable=True),
     _text("time_zone", 64),
     _boolean("active"),
+    _integer("keyless_credit_at_us", nullable=True),
+    _integer("sessions_reset_at_us", nullable=True),
     _text("metadata"),
 )
 

@@ -112,7 +112,7 @@ HOT: Final[Mapping[str, OperationDoc]] = {
         description="A refusal is a problem document that says which limit, how much of it is used, when it "
         "lifts and the largest call that would still fit: 401, 403, 429 or 402, in this order. It consumes "
         "nothing. 401 and 403 with another code than `unauthenticated` and `forbidden` are about the api "
-        "key in the body.",
+        "key in the body. A request without a key names a `session` or an `account` in its place.",
         body=BodyDoc(
             {"application/json": wire.AuthorizeRequest},
             {

@@ -33,7 +33,14 @@ def refusal(denial: Denial, limit_statuses: Sequence[LimitStatus], budget_status
             return missing_key()
         case "key_revoked":
             return revoked_key()
-        case "key_unknown" | "key_inactive" | "key_expired" | "key_deleted":
+        case (
+            "key_unknown"
+            | "key_inactive"
+            | "key_expired"
+            | "key_deleted"
+            | "session_invalid"
+            | "session_expired"
+        ):
             return bad_key()
         case "rate_limited" | "too_many_concurrent":
             return _rate_limited(denial, limit_statuses)

@@ -57,6 +57,7 @@ class RegSn:
     setting_types = SETTING_TYPES
     catalog = CatalogFile(NAME)
     refusals_count = True
+    admits_sessions = True
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = (

@@ -92,6 +92,8 @@ def wording_of(call: Call, denial: Denial) -> tuple[ProblemKind, str]:
         return EXHAUSTED, "Monthly budget exhausted. Top up to continue."
     if denial.reason == "key_missing":
         return NO_CREDENTIAL, "Send Authorization: Bearer with a key."
+    if denial.reason in ("session_invalid", "session_expired"):
+        return BAD_CREDENTIAL, denial.message
     if denial.status == 401:
         return BAD_CREDENTIAL, KEY_WRONG
     if denial.reason == "route_unknown":
