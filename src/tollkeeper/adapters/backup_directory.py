@@ -193,11 +193,11 @@ class BackupWriter:
     def _link(self, source: Path, target: Path) -> None:
         new = self._new(target)
         try:
+            new.unlink()
             os.link(source, new)
         except OSError:
-            # Another disk, or one that has no links.
-            shutil.copyfile(source, new)
-            new.chmod(0o600)
+            # One that has no links.
+            shutil.copyfile(source, self._new(target))
             _sync(new)
         new.replace(target)
         self._made.append(target)
@@ -237,7 +237,9 @@ class BackupWriter:
     def _new(self, target: Path) -> Path:
         """Return a new empty file beside *target*, for its owner only."""
         new = target.with_name(target.name + _NEW)
-        new.unlink(missing_ok=True)
+        # With the journal that a database left there when its process was killed: it is of other pages.
+        for left in (new, *new.parent.glob(f"{new.name}-*")):
+            left.unlink(missing_ok=True)
         self._made.append(new)
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         return new
@@ -277,7 +279,8 @@ class BackupWriter:
     def _undo(self) -> None:
         """Remove what this backup wrote, but for what an earlier one has too."""
         kept = set(self._before.files) if self._before else set()
-        for path in self._made:
+        made = [left for path in self._made for left in (path, *path.parent.glob(f"{path.name}-*"))]
+        for path in made:
             if str(path.relative_to(self.path)) not in kept:
                 path.unlink(missing_ok=True)
         (self.path / _STARTED).unlink(missing_ok=True)

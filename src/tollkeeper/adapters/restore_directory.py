@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -104,7 +106,7 @@ class RestoreDirectory:
                     "by leaving it out. To go on with the usage store that survived, say --keep-usage."
                 )
         self.installation_id = wanted.installation_id
-        with ledger_copies.file_errors():
+        with self._file_errors():
             self._write(RESTORING_FILE, msgspec.json.encode(wanted))
 
     def _plan_before(self) -> Plan | None:
@@ -119,7 +121,7 @@ class RestoreDirectory:
 
     def _clear(self) -> None:
         """Remove what a restore that was broken off left in the directory."""
-        with ledger_copies.file_errors():
+        with self._file_errors():
             for path in self.path.iterdir():
                 if path.name.startswith((LEDGER_FILE, _COPY)) or path.name in SECRETS:
                     path.unlink()
@@ -128,19 +130,19 @@ class RestoreDirectory:
 
     def take_secret(self, name: str, file: Path) -> None:
         """Write a secret of the backup."""
-        with ledger_copies.file_errors():
+        with self._file_errors():
             self._write(name, file.read_bytes())
 
     def make_usage_directory(self) -> None:
         """Make the directory of a usage store in the data directory, as a start does."""
-        with ledger_copies.file_errors():
+        with self._file_errors():
             if not self._settings.usage_url:
                 (self.path / USAGE_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
 
     def copy_of(self, ledger: Path) -> Path:
         """Return a copy of the backup's ledger that may be used up."""
         copy = self.path / _COPY
-        with ledger_copies.file_errors():
+        with self._file_errors():
             copy.unlink(missing_ok=True)
             os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
             shutil.copyfile(ledger, copy)
@@ -148,7 +150,7 @@ class RestoreDirectory:
 
     def finish(self) -> None:
         """Say that all is there."""
-        with ledger_copies.file_errors():
+        with self._file_errors():
             for path in self.path.glob(f"{_COPY}*"):
                 path.unlink()
             ledger_copies.sync(self.path)
@@ -158,6 +160,16 @@ class RestoreDirectory:
     def close(self) -> None:
         """Release the directory."""
         self._lock_file.close()
+
+    @contextmanager
+    def _file_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise Unavailable(
+                f"The data directory {self.path} cannot be written: {exc.strerror}. Make room, and run the same "
+                "command again."
+            ) from exc
 
     def _write(self, name: str, content: bytes) -> None:
         new = self.path / f"{name}.new"

@@ -124,6 +124,8 @@ def _fill(engine: Engine, backed_up: Sequence[UsageTable], backup: Path, schema:
     for table in backed_up:
         if table.name not in known:
             raise Conflict(f"The backup has a table {table.name}, which this version does not know.")
+        # Merged, rows of rollups become fewer: until they are counted they stay as they came.
+        client.command(f"SYSTEM STOP MERGES {table.name}")
         for piece in table.pieces:
             snapshots.load(engine, table.name, table.columns, backup / piece.file)
         found = client.query(f"SELECT count() FROM {table.name}").result_rows[0][0]  # noqa: S608
@@ -131,6 +133,7 @@ def _fill(engine: Engine, backed_up: Sequence[UsageTable], backup: Path, schema:
             raise Unavailable(
                 f"{table.name} has {found} rows after the restore, and {table.rows} in the backup: try again."
             )
+        client.command(f"SYSTEM START MERGES {table.name}")
     tables.create_views(client)
     if not tables.REDERIVED.isdisjoint(range(schema + 1, tables.newest_schema() + 1)):
         rebuild_now()

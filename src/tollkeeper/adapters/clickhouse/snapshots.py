@@ -11,6 +11,7 @@ need not be read again.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -28,8 +29,6 @@ BLOCK_ROWS: Final = 100_000
 _OWN: Final = ("schema_version", "batches")
 """Tables that say something of the store itself: the manifest has it."""
 _LOADING: Final = {
-    # Two parts of a table may have the same rows, as those of rollups may.
-    "insert_deduplicate": 0,
     "async_insert": 0,
     "max_partitions_per_insert_block": 0,
     "min_insert_block_size_rows": BLOCK_ROWS,
@@ -154,13 +153,14 @@ def drop_clones(client: Client) -> None:
 def load(engine: Engine, table: str, columns: Sequence[str], path: Path) -> None:
     """Insert the rows of a file that `StoreSnapshot.read` gave, compressed with zstd, into *table* alone."""
     client = engine.appender
+    # Two parts of a table may have the same rows, as those of rollups may: neither is a repeat of the other. A token is
+    # what every version of the engine goes by; settings that turn deduplication off have changed their names.
+    settings = {**_LOADING, "insert_deduplication_token": f"restore-{uuid.uuid4()}"}
     if engine.directory is None:
         with path.open("rb") as file:
-            client.raw_insert(
-                table, list(columns), file, settings=dict(_LOADING), fmt="Native", compression="zstd"
-            )
+            client.raw_insert(table, list(columns), file, settings=settings, fmt="Native", compression="zstd")
         return
-    given = ", ".join(f"{name} = {value}" for name, value in _LOADING.items())
+    given = ", ".join(f"{name} = '{value}'" for name, value in settings.items())
     with path.open("rb") as file:
         client.command(
             f"INSERT INTO {table} ({', '.join(columns)}) FROM INFILE '/dev/fd/{file.fileno()}' "
