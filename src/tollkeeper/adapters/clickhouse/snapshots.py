@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -66,12 +67,18 @@ class StoreSnapshot:
     """
 
     def __init__(
-        self, engine: Engine, schema: int, copies: Sequence[TableCopy], marks: dict[str, BatchMark]
+        self, engine: Engine, schema: int, names: Sequence[str], marks: dict[str, BatchMark]
     ) -> None:
         self._engine = engine
+        self._names = names
         self.schema = schema
-        self.tables = list(copies)
         self.marks = marks
+
+    @cached_property
+    def tables(self) -> list[TableCopy]:
+        """The tables and their parts; found when they are asked for, since nobody may append before that."""
+        with self._engine.scans.lend() as client:
+            return [_copy_of(client, name, self.schema) for name in self._names]
 
     def totals(self) -> tuple[int, int]:
         """Return how many records there are, and what they cost in nanos, corrections counted against it."""
@@ -128,8 +135,8 @@ def clone(engine: Engine, marks: dict[str, BatchMark]) -> StoreSnapshot:
     client = engine.appender
     engine.check_room()
     drop_clones(client)
-    copies = []
-    for table in stored_tables(client):
+    names = stored_tables(client)
+    for table in names:
         name = clone_of(table)
         client.command(f"CREATE TABLE {name} AS {table}")
         client.command(f"SYSTEM STOP MERGES {name}")
@@ -139,9 +146,7 @@ def clone(engine: Engine, marks: dict[str, BatchMark]) -> StoreSnapshot:
             parameters={"table": table},
         ).result_rows:
             client.command(f"ALTER TABLE {name} ATTACH PARTITION ID '{partition}' FROM {table}")
-        copies.append(table)
-    schema = tables.schema_of(client)
-    return StoreSnapshot(engine, schema, [_copy_of(client, table, schema) for table in copies], marks)
+    return StoreSnapshot(engine, tables.schema_of(client), names, marks)
 
 
 def drop_clones(client: Client) -> None:
