@@ -22,7 +22,7 @@ from tollkeeper.adapters.sql.database import SCHEMA_REVISION
 from tollkeeper.clock import Clock
 from tollkeeper.domain.backups import BackupTotals, Manifest, totals_differ, why_not_restorable
 from tollkeeper.domain.pairing import BatchMark
-from tollkeeper.errors import Conflict, Unavailable
+from tollkeeper.errors import Conflict, Unavailable, cause_of
 from tollkeeper.installation import Installation
 from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.settings import Settings
@@ -136,14 +136,20 @@ def _fill(
         progress("restoring the usage store")
         directory.make_usage_directory()
         mark = BatchMark(directory.installation_id, manifest.batch_epoch, manifest.batch)
-        events, cost_nanos = usage_restoring.restore(
-            settings.usage,
-            manifest.usage,
-            source,
-            schema=manifest.usage_schema,
-            mark=mark if manifest.batch else None,
-            memory_bytes_max=settings.usage_memory_bytes_max or None,
-        )
+        try:
+            events, cost_nanos = usage_restoring.restore(
+                settings.usage,
+                manifest.usage,
+                source,
+                schema=manifest.usage_schema,
+                mark=mark if manifest.batch else None,
+                memory_bytes_max=settings.usage_memory_bytes_max or None,
+            )
+        except Unavailable as exc:
+            raise Unavailable(
+                f"The usage store cannot be restored: {cause_of(exc) or exc} "
+                "When that is mended (is the disk full?), run the same command again."
+            ) from exc
     # Last: where it is on a server, it is there whole or not at all.
     if not directory.ledger_is_there:
         progress("restoring the ledger")

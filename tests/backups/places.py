@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from tollkeeper import Outcome, Tollkeeper, Usage
+from tollkeeper.adapters.backup_directory import MANIFEST
+from tollkeeper.domain.backups import Manifest
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.settings import Settings, load
 from tollkeeper.testing import NOON
 
 DECLARED: Final = """
@@ -66,3 +72,21 @@ def counted(toll: Tollkeeper) -> tuple[int, int]:
     rows = toll.installation.ledger.counter_rows("acme")
     spent = toll.installation.store.charged("acme", from_us=0, to_us=2**62, project_id=None, key_ids=None)
     return sum(rows.values()), spent.cost_nanos
+
+
+def flip(path: Path) -> None:
+    """Flip one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def seal(backup: Path, manifest: Manifest) -> None:
+    """Write a manifest with its right checksum, as one who tampers with it does."""
+    content = msgspec.json.encode(manifest)
+    sealed = {"sha256": hashlib.sha256(content).hexdigest(), "manifest": msgspec.Raw(content)}
+    (backup / MANIFEST).write_bytes(msgspec.json.encode(sealed))
+
+
+def settings_of(data: Path, **values: Any) -> Settings:
+    return load({"data_dir": str(data), "unknown_route": "allow", **values}, environ={})

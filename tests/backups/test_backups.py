@@ -7,7 +7,6 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,19 +14,29 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from tests.backups.places import counted, declare, ingest, opened, spend, stored_ids
+from tests.backups.places import (
+    counted,
+    declare,
+    flip,
+    ingest,
+    opened,
+    seal,
+    settings_of,
+    spend,
+    stored_ids,
+)
 from tests.effort import effort
 from tests.engines import fresh_url
 from tollkeeper.adapters.backup_directory import MANIFEST, checksum, read_manifest, target_below
+from tollkeeper.adapters.batch_marks import FileMarks
 from tollkeeper.adapters.clickhouse import restoring as usage_restoring
 from tollkeeper.adapters.clickhouse import snapshots, tables
 from tollkeeper.adapters.data_directory import RESTORING_FILE
 from tollkeeper.adapters.sql import ledger_copies
 from tollkeeper.adapters.sql.database import open_engine
-from tollkeeper.domain.backups import Manifest
+from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.errors import BadParameter, Conflict, NotFound, StoresMismatch, Unavailable
 from tollkeeper.restoring import Restored, check_backup, restore
-from tollkeeper.settings import Settings, load
 
 EVENTS: Final = 400
 ENGINES: Final = ("sqlite", "postgresql")
@@ -41,10 +50,6 @@ class Place(NamedTuple):
     secret: str
     ids: set[str]
     totals: tuple[int, int]
-
-
-def settings_of(data: Path, **values: Any) -> Settings:
-    return load({"data_dir": str(data), "unknown_route": "allow", **values}, environ={})
 
 
 def url_of(engine: str, directory: Path) -> str:
@@ -97,26 +102,21 @@ def test_what_is_restored_is_what_was_backed_up(place: Place, tmp_path: Path, en
         ingest(toll, "after")
         assert toll.verify().ok
         assert counted(toll)[0] == place.totals[0] + 14
-
-
-def test_a_backup_of_postgresql_is_restored_on_sqlite(place: Place, tmp_path: Path) -> None:
-    """A copy is an SQLite file whatever the engine is; numbers of the outbox go on after the last one."""
-    url = fresh_url("postgresql", tmp_path)
-    restore(place.backup, settings_of(tmp_path / "first", ledger_url=url))
-    with opened(tmp_path / "first", ledger_url=url) as toll:
-        ingest(toll, "one", "two")
         last = toll.installation.committer.outbox_seq
-        toll.backup(tmp_path / "backup")
-    restored = restore(tmp_path / "backup", settings_of(tmp_path / "second"))
-    assert restored.verdict.ok
-    with opened(tmp_path / "second") as toll:
-        assert set(stored_ids(toll)) == place.ids | {"one", "two"}
-        ingest(toll, "three")
+        if url:
+            toll.backup(tmp_path / "backup")
+    if not url:
+        return
+    # A copy is an SQLite file whatever the engine is, and numbers of the outbox go on after the last one.
+    again = restore(tmp_path / "backup", settings_of(tmp_path / "again"))
+    assert again.verdict.ok
+    with opened(tmp_path / "again") as toll:
+        assert place.ids | {"after"} < set(stored_ids(toll))
+        ingest(toll, "later")
         assert toll.installation.committer.outbox_seq > last
-        assert toll.verify().ok
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ENGINES[: effort(1, 2)])
 def test_a_backup_under_load_has_everything_that_was_acknowledged_before(tmp_path: Path, engine: str) -> None:
     """Threads pass the gate and report events all the time; each backup is exact as of one instant."""
     url = url_of(engine, tmp_path)
@@ -151,7 +151,7 @@ def test_a_backup_under_load_has_everything_that_was_acknowledged_before(tmp_pat
         for thread in threads:
             thread.start()
         try:
-            for number in range(effort(3, 12)):
+            for number in range(effort(2, 12)):
                 stop.wait(0.3)
                 before_s = time.monotonic()
                 target = tmp_path / "backups" / str(number % 2)
@@ -163,7 +163,7 @@ def test_a_backup_under_load_has_everything_that_was_acknowledged_before(tmp_pat
                 thread.join()
         assert not failures
         assert toll.verify().ok
-    for before_s, after_s, target in taken[-2:]:
+    for before_s, after_s, target in taken[-effort(1, 2) :]:
         data = tmp_path / f"restored-{target.name}"
         restored = restore(target, settings_of(data))
         assert restored.verdict.ok, restored.verdict
@@ -175,52 +175,6 @@ def test_a_backup_under_load_has_everything_that_was_acknowledged_before(tmp_pat
             assert set(ids) <= {id_ for id_, at_s in acknowledged if at_s < after_s + 5}
             used, spent = counted(toll)
             assert used == spent
-
-
-def test_only_what_is_new_is_written(place: Place, tmp_path: Path) -> None:
-    """Into the same directory pieces are kept, into one beside it they are linked."""
-    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
-    with opened(tmp_path / "data") as toll:
-        stored_ids(toll)
-        first = toll.backup(tmp_path / "backups" / "one")
-        again = toll.backup(tmp_path / "backups" / "one")
-        beside = toll.backup(tmp_path / "backups" / "two")
-        of_usage = [name for name in first.manifest.files if name.startswith("usage/")]
-        assert of_usage
-        for later in (again, beside):
-            written = later.manifest.files[later.manifest.ledger_file].bytes
-            assert later.written_bytes < written + 1_000
-        name = of_usage[0]
-        one, two = (tmp_path / "backups" / which / name for which in ("one", "two"))
-        assert one.stat().st_ino == two.stat().st_ino
-        ingest(toll, *(f"new{n}" for n in range(100)))
-        stored_ids(toll)
-        later = toll.backup(tmp_path / "backups" / "one")
-        names = {str(path.relative_to(later.path)) for path in later.path.rglob("*") if path.is_file()}
-        assert names == {MANIFEST, *later.manifest.files}
-    assert check_backup(tmp_path / "backups" / "one").totals.events == first.manifest.totals.events + 100
-    check_backup(tmp_path / "backups" / "two")
-
-
-def test_a_damaged_piece_of_an_earlier_backup_is_written_again(place: Place, tmp_path: Path) -> None:
-    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
-    with opened(tmp_path / "data") as toll:
-        stored_ids(toll)
-        first = toll.backup(tmp_path / "backup")
-        pieces = [path for path in first.path.rglob("usage/*") if path.is_file()]
-        for path in pieces:
-            flip(path)
-        with pytest.raises(Conflict, match="damaged"):
-            check_backup(first.path)
-        toll.backup(tmp_path / "backup")
-    check_backup(tmp_path / "backup")
-
-
-def flip(path: Path) -> None:
-    """Flip one bit in the middle of a file."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_flipped_bit_in_any_file_is_refused_before_anything_is_written(
@@ -251,15 +205,6 @@ def test_every_bit_of_the_manifest_counts(place: Place, tmp_path: Path) -> None:
         (copy / MANIFEST).write_bytes(changed)
         with pytest.raises(Conflict):
             read_manifest(copy)
-
-
-def seal(backup: Path, manifest: Manifest) -> None:
-    """Write a manifest with its right checksum, as one who tampers with it does."""
-    import hashlib
-
-    content = msgspec.json.encode(manifest)
-    sealed = {"sha256": hashlib.sha256(content).hexdigest(), "manifest": msgspec.Raw(content)}
-    (backup / MANIFEST).write_bytes(msgspec.json.encode(sealed))
 
 
 @pytest.mark.parametrize(
@@ -315,105 +260,6 @@ def test_what_was_broken_off_is_no_backup(place: Place, tmp_path: Path) -> None:
     assert not (copy / "backup.incomplete").exists()
 
 
-def test_a_target_with_something_else_is_left_alone(place: Place, tmp_path: Path) -> None:
-    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "letter").write_text("dear")
-    file = tmp_path / "file"
-    file.write_text("x")
-    foreign = tmp_path / "foreign"
-    shutil.copytree(place.backup, foreign)
-    seal(foreign, msgspec.structs.replace(read_manifest(foreign), installation_id="other"))
-    before = (foreign / MANIFEST).read_bytes()
-    with opened(tmp_path / "data") as toll:
-        with pytest.raises(Conflict, match="no backup"):
-            toll.backup(mine)
-        with pytest.raises(Conflict, match="installation other"):
-            toll.backup(foreign)
-        with pytest.raises(Unavailable):
-            toll.backup(file)
-        with pytest.raises(Unavailable):
-            toll.backup(file / "below")
-        # A letter among the files of a backup stays there too.
-        toll.backup(tmp_path / "backup")
-        (tmp_path / "backup" / "letter").write_text("dear")
-        toll.backup(tmp_path / "backup")
-    assert [path.name for path in mine.iterdir()] == ["letter"]
-    assert (foreign / MANIFEST).read_bytes() == before
-    assert (tmp_path / "backup" / "letter").read_text() == "dear"
-
-
-def test_a_failed_backup_leaves_nothing_and_the_earlier_one_whole(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a full disk: what was written is removed, the clones are dropped, and the next one is complete."""
-    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
-    with opened(tmp_path / "data") as toll:
-        store: Any = toll.installation.store
-        stored_ids(toll)
-        toll.backup(tmp_path / "kept")
-        kept = (tmp_path / "kept" / MANIFEST).read_bytes()
-        ingest(toll, *(f"n{n}" for n in range(50)))
-        stored_ids(toll)
-        real, calls = snapshots.StoreSnapshot.read, 0
-
-        def read(self: Any, part: Any) -> Iterator[bytes]:
-            nonlocal calls
-            calls += 1
-            yield from real(self, part)
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(snapshots.StoreSnapshot, "read", read)
-        for target in ("kept", "new"):
-            with pytest.raises(Unavailable, match="No space left"):
-                toll.backup(tmp_path / target)
-        monkeypatch.undo()
-        assert calls == 2
-        assert not (tmp_path / "new").exists()
-        assert (tmp_path / "kept" / MANIFEST).read_bytes() == kept
-        check_backup(tmp_path / "kept")
-        names = {row[0] for row in store._store._engine.rows("SELECT name FROM system.tables")}
-        assert not {name for name in names if name.endswith("_backup")}
-        toll.backup(tmp_path / "kept")
-        assert toll.verify().ok
-    assert restore(tmp_path / "kept", settings_of(tmp_path / "restored")).verdict.ok
-
-
-def test_a_backup_that_does_not_fit_is_refused_before_it_fills_the_disk(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full disk stops the gate, so some room is left on that of the data."""
-    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=60 << 20))
-    with opened(tmp_path / "data") as toll:
-        with pytest.raises(Unavailable, match="MiB free"):
-            toll.backup(tmp_path / "backup")
-        assert not (tmp_path / "backup").exists()
-
-
-def test_two_backups_at_once_are_refused(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(place.data, tmp_path / "data", symlinks=True)
-    with opened(tmp_path / "data") as toll:
-        copy = ledger_copies._OfSqlite.write_to
-        refused: list[BaseException] = []
-
-        def write_to(self: Any, path: Path) -> None:
-            try:
-                toll.backup(tmp_path / "second")
-            except Conflict as exc:
-                refused.append(exc)
-            copy(self, path)
-
-        monkeypatch.setattr(ledger_copies._OfSqlite, "write_to", write_to)
-        toll.backup(tmp_path / "first")
-    assert len(refused) == 1
-    assert not (tmp_path / "second").exists()
-
-
 def test_a_backup_is_readable_for_its_owner_only(place: Place) -> None:
     """It has hashes of keys and the secrets of the installation."""
     for path in (place.backup, *place.backup.rglob("*")):
@@ -446,7 +292,7 @@ def test_a_restore_overwrites_nothing(place: Place, tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="usage store is not empty"):
         restore(place.backup, settings_of(tmp_path / "new", usage_url=f"chdb://{place.data / 'usage'}"))
     # Of all these tries there is nothing left that a restore would not begin with.
-    assert restore(place.backup, settings_of(tmp_path / "new")).verdict.ok
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"lock"}
 
 
 def test_nothing_is_restored_into_a_directory_that_is_in_use(place: Place, tmp_path: Path) -> None:
@@ -457,7 +303,9 @@ def test_nothing_is_restored_into_a_directory_that_is_in_use(place: Place, tmp_p
 
 @pytest.mark.parametrize(
     ("engine", "step"),
-    [("sqlite", "usage"), ("sqlite", "ledger"), ("postgresql", "ledger"), ("postgresql", "finish")],
+    [("postgresql", "finish"), ("sqlite", "usage"), ("postgresql", "ledger"), ("sqlite", "ledger")][
+        : effort(1, 4)
+    ],
 )
 def test_a_restore_that_was_broken_off_is_done_again(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, step: str
@@ -521,10 +369,9 @@ def test_the_copy_and_the_original_refuse_each_others_usage_store(place: Place, 
             opened(tmp_path / ledger, usage_url=f"chdb://{tmp_path / usage / 'usage'}"),
         ):
             pass
-    for which in ("copy", "original"):
-        with opened(tmp_path / which) as toll:
-            ingest(toll, "again")
-            assert toll.verify().ok
+    with opened(tmp_path / "original") as toll:
+        ingest(toll, "again")
+        assert toll.verify().ok
 
 
 def test_a_ledger_goes_on_with_the_usage_store_that_survived(place: Place, tmp_path: Path) -> None:
@@ -556,14 +403,11 @@ def test_a_ledger_goes_on_with_the_usage_store_that_survived(place: Place, tmp_p
 def test_only_a_store_of_the_same_installation_can_be_kept(place: Place, tmp_path: Path) -> None:
     with pytest.raises(Conflict, match="of no installation"):
         restore(place.backup, settings_of(tmp_path / "data"), keep_usage=True)
-    copy = tmp_path / "copy"
-    restore(place.backup, settings_of(copy))
-    with pytest.raises(Conflict, match="The usage store to keep is of installation"):
-        restore(
-            place.backup,
-            settings_of(tmp_path / "data", usage_url=f"chdb://{copy / 'usage'}"),
-            keep_usage=True,
-        )
+    usage = tmp_path / "usage"
+    usage.mkdir()
+    FileMarks(usage).note(BatchMark("other", "a", 1))
+    with pytest.raises(Conflict, match="The usage store to keep is of installation other"):
+        restore(place.backup, settings_of(tmp_path / "data", usage_url=f"chdb://{usage}"), keep_usage=True)
     assert not (tmp_path / "data").exists()
 
 
