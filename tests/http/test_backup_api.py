@@ -25,6 +25,8 @@ def test_a_backup_is_complete_when_it_is_answered(api: Api, installation: Instal
     assert said["bytes"] == manifest.bytes
     assert said["files"] == len(manifest.files)
     assert 0 < said["totals"]["events"] == manifest.totals.events
+    shown = manifest.made_at_us // 1_000_000
+    assert f"tollkeeper_backup_timestamp_seconds {shown}\n" in api("GET", "/metrics").text
     again = api("POST", "/tk/v1/backup", {"target": str(path)}).json()
     assert again["written_bytes"] < said["bytes"]
 
