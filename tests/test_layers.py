@@ -32,7 +32,7 @@ ORDER: Final = (
     "adapters",
     "profile_context reactions",
     "installation",
-    "api metering",
+    "api metering restoring",
     "http",
     "asgi wsgi",
     "embedded testing remote",

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from tollkeeper.http.control import open_control
 from tollkeeper.installation import Installation
 from tollkeeper.ledger.budget_top_ups import PostedTopUp, TopUpRequest
 from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.maintenance.backups import BackupTaken
 from tollkeeper.maintenance.reconcile import Verdict
 from tollkeeper.settings import load
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from tollkeeper.meter.adjustments import Adjusted
     from tollkeeper.meter.ingest import IngestResult
     from tollkeeper.meter.price_preview import PreviewRow
+    from tollkeeper.restoring import Restored
 
 
 class Tollkeeper:
@@ -374,6 +377,34 @@ class Tollkeeper:
     def rebuild(self) -> Mapping[str, int]:
         """Rebuild rollups and the id index from the records; return rows written per table."""
         return self.installation.reconcile.rebuild()
+
+    def backup(self, target: str | Path) -> BackupTaken:
+        """
+        Write a complete backup into the directory *target*: new, empty, or an earlier backup of this installation.
+
+        Raises:
+            Conflict: *target* has something else, or another backup is under way.
+            Unavailable: A store cannot be read, or *target* cannot be written. An earlier backup there is whole.
+        """
+        return self.installation.backups.take(Path(target))
+
+    @staticmethod
+    def restore(
+        source: str | Path, data_dir: str | None = None, *, keep_usage: bool = False, **settings: Any
+    ) -> Restored:
+        """
+        Restore a backup into an empty data directory, and verify it. Open the directory afterwards.
+
+        Args:
+            keep_usage: Restore the ledger only, to go on with the usage store at `usage_url`, which survived.
+            settings: `ledger_url`, `usage_url` and others of `settings.Settings`.
+
+        Raises:
+            Conflict, DataDirectoryInUse, NotFound, Unavailable: See `restoring.restore`.
+        """
+        from tollkeeper.restoring import restore
+
+        return restore(Path(source), load({"data_dir": data_dir, **settings}), keep_usage=keep_usage)
 
     def close(self) -> None:
         """Commit and relay what is queued, then release everything. A repeat changes nothing."""

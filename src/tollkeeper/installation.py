@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final
 
 from tollkeeper import forks
+from tollkeeper.adapters.backup_sources import backup_sources
 from tollkeeper.adapters.data_directory import DataDirectory
 from tollkeeper.adapters.jwt_tokens import JwtTokens
 from tollkeeper.adapters.paired_store import check_at_start, must_compare, open_in_background
@@ -43,6 +45,7 @@ from tollkeeper.ledger.pairing import Pairing
 from tollkeeper.ledger.pending import Pending
 from tollkeeper.ledger.recovery import recover
 from tollkeeper.ledger.relay import Relay, read_back
+from tollkeeper.maintenance.backups import Backups
 from tollkeeper.maintenance.budget_enforcement import BudgetEnforcement
 from tollkeeper.maintenance.catalog_changes import CatalogChanges
 from tollkeeper.maintenance.reconcile import Reconcile
@@ -60,6 +63,7 @@ from tollkeeper.settings import Settings
 from tollkeeper.usage.event_lookup import EventLookup
 from tollkeeper.usage.freshness import Freshness
 from tollkeeper.usage.report import Reports
+from tollkeeper.version import __version__
 
 _SAVE_EVERY: Final = 4
 _PRICE_EVERY: Final = 20
@@ -89,9 +93,11 @@ class Installation:
         store: UsageStore | None = None,
         store_is_shared: bool = False,
         trim_memory: Callable[[], None] = lambda: None,
+        sends_webhooks: bool = True,
     ) -> None:
         """
         Args:
+            sends_webhooks: False for one that is only looked at, as after a restore: what is due stays due.
             store: In place of the one that the settings name, for tests.
             store_is_shared: Whether other installations use *store* too, so that it cannot be compared with the
                 ledger. False in production: no setting changes it.
@@ -102,12 +108,12 @@ class Installation:
         self.clock = clock or SystemClock()
         self._opened = ExitStack()
         try:
-            self._open(store, store_is_shared)
+            self._open(store, store_is_shared, sends_webhooks)
         except BaseException:
             self._opened.close()
             raise
 
-    def _open(self, store: UsageStore | None, store_is_shared: bool) -> None:
+    def _open(self, store: UsageStore | None, store_is_shared: bool, sends_webhooks: bool) -> None:
         settings = self.settings
         self._switches = switches(settings.profile_settings)
         check_login(settings.session_jwks, settings.session_issuer, settings.session_audience)
@@ -189,6 +195,16 @@ class Installation:
             self.pairing,
             self.gate,
         )
+        self.backups = Backups(
+            backup_sources(engine, self.store, self._data_directory, self.ledger.installation_id),
+            self.relay,
+            self.scopes,
+            self.clock,
+            installation_id=self.ledger.installation_id,
+            version=__version__,
+            data_dir=Path(settings.data_dir),
+            below=Path(settings.backups),
+        )
         self.balances = Balances(self.gate, self.directory, self.ledger, self.clock)
         self.event_lookup = EventLookup(self.store, self.delivery)
         self._grants = GrantPosting(self.ledger, self.committer)
@@ -247,7 +263,10 @@ class Installation:
         self._opened.callback(self.committer.close)
         # Closed before the committer, through which it makes keys inactive.
         self._opened.callback(self.webhooks.close)
-        self.webhooks.start()
+        if sends_webhooks:
+            self.webhooks.start()
+        else:
+            self.webhooks.close()
         self.relay.notify()
         self._maintenance = MaintenanceThread(self._jobs())
         self._opened.callback(self._maintenance.close)

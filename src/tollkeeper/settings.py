@@ -21,6 +21,7 @@ from tollkeeper.errors import BadParameter
 
 LEDGER_FILE: Final = "ledger.sqlite3"
 USAGE_DIRECTORY: Final = "usage"
+BACKUP_DIRECTORY: Final = "backups"
 _PASSWORD: Final = re.compile(r"(?<=:)[^:/@]+(?=@)|(?<=password=)[^&#\s'\"]+")
 """In a URL, `user:password@host` or `?password=…`: no place for it in a trace or log."""
 
@@ -80,6 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Answers `/metrics` without an operator key, to every caller that can reach the port."""
     webhook_allow_private: bool = False
     """Lets webhooks have http URLs and private or loopback addresses: for tests and local use."""
+    backup_dir: str = ""
+    """Where `POST /tk/v1/backup` writes, and nowhere else; empty: `backups` in the data directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What `tollkeeper serve` logs to stderr."""
     log_format: Literal["text", "json"] = "text"
@@ -94,6 +97,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def usage(self) -> str:
         return self.usage_url or f"chdb://{self._path(USAGE_DIRECTORY)}"
+
+    @property
+    def backups(self) -> str:
+        return self.backup_dir or self._path(BACKUP_DIRECTORY)
 
     def __repr__(self) -> str:
         shown = {name: getattr(self, name) for name in self.__struct_fields__}

@@ -19,6 +19,8 @@ COMMANDS: Final = (
     "adjust",
     "verify",
     "rebuild",
+    "backup",
+    "restore",
     "prove",
     "accounts",
     "keys",

@@ -15,6 +15,8 @@ Files:
 * `clickhouse/`: the usage store on chDB or ClickHouse.
 * `lazy_store.py`: a usage store that opens in the background, so that the first request need not wait for its engine.
 * `batch_marks.py`: the last batch of each installation, in a file beside the engine in this process.
+* `backup_directory.py`: the files of a backup and its manifest. `backup_sources.py`: what it is made of.
+  `restore_directory.py`: a data directory that is being filled from one.
 * `webhook_sender.py`: webhook messages over HTTP, to checked addresses.
 * `jwks.py`: the keys of a session issuer. `redirects.py`: requests that follow no redirect, the console's too.
 

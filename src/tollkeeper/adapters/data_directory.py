@@ -16,6 +16,10 @@ from typing import IO, Final
 from tollkeeper.errors import DataDirectoryInUse, Unavailable
 from tollkeeper.settings import LEDGER_FILE, USAGE_DIRECTORY, Settings
 
+SECRETS: Final = ("session.secret", "webhook.secret")
+"""The secrets that an installation has."""
+RESTORING_FILE: Final = "restore.incomplete"
+"""Is there from the first step of a restore to its last."""
 _SECRET_BYTES: Final = 32
 _SECRET: Final = re.compile(rb"[0-9a-f]{%d}" % (_SECRET_BYTES * 2))
 
@@ -26,13 +30,18 @@ class DataDirectory:
 
     Raises:
         DataDirectoryInUse: Another process has it.
-        Unavailable: It cannot be written.
+        Unavailable: It cannot be written, or has what a restore left that was broken off.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._path = Path(settings.data_dir)
-        self._lock_file = _lock(self._path)
+        self._lock_file = lock_directory(self._path)
         try:
+            if (self._path / RESTORING_FILE).exists():
+                raise Unavailable(
+                    f"A restore into {self._path} was broken off, and what is there is not complete. "
+                    "Run the same `tollkeeper restore` again."
+                )
             _keep_private(settings)
         except BaseException:
             self._lock_file.close()
@@ -114,7 +123,14 @@ def _keep_private(settings: Settings) -> None:
         raise _unwritable(directory, exc) from exc
 
 
-def _lock(directory: Path) -> IO[bytes]:
+def lock_directory(directory: Path) -> IO[bytes]:
+    """
+    Return the lock of a data directory, which is made if there is none; closed, it is released.
+
+    Raises:
+        DataDirectoryInUse: Another process has it.
+        Unavailable: It cannot be written.
+    """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Unbuffered, so that closing never has something left to write to a full disk.

@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
@@ -26,6 +27,18 @@ if TYPE_CHECKING:
 OPEN_S_MAX: Final = 60.0
 REOPEN_S: Final = 1.0
 """Seconds between a failure to open and the next try."""
+
+
+class CanSnapshot(Protocol):
+    """A usage store that can be backed up."""
+
+    def snapshot(self) -> AbstractContextManager[Any]:
+        """Yield the tables as they are now."""
+
+
+def snapshot_of(store: UsageStore) -> AbstractContextManager[Any]:
+    """Return the snapshot of a store that can make one; in tests it may be wrapped."""
+    return cast("CanSnapshot", store).snapshot()
 
 
 log = logging.getLogger("tollkeeper.usage_store")
@@ -186,6 +199,10 @@ class LazyUsageStore:
 
     def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         return self._store.rebuild(records_min)
+
+    def snapshot(self) -> AbstractContextManager[Any]:
+        """Yield the tables as they are now: see `ClickHouseUsageStore.snapshot`."""
+        return snapshot_of(self._store)
 
     def ready(self) -> bool:
         try:

@@ -14,7 +14,7 @@ Invariants:
 Files: `paths.py` (the prefix of the API), `entry_json.py` (catalog entries, changes and issued secrets),
 `usage_params.py` (a usage query from parameters), `usage_answer.py` (a usage report as JSON and CSV),
 `events_answer.py` (the result of an ingest), `adjustments.py` (what moves money without a request),
-`verify_answer.py` (the result of verify), `csv_cells.py` (one cell).
+`verify_answer.py` (the result of verify), `backup_answer.py` (a backup that was taken), `csv_cells.py` (one cell).
 
 It may import every room and no adapter. Imports of heavy rooms stand in functions or under `TYPE_CHECKING` in the files
 that the command line loads at its start.

@@ -12,6 +12,7 @@ import typer
 from tollkeeper.cli.adjust import ALLOWS_NEGATIVE_AMOUNT, adjust
 from tollkeeper.cli.apply import apply
 from tollkeeper.cli.audit import audit
+from tollkeeper.cli.backups import backup, restore
 from tollkeeper.cli.check import rebuild, verify
 from tollkeeper.cli.demo import demo
 from tollkeeper.cli.entries import ENTRY_GROUPS
@@ -41,7 +42,7 @@ app = typer.Typer(
 for _command in (serve, demo, apply, ingest, usage):
     app.command()(_command)
 app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT)(adjust)
-for _check in (audit, verify, rebuild, prove):
+for _check in (audit, verify, rebuild, backup, restore, prove):
     app.command()(_check)
 for _group in ENTRY_GROUPS:
     app.add_typer(_group, rich_help_panel=_MANAGE)

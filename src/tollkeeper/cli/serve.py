@@ -137,6 +137,10 @@ def serve(
         bool | None,
         _setting("webhook-allow-private", "Let webhooks go to http URLs and to private addresses."),
     ] = None,
+    backup_dir: Annotated[
+        str | None,
+        _setting("backup-dir", "Where `POST /tk/v1/backup` may write; backups in DIR unless given."),
+    ] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None,
         _setting("log-level", "What is logged to stderr; info unless given."),
@@ -189,6 +193,7 @@ def serve(
             "cors_origins": cors_origins,
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,
+            "backup_dir": backup_dir,
             "log_level": log_level,
             "log_format": log_format,
             "access_log": access_log,

@@ -26,7 +26,7 @@ Files, by what they are about:
 * what is sent: `requirements` (what a value of the wrong type must be).
 * what was used: `usage` (the query), `rollups`, `increments` (a report brought up to date), `alerts`, `webhooks`.
 * the stores: `bookings` (what one commit writes), `store_answers` (what a usage store answers), `pairing` (which ledger
-  belongs to which usage store), `addresses`.
+  belongs to which usage store), `backups` (what a backup says of itself), `addresses`.
 
 It may import `errors` and `version`, and nothing else of the package.
 """

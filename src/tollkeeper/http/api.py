@@ -61,6 +61,7 @@ from tollkeeper.installation import Installation
 from tollkeeper.ledger.balances import Balances
 from tollkeeper.ledger.budget_top_ups import BudgetTopUps
 from tollkeeper.ledger.pairing import Pairing
+from tollkeeper.maintenance.backups import Backups
 from tollkeeper.maintenance.reconcile import Reconcile
 from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
@@ -135,6 +136,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
         Adjustments: installation.adjustments,
         Amend: installation.amend,
         BudgetTopUps: installation.top_ups,
+        Backups: installation.backups,
         Balances: installation.balances,
         Directory: installation.directory,
         EventLookup: installation.event_lookup,

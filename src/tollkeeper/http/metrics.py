@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tollkeeper.ledger.holds import Holds
     from tollkeeper.ledger.pending import Pending
     from tollkeeper.ledger.relay import Relay
+    from tollkeeper.maintenance.backups import Backups
     from tollkeeper.meter.ingest import Ingest
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
@@ -40,6 +41,7 @@ class MetricsSource(NamedTuple):
     relay: Relay
     maintenance: Maintenance
     version: str
+    backups: Backups
     throttle: Throttle | None = None
     """Of the server that answers; without one there are no failing credentials to tell of."""
     latencies: Latencies | None = None
@@ -71,6 +73,11 @@ def _differences(source: MetricsSource) -> Sequence[Sample]:
 
 def _verified_at(source: MetricsSource) -> Sequence[Sample]:
     at_us = source.maintenance.verified_at_us
+    return [({}, at_us // 1_000_000)] if at_us else []
+
+
+def _backed_up_at(source: MetricsSource) -> Sequence[Sample]:
+    at_us = source.backups.last_made_at_us
     return [({}, at_us // 1_000_000)] if at_us else []
 
 
@@ -243,6 +250,12 @@ METRICS: Final = (
         "When the last verify over HTTP ended, in seconds since the Unix epoch.",
         _verified_at,
     ),
+    Metric(
+        "tollkeeper_backup_timestamp_seconds",
+        "gauge",
+        "The instant that the last complete backup of this process shows, in seconds since the Unix epoch.",
+        _backed_up_at,
+    ),
 )
 
 
@@ -263,6 +276,7 @@ def metrics_source(
         installation.relay,
         maintenance,
         version,
+        installation.backups,
         throttle,
         latencies,
     )

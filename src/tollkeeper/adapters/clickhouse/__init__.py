@@ -18,6 +18,7 @@ Files:
   `pending_rows.py`: records beside the store's. `answers.py`: reads the result.
 * `audit.py`: damages, losses, duplicates, differences. `rebuild.py`: the derived tables again, from the records.
   `append_recovery.py`: completes an append that was cut short.
+* `snapshots.py`: all tables as of one instant, for a backup. `restoring.py`: an empty store filled from one.
 * `engine.py`: the connections. `readers.py`: clients by kind of query, and the bounds of a report.
 * `tables.py` and `schema/`: the tables and their migrations. `descriptions.py`: table files that a full disk cut off.
   `marks.py`: the last batch of each installation, in a table. `record_form.py`: a record here and there.

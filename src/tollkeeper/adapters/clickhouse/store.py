@@ -14,13 +14,14 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import answers, append_recovery, queries, tables
+from tollkeeper.adapters.clickhouse import answers, append_recovery, queries, snapshots, tables
 from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
@@ -101,6 +102,7 @@ class ClickHouseUsageStore:
                 store = cls(engine, limits)
                 tables.migrate(engine.appender, store.rebuild, engine.check_room)
                 tables.drop_unfinished(engine.appender)
+                snapshots.drop_clones(engine.appender)
                 store._audit.find_parts_set_aside()
                 if engine.directory is not None:
                     # Only this process writes there, so that no append but its own can add ids.
@@ -366,6 +368,23 @@ class ClickHouseUsageStore:
                 # The index that was read at the start may have lacked ids, which would then be taken to be new.
                 self._look_ups.learn_newest()
             return counts
+
+    @contextmanager
+    def snapshot(self) -> Iterator[snapshots.StoreSnapshot]:
+        """
+        Yield the tables as they are now, for a backup: one at a time.
+
+        Nobody appends until the block is entered; what is appended then is not in the snapshot.
+        """
+        with engine_errors(), self._append_lock, self._marks_lock:
+            self._engine.check_open()
+            taken = snapshots.clone(self._engine, self._marks.all())
+        try:
+            with engine_errors():
+                yield taken
+        finally:
+            with engine_errors(), self._append_lock:
+                snapshots.drop_clones(self._engine.appender)
 
     def ready(self) -> bool:
         """See `ports.UsageStore.ready`."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Final
@@ -51,6 +52,34 @@ def drop_unfinished(client: Client) -> None:
         client.command(f"DROP TABLE IF EXISTS {unfinished(table)} SYNC")
 
 
+def schema_of(client: Client) -> int:
+    """Return the version of the schema that a database has."""
+    return int(client.query("SELECT max(version) FROM schema_version").result_rows[0][0])
+
+
+def newest_schema() -> int:
+    """Return the newest version of the schema."""
+    return max(_schema_files())
+
+
+def drop_views(client: Client) -> None:
+    """Drop the materialized views, so that an insert fills one table only."""
+    for view in VIEWS:
+        client.command(f"DROP VIEW IF EXISTS {view} SYNC")
+
+
+def create_views(client: Client) -> None:
+    """Create the materialized views that are missing."""
+    for statement in _views(_schema_files()):
+        client.command(statement)
+
+
+def ours() -> set[str]:
+    """Return the names of all tables and views that `migrate` makes."""
+    made = re.compile(r"CREATE (?:TABLE|MATERIALIZED VIEW) IF NOT EXISTS (\w+)")
+    return {"schema_version", *(name for text in _schema_files().values() for name in made.findall(text))}
+
+
 def migrate(client: Client, rebuild: Callable[[], object], check_room: Callable[[], None]) -> None:
     """
     Apply the schema files that the database does not have yet. Repeating one changes nothing.
@@ -62,7 +91,7 @@ def migrate(client: Client, rebuild: Callable[[], object], check_room: Callable[
         "CREATE TABLE IF NOT EXISTS schema_version (version UInt32, applied_at DateTime DEFAULT now()) "
         "ENGINE = MergeTree ORDER BY version"
     )
-    stored = client.query("SELECT max(version) FROM schema_version").result_rows[0][0]
+    stored = schema_of(client)
     files = _schema_files()
     if stored > max(files):
         raise Unavailable(
@@ -76,8 +105,7 @@ def migrate(client: Client, rebuild: Callable[[], object], check_room: Callable[
             client.command(statement)
     if not REVIEWED.isdisjoint(versions):
         # Last, since the views are told as they are now, over all columns that there are.
-        for statement in _views(files):
-            client.command(statement)
+        create_views(client)
     if stored and not REDERIVED.isdisjoint(versions):
         rebuild()
     # What was applied without this is applied again at the next start.

@@ -1,7 +1,7 @@
 """
 Copies of a ledger in PostgreSQL, row by row, as an asynchronous replica has them: the commits up to one instant.
 
-For `tollkeeper prove`, which puts an older copy back. It is not the way to back up: `pg_dump` is.
+For `tollkeeper prove`, which puts an older copy back. It is not the way to back up: see `ledger_copies.py`.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ __all__ = [
     "open_engine",
     "operator_keys",
     "remove_tables",
+    "upgrade",
     "webhook_tables",
 ]
 
@@ -137,7 +138,7 @@ def migrate(engine: sa.Engine) -> None:
             if engine.dialect.name == "sqlite":
                 # The driver begins a transaction for data only, and without one a crash leaves half a schema.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            _upgrade(connection)
+            upgrade(connection)
     except (DBAPIError, sqlite3.Error) as exc:
         cause = exc.orig if isinstance(exc, DBAPIError) else exc
         raise Unavailable(f"The database {_name_of(engine)} cannot be opened: {cause}") from exc
@@ -182,7 +183,8 @@ def remove_tables(engine: sa.Engine) -> None:
         raise Unavailable(f"The tables of {_name_of(engine)} cannot be removed: {exc.orig}") from exc
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def upgrade(connection: sa.Connection) -> None:
+    """Bring the schema to the newest revision within a transaction of the caller. Raises as `migrate`."""
     # Here, since an up-to-date database opens without it, and it takes long to load.
     from alembic import command
     from alembic.config import Config

@@ -1,26 +1,34 @@
-"""Check and repair: verify that counter = ledger = sum of events, and rebuild what is derived."""
+"""Check, repair and backup: verify that counter = ledger = sum of events, rebuild what is derived, back up."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import msgspec
 from litestar import Response, post
 from litestar.handlers import HTTPRouteHandler
+from litestar.params import RawBody
 
+from tollkeeper.api.backup_answer import BackupAnswer, backup_answer
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.api.verify_answer import VerifyAnswer, verify_answer
 from tollkeeper.http.routes.calls import (
     OPERATOR,
     AnyRequest,
+    BodyDoc,
     OperationDoc,
     answer,
     context_of,
     in_thread,
     json_answer,
+    json_object,
     now_us_of,
     operation,
     params_of,
     service,
 )
+from tollkeeper.http.routes.fields import fields_of
+from tollkeeper.maintenance.backups import Backups
 from tollkeeper.maintenance.reconcile import Reconcile
 
 
@@ -30,9 +38,15 @@ class RebuildAnswer(msgspec.Struct, frozen=True):
     rows: dict[str, int]
 
 
+class BackupRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a backup goes: a name, or a path directly below the server's `backup_dir`."""
+
+    target: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
+
+
 def handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of check and repair."""
-    return [verify, rebuild]
+    """Return the handlers of check, repair and backup."""
+    return [verify, rebuild, backup]
 
 
 @post(
@@ -78,3 +92,28 @@ def rebuild(request: AnyRequest) -> Response[bytes]:
     """Rebuild what is derived."""
     params_of(request)
     return answer(RebuildAnswer(dict(service(request, Reconcile).rebuild())))
+
+
+@post(
+    f"{PREFIX}/backup",
+    status_code=200,
+    opt=operation(
+        OperationDoc(
+            "Back up ledger and usage store",
+            "maintenance",
+            OPERATOR,
+            {200: json_answer(BackupAnswer, "The backup is complete, and on the disk.")},
+            description="Writes a backup as of one instant into a directory below `backup_dir` on the server's "
+            "machine; requests go on meanwhile. A directory that has an earlier backup of this installation is "
+            "brought up to date, and only what is new is written. Restore it with `tollkeeper restore`.",
+            body=BodyDoc({"application/json": BackupRequest}, {"target": "monday"}),
+            problems=(409, 413, 415),
+        )
+    ),
+)
+@in_thread("maintenance")
+def backup(request: AnyRequest, body: RawBody) -> Response[bytes]:
+    """Take a backup."""
+    params_of(request)
+    asked = fields_of(json_object(request, body), BackupRequest)
+    return answer(backup_answer(service(request, Backups).take_below(asked.target)))
