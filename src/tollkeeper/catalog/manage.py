@@ -151,29 +151,42 @@ class Manage:
         return writer.issued[0]
 
     def rotate_key(
-        self, account: str | None, key_id: str, overlap_s: int, *, by: Customer | None = None
+        self,
+        account: str | None,
+        key_id: str,
+        overlap_s: int,
+        *,
+        by: Customer | None = None,
+        new_id: str | None = None,
     ) -> IssuedKey:
         """
         Make a key that is like *key_id* but for its id and secret, and end the old one after *overlap_s*.
 
+        Without *new_id* its id is that of the first key with a number: `acme-prod-2`, then `acme-prod-3`.
         An inactive key's successor is inactive, by the same word.
 
         The two share their limits' and budgets' counters, so that rotating never frees a key of its bounds.
 
         Raises:
-            BadParameter: *overlap_s* is not from 0 to `OVERLAP_S_MAX`.
+            BadParameter: *overlap_s* is not from 0 to `OVERLAP_S_MAX`, or *new_id* is no id.
             NotFound: The account has no such key.
-            Conflict: The key is expired, revoked or deleted, or was rotated before.
+            Conflict: The key is expired, revoked or deleted, or was rotated before; or *new_id* is taken.
             QuotaExceeded: A customer's quota is used up: the old key counts until it is revoked or deleted.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
             raise BadParameter(
                 f"overlap_s must be from 0 to {OVERLAP_S_MAX} seconds, not {overlap_s}", field="overlap_s"
             )
+        if new_id is not None and not ID_PATTERN.match(new_id):
+            raise BadParameter(
+                f"id: {new_id[:64]!r} is not an id: it must have 1 to 128 letters, digits or . _ : @ + - "
+                "and must begin with a letter or digit",
+                field="id",
+            )
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
             writer = self._writer(catalog, now_us, issue=True, by=by)
-            writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s)
+            writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s, new_id)
         self._announce(writer.changes)
         return writer.issued[0]
 
@@ -271,6 +284,8 @@ class Manage:
             raise BadParameter("after must be the cursor that the page before ended with", field="after")
         if account is not None and not ID_PATTERN.match(account):
             raise NotFound("there is no such account")
+        if account is not None and self._store.get("accounts", account, None) is None:
+            raise NotFound(f"there is no account {account!r}")
         now_us = self._clock.now_us()
         return [
             as_of(entry, now_us)

@@ -33,6 +33,7 @@ from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
 from tollkeeper.domain.price_entries import Markup as Markup
 from tollkeeper.domain.price_entries import Price as Price
 from tollkeeper.domain.quantities import NAME_PATTERN, quantity_of_unit
+from tollkeeper.domain.route_templates import template_objection
 from tollkeeper.domain.zones import zone_of
 
 Unit = Annotated[
@@ -365,6 +366,8 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("method", f"method must be one of {', '.join(sorted(_METHODS))}")
         if not self.path.startswith("/") or "*" in self.path[:-1]:
             raise Invalid("path", "path must begin with / and may have * only as its last character")
+        if objection := template_objection(self.path):
+            raise Invalid("path", objection)
         if self.free and (self.credits or self.price_nanos):
             raise Invalid("free", "a free route must have neither credits nor price_nanos")
 
