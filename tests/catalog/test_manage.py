@@ -463,6 +463,22 @@ def test_a_rotated_key_is_of_the_line_of_the_first_one(world: World) -> None:
     assert world.manage.stored_key("acme", issued.entry.id).rotation_chain_id == "k1"
 
 
+def test_those_that_use_an_entry_are_named(world: World) -> None:
+    """All of a few; of many the first, and that there are others."""
+    manage = world.manage
+    for number in range(7):
+        manage.put(Plan(slug=f"p{number}"))
+    manage.put(Account(id="one", name="One", plan="p1"))
+    with pytest.raises(Conflict, match="plans p1 is in use by accounts one: delete that one first, or let"):
+        manage.delete("plans", "p1")
+    for number in range(7):
+        manage.put(Account(id=f"many-{number}", name="Many", plan="p2"))
+    named = ", ".join(f"accounts many-{number}" for number in range(5))
+    with pytest.raises(Conflict, match=f"plans p2 is in use by {named} and others: delete those first"):
+        manage.delete("plans", "p2")
+    manage.delete("plans", "p3")
+
+
 def test_what_is_in_use_cannot_be_deleted(world: World) -> None:
     manage = world.manage
     refused(Conflict, lambda: manage.delete("plans", "pro"))

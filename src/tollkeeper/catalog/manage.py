@@ -20,7 +20,15 @@ from tollkeeper.catalog.entry_parsing import at_path, check_kind, checked
 from tollkeeper.catalog.entry_writer import EntryWriter
 from tollkeeper.catalog.key_rules import KEY_TRANSITIONS, check_transition
 from tollkeeper.catalog.key_writer import WriteTerms
-from tollkeeper.catalog.lookups import ACCOUNT_SCOPED, as_of, check_references, found_entry, found_key
+from tollkeeper.catalog.lookups import (
+    ACCOUNT_SCOPED,
+    USERS_NAMED_MAX,
+    as_of,
+    check_references,
+    found_entry,
+    found_key,
+    in_use,
+)
 from tollkeeper.catalog.quotas import NO_QUOTAS
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bounds import Customer
@@ -320,9 +328,8 @@ class Manage:
             if account is not None and account != (entry_id if kind == "accounts" else owner):
                 # An account sees the entries for all accounts, but only the operator changes them.
                 raise NotFound(f"there is no such entry among the {kind}")
-            if referrer := catalog.referrer(kind, entry_id, owner):
-                hint = "set active = false instead" if kind == "accounts" else "delete or change that first"
-                raise Conflict(f"{kind} {entry_id} is in use by {' '.join(referrer)}: {hint}")
+            if users := catalog.referrers(kind, entry_id, owner, limit=USERS_NAMED_MAX + 1):
+                raise Conflict(in_use(kind, entry_id, users))
             if kind == "accounts" and self._has_usage is not None and self._has_usage(entry_id):
                 raise Conflict(f"account {entry_id} has usage, which is kept: set active = false instead")
             catalog.delete(kind, entry_id, owner if kind in ACCOUNT_SCOPED else None)

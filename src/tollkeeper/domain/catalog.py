@@ -406,11 +406,11 @@ class Webhook(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_url(self.url)
         for before, after in zip(self.thresholds, self.thresholds[1:], strict=False):
             if before >= after:
-                raise Invalid("thresholds", "thresholds ascend, each of them once")
+                raise Invalid("thresholds", "thresholds must ascend, each of them once")
         for name in ("notify_admins", "disable_keys"):
             at = getattr(self.actions, name)
             if at is not None and at not in self.thresholds:
-                raise Invalid(f"actions.{name}", f"{name} is at one of the thresholds")
+                raise Invalid(f"actions.{name}", f"{name} must be one of the thresholds")
 
 
 KINDS: Final[dict[str, type[Entry]]] = {
@@ -477,7 +477,7 @@ def _check_counted(match: Match | None, per: str | list[str], owners: tuple[str,
     except ValueError as exc:
         raise Invalid(f"{path}per", str(exc)) from None
     if owner is not None and owner not in owners:
-        what = f"one of {', '.join(owners)}, and" if owners else "the budget has an owner: per is one of"
+        what = f"one of {', '.join(owners)}, and" if owners else "the budget has an owner: per must be one of"
         raise Invalid(f"{path}per", f"{owner} is not possible here: {what} model or tag.NAME")
     if per == [] and path:
         raise Invalid(f"{path}per", "per is empty: leave it out, or name what has a counter of its own")
