@@ -105,7 +105,7 @@ def add_left_command(group: typer.Typer) -> None:
 
 
 def _counts(entry: Mapping[str, Any]) -> bool:
-    return entry["role"] == "consumption" and entry["state"] == "active"
+    return bool(entry["role"] == "consumption" and entry["state"] == "active")
 
 
 def _budgets_of(status: Json) -> list[Json]:
