@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.cli.commands import answer_of, environment, free_port, in_process
+from tests.profiles.test_sixth import as_a_module as as_a_module
 from tollkeeper.api.profile_guide import curl_of
 from tollkeeper.catalog.declaration import parse_declaration
 from tollkeeper.console import program
@@ -178,3 +179,16 @@ def test_commands_are_printed_as_the_reader_must_type_them(
     assert program.program() == "tollkeeper"
     monkeypatch.setattr(sys, "argv", ["/some/where/__main__.py"])
     assert program.program().endswith("-m tollkeeper")
+
+
+@pytest.mark.usefixtures("as_a_module")
+def test_the_sixth_is_shown_as_the_five_are(tmp_path: Path) -> None:
+    """`profiles show` and the demo need nothing of a profile but what it declares; it may have no sample."""
+    shown = in_process("profiles", "show", "tally")
+    assert "curl -s -H 'X-Tally-Key: KEY' 'http://127.0.0.1:8080/count'" in shown.stdout
+    assert "401, 404" in shown.stdout
+    done = in_process(
+        "demo", "--profile", "tally", "--no-serve", "--data", tmp_path / "demo", "--port", free_port()
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"count": ' in done.stdout.partition("HTTP 200")[2]
