@@ -9,7 +9,8 @@ from datetime import datetime
 from typing import Final
 
 from tollkeeper.catalog.entry_parsing import at_path
-from tollkeeper.domain.catalog import Entry, Key, KeyState
+from tollkeeper.domain.catalog import Entry, Invalid, Key, KeyState
+from tollkeeper.domain.entry import check_id
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.keys import MANAGEMENT_PREFIX, NATIVE_PREFIX, KeyOrigin, StoredKey
 from tollkeeper.errors import BadParameter, Conflict, Forbidden
@@ -47,6 +48,14 @@ def successor_id(first_id: str, is_taken: Callable[[str], bool]) -> str:
             if not is_taken(name):
                 return name
     return str(uuid.uuid4())
+
+
+def check_new_id(new_id: str) -> None:
+    """Raise `BadParameter` unless *new_id* is an id."""
+    try:
+        check_id(new_id, "id")
+    except Invalid as exc:
+        raise BadParameter(f"id: {exc}", field="id") from None
 
 
 def check_end(key: Key, now_us: int, path: str) -> None:

@@ -19,6 +19,7 @@ from tollkeeper.catalog.key_rules import (
     CUSTOMER_KEY_FIELDS,
     IMMUTABLE_KEY_FIELDS,
     check_end,
+    check_new_id,
     check_same,
     check_transition,
     expiry_of,
@@ -135,6 +136,8 @@ class KeyWriter:
             new_id = successor_id(
                 stored.rotation_chain_id, lambda name: self._catalog.find_key(name) is not None
             )
+        else:
+            check_new_id(new_id)
         new = msgspec.structs.replace(old, id=new_id)
         self._add_key(
             new,

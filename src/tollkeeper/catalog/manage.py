@@ -185,12 +185,6 @@ class Manage:
             raise BadParameter(
                 f"overlap_s must be from 0 to {OVERLAP_S_MAX} seconds, not {overlap_s}", field="overlap_s"
             )
-        if new_id is not None and not ID_PATTERN.match(new_id):
-            raise BadParameter(
-                f"id: {new_id[:64]!r} is not an id: it must have 1 to 128 letters, digits or . _ : @ + - "
-                "and must begin with a letter or digit",
-                field="id",
-            )
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
             writer = self._writer(catalog, now_us, issue=True, by=by)
