@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
     from tollkeeper import asgi, wsgi
+    from tollkeeper.api.key_status import KeyStatus
     from tollkeeper.http.asgi_types import ASGIApp
     from tollkeeper.http.mounted import MountedApi
     from tollkeeper.meter.adjustments import Adjusted
@@ -252,6 +253,25 @@ class Tollkeeper:
         Measures `quantity.NAME` are decimal text of units; money is whole nanos.
         """
         return quantities_as_text(query, self.installation.reports.usage(query))
+
+    def key_status(
+        self, key_id: str, *, account: str | None = None, params: Mapping[str, str] = {}
+    ) -> KeyStatus:
+        """
+        Return what a key has left of each limit and budget, and of the account's credit, as `GET …/keys/{id}/state`.
+
+        Args:
+            account: Another account's key is not found; any account's is when None.
+            params: Of limits and budgets that count values apart, which: `{"model": "gpt-4o", "tag.user": "u1"}`.
+
+        Raises:
+            NotFound: There is no such key.
+        """
+        from tollkeeper.api.key_status import facts_of, key_status_of
+
+        site = self.installation
+        stored = site.manage.stored_key(account, key_id)
+        return key_status_of(stored, site.directory, site.gate, site.clock.now_us(), facts_of(params))
 
     def price(
         self,

@@ -8,10 +8,13 @@ another process.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from tollkeeper import forks
 from tollkeeper.adapters.backup_sources import backup_sources
@@ -104,7 +107,8 @@ class Installation:
             trim_memory: Called when the memory of a large batch is free.
         """
         self.trim_memory = trim_memory
-        self.settings = settings
+        # chDB changes the working directory of the process while it is imported, which a thread does meanwhile.
+        self.settings = msgspec.structs.replace(settings, data_dir=os.path.abspath(settings.data_dir))
         self.clock = clock or SystemClock()
         self._opened = ExitStack()
         try:

@@ -254,9 +254,11 @@ class Catalog(AuditLog, Protocol):
     def delete(self, kind: str, entry_id: str, account: str | None = None) -> bool:
         """Remove an entry (not a key: see `set_key_state`); return whether there was one."""
 
-    def referrer(self, kind: str, entry_id: str, account: str | None = None) -> tuple[str, str] | None:
+    def referrers(
+        self, kind: str, entry_id: str, account: str | None = None, *, limit: int
+    ) -> Sequence[tuple[str, str]]:
         """
-        Return `(kind, id)` of one entry that names this one, or None.
+        Return `(kind, id)` of entries that name this one, up to *limit*: by kind, then id.
 
         Deleted keys count for their account only: nothing else is kept for a tombstone.
         """

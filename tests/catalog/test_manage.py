@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -390,6 +391,40 @@ def test_a_rotation_overlaps_then_ends_the_old_key(world: World) -> None:
     assert world.manage.stored_key(None, third.entry.id).rotation_chain_id == "k1"
 
 
+def test_a_rotation_is_named_after_its_first_key(world: World) -> None:
+    """By a number that is free; a key whose id is a UUID is followed by another one."""
+    world.manage.issue_key(Key(id="k1", account="acme"))
+    world.manage.issue_key(Key(id="k1-3", account="acme"))
+    assert world.manage.rotate_key("acme", "k1", 60).entry.id == "k1-2"
+    assert world.manage.rotate_key("acme", "k1-2", 60).entry.id == "k1-4"
+    assert world.manage.rotate_key("acme", "k1-4", 60, new_id="live").entry.id == "live"
+    assert world.manage.rotate_key("acme", "live", 60).entry.id == "k1-5"
+    refused(Conflict, lambda: world.manage.rotate_key("acme", "k1-5", 60, new_id="k1-3"))
+    refused(BadParameter, lambda: world.manage.rotate_key("acme", "k1-5", 60, new_id="no id"))
+    long = "k" * 128
+    world.manage.issue_key(Key(id=long, account="acme"))
+    assert world.manage.rotate_key("acme", long, 60).entry.id == "k" * 123 + "-2"
+    first = str(uuid.uuid4())
+    world.manage.issue_key(Key(id=first, account="acme"))
+    second = world.manage.rotate_key("acme", first, 60).entry.id
+    assert uuid.UUID(second).version == 4
+    assert second != first
+
+
+def test_a_new_secret_that_could_never_work_is_refused(world: World) -> None:
+    """An old key may be imported with its hash: it is history. A key that exists may be given an end in the past."""
+    over = Key(id="k1", account="acme", expires_at=START)
+    refused(BadParameter, lambda: world.manage.issue_key(over))
+    refused(BadParameter, lambda: world.manage.apply([over]))
+    world.manage.put(msgspec.structs.replace(over, sha256=SHA))
+    assert world.manage.get("keys", "k1", "acme").state == "expired"  # type: ignore[attr-defined]
+    issued = world.manage.issue_key(
+        msgspec.structs.replace(over, id="k2", expires_at=START + timedelta(seconds=1))
+    )
+    world.manage.put(msgspec.structs.replace(issued.entry, expires_at=START - timedelta(days=1)))
+    assert world.manage.get("keys", "k2", "acme").state == "expired"  # type: ignore[attr-defined]
+
+
 def test_a_rotation_is_refused_where_it_cannot_be(world: World) -> None:
     world.manage.issue_key(Key(id="k1", account="acme"))
     for overlap_s in (-1, 10**9):
@@ -426,6 +461,22 @@ def test_a_rotated_key_is_of_the_line_of_the_first_one(world: World) -> None:
     world.manage.issue_key(Key(id="k1", account="acme"))
     issued = world.manage.rotate_key("acme", "k1", 0)
     assert world.manage.stored_key("acme", issued.entry.id).rotation_chain_id == "k1"
+
+
+def test_those_that_use_an_entry_are_named(world: World) -> None:
+    """All of a few; of many the first, and that there are others."""
+    manage = world.manage
+    for number in range(7):
+        manage.put(Plan(slug=f"p{number}"))
+    manage.put(Account(id="one", name="One", plan="p1"))
+    with pytest.raises(Conflict, match="plans p1 is in use by accounts one: delete that one first, or let"):
+        manage.delete("plans", "p1")
+    for number in range(7):
+        manage.put(Account(id=f"many-{number}", name="Many", plan="p2"))
+    named = ", ".join(f"accounts many-{number}" for number in range(5))
+    with pytest.raises(Conflict, match=f"plans p2 is in use by {named} and others: delete those first"):
+        manage.delete("plans", "p2")
+    manage.delete("plans", "p3")
 
 
 def test_what_is_in_use_cannot_be_deleted(world: World) -> None:

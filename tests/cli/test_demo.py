@@ -16,8 +16,11 @@ from pathlib import Path
 
 from tests.cli.commands import COMMAND, environment, free_port, tollkeeper
 from tollkeeper.cli.app import run
+from tollkeeper.console.program import program
 from tollkeeper.demo.declaration import CRAWLER_PER_MINUTE
 
+PROGRAM = program()
+"""How the printed commands start: this process, too, was not started as `tollkeeper`."""
 LAST_LINE = "Serving until Ctrl-C."
 
 
@@ -41,7 +44,7 @@ def test_the_demo_without_a_terminal_stops_cleanly(tmp_path: Path) -> None:
     assert f"{CRAWLER_PER_MINUTE} settled, {CRAWLER_PER_MINUTE} refused" in done.stdout
     assert "the same again: 2,000 duplicates, 0 accepted" in done.stdout
     assert "ok: counters, ledger and events agree" in done.stdout
-    assert f"tollkeeper verify --data {data}" in done.stdout
+    assert f"{PROGRAM} verify --data {data}" in done.stdout
 
 
 def test_a_used_directory_is_refused(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_on_a_terminal_the_printed_commands_work_until_ctrl_c(tmp_path: Path) ->
         try:
             lines = [line.strip() for line in screen.splitlines()]
             curls = [line for line in lines if line.startswith("curl ")]
-            commands = [line for line in lines if line.startswith("tollkeeper ")]
+            commands = [line.removeprefix(PROGRAM) for line in lines if line.startswith(PROGRAM)]
             assert len(curls) == 5
             assert len(commands) == 3
             answers = [_curl(line) for line in curls]
@@ -74,7 +77,7 @@ def test_on_a_terminal_the_printed_commands_work_until_ctrl_c(tmp_path: Path) ->
             for line in commands:
                 out = StringIO()
                 with redirect_stdout(out):
-                    assert run(shlex.split(line)[1:]) == 0
+                    assert run(shlex.split(line)) == 0
                 assert out.getvalue()
         finally:
             demo.send_signal(signal.SIGINT)

@@ -411,23 +411,23 @@ def _put_three_then_raise(catalog: Catalog) -> None:
 
 
 def test_what_names_an_entry_is_found(store: CatalogStore) -> None:
-    assert store.referrer("accounts", "acme") is None
+    assert store.referrers("accounts", "acme", limit=5) == []
     store.put(Account(id="acme", name="", plan="basic"), NOW_US)
     store.put(Project(id="web", account="acme"), NOW_US)
     store.put(Subscription(id="s1", account="acme", plan="pro", started_at=AT), NOW_US)
     add_key(store, Key(id="k1", account="acme", project="web", subscription="s1"))
-    assert store.referrer("plans", "basic") == ("accounts", "acme")
-    assert store.referrer("plans", "pro") == ("subscriptions", "s1")
-    assert store.referrer("accounts", "acme") == ("projects", "web")
-    assert store.referrer("projects", "web", "acme") == ("keys", "k1")
-    assert store.referrer("subscriptions", "s1", "acme") == ("keys", "k1")
-    assert store.referrer("projects", "web", "beta") is None
+    assert store.referrers("plans", "basic", limit=1) == [("accounts", "acme")]
+    assert store.referrers("plans", "pro", limit=1) == [("subscriptions", "s1")]
+    assert store.referrers("accounts", "acme", limit=1) == [("projects", "web")]
+    assert store.referrers("projects", "web", "acme", limit=1) == [("keys", "k1")]
+    assert store.referrers("subscriptions", "s1", "acme", limit=1) == [("keys", "k1")]
+    assert store.referrers("projects", "web", "beta", limit=5) == []
 
     store.set_key_state("acme", "k1", "deleted", NOW_US)
-    assert store.referrer("projects", "web", "acme") is None
+    assert store.referrers("projects", "web", "acme", limit=5) == []
     store.delete("projects", "web", "acme")
     store.delete("subscriptions", "s1", "acme")
-    assert store.referrer("accounts", "acme") == ("keys", "k1"), "a tombstone keeps its account"
+    assert store.referrers("accounts", "acme", limit=1) == [("keys", "k1")], "a tombstone keeps its account"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -26,6 +26,8 @@ COMMANDS: Final = (
     "keys",
     "keys issue",
     "keys rotate",
+    "keys state",
+    "budgets left",
     "budgets top-up",
     "grants",
     "grants revoke",
@@ -33,6 +35,8 @@ COMMANDS: Final = (
     "prices show",
     "prices list",
     "prices preview",
+    "profiles",
+    "profiles show",
 )
 
 HEAD: Final = """# The command line

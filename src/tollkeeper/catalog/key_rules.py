@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 from tollkeeper.catalog.entry_parsing import at_path
-from tollkeeper.domain.catalog import Entry, Key, KeyState
+from tollkeeper.domain.catalog import Entry, Invalid, Key, KeyState
+from tollkeeper.domain.entry import check_id
 from tollkeeper.domain.instants import from_us, to_text, to_us
 from tollkeeper.domain.keys import MANAGEMENT_PREFIX, NATIVE_PREFIX, KeyOrigin, StoredKey
-from tollkeeper.errors import Conflict, Forbidden
+from tollkeeper.errors import BadParameter, Conflict, Forbidden
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import NATIVE
 
@@ -21,9 +25,49 @@ KEY_TRANSITIONS: Final[dict[KeyState, frozenset[KeyState]]] = {
 }
 """Which state may follow which. `expired` is never set: it follows from `expires_at`."""
 
+ROTATIONS_NAMED_MAX: Final = 1000
+"""Of one key; the ids of the successors after these are UUIDs."""
+ID_CHARS_MAX: Final = 128
+"""As `domain.entry.ID_PATTERN`."""
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
 IMMUTABLE_KEY_FIELDS: Final = ("role", "type", "profile")
 CUSTOMER_KEY_FIELDS: Final = ("name", "project", "subscription", "expires_at", "metadata")
 """The fields of a key that a customer may change; all others stay as stored."""
+
+
+def successor_id(first_id: str, is_taken: Callable[[str], bool]) -> str:
+    """
+    Return the id of the next key of a rotation, named after its first key: `acme-prod-2` after `acme-prod`.
+
+    A key whose id is a UUID is followed by another UUID.
+    """
+    if not _UUID.fullmatch(first_id):
+        for number in range(2, ROTATIONS_NAMED_MAX + 2):
+            name = f"{first_id[: ID_CHARS_MAX - 5]}-{number}"
+            if not is_taken(name):
+                return name
+    return str(uuid.uuid4())
+
+
+def check_new_id(new_id: str) -> None:
+    """Raise `BadParameter` unless *new_id* is an id."""
+    try:
+        check_id(new_id, "id")
+    except Invalid as exc:
+        raise BadParameter(f"id: {exc}", field="id") from None
+
+
+def check_end(key: Key, now_us: int, path: str) -> None:
+    """Raise `BadParameter` when a new key, whose secret is about to be made, has ended already."""
+    if key.expires_at is not None and to_us(key.expires_at) <= now_us:
+        field = at_path(path, "expires_at")
+        raise BadParameter(
+            f"{field}: expires_at must be later than now: key {key.id} would have ended at "
+            f"{key.expires_at.isoformat(timespec='seconds').replace('+00:00', 'Z')}, and its secret would never work. "
+            "Give a later one, or leave it out; an old key is imported with its sha256",
+            field=field,
+        )
 
 
 def prefix_of(key: Key) -> str:

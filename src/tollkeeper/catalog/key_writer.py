@@ -7,7 +7,6 @@ A secret exists only in the `IssuedKey` that made it. A customer's key is never 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -19,12 +18,15 @@ from tollkeeper.catalog.entry_parsing import at_path
 from tollkeeper.catalog.key_rules import (
     CUSTOMER_KEY_FIELDS,
     IMMUTABLE_KEY_FIELDS,
+    check_end,
+    check_new_id,
     check_same,
     check_transition,
     expiry_of,
     no_later,
     prefix_of,
     set_by_operator,
+    successor_id,
 )
 from tollkeeper.catalog.lookups import found_key
 from tollkeeper.catalog.quotas import check_quota
@@ -88,6 +90,7 @@ class KeyWriter:
                     f"{at_path(path, 'sha256')}: a new key must have its sha256; to get a secret, issue it",
                     field=at_path(path, "sha256"),
                 )
+            check_end(key, self._now_us, path)
             secret = new_secret(prefix_of(key), self._choice)
         self._add_key(key, secret, rotation_chain_id=None, origin=origin)
 
@@ -117,15 +120,25 @@ class KeyWriter:
         action = self._catalog.put(key, self._now_us, origin=self._origin(stored, key))
         self.changes.append(change_of(key, action, differences(old, key) if action == "changed" else {}))
 
-    def rotate(self, stored: StoredKey, overlap_s: int) -> None:
-        """Store a successor of *stored* with a secret of its own, and end *stored* after *overlap_s*."""
+    def rotate(self, stored: StoredKey, overlap_s: int, new_id: str | None = None) -> None:
+        """
+        Store a successor of *stored* with a secret of its own, and end *stored* after *overlap_s*.
+
+        It has the id *new_id*, or one after that of the first key (`key_rules.successor_id`).
+        """
         old = stored.entry
         state = stored.state_at(self._now_us)
         if state not in ("active", "inactive"):
             raise Conflict(f"key {old.id} is {state} and cannot be rotated: make a new key")
         if stored.replaced_by is not None:
             raise Conflict(f"key {old.id} was rotated before, to {stored.replaced_by}: rotate that one")
-        new = msgspec.structs.replace(old, id=str(uuid.uuid4()))
+        if new_id is None:
+            new_id = successor_id(
+                stored.rotation_chain_id, lambda name: self._catalog.find_key(name) is not None
+            )
+        else:
+            check_new_id(new_id)
+        new = msgspec.structs.replace(old, id=new_id)
         self._add_key(
             new,
             new_secret(prefix_of(new), self._choice),

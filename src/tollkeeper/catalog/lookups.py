@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -15,6 +15,8 @@ from tollkeeper.domain.matching import Match, is_route_id
 from tollkeeper.errors import BadParameter, NotFound
 from tollkeeper.ports import Catalog
 
+USERS_NAMED_MAX: Final = 5
+"""Entries that an error names of those that use another one."""
 ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets", "grants", "webhooks"})
 """Kinds whose entries belong to one account."""
 
@@ -45,6 +47,20 @@ def found_key(catalog: Catalog, account: str | None, key_id: str) -> StoredKey:
     if stored is None or account not in (None, stored.entry.account):
         raise NotFound("there is no such entry among the keys")
     return stored
+
+
+def in_use(kind: str, entry_id: str, users: Sequence[tuple[str, str]]) -> str:
+    """Return why an entry cannot be deleted that *users*, `(kind, id)` each, name; one more than are shown at most."""
+    named = ", ".join(" ".join(user) for user in users[:USERS_NAMED_MAX])
+    if len(users) > USERS_NAMED_MAX:
+        named += " and others"
+    those = "that one" if len(users) == 1 else "those"
+    hint = (
+        "set active = false instead"
+        if kind == "accounts"
+        else f"delete {those} first, or let them name another"
+    )
+    return f"{kind} {entry_id} is in use by {named}: {hint}"
 
 
 def as_of(entry: Entry, now_us: int) -> Entry:

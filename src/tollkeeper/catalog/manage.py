@@ -22,7 +22,15 @@ from tollkeeper.catalog.entry_parsing import at_path, check_kind, checked
 from tollkeeper.catalog.entry_writer import EntryWriter
 from tollkeeper.catalog.key_rules import KEY_TRANSITIONS, check_transition
 from tollkeeper.catalog.key_writer import WriteTerms
-from tollkeeper.catalog.lookups import ACCOUNT_SCOPED, as_of, check_references, found_entry, found_key
+from tollkeeper.catalog.lookups import (
+    ACCOUNT_SCOPED,
+    USERS_NAMED_MAX,
+    as_of,
+    check_references,
+    found_entry,
+    found_key,
+    in_use,
+)
 from tollkeeper.catalog.quotas import NO_QUOTAS
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bounds import Customer
@@ -154,19 +162,26 @@ class Manage:
         return writer.issued[0]
 
     def rotate_key(
-        self, account: str | None, key_id: str, overlap_s: int, *, by: Customer | None = None
+        self,
+        account: str | None,
+        key_id: str,
+        overlap_s: int,
+        *,
+        by: Customer | None = None,
+        new_id: str | None = None,
     ) -> IssuedKey:
         """
         Make a key that is like *key_id* but for its id and secret, and end the old one after *overlap_s*.
 
+        Without *new_id* its id is that of the first key with a number: `acme-prod-2`, then `acme-prod-3`.
         An inactive key's successor is inactive, by the same word.
 
         The two share their limits' and budgets' counters, so that rotating never frees a key of its bounds.
 
         Raises:
-            BadParameter: *overlap_s* is not from 0 to `OVERLAP_S_MAX`.
+            BadParameter: *overlap_s* is not from 0 to `OVERLAP_S_MAX`, or *new_id* is no id.
             NotFound: The account has no such key.
-            Conflict: The key is expired, revoked or deleted, or was rotated before.
+            Conflict: The key is expired, revoked or deleted, or was rotated before; or *new_id* is taken.
             QuotaExceeded: A customer's quota is used up: the old key counts until it is revoked or deleted.
         """
         if not 0 <= overlap_s <= OVERLAP_S_MAX:
@@ -176,7 +191,7 @@ class Manage:
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
             writer = self._writer(catalog, now_us, issue=True, by=by)
-            writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s)
+            writer.keys.rotate(writer.keys.managed(found_key(catalog, account, key_id)), overlap_s, new_id)
             self._log(catalog, writer.changes, by)
         self._announce(writer.changes)
         return writer.issued[0]
@@ -277,6 +292,8 @@ class Manage:
             raise BadParameter("after must be the cursor that the page before ended with", field="after")
         if account is not None and not ID_PATTERN.match(account):
             raise NotFound("there is no such account")
+        if account is not None and self._store.get("accounts", account, None) is None:
+            raise NotFound(f"there is no account {account!r}")
         now_us = self._clock.now_us()
         return [
             as_of(entry, now_us)
@@ -311,9 +328,8 @@ class Manage:
             if account is not None and account != (entry_id if kind == "accounts" else owner):
                 # An account sees the entries for all accounts, but only the operator changes them.
                 raise NotFound(f"there is no such entry among the {kind}")
-            if referrer := catalog.referrer(kind, entry_id, owner):
-                hint = "set active = false instead" if kind == "accounts" else "delete or change that first"
-                raise Conflict(f"{kind} {entry_id} is in use by {' '.join(referrer)}: {hint}")
+            if users := catalog.referrers(kind, entry_id, owner, limit=USERS_NAMED_MAX + 1):
+                raise Conflict(in_use(kind, entry_id, users))
             if kind == "accounts" and self._has_usage is not None and self._has_usage(entry_id):
                 raise Conflict(f"account {entry_id} has usage, which is kept: set active = false instead")
             catalog.delete(kind, entry_id, owner if kind in ACCOUNT_SCOPED else None)

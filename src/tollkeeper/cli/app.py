@@ -17,6 +17,7 @@ from tollkeeper.cli.check import rebuild, verify
 from tollkeeper.cli.demo import demo
 from tollkeeper.cli.entries import ENTRY_GROUPS
 from tollkeeper.cli.ingest import ingest
+from tollkeeper.cli.profiles import group as profiles
 from tollkeeper.cli.prove import prove
 from tollkeeper.cli.serve import serve
 from tollkeeper.cli.usage import usage
@@ -44,6 +45,7 @@ for _command in (serve, demo, apply, ingest, usage):
 app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT)(adjust)
 for _check in (audit, verify, rebuild, backup, restore, prove):
     app.command()(_check)
+app.add_typer(profiles)
 for _group in ENTRY_GROUPS:
     app.add_typer(_group, rich_help_panel=_MANAGE)
 

@@ -59,11 +59,14 @@ class CatalogTarget(Protocol):
     def issue(self, fields: Mapping[str, Any]) -> Json:
         """Make a key; return `{"entry": …, "secret": …}`."""
 
-    def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
+    def rotate(self, key_id: str, account: str | None, overlap_s: int, new_id: str | None) -> Json:
         """Make a key in the place of another; return as `issue`."""
 
     def set_state(self, key_id: str, account: str | None, state: str) -> Json:
         """Set a key's state; return the change."""
+
+    def key_status(self, key_id: str, account: str | None, params: Mapping[str, str]) -> Json:
+        """Return what a key has left; *params* name the model and tags (`tag.user`) of values that count apart."""
 
     def revoke_grant(self, grant_id: str, account: str | None) -> Json:
         """Take a grant back; return the change."""
@@ -130,11 +133,15 @@ class DataCatalog:
         assert isinstance(key, Key)
         return self._issued(self._manage.issue_key(key))
 
-    def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
-        return self._issued(self._manage.rotate_key(account, key_id, overlap_s))
+    def rotate(self, key_id: str, account: str | None, overlap_s: int, new_id: str | None) -> Json:
+        return self._issued(self._manage.rotate_key(account, key_id, overlap_s, new_id=new_id))
 
     def set_state(self, key_id: str, account: str | None, state: Any) -> Json:
         return change_json(self._manage.set_key_state(account, key_id, state))
+
+    def key_status(self, key_id: str, account: str | None, params: Mapping[str, str]) -> Json:
+        status: Json = msgspec.to_builtins(self._toll.key_status(key_id, account=account, params=params))
+        return status
 
     def revoke_grant(self, grant_id: str, account: str | None) -> Json:
         return change_json(self._manage.revoke_grant(account, grant_id))
@@ -191,12 +198,18 @@ class ServerCatalog:
         issued: Json = self._server.call("POST", "/keys", body=msgspec.json.encode(fields))
         return issued
 
-    def rotate(self, key_id: str, account: str | None, overlap_s: int) -> Json:
-        return self._call("POST", "keys", key_id, account, "/rotate", {"overlap_s": overlap_s})
+    def rotate(self, key_id: str, account: str | None, overlap_s: int, new_id: str | None) -> Json:
+        named = {} if new_id is None else {"id": new_id}
+        return self._call("POST", "keys", key_id, account, "/rotate", {"overlap_s": overlap_s, **named})
 
     def set_state(self, key_id: str, account: str | None, state: str) -> Json:
         change: Json = self._call("POST", "keys", key_id, account, "/state", {"state": state})["change"]
         return change
+
+    def key_status(self, key_id: str, account: str | None, params: Mapping[str, str]) -> Json:
+        query = [*params.items(), *([("account", account)] if account else [])]
+        status: Json = self._server.call("GET", f"/keys/{quote(key_id, safe='')}/state", query=query)
+        return status
 
     def revoke_grant(self, grant_id: str, account: str | None) -> Json:
         change: Json = self._call("POST", "grants", grant_id, account, "/revoke")["change"]

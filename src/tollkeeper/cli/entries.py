@@ -14,6 +14,7 @@ import typer
 from tollkeeper.cli.adjust import ALLOWS_NEGATIVE_AMOUNT
 from tollkeeper.cli.apply import DryRun, apply_text, print_secrets, read_text
 from tollkeeper.cli.catalog import Json, catalog_of
+from tollkeeper.cli.left import add_left_command, add_state_command
 from tollkeeper.cli.prices import add_price_commands
 from tollkeeper.console import options
 from tollkeeper.console.failures import misused
@@ -103,7 +104,9 @@ def _group(kind: str) -> typer.Typer:
         elif entries:
             print_entries(kind, entries)
         else:
-            print(f"There are no {kind} yet.")
+            print(
+                f"There are no {kind} of your own yet." if kind == "prices" else f"There are no {kind} yet."
+            )
 
     @group.command("show", help=f"Show one of the {kind}.")
     def show_entry(
@@ -188,16 +191,25 @@ def _add_key_commands(group: typer.Typer) -> None:
             str,
             typer.Option("--overlap", metavar="DURATION", help="How long the old one still works, e.g. 1h."),
         ] = "0s",
+        new_id: Annotated[
+            str | None,
+            typer.Option(
+                "--id",
+                metavar="ID",
+                help="The new key's id; ID-2, then ID-3, … unless given.",
+                show_default=False,
+            ),
+        ] = None,
         account: AccountOption = None,
         data: options.Data = None,
         as_json: options.AsJson = False,
         url: options.Url = None,
         key: options.ServerKey = None,
     ) -> None:
-        """Make a key like ID with a new id and secret, and end ID after the overlap."""
+        """Make a key like ID with a new secret and the next id, and end ID after the overlap."""
         overlap_s = _overlap_s(overlap)
         with catalog_of(data, url, key) as catalog:
-            issued = catalog.rotate(entry_id, account, overlap_s)
+            issued = catalog.rotate(entry_id, account, overlap_s, new_id)
         _print_issued(issued, as_json=as_json)
         if not as_json:
             ends = f"goes on working for {overlap}" if overlap_s else "has stopped working"
@@ -544,6 +556,8 @@ def _groups() -> list[typer.Typer]:
     _add_plan_commands(groups["plans"])
     _add_price_commands(groups["prices"])
     _add_budget_commands(groups["budgets"])
+    add_state_command(groups["keys"])
+    add_left_command(groups["budgets"])
     return list(groups.values())
 
 

@@ -26,6 +26,7 @@ from tollkeeper.console.output import (
     stderr,
     stdout,
 )
+from tollkeeper.console.program import program
 from tollkeeper.console.target import open_data, server_of
 from tollkeeper.domain.instants import from_us
 from tollkeeper.errors import NotFound
@@ -77,11 +78,16 @@ def add_price_commands(
         url: options.Url = None,
         key: options.ServerKey = None,
     ) -> None:
-        """List the prices."""
+        """List your prices; with --built-in those that a model has without one of yours."""
         if built_in or seller is not None:
             _list_built_in(seller or "", options.output_format(format, as_json), url=url, key=key)
         else:
             list_entries(account=account, data=data, format=format, as_json=as_json, url=url, key=key)
+            if options.output_format(format, as_json) == "table":
+                print(
+                    f"A model without a price of yours has the built-in one, of {_built_in_count():,} models: "
+                    f"{program()} prices list --built-in, {program()} prices show MODEL."
+                )
 
     @group.command("show")
     def show_price(
@@ -194,6 +200,14 @@ def _answer_to(params: dict[str, str], data: str | None, url: str | None, key: s
             variant=params.get("variant", ""),
             plan=params.get("plan", ""),
         )
+
+
+def _built_in_count() -> int:
+    from tollkeeper.catalog.price_book import PriceBook
+    from tollkeeper.catalog.shown_prices import built_in_prices
+    from tollkeeper.domain.instants import to_us
+
+    return sum(1 for _ in built_in_prices(PriceBook([]), at_us=to_us(SystemClock().now()), seller=""))
 
 
 def _list_built_in(seller: str, form: str, *, url: str | None, key: str | None) -> None:

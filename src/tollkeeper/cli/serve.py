@@ -14,6 +14,7 @@ from tollkeeper import environment
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console import options
 from tollkeeper.console.output import plain
+from tollkeeper.console.program import program
 from tollkeeper.console.server_defaults import HOST, PORT
 from tollkeeper.errors import BadParameter
 from tollkeeper.settings import has_password, load
@@ -272,8 +273,8 @@ def _greet(url: str, data_dir: str, fresh_key: str | None, uds: Path | None) -> 
     else:
         lines += [f"  export TOLLKEEPER_URL={url} TOLLKEEPER_KEY=<your operator key>", ""]
     lines += [
-        "  set up     tollkeeper apply FILE.toml",
-        "  usage      tollkeeper usage --account ACCOUNT --group-by key",
+        f"  set up     {program()} apply FILE.toml",
+        f"  usage      {program()} usage --account ACCOUNT --group-by key",
         f"  API        {url}{PREFIX}/openapi.json",
         "",
         "Ctrl-C stops it.",

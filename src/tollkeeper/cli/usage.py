@@ -12,7 +12,7 @@ import typer
 from tollkeeper.api.usage_answer import columns_of, usage_response
 from tollkeeper.clock import SystemClock
 from tollkeeper.console import options
-from tollkeeper.console.failures import misused
+from tollkeeper.console.failures import Failure, misused
 from tollkeeper.console.output import print_csv, print_json
 from tollkeeper.console.target import open_data, server_of
 from tollkeeper.console.usage_table import print_report
@@ -135,6 +135,11 @@ def usage(
         answer = server.call("GET", "/usage", query=params)
     else:
         with open_data(data) as toll:
+            for asked in (account or "").split(",") if account else ():
+                if toll.installation.directory.account(asked) is None:
+                    raise Failure(
+                        f"There is no account {asked[:64]!r}: `tollkeeper accounts list` shows them."
+                    )
             answer = msgspec.to_builtins(usage_response(query, toll.usage(query)))
     columns = columns_of(query)
     if form == "json":

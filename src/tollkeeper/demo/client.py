@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException
 from typing import Any, Final, NamedTuple
 
@@ -60,6 +60,21 @@ class ApiClient:
         if answer.status >= 400:
             raise Unavailable(f"{method} {path} was refused: {answer.status} {answer.body.get('detail')}")
         return answer.body
+
+    def ask(self, method: str, path: str, headers: Mapping[str, str]) -> ApiAnswer:
+        """
+        Return the answer to a call of a customer's own: any path, with these headers and no others.
+
+        Raises:
+            Unavailable: The server cannot be reached, or answers what is not JSON.
+        """
+        try:
+            connection = self._connection()
+            connection.request(method, path, None, dict(headers))
+            answer = connection.getresponse()
+            return ApiAnswer(answer.status, msgspec.json.decode(answer.read()))
+        except (OSError, HTTPException, msgspec.DecodeError) as exc:
+            raise Unavailable(f"The server does not answer {method} {path}: {exc}.") from exc
 
     def close(self) -> None:
         """Close all connections. No call may be under way."""

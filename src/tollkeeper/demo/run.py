@@ -10,16 +10,21 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from tollkeeper.console.output import stdout
+from tollkeeper.console.program import program
 from tollkeeper.console.server_defaults import HOST, OPERATOR_KEY_VARIABLE, PORT
 from tollkeeper.demo.client import ApiClient
 from tollkeeper.demo.declaration import DECLARATION
+from tollkeeper.demo.dialect import DialectStory
 from tollkeeper.demo.story import commands, commands_on_data, tell
 from tollkeeper.demo.traffic import Traffic
 from tollkeeper.errors import Conflict
+from tollkeeper.profiles import load as load_profile
+from tollkeeper.profiles.base import Profile
 from tollkeeper.settings import load
 
 DIRECTORY_PREFIX: Final = "tollkeeper-demo-"
@@ -27,7 +32,7 @@ _KEY_WIDTH: Final = 16
 """Of the longest key id."""
 
 
-def run_demo(data: str | None, port: int | None, *, stay: bool) -> bool:
+def run_demo(data: str | None, port: int | None, *, stay: bool, profile: str | None = None) -> bool:
     """
     Run the demonstration and return whether everything agreed in the end.
 
@@ -35,6 +40,7 @@ def run_demo(data: str | None, port: int | None, *, stay: bool) -> bool:
         data: A directory that is empty or not there yet; a fresh one of the system's when None.
         port: Where to serve; when None, the usual port or, if that is taken, any.
         stay: Go on serving until SIGINT or SIGTERM.
+        profile: The dialect to show, served at the root; the two customers of `demo.declaration` when None.
 
     Raises:
         Conflict: *data* holds something.
@@ -45,12 +51,13 @@ def run_demo(data: str | None, port: int | None, *, stay: bool) -> bool:
 
     data_dir = _directory(data)
     port = _free_port() if port is None else port
-    installation = build(load({"data_dir": data_dir}), trim_memory=trim_memory)
+    spoken = {} if profile is None else {"root_profile": profile, "profiles": profile}
+    installation = build(load({"data_dir": data_dir, **spoken}), trim_memory=trim_memory)
     try:
         given = os.environ.get(OPERATOR_KEY_VARIABLE)
         operator_key = ensure_operator_key(installation, given) or given
         assert operator_key is not None  # The directory is new: without one given, one was made.
-        demo = _Demo(data_dir, port, operator_key, stay=stay)
+        demo = _Demo(data_dir, port, operator_key, stay=stay, profile=profile)
         serve(installation, host=HOST, port=port, ready=demo.ready, until=demo.run)
     finally:
         installation.close()
@@ -61,12 +68,15 @@ def run_demo(data: str | None, port: int | None, *, stay: bool) -> bool:
 class _Demo:
     """What runs beside the server, in a thread of its own."""
 
-    def __init__(self, data_dir: str, port: int, operator_key: str, *, stay: bool) -> None:
+    def __init__(
+        self, data_dir: str, port: int, operator_key: str, *, stay: bool, profile: str | None
+    ) -> None:
         self.agreed = False
         self._data_dir = data_dir
         self._port = port
         self._operator_key = operator_key
         self._stay = stay
+        self._profile = profile
         self._stop = threading.Event()
         self._url = ""
 
@@ -89,6 +99,31 @@ class _Demo:
     def _run(self, api: ApiClient) -> None:
         console = stdout()
         console.print(f"Tollkeeper serves {self._url} on {self._data_dir}\n", soft_wrap=True)
+        if self._profile is not None:
+            self._show_dialect(api, load_profile(self._profile))
+        else:
+            self._show_customers(api)
+        print(flush=True)
+        if self._stay and not self._stop.is_set():
+            print("Serving until Ctrl-C.", flush=True)
+            self._stop.wait()
+
+    def _show_dialect(self, api: ApiClient, profile: Profile) -> None:
+        story = DialectStory(api, profile, say=print, stopped=self._stop.is_set)
+        story.run()
+        if self._stop.is_set():
+            return
+        self.agreed = story.tell(self._url)
+        if not self._stay:
+            self._print(
+                [
+                    "# The server has stopped; its data is kept. To serve it again, and then call it as above:",
+                    f"{program()} serve --data {shlex.quote(self._data_dir)} --port {self._port} "
+                    f"--root-profile {profile.name} --profiles {profile.name}",
+                ]
+            )
+
+    def _show_customers(self, api: ApiClient) -> None:
         applied = api.get("POST", "/apply", DECLARATION.encode(), media_type="application/toml")
         secrets = {issued["entry"]["id"]: issued["secret"] for issued in applied["issued"]}
         print(
@@ -103,14 +138,13 @@ class _Demo:
         print()
         if not self._stay:
             directory = shlex.quote(self._data_dir)
-            for line in commands_on_data(directory, self._port):
-                console.print(line, soft_wrap=True, style=_style(line))
-        for line in commands(self._url, self._operator_key, secrets):
+            self._print(commands_on_data(directory, self._port))
+        self._print(commands(self._url, self._operator_key, secrets))
+
+    def _print(self, lines: Iterable[str]) -> None:
+        console = stdout()
+        for line in lines:
             console.print(line, soft_wrap=True, style=_style(line))
-        print(flush=True)
-        if self._stay:
-            print("Serving until Ctrl-C.", flush=True)
-            self._stop.wait()
 
 
 def _say(key_id: str, line: str) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console.output import Column, money, print_table
+from tollkeeper.console.program import program
 from tollkeeper.console.usage_table import print_report
 from tollkeeper.console.verify_table import print_verdict, with_store_differences
 from tollkeeper.demo.client import ApiClient
@@ -85,6 +86,7 @@ def _spent(grant: Mapping[str, Any]) -> str:
 def commands(url: str, operator_key: str, secrets: Mapping[str, str]) -> list[str]:
     """Return the commands to go on with, each on its line, below a comment that says what it shows."""
     api = url + PREFIX
+    ours = program()
     own, account = secrets["research-lab"], secrets["northwind-admin"]
 
     def curl(key: str, path: str) -> str:
@@ -96,11 +98,11 @@ def commands(url: str, operator_key: str, secrets: Mapping[str, str]) -> list[st
         curl(own, "/keys/research-lab/state"),
         "# An account's management key sees all of its keys, and nothing of other accounts:",
         curl(account, "/usage?group_by=project,key&granularity=day"),
-        f"tollkeeper usage --url {url} --key {account} --group-by project,key,model",
+        f"{ours} usage --url {url} --key {account} --group-by project,key,model",
         "# The operator sees everything:",
         curl(operator_key, "/usage?group_by=account,denied_reason&format=csv"),
-        f"tollkeeper usage --url {url} --key {operator_key} --group-by account,status --granularity hour",
-        f"tollkeeper verify --url {url} --key {operator_key}",
+        f"{ours} usage --url {url} --key {operator_key} --group-by account,status --granularity hour",
+        f"{ours} verify --url {url} --key {operator_key}",
         "# The gate decides about the next request:",
         f"curl -s -H 'Authorization: Bearer {operator_key}' '{api}/authorize' -d "
         f"""'{{"key":"{secrets["assistant-live"]}","method":"POST","path":"/v1/chat/completions","""
@@ -110,11 +112,12 @@ def commands(url: str, operator_key: str, secrets: Mapping[str, str]) -> list[st
 
 def commands_on_data(data_dir: str, port: int) -> list[str]:
     """Return the commands for when the server has stopped."""
+    ours = program()
     return [
         "# The server has stopped; its data is kept. Ask it directly:",
-        f"tollkeeper usage --data {data_dir} --account northwind --group-by project,key",
-        f"tollkeeper usage --data {data_dir} --group-by account,denied_reason --format csv",
-        f"tollkeeper verify --data {data_dir}",
+        f"{ours} usage --data {data_dir} --account northwind --group-by project,key",
+        f"{ours} usage --data {data_dir} --group-by account,denied_reason --format csv",
+        f"{ours} verify --data {data_dir}",
         "# Or serve it again, and then:",
-        f"tollkeeper serve --data {data_dir} --port {port}",
+        f"{ours} serve --data {data_dir} --port {port}",
     ]

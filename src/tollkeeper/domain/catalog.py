@@ -33,6 +33,7 @@ from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
 from tollkeeper.domain.price_entries import Markup as Markup
 from tollkeeper.domain.price_entries import Price as Price
 from tollkeeper.domain.quantities import NAME_PATTERN, quantity_of_unit
+from tollkeeper.domain.route_templates import template_objection
 from tollkeeper.domain.zones import zone_of
 
 Unit = Annotated[
@@ -371,6 +372,8 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise Invalid("method", f"method must be one of {', '.join(sorted(_METHODS))}")
         if not self.path.startswith("/") or "*" in self.path[:-1]:
             raise Invalid("path", "path must begin with / and may have * only as its last character")
+        if objection := template_objection(self.path):
+            raise Invalid("path", objection)
         if self.free and (self.credits or self.price_nanos):
             raise Invalid("free", "a free route must have neither credits nor price_nanos")
 
@@ -409,11 +412,11 @@ class Webhook(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_url(self.url)
         for before, after in zip(self.thresholds, self.thresholds[1:], strict=False):
             if before >= after:
-                raise Invalid("thresholds", "thresholds ascend, each of them once")
+                raise Invalid("thresholds", "thresholds must ascend, each of them once")
         for name in ("notify_admins", "disable_keys"):
             at = getattr(self.actions, name)
             if at is not None and at not in self.thresholds:
-                raise Invalid(f"actions.{name}", f"{name} is at one of the thresholds")
+                raise Invalid(f"actions.{name}", f"{name} must be one of the thresholds")
 
 
 KINDS: Final[dict[str, type[Entry]]] = {
@@ -480,7 +483,7 @@ def _check_counted(match: Match | None, per: str | list[str], owners: tuple[str,
     except ValueError as exc:
         raise Invalid(f"{path}per", str(exc)) from None
     if owner is not None and owner not in owners:
-        what = f"one of {', '.join(owners)}, and" if owners else "the budget has an owner: per is one of"
+        what = f"one of {', '.join(owners)}, and" if owners else "the budget has an owner: per must be one of"
         raise Invalid(f"{path}per", f"{owner} is not possible here: {what} model or tag.NAME")
     if per == [] and path:
         raise Invalid(f"{path}per", "per is empty: leave it out, or name what has a counter of its own")

@@ -20,6 +20,8 @@ from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
+from tollkeeper.domain.route_templates import template_objection
+
 PATTERNS_MAX: Final = 64
 """Patterns of one list."""
 TAG_NAME_CHARS_MAX: Final = 64
@@ -136,6 +138,8 @@ def check_routes(patterns: Iterable[str]) -> None:
             raise ValueError(
                 f"{pattern[:80]!r} is neither the id of a route nor METHOD /path such as POST /v1/chat*"
             )
+        if objection := template_objection(path):
+            raise ValueError(objection)
 
 
 def is_route_id(pattern: str) -> bool:

@@ -43,12 +43,12 @@ def parse_rate(stated: int | str) -> Fraction:
         units = int(match[2])
         if not 1 <= units <= RATE_UNITS_MAX:
             raise ValueError(
-                f"{stated[:64]!r} is per {units} units: a rate is per 1 to {RATE_UNITS_MAX} units"
+                f"{stated[:64]!r} is per {units} units: a rate must be per 1 to {RATE_UNITS_MAX} units"
             )
         rate = Fraction(parse_nanos(match[1]) * 10**6, units)
     if not 0 <= rate <= UNIT_NANOS_MAX * 10**6:
         raise ValueError(
-            f"{str(stated)[:64]!r} is not a rate: one unit costs from 0 to {UNIT_NANOS_MAX // NANOS_PER_UNIT}.00"
+            f"{str(stated)[:64]!r} is not a rate: one unit must cost from 0 to {UNIT_NANOS_MAX // NANOS_PER_UNIT}.00"
         )
     return rate
 

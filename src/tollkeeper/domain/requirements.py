@@ -2,7 +2,7 @@
 What a value of the wrong type must be, in words for the caller.
 
 msgspec names Python's types ("Expected `int`, got `str`"). Callers send JSON, TOML, query strings or command-line
-arguments, so each surface says "must be an integer, not text". The words stand here once.
+arguments, so each surface says "must be a whole number, not text". The words stand here once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _EXPECTED: Final = re.compile(
 _AT: Final = re.compile(r" - at (?:`key` in )?`[^`]*`\Z")
 _WORDS: Final = {
     "str": "text",
-    "int": "an integer",
+    "int": "a whole number",
     "float": "a number",
     "bool": "a boolean",
     "object": "an object",
@@ -28,7 +28,7 @@ _WORDS: Final = {
 
 def requirement(fault: str) -> str:
     """
-    Return what msgspec's message *fault* requires: `must be an integer >= 1`, `must be text, not an integer`.
+    Return what msgspec's message *fault* requires: `must be a whole number >= 1`, `must be text, not a whole number`.
 
     The place that ends the message (` - at …`) is left out. A message of another form is returned without backticks.
     """
@@ -39,4 +39,6 @@ def requirement(fault: str) -> str:
     types = [name for name in found["types"].split(" | ") if name != "null"] or ["null"]
     got = found["got"]
     sent = "" if got is None else f", not {_WORDS.get(got, got)}"
+    if got == "float" and "int" in types:
+        sent = ", without a fraction or exponent"
     return f"must be {' or '.join(_WORDS.get(name, name) for name in types)}{found['bound']}{sent}"

@@ -68,6 +68,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _JSON: Final = (b"content-type", b"application/json")
 _PROBLEM: Final = (b"content-type", b"application/problem+json")
+_INGEST: Final = (
+    ". Access logs and CSV are booked by `tollkeeper ingest FILE`, to which --url names this server"
+)
+_OTHER_DOORS: Final = {
+    b"text/plain": _INGEST,
+    b"text/csv": _INGEST,
+    b"application/x-www-form-urlencoded": ". It is what `curl -d` sends by itself",
+}
+"""Media types that are sent by mistake → what to do instead."""
 _encode: Final = msgspec.json.Encoder().encode
 _AUTHORIZE: Final = msgspec.json.Decoder(AuthorizeRequest)
 _EXPECT: Final = msgspec.json.Decoder(ExpectRequest)
@@ -342,7 +351,7 @@ class HotEndpoints:
         else:
             raise UnsupportedMediaType(
                 "Content-Type must be application/json (curl: `--json`) or application/x-ndjson, "
-                f"not {media_type[:64].decode('latin-1')!r}"
+                f"not {media_type[:64].decode('latin-1')!r}{_OTHER_DOORS.get(media_type, '')}"
             )
         result = self._ingester.take(decoded, account_id=principal.account_id)
         return events_answer(result)

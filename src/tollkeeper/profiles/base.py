@@ -45,6 +45,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 ErrorStatus = Annotated[int, msgspec.Meta(ge=400, le=599)]
 Places = Annotated[int, msgspec.Meta(ge=0, le=9)]
 """Decimals of a number in an answer."""
+_WORDS: Final[Mapping[type, str]] = {bool: "true, false", str: "text", int: "a whole number", list: "a list"}
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 
 log = logging.getLogger("tollkeeper.profiles")
@@ -203,12 +204,39 @@ class ProfileContext(Protocol):
         """
 
 
+class Credential(NamedTuple):
+    """
+    What a client of the vendor sends with a call.
+
+    Attributes:
+        kind: Whose it is, for people: `key`, `management key`, `session`, several with ` or `; `none`.
+        header: `Name: value`, in which `{secret}` stands for the credential; `""` for none.
+    """
+
+    kind: str
+    header: str
+
+
+BEARER_KEY: Final = Credential("key", "Authorization: Bearer {secret}")
+NO_CREDENTIAL: Final = Credential("none", "")
+
+
 class Endpoint(NamedTuple):
-    """One endpoint of a dialect. *path* is a template: `{name}` stands for one segment."""
+    """
+    One endpoint of a dialect. *path* is a template: `{name}` stands for one segment.
+
+    Attributes:
+        credential: What the vendor's client sends.
+        query: Of an example call, `projectId={project}`: the project of the key.
+        body: Of an example call, as JSON text; `""` for none.
+    """
 
     method: str
     path: str
     handle: Callable[[Call, ProfileContext], Reply]
+    credential: Credential = BEARER_KEY
+    query: str = ""
+    body: str = ""
 
 
 class Metered(NamedTuple):
@@ -389,6 +417,21 @@ def setting_fault(profile: Profile, name: str, value: Any) -> str | None:
     except ValueError as exc:
         return str(exc)
     return None
+
+
+def allowed_values(profile: Profile, name: str) -> str:
+    """Return which values the setting *name* may have, for people: its choices, its bounds, or its type."""
+    default = profile.settings[name]
+    check = profile.setting_types.get(name, _type_of(default))
+    if inspect.isfunction(check):
+        return _WORDS.get(type(default), "an object")
+    if choices := _choices(check):
+        return ", ".join(str(choice) for choice in choices)
+    schema = msgspec.json.schema(check)
+    if schema.get("type") == "integer":
+        least, most = schema.get("minimum", 0), schema.get("maximum", 2**53 - 1)
+        return f"{least} to {most}" if most < 2**53 - 1 else f"a whole number, {least} or more"
+    return _WORDS.get(type(default), "an object")
 
 
 def missing_members(profile: object) -> list[str]:

@@ -125,6 +125,7 @@ class Shoal:
     settings = SETTINGS
     setting_types = SETTING_TYPES
     catalog = CatalogFile("shoal")
+    sample = CatalogFile("shoal.sample")
     refusals_count = False
 
     def __init__(self) -> None:

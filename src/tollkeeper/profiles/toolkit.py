@@ -178,7 +178,7 @@ def retry_after(seconds: int | None) -> tuple[str, str]:
 
 
 class CatalogFile:
-    """An attribute of a profile: the text of the declarative file `<name>.toml` beside this module, read when used."""
+    """An attribute of a profile: the text of a declarative file, `<name>.toml` beside this module, read when used."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -142,7 +142,10 @@ class _SqlCatalog(SqlAuditLog, Catalog):
             done = connection.execute(sa.delete(mapping.table).where(_is(mapping, entry_id, account)))
         return done.rowcount > 0
 
-    def referrer(self, kind: str, entry_id: str, account: str | None = None) -> tuple[str, str] | None:
+    def referrers(
+        self, kind: str, entry_id: str, account: str | None = None, *, limit: int
+    ) -> Sequence[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
         with self._reading() as connection:
             for referring_kind, references in REFERENCES.items():
                 columns = [_column_of(field) for field, referred in references if referred == kind]
@@ -156,10 +159,11 @@ class _SqlCatalog(SqlAuditLog, Catalog):
                     query = query.where(mapping.table.c.account_id == account)
                 if referring_kind == "keys" and kind != "accounts":
                     query = query.where(tables.keys.c.state != "deleted")
-                found = connection.execute(query.order_by(mapping.id).limit(1)).scalar()
-                if found is not None:
-                    return referring_kind, str(found)
-        return None
+                ids = connection.execute(query.order_by(mapping.id).limit(limit - len(found))).scalars()
+                found += [(referring_kind, str(name)) for name in ids]
+                if len(found) >= limit:
+                    break
+        return found
 
     def plan_versions(self, slug: str) -> Sequence[PlanVersion]:
         table = tables.plan_versions

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
 from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, silence, webhook_tables
+from tollkeeper.adapters.sql.ledger_file import advice_on
 from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.blocking import check_may_wait
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
@@ -141,7 +142,14 @@ def migrate(engine: sa.Engine) -> None:
             upgrade(connection)
     except (DBAPIError, sqlite3.Error) as exc:
         cause = exc.orig if isinstance(exc, DBAPIError) else exc
-        raise Unavailable(f"The database {_name_of(engine)} cannot be opened: {cause}") from exc
+        advice = (
+            advice_on(cause)
+            if getattr(cause, "sqlite_errorcode", None)
+            else "Is it running, and the URL right?"
+        )
+        raise Unavailable(
+            f"The database {_name_of(engine)} cannot be opened: {str(cause).strip().rstrip('.')}. {advice}"
+        ) from exc
 
 
 def check_empty(engine: sa.Engine) -> None:
@@ -197,7 +205,10 @@ def upgrade(connection: sa.Connection) -> None:
         command.upgrade(config, "head")
     except CommandError as exc:
         name = _name_of(connection.engine)
-        raise Unavailable(f"The database {name} was made by another version of Tollkeeper: {exc}") from exc
+        raise Unavailable(
+            f"The database {name} was made by a later version of Tollkeeper than this one: {exc}. "
+            "Install that version, or a later one; an older one cannot use it."
+        ) from exc
 
 
 def _name_of(engine: sa.Engine) -> str:

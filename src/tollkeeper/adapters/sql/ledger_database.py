@@ -19,7 +19,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
-from tollkeeper.adapters.sql.ledger_file import LedgerFile
+from tollkeeper.adapters.sql.ledger_file import LedgerFile, advice_on
 from tollkeeper.adapters.sql.ledger_tables import progress
 from tollkeeper.adapters.sql.prepared import Prepared
 from tollkeeper.adapters.sql.silence import PATIENCE
@@ -201,6 +201,6 @@ def database_errors(done: str) -> Iterator[None]:
     except DataError as exc:
         raise BadInput(f"A value does not fit the ledger: {exc.orig}") from exc
     except DBAPIError as exc:
-        raise Unavailable(f"The ledger cannot be {done}: {exc.orig}. Try again shortly.") from exc
+        raise Unavailable(f"The ledger cannot be {done}: {exc.orig}. {advice_on(exc.orig)}") from exc
     except SQLAlchemyError as exc:
         raise Unavailable(f"The ledger cannot be {done}.", cause=str(exc)) from exc

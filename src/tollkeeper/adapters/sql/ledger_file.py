@@ -8,6 +8,7 @@ connection is kept open here, so that the write-ahead log stays the same file fo
 from __future__ import annotations
 
 import os
+import sqlite3
 from typing import Final
 
 import sqlalchemy as sa
@@ -15,6 +16,18 @@ import sqlalchemy as sa
 from tollkeeper.errors import Unavailable
 
 _LOG_SUFFIX: Final = "-wal"
+_DAMAGED: Final = (
+    "The ledger's file is damaged, and trying again does not help: stop Tollkeeper, check the disk, put a backup of "
+    "the whole data directory back, and start it again."
+)
+_ADVICE: Final = {
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_FULL: "The disk is full: make room, then try again.",
+    sqlite3.SQLITE_READONLY: "The file must be writable for the user that Tollkeeper runs as.",
+    sqlite3.SQLITE_IOERR: "The disk reports an error: look into the system's log.",
+}
+"""Primary result code of SQLite → what to do."""
 
 
 class LedgerFile:
@@ -57,6 +70,12 @@ class LedgerFile:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def advice_on(error: BaseException | None) -> str:
+    """Return what helps against an error of the database's driver: a damaged file does not mend by waiting."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return "Try again shortly." if code is None else _ADVICE.get(code & 0xFF, "Try again shortly.")
 
 
 def _identity(name: str) -> tuple[int, int]:

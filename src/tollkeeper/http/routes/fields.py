@@ -39,6 +39,8 @@ class RotateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds for which the old key stays valid beside the new one."""
 
     overlap_s: Annotated[int, msgspec.Meta(ge=0, le=OVERLAP_S_MAX)] = 0
+    id: Id | None = None
+    """Of the new key; that of the first key with the next number when absent: `acme-prod-2`."""
 
 
 class StateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -63,7 +63,8 @@ def handlers() -> list[HTTPRouteHandler]:
             "keys",
             CUSTOMER,
             {201: json_answer({"$ref": "#/components/schemas/IssuedKey"}, "The new key and its secret.")},
-            description="Makes a key like it with another id and secret; the old one ends after `overlap_s`. "
+            description="Makes a key like it with another secret and the next id (`acme-prod-2`); the old one ends "
+            "after `overlap_s`. "
             "Both share their limits and budgets.",
             query=(QueryDoc("account", "The account that the key belongs to."),),
             body=BodyDoc({"application/json": RotateRequest}, {"overlap_s": 86400}),
@@ -79,7 +80,7 @@ def rotate_key(request: AnyRequest, entry_id: FromPath[str], body: RawBody) -> R
     account = account_in_scope(principal, params.get("account"))
     check_manageable(manage, principal, entry_id)
     asked = fields_of(json_object(request, body), RotateRequest)
-    made = manage.rotate_key(account, entry_id, asked.overlap_s, by=customer_of(principal))
+    made = manage.rotate_key(account, entry_id, asked.overlap_s, by=customer_of(principal), new_id=asked.id)
     return issued(request, made)
 
 

@@ -173,5 +173,5 @@ def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
 def _format(pairs: list[tuple[str, str]]) -> str:
     forms = [value for name, value in pairs if name == "format"]
     if len(forms) > 1 or (forms and forms[0] not in ("json", "csv")):
-        raise BadParameter("format is json or csv, once", field="format")
+        raise BadParameter("format must be json or csv, and be given once", field="format")
     return forms[0] if forms else "json"

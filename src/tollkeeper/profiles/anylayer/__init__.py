@@ -45,17 +45,18 @@ class AnyLayer:
     settings = SETTINGS
     setting_types = SETTING_TYPES
     catalog = CatalogFile(NAME)
+    sample = CatalogFile(f"{NAME}.sample")
     refusals_count = True
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = tuple(
-            Endpoint(method, prefix + path, behind_key(self, handle))
+            Endpoint(method, prefix + path, behind_key(self, handle), query=query, body=body)
             for prefix in ("", "/api")
-            for method, path, handle in (
-                ("GET", "/v1/developer/usage", answer_usage),
-                ("POST", "/v1/developer/keys", create_key),
-                ("GET", "/v1/developer/keys", list_keys),
-                ("DELETE", "/v1/developer/keys/{keyId}", revoke_key),
+            for method, path, handle, query, body in (
+                ("GET", "/v1/developer/usage", answer_usage, "timeframe=30d&granularity=week", ""),
+                ("POST", "/v1/developer/keys", create_key, "", '{"name": "ci"}'),
+                ("GET", "/v1/developer/keys", list_keys, "", ""),
+                ("DELETE", "/v1/developer/keys/{keyId}", revoke_key, "", ""),
             )
         )
 

@@ -23,7 +23,16 @@ from typing import Final
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, Conflict, NotFound, Unavailable
-from tollkeeper.profiles.base import Call, Endpoint, Metered, ProfileContext, Reply
+from tollkeeper.profiles.base import (
+    BEARER_KEY,
+    NO_CREDENTIAL,
+    Call,
+    Credential,
+    Endpoint,
+    Metered,
+    ProfileContext,
+    Reply,
+)
 from tollkeeper.profiles.cheapestinference.billing import (
     answer_billing_credits,
     answer_billing_status,
@@ -42,6 +51,8 @@ from tollkeeper.profiles.cheapestinference.windows import answer_usage_of_key, a
 from tollkeeper.profiles.cheapestinference.wording import api_error, api_limited, is_api, refusal, v1_error
 from tollkeeper.profiles.toolkit import CatalogFile, bearer_token, ends_early, retry_after
 
+DASHBOARD: Final = Credential("management key or session", "Authorization: Bearer {secret}")
+
 
 class CheapestInference:
     """The dialect; see `profiles.base.Profile`."""
@@ -51,24 +62,32 @@ class CheapestInference:
     settings = SETTINGS
     setting_types = SETTING_TYPES
     catalog = CatalogFile(NAME)
+    sample = CatalogFile(f"{NAME}.sample")
     refusals_count = False
 
     def __init__(self) -> None:
         handlers = (
-            ("GET", "/v1/usage", answer_usage),
-            ("GET", "/api/usage", answer_usage_of_keys),
-            ("GET", "/api/usage/{keyId}", answer_usage_of_key),
-            ("GET", "/api/plans", answer_plans),
-            ("GET", "/api/keys", list_keys),
-            ("POST", "/api/keys/credit", make_credit_key),
-            ("POST", "/api/keys/subscription", make_subscription_key),
-            ("PATCH", "/api/keys/{keyId}", switch_key),
-            ("DELETE", "/api/keys/{keyId}", delete_key),
-            ("GET", "/api/billing/status", answer_billing_status),
-            ("GET", "/api/billing/credits", answer_billing_credits),
+            ("GET", "/v1/usage", answer_usage, BEARER_KEY, ""),
+            ("GET", "/api/usage", answer_usage_of_keys, DASHBOARD, ""),
+            ("GET", "/api/usage/{keyId}", answer_usage_of_key, DASHBOARD, ""),
+            ("GET", "/api/plans", answer_plans, NO_CREDENTIAL, ""),
+            ("GET", "/api/keys", list_keys, DASHBOARD, ""),
+            ("POST", "/api/keys/credit", make_credit_key, DASHBOARD, '{"name": "ci"}'),
+            (
+                "POST",
+                "/api/keys/subscription",
+                make_subscription_key,
+                DASHBOARD,
+                '{"name": "ci", "subscriptionId": "{subscription}"}',
+            ),
+            ("PATCH", "/api/keys/{keyId}", switch_key, DASHBOARD, '{"isActive": false}'),
+            ("DELETE", "/api/keys/{keyId}", delete_key, DASHBOARD, ""),
+            ("GET", "/api/billing/status", answer_billing_status, DASHBOARD, ""),
+            ("GET", "/api/billing/credits", answer_billing_credits, DASHBOARD, ""),
         )
         self.endpoints: Sequence[Endpoint] = [
-            Endpoint(method, path, ends_early(handle)) for method, path, handle in handlers
+            Endpoint(method, path, ends_early(handle), credential, body=body)
+            for method, path, handle, credential, body in handlers
         ]
 
     def credential(self, headers: Mapping[str, str]) -> str:

@@ -26,7 +26,7 @@ from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.money import format_nanos
 from tollkeeper.domain.quantities import completion_tokens_of
 from tollkeeper.errors import BadInput, Unavailable
-from tollkeeper.profiles.base import Call, Endpoint, Metered, ProfileContext, Reply, Used
+from tollkeeper.profiles.base import Call, Credential, Endpoint, Metered, ProfileContext, Reply, Used
 from tollkeeper.profiles.regpilot.callers import (
     HEALTH_ROUTE,
     USAGE_ROUTE,
@@ -47,6 +47,9 @@ from tollkeeper.profiles.regpilot.settings import NAME, SETTING_TYPES, SETTINGS,
 from tollkeeper.profiles.regpilot.usage import answer_usage
 from tollkeeper.profiles.toolkit import CatalogFile
 
+CREDENTIAL: Final = Credential("key", "X-API-Key: {secret}")
+"""The header that the vendor recommends; `callers` has the others."""
+
 
 class RegPilot:
     """The dialect; see `profiles.base.Profile`."""
@@ -56,14 +59,21 @@ class RegPilot:
     settings = SETTINGS
     setting_types = SETTING_TYPES
     catalog = CatalogFile(NAME)
+    sample = CatalogFile(f"{NAME}.sample")
     refusals_count = False
     credential = staticmethod(read_key)
     refuses_metered = staticmethod(is_refused_family)
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = (
-            Endpoint("GET", "/api/usage", behind_key(self, USAGE_ROUTE, answer_usage)),
-            Endpoint("GET", "/api/health", behind_key(self, HEALTH_ROUTE, answer_health)),
+            Endpoint(
+                "GET",
+                "/api/usage",
+                behind_key(self, USAGE_ROUTE, answer_usage),
+                CREDENTIAL,
+                query="projectId={project}",
+            ),
+            Endpoint("GET", "/api/health", behind_key(self, HEALTH_ROUTE, answer_health), CREDENTIAL),
         )
 
     def not_found(self, call: Call, allowed: Sequence[str], context: ProfileContext) -> Reply:

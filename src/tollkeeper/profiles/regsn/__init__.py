@@ -22,7 +22,7 @@ from typing import Final
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.errors import BadInput, QuotaExceeded, Unavailable
-from tollkeeper.profiles.base import Call, Endpoint, Metered, ProfileContext, Reply
+from tollkeeper.profiles.base import Call, Credential, Endpoint, Metered, ProfileContext, Reply
 from tollkeeper.profiles.regsn.callers import (
     behind_credential,
     find_caller,
@@ -47,6 +47,9 @@ from tollkeeper.profiles.regsn.settings import KEY_PREFIX, NAME, SETTING_TYPES, 
 from tollkeeper.profiles.regsn.usage import answer_usage
 from tollkeeper.profiles.toolkit import CatalogFile, EarlyReply, bearer_token, retry_after
 
+KEY_OR_SESSION: Final = Credential("key or session", "Authorization: Bearer {secret}")
+SESSION: Final = Credential("session", "Authorization: Bearer {secret}")
+
 
 class RegSn:
     """The dialect; see `profiles.base.Profile`."""
@@ -56,15 +59,30 @@ class RegSn:
     settings = SETTINGS
     setting_types = SETTING_TYPES
     catalog = CatalogFile(NAME)
+    sample = CatalogFile(f"{NAME}.sample")
     refusals_count = True
     admits_sessions = True
 
     def __init__(self) -> None:
         self.endpoints: Sequence[Endpoint] = (
-            Endpoint("GET", "/v1/usage", behind_credential(self, usage_reader, answer_usage)),
-            Endpoint("POST", "/v1/keys", behind_credential(self, key_manager, create_key)),
-            Endpoint("GET", "/v1/keys", behind_credential(self, key_manager, list_keys)),
-            Endpoint("DELETE", "/v1/keys/{key_id}", behind_credential(self, key_manager, revoke_key)),
+            Endpoint(
+                "GET",
+                "/v1/usage",
+                behind_credential(self, usage_reader, answer_usage),
+                KEY_OR_SESSION,
+                query="group_by=day",
+            ),
+            Endpoint(
+                "POST",
+                "/v1/keys",
+                behind_credential(self, key_manager, create_key),
+                SESSION,
+                body='{"name": "ci"}',
+            ),
+            Endpoint("GET", "/v1/keys", behind_credential(self, key_manager, list_keys), SESSION),
+            Endpoint(
+                "DELETE", "/v1/keys/{key_id}", behind_credential(self, key_manager, revoke_key), SESSION
+            ),
         )
 
     def credential(self, headers: Mapping[str, str]) -> str:
