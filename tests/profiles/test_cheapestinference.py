@@ -988,7 +988,7 @@ def test_an_ended_subscription_is_shown_for_a_day_then_its_keys_are_off(
     plan = {"slug": "standard", "status": "expired", "expires_at": "2026-04-27T12:00:00.000Z"}
     assert site.ask("/v1/usage", secret).json()["plan"] == plan
     item = site.ask(f"/api/usage/{account}-k", asker).json()
-    assert (item["isActive"], item["subscription"]["status"]) == (True, "expired")
+    assert (item["isActive"], item["subscription"]["status"]) == (False, "expired")
     clock.advance(seconds=86_400)
     answer = site.ask("/v1/usage", secret)
     assert (answer.status_code, answer.json()) == (403, DEACTIVATED)

@@ -31,7 +31,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.quantities import quantity_of_unit
-from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, statuses_of
+from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, sort_term, statuses_of
 from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter
@@ -384,10 +384,14 @@ class _Report:
         if self.query.granularity:
             columns["time"] = "bucket"
         terms = []
-        for term in self.query.sort:
-            name = term.removeprefix("-")
-            column = f"toString(mapSort({columns[name]}))" if name == "kinds" else columns[name]
-            terms.append(f"{column} {'DESC' if term.startswith('-') else 'ASC'} NULLS LAST")
+        for text in self.query.sort:
+            term = sort_term(text, columns)
+            assert term is not None  # `_check` refuses others.
+            column = columns[term.column]
+            if term.column == "kinds":
+                column = f"toString(mapSort({column}))"
+            nulls = "FIRST" if term.nulls_first else "LAST"
+            terms.append(f"{column} {'DESC' if term.descending else 'ASC'} NULLS {nulls}")
         return ", ".join(terms + self.keys)
 
 
@@ -415,7 +419,7 @@ def _check(query: UsageQuery) -> None:
             )
     columns = {*query.measures, *query.group_by} | ({"time"} if query.granularity else set())
     for term in query.sort:
-        if term.removeprefix("-") not in columns:
+        if sort_term(term, columns) is None:
             raise BadParameter(f"sort takes a column of the answer, not {term!r}", field="sort")
     if query.week_start not in WEEKDAYS:
         raise BadParameter(f"week_start must be one of {', '.join(WEEKDAYS)}", field="week_start")

@@ -18,7 +18,7 @@ from tollkeeper.profiles.cheapestinference.keys import listed_keys
 from tollkeeper.profiles.cheapestinference.plans import AccountPlans, is_active, plan_status
 from tollkeeper.profiles.cheapestinference.settings import NAME
 from tollkeeper.profiles.cheapestinference.wording import api_limited, wrapped
-from tollkeeper.profiles.toolkit import EarlyReply, bearer_token, iso_millis, next_hour, pages, short_digest
+from tollkeeper.profiles.toolkit import answered, bearer_token, iso_millis, next_hour, pages, short_digest
 
 WINDOWS: Final = (
     ("last1h", timedelta(hours=1)),
@@ -82,13 +82,7 @@ def _limited(
     counted = context.spend(account_id, counter, limit, from_first=from_first)
     if isinstance(counted, Denial):
         return api_limited(counted)
-    try:
-        return answer()
-    except EarlyReply:
-        raise
-    except Exception:
-        context.give_back(counted)
-        raise
+    return answered(context, counted, answer)
 
 
 def _items(
@@ -110,7 +104,7 @@ def _items(
             "name": key.entry.name,
             "type": key.entry.type,
             "plan": plans.slug_of(key),
-            "isActive": is_active(key, subscription, call.now, context),
+            "isActive": is_active(key, subscription, call.now),
             "usage": {name: counts.get(key.entry.id) or _window({}) for name, counts in windows.items()},
         }
         if not credit:
