@@ -621,7 +621,7 @@ def test_a_store_that_is_away_is_503_and_an_error_500(
     faulty.refuse()
     found = local.get(customer)
     is_json(found, 503, UNAVAILABLE)
-    assert worded(found) == USAGE_HEADERS | key_headers(left=99, limit=1000, used=0)
+    assert worded(found) == USAGE_HEADERS | key_headers(left=100, limit=1000, used=0)
     assert local.get(customer).status_code == 200
 
     def fail(*_: object) -> None:

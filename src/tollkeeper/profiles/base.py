@@ -358,6 +358,16 @@ def failure(profile: Profile, call: Call, error: Exception) -> Reply:
     return profile.failed(call, error)
 
 
+def credential_headers(profile: Profile) -> Sequence[str]:
+    """
+    Return the names of the headers that may carry a credential, for `Vary`.
+
+    A profile whose keys come elsewhere than in `Authorization` has them in an attribute `credential_headers`.
+    """
+    names: Sequence[str] = getattr(profile, "credential_headers", ("Authorization",))
+    return names
+
+
 def settings_of(profile: Profile, given: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     Return the settings of *profile*: the *given* values, and its defaults for the others.

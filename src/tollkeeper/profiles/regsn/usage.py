@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.iso8601 import parse_instant
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import Session
 from tollkeeper.domain.money import cents_half_up
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.profiles.base import Call, ProfileContext, Reply
 from tollkeeper.profiles.regsn.callers import account_of, record_usage_call
-from tollkeeper.profiles.regsn.instants import parse_instant
 from tollkeeper.profiles.regsn.problems import InvalidParameter, invalid, success
 from tollkeeper.profiles.toolkit import HeaderList, iso_millis, pages
 
