@@ -37,7 +37,7 @@ NO_KEY: Final = {"error": "API key missing"}
 BAD_KEY: Final = {"error": "Invalid API key"}
 FORBIDDEN: Final = {"error": "This endpoint is not available on your current plan"}
 UNAVAILABLE: Final = {"error": "Service Unavailable"}
-OURS: Final = {"content-type", "content-length", "date", "server", "connection"}
+OURS: Final = {"content-type", "content-length", "date", "server", "connection", "vary", "cache-control"}
 """Headers of any HTTP answer, which no dialect words."""
 
 

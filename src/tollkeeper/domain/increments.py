@@ -110,6 +110,7 @@ def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Re
 def _can_be(query: UsageQuery, report: UsageReport) -> bool:
     return (
         report.row_count == len(report.rows)
+        and not query.cuts_us
         and all(_is_sum(name) or name in _EXTREMES for name in query.measures)
         and (query.granularity is None or query.time_zone in _UTC)
     )

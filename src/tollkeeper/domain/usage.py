@@ -85,6 +85,8 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         account_id: Whose usage; None asks for all accounts (the operator only).
         granularity: Adds the column `time`, the start of each bucket in *time_zone*; None for one row per group.
+        cuts_us: Instants within the range, ascending, that cut it into parts: adds the column `part`, 0 for the part
+            before the first of them. Not with a granularity, and only with measures that can be added up.
         group_by: Of `DIMENSIONS`, or `tag:<name>`.
         filters: Dimension → values of which one must match. An empty string stands for "none".
         measures: Of `MEASURES`, or `quantity.<name>`.
@@ -99,6 +101,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     granularity: Granularity | None = None
     time_zone: str = "UTC"
     week_start: str = "monday"
+    cuts_us: tuple[int, ...] = ()
     group_by: tuple[str, ...] = ()
     filters: Mapping[str, tuple[str, ...]] = {}
     measures: tuple[str, ...] = MEASURES_DEFAULT
