@@ -133,7 +133,7 @@ def _counts_by_key(
         for row in page.rows:
             parts.setdefault(row["key"], {})[row["part"]] = row
     refused = bool(context.settings["count_refused"])
-    counts = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     for key_id, rows in parts.items():
         summed = dict.fromkeys(_COUNTS, 0)
         counts[key_id] = {}
