@@ -58,6 +58,9 @@ def behind_credential(
         except Exception as exc:
             # Here, and not in `failed` alone, since only here the caller's headers are known.
             reply = failure(profile, call, exc)
+            if admit is usage_reader:
+                # Without this call, if it was given back.
+                headers = reads_left(call, context, find_caller(call, context))
             return reply._replace(headers=[*headers, *reply.headers])
 
     return ends_early(answer)
