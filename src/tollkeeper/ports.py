@@ -275,9 +275,11 @@ class Catalog(AuditLog, Protocol):
         now_us: int,
         rotation_chain_id: str | None = None,
         origin: KeyOrigin = KeyOrigin(),
+        created_at_us: int | None = None,
     ) -> None:
         """
-        Store a new key; *rotation_chain_id* is its own id unless it replaces another.
+        Store a new key; *rotation_chain_id* is its own id unless it replaces another, *created_at_us* is *now_us*
+        unless it was made before.
 
         Raises:
             Conflict: The id or the secret is taken, by whatever account.

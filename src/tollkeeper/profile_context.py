@@ -22,7 +22,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.keys import StoredKey, hash_secret
 from tollkeeper.domain.limit_status import LimitStatus, Session
-from tollkeeper.domain.meter import free_record
+from tollkeeper.domain.meter import free_record, refused_record
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import CompiledKey, CountedCall, Gate
@@ -91,8 +91,12 @@ class LocalProfileContext:
         return self._directory.entitlement_of(key)
 
     def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
+        counted = self.count_call(key, route)
+        return counted if isinstance(counted, Denial) else None
+
+    def count_call(self, key: StoredKey, route: Route) -> Denial | tuple[CountedCall, ...]:
         compiled_key = self._compiled_key(key)
-        return None if compiled_key is None else self._gate.pass_limits(compiled_key, route)
+        return () if compiled_key is None else self._gate.pass_limits(compiled_key, route)
 
     def spend(
         self, account_id: str, name: str, limit: Limit, *, from_first: bool = False
@@ -102,9 +106,13 @@ class LocalProfileContext:
             self._save_windows()
         return counted
 
-    def give_back(self, counted: CountedCall) -> None:
-        self._gate.keyless.give_back(counted)
-        self._save_windows()
+    def give_back(self, counted: CountedCall | tuple[CountedCall, ...]) -> None:
+        if isinstance(counted, CountedCall):
+            self._gate.keyless.give_back(counted)
+            self._save_windows()
+            return
+        for call in counted:
+            self._gate.keyless.give_back(call)
 
     def _save_windows(self) -> None:
         # A task without charges makes a commit, and each commit saves the changed windows: they must survive a crash.
@@ -115,18 +123,24 @@ class LocalProfileContext:
     def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
         return self._gate.keyless.status(account_id, name, limit)
 
-    def record(self, key: StoredKey, route: Route, status: int) -> None:
-        self._record(key.entry.account, key.entry.project or "", key.entry.id, route, status)
+    def record(self, key: StoredKey, route: Route, status: int, denial: Denial | None = None) -> None:
+        self._record(key.entry.account, key.entry.project or "", key.entry.id, route, status, denial)
 
-    def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
-        self._record(account_id, "", "", route, status)
+    def record_unkeyed(
+        self, account_id: str, route: Route, status: int, denial: Denial | None = None
+    ) -> None:
+        self._record(account_id, "", "", route, status, denial)
 
-    def _record(self, account_id: str, project_id: str, key_id: str, route: Route, status: int) -> None:
+    def _record(
+        self, account_id: str, project_id: str, key_id: str, route: Route, status: int, denial: Denial | None
+    ) -> None:
         now_us = self._clock.now_us()
         id_ = self._gate.new_id(now_us)
         record = free_record(
             account_id, project_id, key_id, now_us, id_, route, route.method, route.path, status
         )
+        if denial is not None:
+            record = refused_record(record, denial)._replace(status=status)
         version = self._committer.scopes_version
         future = CommitFuture()
         charges = self._directory.charges_of(record)

@@ -64,7 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session_audience: str = ""
     """The `aud` that tokens of the other login must have."""
     session_account_claim: str = "account"
-    """The claim of the other login's tokens that names the account."""
+    """The claim of the other login's tokens that names the account, `o.id` for a nested one; or several with commas."""
     keys_per_account_max: Annotated[int, msgspec.Meta(ge=1)] = 1_000
     """Keys, ended ones not counted, that a customer's calls may bring its account to; the operator's have no bound."""
     projects_per_account_max: Annotated[int, msgspec.Meta(ge=1)] = 1_000

@@ -595,3 +595,50 @@ def _b64(data: bytes) -> str:
 
 def _unb64(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+CLERK: Final = "o.id, org_id,sub"
+
+
+@pytest.mark.parametrize(
+    ("claims", "account"),
+    [({"o": {"id": "acme", "rol": "admin"}}, "acme"), ({"org_id": "acme"}, "acme"), ({}, "ada"),
+     ({"o": {"id": "acme"}, "org_id": "other"}, "acme"), ({"o": {}}, "ada"), ({"o": "acme"}, "ada"),
+     ({"o": {"id": None}, "org_id": "acme"}, "acme"), ({"org_id": ""}, "ada"), ({"o.id": "acme"}, "acme"),
+     ({"o": {"id": 7}, "org_id": "acme"}, None), ({"org_id": ["acme"]}, None), ({"o": {"id": {"id": "x"}}}, None)],
+)  # fmt: skip
+def test_a_claim_may_be_nested_and_have_others_after_it(
+    clock: ManualClock, issuer: Issuer, sign: Sign, claims: dict[str, Any], account: str | None
+) -> None:
+    """The first that a token has; one of another type names nobody, and no other claim stands in for it."""
+    sessions = sessions_of(clock, issuer, CLERK)
+    found = sessions.verify(sign(org=None, **claims))
+    assert found == (None if account is None else Session(account, "ada"))
+    assert sessions.verify(sessions.issue("own", "ada")) == Session("own", "ada")
+
+
+def test_a_claim_may_be_a_url(clock: ManualClock, issuer: Issuer, sign: Sign) -> None:
+    """Its dots are no path, and a path may begin with it."""
+    name = "https://login.example/app"
+    assert sessions_of(clock, issuer, name).verify(sign(**{name: "acme"})) == ADA
+    assert sessions_of(clock, issuer, name + ".org.id").verify(sign(**{name: {"org": {"id": "acme"}}})) == ADA
+
+
+@pytest.mark.parametrize("setting", ["", ",", "org,", "o..id", ".id", "o.", " "])
+def test_a_setting_that_names_no_claim_is_refused_at_the_start(
+    clock: ManualClock, issuer: Issuer, setting: str
+) -> None:
+    with pytest.raises(BadParameter, match="session_account_claim"):
+        sessions_of(clock, issuer, setting)
+
+
+def sessions_of(clock: ManualClock, issuer: Issuer, account_claim: str) -> Sessions:
+    return Sessions(
+        clock,
+        SECRET,
+        JwtTokens(issuer.fetch),
+        jwks="https://login.example/jwks",
+        issuer=ISSUER,
+        audience=AUDIENCE,
+        account_claim=account_claim,
+    )

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -697,6 +698,72 @@ def test_days_and_hours_add_up(store: ClickHouseUsageStore, history: list[Record
     check(store, history, query)
     coming = [random_record(rng, "acct_oracle") for _ in range(5)]
     check(store, [*history, *coming], query, coming)
+
+
+SUMMED = tuple(
+    name
+    for name in MEASURE_NAMES
+    if name not in ("latency_ms_max", "first_at", "last_at") and not name.startswith(("peak_", "latency_ms"))
+)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_parts_of_a_range_are_the_ranges_of_the_parts(
+    store: ClickHouseUsageStore, history: list[Record], seed: int
+) -> None:
+    """One query with cuts answers as one per part: cuts at records, hours and days, several in one hour."""
+    rng = random.Random(seed)
+    times = sorted(row.occurred_at_us for row in history)
+    start, end = sorted(rng.choice(times) for _ in range(2))
+    end += 1
+    widths = (1, 1, tiers.HOUR_US, tiers.DAY_US)
+    drawn = [at // width * width for at in rng.choices(times, k=5) for width in [rng.choice(widths)]] + [
+        end - 2, start // tiers.HOUR_US * tiers.HOUR_US + 7
+    ]  # fmt: skip
+    cuts = sorted({at for at in rng.sample(drawn, rng.randrange(1, 6)) if start < at < end})
+    if not cuts:
+        cuts = [start + 1]
+    some = rng.choice([("key",), ("key",), (), ("model", "status"), ("tag:team",)])
+    query = ask(
+        rng.choice(["acct_oracle", None]),
+        from_us=start,
+        to_us=end,
+        group_by=some,
+        filters={**BOTH, **rng.choice([{}, {"key": ("key_1", "key_2", "")}])},
+        measures=tuple(rng.sample(SUMMED, rng.randrange(1, 6))),
+        limit=50_000,
+    )
+    for coming in ([], [random_record(rng, "acct_oracle") for _ in range(20)]):
+        whole = msgspec.structs.replace(query, cuts_us=tuple(cuts))
+        found = _report(store, whole, coming)
+        bounds = [start, *cuts, end]
+        expected_rows = [
+            {"part": part, **row}
+            for part, span in enumerate(itertools.pairwise(bounds))
+            for row in _report(
+                store, msgspec.structs.replace(query, from_us=span[0], to_us=span[1]), coming
+            ).rows
+        ]
+        assert found.rows == expected_rows
+        assert found.totals == _report(store, query, coming).totals
+        assert found.row_count == len(expected_rows)
+
+
+def _report(store: ClickHouseUsageStore, query: UsageQuery, coming: Sequence[Record]) -> ReportRows:
+    return store.report(query, coming) if coming else store.report(query)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"cuts_us": (FROM_US,)}, {"cuts_us": (TO_US,)}, {"cuts_us": (FROM_US + 2, FROM_US + 2)},
+     {"cuts_us": (FROM_US + 2, FROM_US + 1)}, {"cuts_us": (FROM_US + 1,), "granularity": "hour"},
+     {"cuts_us": (FROM_US + 1,), "measures": ("last_at",)},
+     {"cuts_us": (FROM_US + 1,), "measures": ("peak_requests_per_hour",)}],
+)  # fmt: skip
+def test_cuts_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(BadParameter) as told:
+        queries.report(ask("acct_oracle", **{"from_us": FROM_US, "to_us": TO_US, **fields}))
+    assert told.value.field == "cuts_us"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 
 from tests.http.conftest import Api
 from tollkeeper.domain.catalog import KINDS
+from tollkeeper.domain.keys import hash_secret
 
 
 def bodies(account: str) -> dict[str, dict[str, Any]]:
@@ -343,3 +344,37 @@ def test_a_bad_page_is_refused(api: Api, query: str) -> None:
     refused = api("GET", f"/tk/v1/accounts?{query}")
     assert (refused.status_code, refused.json()["code"]) == (400, "bad_parameter")
     assert refused.json()["field"] == query.partition("=")[0]
+
+
+def test_no_field_of_a_new_key_is_ignored(api: Api, account: str) -> None:
+    """When it was made is imported; what only answers say is refused, and may come back for a key that exists."""
+    secret, made = f"old-{account}", "2024-02-29T10:00:00.000000Z"
+    body = {"account": account, "sha256": hash_secret(secret), "created_at": made}
+    for name, value in (
+        ("last_used_at", made),
+        ("revoked_at", made),
+        ("prefix", "old"),
+        ("replaced_by", "k"),
+    ):
+        refused = api("POST", "/tk/v1/keys", {**body, name: value})
+        assert (refused.status_code, refused.json()["field"]) == (400, name)
+        refused = api("PUT", f"/tk/v1/keys/k-{account}", {**body, name: value})
+        assert (refused.status_code, refused.json()["field"]) == (400, name)
+    created = api("POST", "/tk/v1/keys", body)
+    assert created.status_code == 201
+    entry = created.json()["entry"]
+    assert entry["created_at"] == made
+    path = f"/tk/v1/keys/{entry['id']}"
+    assert api("GET", path).json() == entry
+    again = api("PUT", path, entry)
+    assert (again.status_code, again.json()["change"]["action"]) == (200, "unchanged")
+    moved = api("PUT", path, {**entry, "created_at": "2024-02-29T10:00:01Z"})
+    assert moved.status_code == 409
+    put = api("PUT", f"/tk/v1/keys/p-{account}", {**body, "sha256": hash_secret(secret + "p")})
+    assert (put.status_code, put.json()["entry"]["created_at"]) == (201, made)
+    grant = {"account": account, "amount_nanos": "5", "remaining_nanos": "5"}
+    assert api("PUT", f"/tk/v1/grants/g?account={account}", grant).status_code == 400
+    del grant["remaining_nanos"]
+    posted = api("PUT", f"/tk/v1/grants/g?account={account}", grant)
+    assert posted.status_code == 201
+    assert api("PUT", f"/tk/v1/grants/g?account={account}", posted.json()["entry"]).status_code == 200

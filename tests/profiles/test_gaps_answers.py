@@ -175,7 +175,7 @@ def test_an_answer_has_the_keys_headers_while_usage_cannot_be_read(
     faulty.refuse()
     found = place.ask(f"/{profile}{path}", secret, params={"projectId": project})
     assert found.status_code == status, found.text
-    assert rate(found, prefix) == ["5", "4"]
+    assert rate(found, prefix) == ["5", "5"]
     # The next one is answered: nothing was left half done.
     found = place.ask(f"/{profile}{path}", secret, params={"projectId": project})
     assert found.status_code == (404 if profile == "anylayer" else 200)
@@ -229,8 +229,8 @@ def test_an_answer_has_the_keys_headers_when_a_handler_fails(
     monkeypatch.setattr(place.site.reports, "usage", broken)
     found = place.ask(f"/{profile}{path}", secret, params={"projectId": project})
     assert found.status_code == 500
-    assert rate(found, prefix) == ["5", "4"]
-    assert found.headers.get_list(prefix + "remaining") == ["4"]
+    assert rate(found, prefix) == ["5", "5"]
+    assert found.headers.get_list(prefix + "remaining") == ["5"]
     assert body.items() <= found.json().items()
     assert "secret detail" not in found.text
     (logged,) = [entry for entry in caplog.records if entry.message == "tollkeeper.profile.failed"]
@@ -249,7 +249,7 @@ def test_shoal_tells_a_key_where_it_stands_when_its_call_cannot_be_counted(
     monkeypatch.setattr(LocalProfileContext, "record", broken)
     found = place.ask("/shoal" + path, secret)
     assert (found.status_code, found.json()) == (500, {"error": "Internal Server Error"})
-    assert (rate(found), found.headers["x-plan-tier"]) == (["5", "4"], "none")
+    assert (rate(found), found.headers["x-plan-tier"]) == (["5", "5"], "none")
     assert found.headers.get_list("x-request-id") == [found.headers["x-request-id"]]
 
 

@@ -34,13 +34,12 @@ ACCOUNT_SCOPED: Final = frozenset({"projects", "subscriptions", "keys", "budgets
 
 KEY_READ_ONLY: Final = (
     "prefix",
-    "created_at",
     "updated_at",
     "last_used_at",
     "revoked_at",
     "replaced_by",
 )
-"""What an answer says of a key beside its entry; ignored in requests, so that an answer can be sent back."""
+"""What an answer says of a key beside its entry; ignored where it exists, so that an answer can be sent back."""
 
 GRANT_READ_ONLY: Final = ("remaining_nanos", "revoked_at")
 READ_ONLY: Final = {"keys": KEY_READ_ONLY, "grants": GRANT_READ_ONLY}
@@ -55,7 +54,8 @@ def entry_json(entry: Entry) -> dict[str, Any]:
     """Return *entry* as answers show it. A key never shows its hash."""
     plain = msgspec.to_builtins(entry, builtin_types=(datetime,))
     if isinstance(entry, Key):
-        del plain["sha256"]
+        # `key_json` has when it was made.
+        del plain["sha256"], plain["created_at"]
     return _converted(plain, entry.kind, _shown)
 
 
@@ -157,6 +157,18 @@ def plain_entry(kind: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     except RecursionError:
         raise Malformed("The body is nested too deeply: an entry has no more than three levels.") from None
     return plain
+
+
+def check_settable(kind: str, raw: Mapping[str, Any]) -> None:
+    """
+    Check the fields of a request for a new entry.
+
+    Raises:
+        BadParameter: It states what only answers say: ignored, the entry would not be what was asked.
+    """
+    for name in READ_ONLY.get(kind, ()):
+        if raw.get(name) is not None:
+            raise BadParameter(f"{name}: a new entry cannot state it: leave it out", field=name)
 
 
 def _issued_webhooks(

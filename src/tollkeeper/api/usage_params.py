@@ -30,6 +30,7 @@ from tollkeeper.domain.usage import (
     Granularity,
     UsageQuery,
     is_measure,
+    sort_term,
 )
 from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter, NotFound
@@ -289,18 +290,19 @@ def _sort(
 ) -> tuple[str, ...]:
     columns = (*(("time",) if granularity else ()), *group_by, *measures)
     done = []
-    for term in terms:
-        sign, name = ("-", term[1:]) if term.startswith("-") else ("", term)
+    for text in terms:
+        sign, name = ("-", text[1:]) if text.startswith("-") else ("", text)
         name = f"tag:{name[4:]}" if name.startswith("tag.") else name
-        if name not in columns:
+        term = sort_term(sign + name, columns)
+        if term is None:
             raise BadParameter(
                 f"sort takes columns of the answer, each with - in front for descending: "
-                f"{', '.join(columns)}, not {term[:64]!r}",
+                f"{', '.join(columns)}, not {text[:64]!r}",
                 field="sort",
             )
-        done.append(sign + name)
-    _check_once([term.removeprefix("-") for term in done], "sort")
-    return tuple(done)
+        done.append((sign + name, term.column))
+    _check_once([column for _, column in done], "sort")
+    return tuple(text for text, _ in done)
 
 
 def _number(scalars: dict[str, str], name: str, default: int, most: int) -> int:

@@ -68,7 +68,7 @@ def differences(old: Entry, new: Entry) -> dict[str, tuple[Any, Any]]:
     return {
         field: (getattr(old, field), getattr(new, field))
         for field in new.__struct_fields__
-        if field != "sha256" and getattr(old, field) != getattr(new, field)
+        if field not in ("sha256", "created_at") and getattr(old, field) != getattr(new, field)
     }
 
 

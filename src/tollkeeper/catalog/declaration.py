@@ -11,6 +11,7 @@ so do the fields of an entry that it does not name; an empty text removes a valu
 from __future__ import annotations
 
 import tomllib
+import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
@@ -27,6 +28,8 @@ from tollkeeper.catalog.toml_bounds import check_toml
 from tollkeeper.domain.catalog import KINDS, Entry
 from tollkeeper.errors import BadParameter, Malformed
 
+_KEY_IDS: Final = uuid.UUID("6f3d0a52-6a0e-4c55-9a8b-0f0a3a6a1d2e")
+"""The name space of ids that are made of a key's fields: it never changes."""
 _SIGNS: Final[dict[str, str]] = {"created": "+", "changed": "~", "unchanged": "=", "deleted": "-"}
 
 
@@ -79,12 +82,21 @@ def parse_declaration(text: str) -> Declaration:
             path = f"{kind}[{index}]"
             try:
                 raw = _without_removed(in_micros(raw, path), kind)
+                has_id = kind != "keys" or not isinstance(raw, Mapping) or "id" in raw
+                if not has_id:
+                    raw = {"id": key_id_of(raw), **raw}
                 stated = plain_money(raw, KINDS[kind], path)
             except RecursionError:
                 raise _too_deep() from None
             entry = entry_from(kind, raw, path)
             field = at_path(path, entry.id_field)
             earlier = seen.setdefault(_identity(entry), path)
+            if earlier != path and not has_id:
+                raise BadParameter(
+                    f"{path}: it has the account, profile, project and name of {earlier}, so that the two would be one "
+                    "key: give each a name or an id of its own",
+                    field=field,
+                )
             if earlier != path:
                 raise BadParameter(
                     f"{field}: {entry.entry_id!r} is given by {earlier} too: drop one", field=field
@@ -92,6 +104,16 @@ def parse_declaration(text: str) -> Declaration:
             named[len(entries)] = frozenset(stated)
             entries.append(entry)
     return Declaration(entries, named)
+
+
+def key_id_of(raw: Mapping[str, Any]) -> str:
+    """
+    Return the id of a key whose file states none: a UUID, the same at every repeat.
+
+    It is made of the secret's hash; without one, of account, profile, project and name: another name is another key.
+    """
+    told = raw.get("sha256") or [raw.get(name) for name in ("account", "profile", "project", "name")]
+    return str(uuid.uuid5(_KEY_IDS, str(told)))
 
 
 def apply_declaration(entries: Sequence[Entry], manage: Manage, *, dry_run: bool) -> Applied:

@@ -66,7 +66,7 @@ class EntryWriter:
             old = self._catalog.get(entry.kind, entry.entry_id, owner_of(entry))
         if old is None:
             return entry
-        stated = {*named, *_MEANING_FIELDS.get(entry.kind, ()), "sha256"}
+        stated = {*named, *_MEANING_FIELDS.get(entry.kind, ()), "sha256", "created_at"}
         kept = {field: getattr(old, field) for field in entry.__struct_fields__ if field not in stated}
         completed = msgspec.structs.replace(entry, **kept)
         return completed if completed in (entry, old) else checked(completed, path)

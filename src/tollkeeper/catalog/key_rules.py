@@ -90,6 +90,27 @@ def check_same(old: Entry, new: Entry, field: str, path: str, advice: str) -> No
         raise Conflict(f"{at_path(path, field)}: {new.kind} {new.entry_id} keeps its {field}: {advice}")
 
 
+def check_not_ahead(key: Key, now_us: int, path: str) -> None:
+    """Raise `BadParameter` when a new key was made before 1970 or later than now."""
+    if key.created_at is None or 0 <= to_us(key.created_at) <= now_us:
+        return
+    field = at_path(path, "created_at")
+    raise BadParameter(
+        f"{field}: created_at must be between 1970 and now ({to_text(from_us(now_us))}), not "
+        f"{to_text(key.created_at)}: leave it out for a key that is made now",
+        field=field,
+    )
+
+
+def check_created(stored: StoredKey, key: Key, path: str) -> None:
+    """Raise `Conflict` when a key that exists would have been made at another time."""
+    if key.created_at is not None and to_us(key.created_at) != stored.created_at_us:
+        raise Conflict(
+            f"{at_path(path, 'created_at')}: key {key.id} was made at {to_text(from_us(stored.created_at_us))}, which "
+            "never changes: leave created_at out"
+        )
+
+
 def check_transition(old: KeyState, new: KeyState, label: str) -> None:
     """Raise `Conflict` when a key in state *old* cannot come into state *new*."""
     if new != old and new not in KEY_TRANSITIONS[old]:

@@ -18,8 +18,10 @@ from tollkeeper.catalog.entry_parsing import at_path
 from tollkeeper.catalog.key_rules import (
     CUSTOMER_KEY_FIELDS,
     IMMUTABLE_KEY_FIELDS,
+    check_created,
     check_end,
     check_new_id,
+    check_not_ahead,
     check_same,
     check_transition,
     expiry_of,
@@ -80,6 +82,7 @@ class KeyWriter:
                 f"{at_path(path, 'state')}: a new key must be {' or '.join(startable)}, not {key.state}",
                 field=at_path(path, "state"),
             )
+        check_not_ahead(key, self._now_us, path)
         origin = set_by_operator(key)
         if self._by is not None:
             key, origin = self._made_by_customer(key, self._by, path)
@@ -108,9 +111,9 @@ class KeyWriter:
             check_same(old, key, field, path, "make a new key and revoke this one")
         if key.sha256 is not None and key.sha256 != stored.secret_sha256:
             raise Conflict(f"{at_path(path, 'sha256')}: key {key.id} keeps its secret: rotate it instead")
+        check_created(stored, key, path)
         key = msgspec.structs.replace(
-            key,
-            sha256=None,
+            key.without_origin(),
             state=self._settable_state(stored, key, path),
             expires_at=expiry_of(stored, key, path),
         )
@@ -161,7 +164,7 @@ class KeyWriter:
         old = stored.entry
         if old.state not in ("revoked", "deleted") or (names_state and old.state == key.state == "revoked"):
             return None
-        if msgspec.structs.replace(key, sha256=None) == old:
+        if key.without_origin() == old:
             return None
         change = change_of(old, "unchanged")
         return msgspec.structs.replace(change, note=f"the key is {old.state} for good: left as it is")
@@ -200,7 +203,8 @@ class KeyWriter:
         sha256 = key.sha256 if secret is None else hash_secret(secret)
         assert sha256 is not None
         check_quota(self._catalog, self._quotas, "keys", key.account)
-        key = msgspec.structs.replace(key, sha256=None)
+        created_at_us = None if key.created_at is None else to_us(key.created_at)
+        key = key.without_origin()
         self._catalog.add_key(
             key,
             secret_sha256=sha256,
@@ -208,6 +212,7 @@ class KeyWriter:
             now_us=self._now_us,
             rotation_chain_id=rotation_chain_id,
             origin=origin,
+            created_at_us=created_at_us,
         )
         self.changes.append(change_of(key, "created"))
         if self._issue:

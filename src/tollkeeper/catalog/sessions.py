@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -54,10 +54,11 @@ class Sessions:
         secret: The installation's signing secret, at least 32 bytes.
         tokens: Signs, verifies, and reads the other login's public keys.
         jwks: `https://…` or a file's path; empty when there is no other login.
-        account_claim: The claim that names the account; `sub` names the user.
+        account_claim: The claim that names the account, within others as `o.id`; or several, `o.id,org_id,sub`: the
+            first that a token has. `sub` names the user.
 
     Raises:
-        BadParameter: See `check_login`.
+        BadParameter: See `check_login` and `parse_account_claims`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Sessions:
         self._audience = audience
         # Never a shared-secret algorithm: a public key must not serve as one.
         self._algorithms = [name for name in algorithms if not name.startswith("HS") and name != "none"]
-        self._account_claim = account_claim
+        self._account_claims = parse_account_claims(account_claim)
         self._leeway_s = leeway_s
         self._keys: Mapping[str, object] = {}
         self._read_at_us = -(10**18)
@@ -119,14 +120,14 @@ class Sessions:
             header = self._tokens.header(token)
             if header.algorithm == OWN_ALGORITHM:
                 claims = self._claims(token, self._secret, [OWN_ALGORITHM], OWN_ISSUER, "")
-                return _session(claims, "account")
+                return _session(claims, ("account",))
             if header.algorithm not in self._algorithms:
                 return None
             key = self._key(header.key_id)
             if key is None:
                 return None
             claims = self._claims(token, key, self._algorithms, self._issuer, self._audience)
-            return _session(claims, self._account_claim)
+            return _session(claims, self._account_claims)
         except _Expired:
             raise
         except ValueError:
@@ -240,11 +241,44 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _session(claims: dict[str, Any], account_claim: str) -> tuple[Session, int] | None:
-    account_id, user_id = claims.get(account_claim), claims["sub"]
+def _session(claims: dict[str, Any], account_claims: Sequence[str]) -> tuple[Session, int] | None:
+    user_id = claims["sub"]
+    account_id = next(
+        (found for name in account_claims if (found := _claim(claims, name)) not in (None, "")), None
+    )
+    # A claim of another type is no reason to look at the next: its login meant that one.
     if not (isinstance(account_id, str) and isinstance(user_id, str) and account_id and user_id):
         return None
     return Session(account_id, user_id), _seconds(claims.get("iat", 0)) * US_PER_S
+
+
+def _claim(claims: Any, name: str) -> object:
+    """Return the claim that *name* names: a member of that name, or `a.b` as member `b` of `a`; None without one."""
+    if not isinstance(claims, dict):
+        return None
+    if name in claims:
+        return claims[name]
+    # Names of claims may be URLs, which have dots of their own.
+    dots = [place for place, character in enumerate(name) if character == "."]
+    inner = (_claim(claims.get(name[:dot]), name[dot + 1 :]) for dot in dots)
+    return next((found for found in inner if found is not None), None)
+
+
+def parse_account_claims(text: str) -> tuple[str, ...]:
+    """
+    Return the claims that the setting `session_account_claim` names, in the order in which they are looked at.
+
+    Raises:
+        BadParameter: It names none, or one of them is empty.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or not all(all(name.split(".")) for name in names):
+        raise BadParameter(
+            f"session_account_claim: {text!r} must name a claim, or several with commas between them, e.g. "
+            "o.id,org_id,sub: the first that a token has names the account",
+            field="session_account_claim",
+        )
+    return names
 
 
 def _seconds(claim: object) -> int:

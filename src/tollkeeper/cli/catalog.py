@@ -7,6 +7,7 @@ its prefix and last use.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -16,7 +17,9 @@ import msgspec
 
 from tollkeeper.api.entry_json import (
     ACCOUNT_SCOPED,
+    READ_ONLY,
     change_json,
+    check_settable,
     entry_json,
     grant_json,
     issued_key_json,
@@ -115,8 +118,14 @@ class DataCatalog:
 
     def put(self, kind: str, entry_id: str, fields: Mapping[str, Any]) -> Json:
         from tollkeeper.catalog.entry_parsing import entry_from
+        from tollkeeper.errors import NotFound
 
         entry = entry_from(kind, plain_entry(kind, {KINDS[kind].id_field: entry_id, **fields}))
+        if kind in READ_ONLY:
+            try:
+                self._manage.get(kind, entry_id, getattr(entry, "account", None))
+            except NotFound:
+                check_settable(kind, fields)
         change = self._manage.put(entry)
         answer: Json = {"entry": self._shown(entry), "change": change_json(change, entry)}
         if isinstance(entry, Webhook) and change.action == "created":
@@ -129,8 +138,9 @@ class DataCatalog:
     def issue(self, fields: Mapping[str, Any]) -> Json:
         from tollkeeper.catalog.entry_parsing import entry_from
 
-        key = entry_from("keys", plain_entry("keys", fields))
+        key = entry_from("keys", plain_entry("keys", {"id": str(uuid.uuid4()), **fields}))
         assert isinstance(key, Key)
+        check_settable("keys", fields)
         return self._issued(self._manage.issue_key(key))
 
     def rotate(self, key_id: str, account: str | None, overlap_s: int, new_id: str | None) -> Json:

@@ -171,8 +171,15 @@ def _check_account(kind: str, account: str | None, fields: set[str]) -> None:
 def _add_key_commands(group: typer.Typer) -> None:
     @group.command("issue")
     def issue(
-        entry_id: EntryId,
-        values: Fields = None,
+        words: Annotated[
+            list[str] | None,
+            typer.Argument(
+                metavar="[ID] [FIELD=VALUE]...",
+                help="The key's id, a UUID if left out; then fields as in the declarative file, lists and tables as "
+                "JSON.",
+                show_default=False,
+            ),
+        ] = None,
         account: AccountOption = None,
         data: options.Data = None,
         as_json: options.AsJson = False,
@@ -180,7 +187,10 @@ def _add_key_commands(group: typer.Typer) -> None:
         key: options.ServerKey = None,
     ) -> None:
         """Make a new key; its secret is shown this once."""
-        raw = {"id": entry_id, **_fields("keys", values, account)}
+        words = words or []
+        # An id has no `=`.
+        named = {"id": words[0]} if words and "=" not in words[0] else {}
+        raw = {**named, **_fields("keys", words[len(named) :], account)}
         with catalog_of(data, url, key) as catalog:
             _print_issued(catalog.issue(raw), as_json=as_json)
 

@@ -99,7 +99,7 @@ def serve(
     ] = None,
     session_account_claim: Annotated[
         str | None,
-        _setting("session-account-claim", "The claim that names the account; account unless given."),
+        _setting("session-account-claim", "The claim that names the account, or several: o.id,org_id,sub."),
     ] = None,
     keys_per_account_max: Annotated[
         int | None,

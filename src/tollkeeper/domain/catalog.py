@@ -250,8 +250,14 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state: Literal["active", "inactive", "expired", "revoked", "deleted"] = "active"
     expires_at: datetime | None = None
     sha256: str | None = None
-    """Lower-case hex SHA-256 of an existing secret to import; write-only."""
+    """Lower-case hex SHA-256 of an existing secret, of any form, to import; write-only."""
+    created_at: datetime | None = None
+    """When it was made; now when absent. It never changes."""
     metadata: dict[str, str] = {}
+
+    def without_origin(self) -> Key:
+        """Return the key as it is stored and compared: its hash and `created_at` are kept beside it."""
+        return msgspec.structs.replace(self, sha256=None, created_at=None)
 
     @property
     def is_metered(self) -> bool:
@@ -266,6 +272,7 @@ class Key(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def check(self) -> None:
         super().check()
         _check_aware(self.expires_at, "expires_at")
+        _check_aware(self.created_at, "created_at")
         if self.role == "management" and self.type == "credit":
             raise Invalid("type", "a management key makes no requests that credit could pay: leave type out")
         if self.sha256 is not None and not _SHA256.match(self.sha256):

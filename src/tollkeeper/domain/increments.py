@@ -18,7 +18,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.quantities import quantity_of_unit
-from tollkeeper.domain.usage import UsageQuery, UsageReport, statuses_of
+from tollkeeper.domain.usage import UsageQuery, UsageReport, sort_term, statuses_of
 
 _UTC: Final = frozenset({"UTC", "Etc/UTC"})
 """Elsewhere a bucket may begin at another minute or not exist; the store knows."""
@@ -110,6 +110,7 @@ def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Re
 def _can_be(query: UsageQuery, report: UsageReport) -> bool:
     return (
         report.row_count == len(report.rows)
+        and not query.cuts_us
         and all(_is_sum(name) or name in _EXTREMES for name in query.measures)
         and (query.granularity is None or query.time_zone in _UTC)
     )
@@ -180,12 +181,16 @@ def _add(row: dict[str, Any], measures: Iterable[str], record: Record) -> None:
 
 
 def _ordered(sort: Sequence[str], columns: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """As the store does: by *sort*, nulls last, then by time and groups."""
+    """As the store does: by *sort*, then by time and groups."""
+    if not rows:
+        return rows
     if columns:
         rows.sort(key=itemgetter(*columns))
-    for term in reversed(sort):
-        name = term.removeprefix("-")
-        known = [row for row in rows if row[name] is not None]
-        known.sort(key=itemgetter(name), reverse=term.startswith("-"))
-        rows = known + [row for row in rows if row[name] is None]
+    for text in reversed(sort):
+        term = sort_term(text, rows[0])
+        assert term is not None  # The names of a query that was answered are known.
+        known = [row for row in rows if row[term.column] is not None]
+        known.sort(key=itemgetter(term.column), reverse=term.descending)
+        unknown = [row for row in rows if row[term.column] is None]
+        rows = unknown + known if term.nulls_first else known + unknown
     return rows

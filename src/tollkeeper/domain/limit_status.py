@@ -23,6 +23,7 @@ class LimitStatus(NamedTuple):
         resets_at: End of the window or period; None without one.
         match: Which requests it counts, for people, e.g. `model gpt-4o*, tag.user = u1`; "" for all.
         per: What it counts apart, when no value was asked for: then *used* is 0 and says nothing.
+        held: Of a budget, the part of *used* that open holds have set aside; 0 for others.
     """
 
     kind: str
@@ -37,6 +38,12 @@ class LimitStatus(NamedTuple):
     resets_at: datetime | None = None
     match: str = ""
     per: tuple[str, ...] = ()
+    held: int = 0
+
+    @property
+    def settled(self) -> int:
+        """What settled requests used of it."""
+        return self.used - self.held
 
     @property
     def remaining(self) -> int | None:

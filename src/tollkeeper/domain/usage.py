@@ -5,8 +5,8 @@ every profile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -73,6 +73,7 @@ the events (RFC 3339, null without any); `provider_cost_nanos` is what the event
 """
 
 MEASURES_DEFAULT: Final = ("requests", "errors", "denied", "tokens", "cost_nanos", "credits")
+NULLS_FIRST: Final = ":nulls_first"
 PAGE_SIZE_DEFAULT: Final = 1_000
 PAGE_SIZE_MAX: Final = 50_000
 
@@ -84,11 +85,14 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         account_id: Whose usage; None asks for all accounts (the operator only).
         granularity: Adds the column `time`, the start of each bucket in *time_zone*; None for one row per group.
+        cuts_us: Instants within the range, ascending, that cut it into parts: adds the column `part`, 0 for the part
+            before the first of them. Not with a granularity, and only with measures that can be added up.
         group_by: Of `DIMENSIONS`, or `tag:<name>`.
         filters: Dimension → values of which one must match. An empty string stands for "none".
         measures: Of `MEASURES`, or `quantity.<name>`.
-        sort: Columns, each optionally behind `-` for descending. Ties and the rest are ordered by
-            time and groups, ascending, so that pages never overlap.
+        sort: Columns, each optionally behind `-` for descending. Rows whose value is null come last, or first with
+            `NULLS_FIRST` behind the column. Ties and the rest are ordered by time and groups, ascending, so that
+            pages never overlap.
     """
 
     account_id: str | None
@@ -97,6 +101,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     granularity: Granularity | None = None
     time_zone: str = "UTC"
     week_start: str = "monday"
+    cuts_us: tuple[int, ...] = ()
     group_by: tuple[str, ...] = ()
     filters: Mapping[str, tuple[str, ...]] = {}
     measures: tuple[str, ...] = MEASURES_DEFAULT
@@ -127,6 +132,24 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of_us: int
     complete: bool
     behind_s: int = 0
+
+
+class SortTerm(NamedTuple):
+    """One term of a query's `sort`."""
+
+    column: str
+    descending: bool
+    nulls_first: bool
+
+
+def sort_term(text: str, columns: Collection[str]) -> SortTerm | None:
+    """Return the term that *text* states over the *columns* of an answer; None when it names none of them."""
+    column = text.removeprefix("-")
+    # A tag may be named like this: as it is written comes first.
+    nulls_first = column not in columns and column.endswith(NULLS_FIRST)
+    if nulls_first:
+        column = column.removesuffix(NULLS_FIRST)
+    return SortTerm(column, text.startswith("-"), nulls_first) if column in columns else None
 
 
 def quantities_as_text(query: UsageQuery, report: UsageReport) -> UsageReport:

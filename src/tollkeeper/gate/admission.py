@@ -33,7 +33,7 @@ class Moved(NamedTuple):
 
 
 class CountedCall(NamedTuple):
-    """One call that `KeylessLimits.spend` counted, for its `give_back`."""
+    """One call that a rate limit counted, for `KeylessLimits.give_back`."""
 
     counter: Counter
     mark: int

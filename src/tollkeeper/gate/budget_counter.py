@@ -33,6 +33,7 @@ class BudgetPeriod:
     Attributes:
         start_us: Its start, which names its row of the ledger.
         used: All three together; without the committed part until it is read.
+        held: The part that open holds have set aside.
         uncommitted: The part that was settled here and is not committed yet.
         open_count: Holds that will still settle here.
         as_of_commit: The commit as of which the ledger was read; None until it is.
@@ -42,6 +43,7 @@ class BudgetPeriod:
 
     __slots__ = (
         "as_of_commit",
+        "held",
         "meanwhile",
         "open_count",
         "reader_count",
@@ -52,7 +54,7 @@ class BudgetPeriod:
 
     def __init__(self, start_us: int) -> None:
         self.start_us = start_us
-        self.used = self.uncommitted = self.open_count = self.reader_count = 0
+        self.used = self.held = self.uncommitted = self.open_count = self.reader_count = 0
         self.as_of_commit: int | None = None
         self.meanwhile: list[tuple[int, int]] = []
 
@@ -325,6 +327,7 @@ class BudgetCounter:
             self._open(now_us)
         period = self._period
         period.used += amount
+        period.held += amount
         period.open_count += 1
         return period.start_us
 
@@ -344,6 +347,7 @@ class BudgetCounter:
             span = self._openings.open(self.scope, at_us, at_us)
         period = self._period_at(span[0])
         period.used += amount
+        period.held += amount
         period.open_count += 1
         self._note(period)
         return span[0]
@@ -359,6 +363,7 @@ class BudgetCounter:
     def settle(self, mark: int, held: int, actual: int) -> None:
         period = self._periods[mark]
         period.used += actual - held
+        period.held -= held
         period.uncommitted += actual
         period.open_count -= 1
         if period is not self._period:
@@ -368,6 +373,7 @@ class BudgetCounter:
         # A settlement of nothing leaves nothing under way: its period may be gone when it is undone.
         period = self._period_at(mark)
         period.used += held - actual
+        period.held += held
         period.uncommitted -= actual
         period.open_count += 1
         self._note(period)
@@ -375,6 +381,7 @@ class BudgetCounter:
     def give_back(self, mark: int, held: int) -> None:
         period = self._periods[mark]
         period.used -= held
+        period.held -= held
         period.open_count -= 1
         self._note(period)
 
@@ -417,6 +424,11 @@ class BudgetCounter:
     def allowed_used(self, now_us: int) -> tuple[int | None, int]:
         self.fits(0, now_us)
         return None if self.scope.amount is None else self._most, self._period.used
+
+    def held(self, now_us: int) -> int:
+        """Return the part of what `allowed_used` returns as used that open holds have set aside."""
+        self.fits(0, now_us)
+        return self._period.held
 
     def lifts_at_us(self, amount: int, now_us: int) -> int | None:
         return None

@@ -203,12 +203,12 @@ class Gate:
             admission.tags = dict(tags)
         return admission
 
-    def pass_limits(self, compiled_key: CompiledKey, route: Route) -> Denial | None:
+    def pass_limits(self, compiled_key: CompiledKey, route: Route) -> Denial | tuple[CountedCall, ...]:
         """
         Count a request to *route* against the rate limits of a key, and nothing else.
 
         For requests that are limited but not metered, such as the usage endpoints' own. Returns why it is
-        refused, or None.
+        refused, or what was counted, for `keyless.give_back`.
         """
         now_us = self._now_us()
         facts = Facts("", NO_TAGS, route.event_kind, route.method, route.path)
@@ -218,9 +218,7 @@ class Gate:
             for counter in counters:
                 if not counter.fits(1, now_us):
                     return denial_of(counter, counters, Amounts(), now_us)
-            for counter in counters:
-                counter.take(1, now_us)
-        return None
+            return tuple(CountedCall(counter, counter.take(1, now_us)) for counter in counters)
 
     def limit_statuses(
         self, compiled_key: CompiledKey, now_us: int, facts: Facts | None = None, *, every: bool = False

@@ -50,7 +50,7 @@ class KeylessLimits:
             return CountedCall(counter, counter.take(1, now_us))
 
     def give_back(self, counted: CountedCall) -> None:
-        """Take back what `spend` counted, once: the call failed through no fault of its caller."""
+        """Take back what `spend` or `Gate.pass_limits` counted, once: the call failed on our side."""
         with self._lock:
             counted.counter.give_back(counted.mark, 1)
 

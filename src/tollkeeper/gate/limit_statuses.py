@@ -116,6 +116,7 @@ def _status_of_budget(counter: BudgetCounter, now_us: int) -> LimitStatus:
         starts_at=from_us(counter.span[0]),
         resets_at=from_us(counter.span[1]),
         match=counter.match,
+        held=counter.held(now_us),
     )
 
 

@@ -85,9 +85,12 @@ class Dialect:
         complete = usage.cost_nanos is not None or usage.tokens > 0 or outcome.cache == "hit"
         record = self._gate.record_of(admission, outcome, self._clock.now_us())
         # The hold is still counted at its estimate.
-        beyond_nanos = record.cost_nanos - admission.amounts.nanos
+        held_nanos = admission.amounts.nanos
+        beyond_nanos = record.cost_nanos - held_nanos
         limit_statuses = [
-            limit_status._replace(used=limit_status.used + beyond_nanos)
+            limit_status._replace(
+                used=limit_status.used + beyond_nanos, held=max(0, limit_status.held - held_nanos)
+            )
             if limit_status.unit == "nanos" and limit_status.kind in ("budget", "credit")
             else limit_status
             for limit_status in metered.limit_statuses
@@ -131,8 +134,8 @@ class Dialect:
         if isinstance(compiled_key, CompiledKey) and compiled_key.profile == self.profile.name:
             route = matched or UNKNOWN_ROUTE
             if denial.status == 402 and self.profile.refusals_count:
-                limited = self._gate.pass_limits(compiled_key, route)
-                denial = limited or denial
+                counted = self._gate.pass_limits(compiled_key, route)
+                denial = counted if isinstance(counted, Denial) else denial
             metered = self._metered(compiled_key, route, request_id)
         now = self._clock.now()
         call = Call(method, path, {}, headers, b"", {}, now, request_id, self._settings, matched)

@@ -25,7 +25,15 @@ from tollkeeper.http.bodies import read_body
 from tollkeeper.http.executors import Executors
 from tollkeeper.http.paths import segment_text
 from tollkeeper.profiles import load, names
-from tollkeeper.profiles.base import Call, Endpoint, Profile, ProfileContext, Reply, failure
+from tollkeeper.profiles.base import (
+    Call,
+    Endpoint,
+    Profile,
+    ProfileContext,
+    Reply,
+    credential_headers,
+    failure,
+)
 from tollkeeper.settings import Settings
 
 ALL: Final = "all"
@@ -45,9 +53,13 @@ class ProfileSite:
         self.profile = profile
         self.context = context
         self._endpoints = [(_pattern(endpoint.path), endpoint) for endpoint in profile.endpoints]
+        self._vary = ", ".join(credential_headers(profile))
 
     def answer(self, call: Call) -> Reply:
         """Return the reply to *call*, whose path is a `paths.routed_path`, whatever happens. Blocking."""
+        return self._for_caches(self._answer(call))
+
+    def _answer(self, call: Call) -> Reply:
         call = call._replace(settings=self.context.settings)
         try:
             found, params, allowed = self._find(call)
@@ -85,8 +97,16 @@ class ProfileSite:
         """Return the reply to *call* without a handler and without a known caller. Never blocks."""
         call = call._replace(settings=self.context.settings, path=segment_text(call.path))
         if isinstance(why, Denial):
-            return self.profile.refused(call, why, None)
-        return self.profile.failed(call, why)
+            return self._for_caches(self.profile.refused(call, why, None))
+        return self._for_caches(self.profile.failed(call, why))
+
+    def _for_caches(self, reply: Reply) -> Reply:
+        """Return *reply* so that no cache gives it to another caller: it is stored only if the profile says so."""
+        own = [("Vary", self._vary), ("Cache-Control", "private, no-store")]
+        given = {name.lower() for name, _ in reply.headers}
+        return reply._replace(
+            headers=[*reply.headers, *(header for header in own if header[0].lower() not in given)]
+        )
 
     def _find(self, call: Call) -> tuple[Endpoint | None, Mapping[str, str], Sequence[str]]:
         allowed = []

@@ -126,6 +126,13 @@ class ProfileContext(Protocol):
     def pass_limits(self, key: StoredKey, route: Route) -> Denial | None:
         """Count one request to *route* against the key's rate limits, not its budgets; return the refusal, or None."""
 
+    def count_call(self, key: StoredKey, route: Route) -> Denial | Any:
+        """
+        Count one request as `pass_limits` does; return the refusal, or a receipt for `give_back`.
+
+        `toolkit.answered` gives back a call that fails on our side.
+        """
+
     def spend(self, account_id: str, name: str, limit: Limit, *, from_first: bool = False) -> Denial | Any:
         """
         Count one call against a limit that belongs to an account instead of a key. Durable when this returns.
@@ -137,16 +144,26 @@ class ProfileContext(Protocol):
         """
 
     def give_back(self, counted: Any) -> None:
-        """Take back a call that `spend` counted and that failed on our side, once. Durable when this returns."""
+        """
+        Take back a call that `spend` or `count_call` counted and that failed on our side, once.
+
+        Of `spend`, durable when this returns.
+        """
 
     def limit_status_of(self, account_id: str, name: str, limit: Limit) -> LimitStatus:
         """Return the status of a limit that `spend` counts without *from_first*; counts nothing."""
 
-    def record(self, key: StoredKey, route: Route, status: int) -> None:
-        """Record a call to a usage endpoint as a free event of *key*, for dialects that count such calls."""
+    def record(self, key: StoredKey, route: Route, status: int, denial: Denial | None = None) -> None:
+        """
+        Record a call to a usage endpoint as a free event of *key*, for dialects that count such calls.
 
-    def record_unkeyed(self, account_id: str, route: Route, status: int) -> None:
-        """Record a call under a session as a free event of its account, without a key."""
+        With *denial*, as a request that this refused.
+        """
+
+    def record_unkeyed(
+        self, account_id: str, route: Route, status: int, denial: Denial | None = None
+    ) -> None:
+        """Record a call under a session as a free event of its account, without a key; *denial* as in `record`."""
 
     def rotation_chain(self, key: StoredKey) -> Sequence[str]:
         """Return the ids of all keys of a rotation: *key*, the keys it replaced and those that replaced it."""
@@ -375,6 +392,16 @@ def failure(profile: Profile, call: Call, error: Exception) -> Reply:
     if not isinstance(error, TollkeeperError):
         log.error("tollkeeper.profile.failed", exc_info=error, extra={"request_id": call.request_id})
     return profile.failed(call, error)
+
+
+def credential_headers(profile: Profile) -> Sequence[str]:
+    """
+    Return the names of the headers that may carry a credential, for `Vary`.
+
+    A profile whose keys come elsewhere than in `Authorization` has them in an attribute `credential_headers`.
+    """
+    names: Sequence[str] = getattr(profile, "credential_headers", ("Authorization",))
+    return names
 
 
 def settings_of(profile: Profile, given: Mapping[str, Any]) -> Mapping[str, Any]:

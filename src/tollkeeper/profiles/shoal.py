@@ -36,6 +36,7 @@ from tollkeeper.profiles.toolkit import (
     ACCOUNT_ZONE,
     CatalogFile,
     HeaderList,
+    answered,
     bearer_token,
     check_profile_zone,
     next_hour,
@@ -61,6 +62,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "tier_without_plan": "none",
     # `budget.limit` of a key whose credits nothing bounds: the largest integer that every JSON reader holds.
     "limit_without_budget": 2**53 - 1,
+    # Whether what open holds have set aside lowers `budget.remaining` and `X-Monthly-Remaining`.
+    "remaining_counts_holds": True,
     # Once the month's credits are spent. Not 402, which begins the vendor's pay-per-request handshake.
     "exhausted_status": 429,
     "exhausted_text": "Monthly credit limit exceeded",
@@ -107,14 +110,15 @@ class Counts(NamedTuple):
 
 
 class MonthlyCredits(NamedTuple):
-    """The credits of this month: allowed and used."""
+    """The credits of this month: allowed, used by settled requests, and held by open ones where these count."""
 
     limit: int
     used: int
+    held: int = 0
 
     @property
     def remaining(self) -> int:
-        return max(0, self.limit - self.used)
+        return max(0, self.limit - self.used - self.held)
 
 
 class Shoal:
@@ -147,15 +151,18 @@ class Shoal:
         if caller is None:
             return reply._replace(headers=[*own, *_policy(call), _id(call.request_id)])
         key, entitlement = caller
-        denial = context.pass_limits(key, ELSEWHERE)
+        counted = context.count_call(key, ELSEWHERE)
         limit_statuses = context.limit_statuses(key)
-        if denial is not None:
-            reply = _refusal(call, denial)
-        else:
-            try:
-                context.record(key, msgspec.structs.replace(ELSEWHERE, method=call.method[:16]), status)
-            except Exception as exc:
-                reply = failure(self, call, exc)._replace(headers=())
+        route = msgspec.structs.replace(ELSEWHERE, method=call.method[:16])
+        try:
+            if isinstance(counted, Denial):
+                context.record(key, route, 429, counted)
+                reply = _refusal(call, counted)
+            else:
+                answered(context, counted, lambda: context.record(key, route, status))
+        except Exception as exc:
+            limit_statuses = context.limit_statuses(key)
+            reply = failure(self, call, exc)._replace(headers=())
         return reply._replace(
             headers=[
                 ("X-Plan-Tier", _tier(entitlement, call.settings)),
@@ -215,28 +222,39 @@ def answer_usage(call: Call, context: ProfileContext) -> Reply:
     if caller is None:
         return _invalid_key(call)
     key, entitlement = caller
-    denial = context.pass_limits(key, USAGE)
+    counted = context.count_call(key, USAGE)
     limit_statuses = context.limit_statuses(key)
     budget = _budget_of(entitlement, limit_statuses, call.settings)
-    headers = [
-        ("X-Plan-Tier", _tier(entitlement, call.settings)),
-        *_packaging(USAGE, _switch(call, "usage_policy")),
-        *_rate_headers(limit_statuses, USAGE.bucket),
-        _id(call.request_id),
-    ]
-    if denial is not None:
-        refusal = _refusal(call, denial)
-        return refusal._replace(headers=[*headers, *_month_headers(budget), *refusal.headers])
-    try:
+
+    def with_headers(reply: Reply, budget: MonthlyCredits | None) -> Reply:
+        headers = [
+            ("X-Plan-Tier", _tier(entitlement, call.settings)),
+            *_packaging(USAGE, _switch(call, "usage_policy")),
+            *_rate_headers(limit_statuses, USAGE.bucket),
+            _id(call.request_id),
+            *_month_headers(budget),
+        ]
+        return reply._replace(headers=[*headers, *reply.headers])
+
+    def counters() -> Counts:
         counts = _counts(context, key, call)
         if _switch(call, "usage_calls_count"):
             context.record(key, USAGE, 200)
+        return counts
+
+    try:
+        if isinstance(counted, Denial):
+            if _switch(call, "usage_calls_count"):
+                context.record(key, USAGE, 429, counted)
+            return with_headers(_refusal(call, counted), budget)
+        counts = answered(context, counted, counters)
     except Exception as exc:
         # Here, and not in `failed` alone, since only here the key's headers are known.
-        return failure(PROFILE, call, exc)._replace(headers=[*headers, *_month_headers(budget)])
+        limit_statuses = context.limit_statuses(key)
+        return with_headers(failure(PROFILE, call, exc)._replace(headers=()), budget)
     if budget is None:
         budget = MonthlyCredits(_switch(call, "limit_without_budget"), counts.credits_this_month)
-    return Reply(200, _usage_body(counts, budget), [*headers, *_month_headers(budget)])
+    return with_headers(Reply(200, _usage_body(counts, budget)), budget)
 
 
 PROFILE: Final = Shoal()
@@ -333,18 +351,20 @@ def _budget_of(
     """
     Return the month's credits of a key; None when no budget counts them.
 
-    A budget of the key itself comes before one that it shares; among several, the one with the least left.
+    A key without a monthly budget has the credits of the budget that it has. A budget of the key itself comes before
+    one that it shares; among several, the one with the least left.
     """
     if entitlement is None:
         return None
-    monthly = [
-        scope
-        for scope in entitlement.budgets
-        if scope.unit == "credits" and scope.period == "month" and scope.is_whole
-    ]
-    names = {scope.name for scope in monthly if scope.key_id is not None} or {s.name for s in monthly}
+    whole = [scope for scope in entitlement.budgets if scope.unit == "credits" and scope.is_whole]
+    scopes = [scope for scope in whole if scope.period == "month"] or whole
+    names = {scope.name for scope in scopes if scope.key_id is not None} or {s.name for s in scopes}
     found = [
-        MonthlyCredits(settings["limit_without_budget"] if s.allowed is None else s.allowed, s.used)
+        MonthlyCredits(
+            settings["limit_without_budget"] if s.allowed is None else s.allowed,
+            s.settled,
+            s.held if settings["remaining_counts_holds"] else 0,
+        )
         for s in limit_statuses
         if s.kind == "budget" and s.unit == "credits" and s.name in names
     ]

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -21,9 +21,11 @@ from tollkeeper.domain.limit_status import LimitStatus
 from tollkeeper.domain.money import NANOS_PER_UNIT
 from tollkeeper.domain.periods import duration_s
 from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery, UsageReport
+from tollkeeper.errors import BadInput
 from tollkeeper.profiles.base import Call, ProfileContext, Reply
 
 HeaderList = list[tuple[str, str]]
+_T = TypeVar("_T")
 
 _HOUR: Final = timedelta(hours=1)
 ACCOUNT_ZONE: Final = "account"
@@ -47,6 +49,10 @@ class EarlyReply(Exception):
         self.reply = reply
 
 
+class CallerError(Exception):
+    """Base of a profile's own errors that the caller can mend, such as a bad parameter."""
+
+
 def ends_early(
     handle: Callable[[Call, ProfileContext], Reply],
 ) -> Callable[[Call, ProfileContext], Reply]:
@@ -59,6 +65,21 @@ def ends_early(
             return early.reply
 
     return answer
+
+
+def answered(context: ProfileContext, counted: Any, answer: Callable[[], _T]) -> _T:
+    """
+    Return what *answer* returns to a call that a rate limit counted: *counted* is the receipt of that.
+
+    A call that fails on our side is not counted. One that the caller can mend is: else bad calls had no limit.
+    """
+    try:
+        return answer()
+    except (EarlyReply, CallerError, BadInput):
+        raise
+    except Exception:
+        context.give_back(counted)
+        raise
 
 
 def bearer_token(headers: Mapping[str, str]) -> str | None:

@@ -11,6 +11,7 @@ from tollkeeper.api.usage_answer import MONEY, UsageResponse
 from tollkeeper.domain.events import parse_time_us
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.usage import UsageQuery, UsageReport
+from tollkeeper.errors import BadParameter
 from tollkeeper.remote.connections import Answer
 from tollkeeper.remote.messages import USAGE, decoded, error_of
 
@@ -19,6 +20,8 @@ _ANSWER: Final = msgspec.json.Decoder(UsageResponse)
 
 def usage_path(query: UsageQuery) -> str:
     """Return the path and parameters that ask *query*: the reverse of `api.usage_params`."""
+    if query.cuts_us:
+        raise BadParameter("cuts_us cannot be asked over HTTP: ask once per part", field="cuts_us")
     params = [("from", to_text(from_us(query.from_us))), ("to", to_text(from_us(query.to_us)))]
     if query.account_id is not None:
         params.append(("account", query.account_id))

@@ -20,8 +20,10 @@ def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
 def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> ReportRows:
     """Return the rows, the totals and the row count that *result* of `queries.report(query)` has."""
     measures = [(name, MEASURES.get(name, QUANTITY)) for name in query.measures]
-    keys = ([_bucket_reader(query)] if query.granularity else []) + [as_is] * len(query.group_by)
-    names = (["time"] if query.granularity else []) + list(query.group_by)
+    keys = [_bucket_reader(query)] if query.granularity else [as_is] if query.cuts_us else []
+    names = ["time"] if query.granularity else ["part"] if query.cuts_us else []
+    keys += [as_is] * len(query.group_by)
+    names += query.group_by
     totals: dict[str, Any] = {name: measure.empty for name, measure in measures}
     rows: list[dict[str, Any]] = []
     row_count = 0

@@ -22,6 +22,7 @@ parameters (`{name:Type}`), so that no value is ever read as SQL.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from tollkeeper.adapters.clickhouse import matching, pending_rows
@@ -31,7 +32,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.periods import WEEKDAYS
 from tollkeeper.domain.quantities import quantity_of_unit
-from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, statuses_of
+from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, UsageQuery, sort_term, statuses_of
 from tollkeeper.domain.usage import MEASURES as MEASURE_NAMES
 from tollkeeper.domain.zones import zone_of
 from tollkeeper.errors import BadParameter
@@ -146,7 +147,8 @@ class _Report:
         self.values: list[str] = list(needs)
         self.peaks = not PEAKS.isdisjoint(query.measures)
         self.groups = [self._group(index, name) for index, name in enumerate(query.group_by)]
-        self.keys = (["bucket"] if query.granularity else []) + [f"g{i}" for i in range(len(self.groups))]
+        self.keys = ["bucket"] if query.granularity else ["part"] if query.cuts_us else []
+        self.keys += [f"g{i}" for i in range(len(self.groups))]
         self.filters = [
             self._filter(i, name, allowed) for i, (name, allowed) in enumerate(query.filters.items())
         ]
@@ -245,7 +247,9 @@ class _Report:
             branches = [self._events((start, end))]
         else:
             branches = [self._rollups(first_hour, last_hour)]
-            edge_spans = [span for span in ((start, first_hour), (last_hour, end)) if span[0] < span[1]]
+            cut_hours = self._cut_hours(first_hour, last_hour)
+            spans = [(start, first_hour), *((at, at + HOUR_US) for at in cut_hours), (last_hour, end)]
+            edge_spans = [span for span in spans if span[0] < span[1]]
             if edge_spans:
                 branches.append(self._events(*edge_spans))
             if self.extremes and not self.assuming:
@@ -277,37 +281,54 @@ class _Report:
 
     def _rollup_scope(self, start: int, end: int) -> list[str]:
         """The conditions on `usage_rollups`: whole days as days, if days can tell, and the rest as hours."""
-        first_day, last_day = -(-start // DAY_US) * DAY_US, end // DAY_US * DAY_US
-        if self.days is None or first_day >= last_day:
-            first_day = last_day = end
         spans = []
-        for i, (tier, since, until) in enumerate(
-            [(self.hours, start, first_day), (self.days, first_day, last_day), (self.hours, last_day, end)]
-        ):
+        for i, (tier, since, until) in enumerate(self._tier_spans(start, end)):
             if since < until:
                 self.parameters |= {f"since{i}": since // 1_000_000, f"until{i}": until // 1_000_000}
                 spans.append(
                     f"(tier = '{tier}' AND at >= toDateTime({{since{i}:UInt32}}, 'UTC')"
                     f" AND at < toDateTime({{until{i}:UInt32}}, 'UTC'))"
                 )
-        conditions = [f"({' OR '.join(spans)})", *self.filters]
+        conditions = [f"({' OR '.join(spans) or '0'})", *self.filters]
         if self.query.account_id is not None:
             self.parameters["account_id"] = self.query.account_id
             conditions.insert(0, "account_id = {account_id:String}")
         return conditions
+
+    def _tier_spans(self, start: int, end: int) -> list[tuple[str | None, int, int]]:
+        """Return tier and span of what is read of `usage_rollups`: all but the hours with a cut; some are empty."""
+        spans: list[tuple[str | None, int, int]] = []
+        gaps = {cut: cut for cut in self.query.cuts_us if cut % HOUR_US == 0 and start < cut < end}
+        gaps |= {at: at + HOUR_US for at in self._cut_hours(start, end)}
+        for until, following in [*sorted(gaps.items()), (end, end)]:
+            first_day, last_day = -(-start // DAY_US) * DAY_US, until // DAY_US * DAY_US
+            if self.days is None or first_day >= last_day:
+                first_day = last_day = until
+            spans += [
+                (self.hours, start, first_day),
+                (self.days, first_day, last_day),
+                (self.hours, last_day, until),
+            ]
+            start = following
+        return spans
+
+    def _cut_hours(self, start: int, end: int) -> list[int]:
+        """Return the starts of the whole hours in a span that a cut divides: only records tell their parts."""
+        hours = {cut // HOUR_US * HOUR_US for cut in self.query.cuts_us if cut % HOUR_US}
+        return sorted(hour for hour in hours if start <= hour < end)
 
     def _corrected(self, start: int, end: int) -> str:
         conditions = " AND ".join(self._rollup_scope(start, end))
         return f"SELECT account_id, at FROM usage_rollups WHERE {conditions} AND corrections > 0"
 
     def _events(self, *spans: tuple[int, int]) -> _Branch:
-        # One branch for both ends of a range: each costs as much to plan as it takes to run.
+        # One branch for all of them: each costs as much to plan as it takes to run.
         scope = self._event_scope("", spans[0][0], spans[-1][1])
-        if len(spans) > 1:
-            self.parameters |= {"gap_from_us": spans[0][1], "gap_to_us": spans[-1][0]}
+        for i, (before, after) in enumerate(pairwise(spans)):
+            self.parameters |= {f"gap{i}_from_us": before[1], f"gap{i}_to_us": after[0]}
             scope.append(
-                "NOT (occurred_at >= fromUnixTimestamp64Micro({gap_from_us:Int64}, 'UTC')"
-                " AND occurred_at < fromUnixTimestamp64Micro({gap_to_us:Int64}, 'UTC'))"
+                f"NOT (occurred_at >= fromUnixTimestamp64Micro({{gap{i}_from_us:Int64}}, 'UTC')"
+                f" AND occurred_at < fromUnixTimestamp64Micro({{gap{i}_to_us:Int64}}, 'UTC'))"
             )
         columns = self._key_columns("occurred_at")
         for name in self.values:
@@ -343,10 +364,20 @@ class _Report:
 
     def _key_columns(self, at: str) -> dict[str, str]:
         columns = {"bucket": self._bucket(at)} if self.query.granularity else {}
+        if self.query.cuts_us:
+            columns["part"] = self._part(at)
         columns |= {f"g{i}": expression for i, expression in enumerate(self.groups)}
         if self.peaks:
             columns["hour_at"] = f"toUnixTimestamp(toStartOfHour({at}))"
         return columns
+
+    def _part(self, at: str) -> str:
+        """The part of the range of the instant *at*: how many cuts are not after it."""
+        self.parameters |= {f"cut{i}_us": cut for i, cut in enumerate(self.query.cuts_us)}
+        return " + ".join(
+            f"toInt32({at} >= fromUnixTimestamp64Micro({{cut{i}_us:Int64}}, 'UTC'))"
+            for i in range(len(self.query.cuts_us))
+        )
 
     def _bucket(self, at: str) -> str:
         """The bucket of the instant *at*: seconds since the epoch, or local days since it from a day on."""
@@ -383,11 +414,17 @@ class _Report:
         columns |= {name: f"g{i}" for i, name in enumerate(self.query.group_by)}
         if self.query.granularity:
             columns["time"] = "bucket"
+        if self.query.cuts_us:
+            columns["part"] = "part"
         terms = []
-        for term in self.query.sort:
-            name = term.removeprefix("-")
-            column = f"toString(mapSort({columns[name]}))" if name == "kinds" else columns[name]
-            terms.append(f"{column} {'DESC' if term.startswith('-') else 'ASC'} NULLS LAST")
+        for text in self.query.sort:
+            term = sort_term(text, columns)
+            assert term is not None  # `_check` refuses others.
+            column = columns[term.column]
+            if term.column == "kinds":
+                column = f"toString(mapSort({column}))"
+            nulls = "FIRST" if term.nulls_first else "LAST"
+            terms.append(f"{column} {'DESC' if term.descending else 'ASC'} NULLS {nulls}")
         return ", ".join(terms + self.keys)
 
 
@@ -414,8 +451,20 @@ def _check(query: UsageQuery) -> None:
                 field="measures",
             )
     columns = {*query.measures, *query.group_by} | ({"time"} if query.granularity else set())
+    if query.cuts_us:
+        columns.add("part")
+        added_up = PEAKS.isdisjoint(query.measures) and not any(
+            EXTREMES.intersection(MEASURES[name].needs) for name in query.measures if name in MEASURES
+        )
+        if query.granularity is not None or not added_up:
+            raise BadParameter(
+                "cuts_us takes no granularity, and measures that can be added up", field="cuts_us"
+            )
+        bounds = (query.from_us, *query.cuts_us, query.to_us)
+        if any(before >= after for before, after in pairwise(bounds)):
+            raise BadParameter("cuts_us must be within the range, each after the one before", field="cuts_us")
     for term in query.sort:
-        if term.removeprefix("-") not in columns:
+        if sort_term(term, columns) is None:
             raise BadParameter(f"sort takes a column of the answer, not {term!r}", field="sort")
     if query.week_start not in WEEKDAYS:
         raise BadParameter(f"week_start must be one of {', '.join(WEEKDAYS)}", field="week_start")

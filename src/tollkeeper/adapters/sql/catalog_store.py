@@ -117,7 +117,7 @@ class _SqlCatalog(SqlAuditLog, Catalog):
                 self._insert(connection, mapping, entry, now_us)
                 return "created"
             old = mapping.decode(dict(row))
-            if old == (msgspec.structs.replace(entry, sha256=None) if isinstance(entry, Key) else entry):
+            if old == (entry.without_origin() if isinstance(entry, Key) else entry):
                 return "unchanged"
             values = {**mapping.encode(entry), "updated_at_us": now_us}
             if isinstance(entry, Plan):
@@ -184,6 +184,7 @@ class _SqlCatalog(SqlAuditLog, Catalog):
         now_us: int,
         rotation_chain_id: str | None = None,
         origin: KeyOrigin = KeyOrigin(),
+        created_at_us: int | None = None,
     ) -> None:
         values = {
             **_MAPPINGS["keys"].encode(entry),
@@ -192,7 +193,7 @@ class _SqlCatalog(SqlAuditLog, Catalog):
             "shown_prefix": shown_prefix,
             "lineage_id": rotation_chain_id or entry.id,
             **origin._asdict(),
-            "created_at_us": now_us,
+            "created_at_us": now_us if created_at_us is None else created_at_us,
             "updated_at_us": now_us,
         }
         with self._writing() as connection:
@@ -442,7 +443,11 @@ def _same(value: Any) -> Any:
 
 def _mapping_of(kind: str, entry_type: type[Entry]) -> _Mapping:
     table: sa.Table = getattr(tables, kind)
-    fields = tuple(_field_of(field) for field in msgspec.structs.fields(entry_type) if field.name != "sha256")
+    fields = tuple(
+        _field_of(field)
+        for field in msgspec.structs.fields(entry_type)
+        if not (entry_type is Key and field.name in ("sha256", "created_at"))
+    )
     return _Mapping(entry_type, table, fields, table.c[entry_type.id_field], table.c.get("account_id"))
 
 

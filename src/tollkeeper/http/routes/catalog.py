@@ -17,8 +17,10 @@ from litestar.params import FromPath, RawBody
 from tollkeeper.alerts.webhooks import Webhooks
 from tollkeeper.api.entry_json import (
     ACCOUNT_SCOPED,
+    READ_ONLY,
     applied_json,
     change_json,
+    check_settable,
     entry_json,
     grant_json,
     key_json,
@@ -136,6 +138,7 @@ class KindRoutes:
         if raw.setdefault(id_field, entry_id) != entry_id:
             raise BadParameter(f"{id_field} is not the one of the path: leave it out", field=id_field)
         entry = self._replacing(request, raw)
+        self._check_settable(request, entry, body)
         change = service(request, Manage).put(entry, by=keys.customer_of(principal_of(request)))
         return _written(request, entry, change)
 
@@ -144,6 +147,7 @@ class KindRoutes:
         if self.kind in NAMED_BY_US:
             raw.setdefault("id", str(uuid.uuid4()))
         entry, manage = entry_from(self.kind, raw), service(request, Manage)
+        self._check_settable(request, entry, body)
         _check_free(manage, entry)
         change = manage.put(entry, by=keys.customer_of(principal_of(request)))
         return _written(request, entry, change)
@@ -157,6 +161,11 @@ class KindRoutes:
     def _replacing(self, request: AnyRequest, raw: dict[str, Any]) -> Entry:
         """Return the entry that a PUT asks for."""
         return entry_from(self.kind, raw)
+
+    def _check_settable(self, request: AnyRequest, entry: Entry, body: bytes) -> None:
+        """Raise `BadParameter` when a new entry states what only answers say; one that exists may come back whole."""
+        if self.kind in READ_ONLY and _existing(service(request, Manage), entry) is None:
+            check_settable(self.kind, json_object(request, body))
 
     def _account(self, request: AnyRequest) -> str | None:
         params = params_of(request, *self._query)
@@ -188,6 +197,7 @@ class KeyRoutes(KindRoutes):
         raw.setdefault("id", str(uuid.uuid4()))
         key = entry_from("keys", raw)
         assert isinstance(key, Key)
+        check_settable("keys", json_object(request, body))
         return keys.issued(request, manage.issue_key(key, by=keys.customer_of(principal)))
 
     def delete_entry(self, request: AnyRequest, entry_id: FromPath[str]) -> Response[bytes]:
@@ -298,13 +308,17 @@ def entry_view(
     return shown
 
 
-def _check_free(manage: Manage, entry: Entry) -> None:
+def _existing(manage: Manage, entry: Entry) -> Entry | None:
     account = getattr(entry, "account", None) if entry.kind in NAMED_WITHIN_ACCOUNT else None
     try:
-        old = manage.get(entry.kind, entry.entry_id, account)
+        return manage.get(entry.kind, entry.entry_id, account)
     except NotFound:
-        return
-    if old != entry:
+        return None
+
+
+def _check_free(manage: Manage, entry: Entry) -> None:
+    old = _existing(manage, entry)
+    if old is not None and old != entry:
         raise Conflict(f"{entry.id_field} {entry.entry_id!r} is taken by another entry: PUT replaces it")
 
 

@@ -23,6 +23,7 @@ from tollkeeper.catalog.key_rules import CUSTOMER_KEY_FIELDS
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import Entry, KeyState
+from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.http.auth import Principal
 from tollkeeper.http.routes.calls import (
     BODY_BYTES_MAX,
@@ -181,6 +182,7 @@ def changed_by_management(manage: Manage, principal: Principal, raw: dict[str, A
     stored = manage.stored_key(principal.account_id, raw["id"])
     kept = msgspec.to_builtins(stored.entry, builtin_types=(datetime,))
     kept["state"] = stored.state_at(now_us)
+    kept["created_at"] = to_text(from_us(stored.created_at_us))
     for name, value in raw.items():
         if name not in CUSTOMER_KEY_FIELDS and kept.get(name) != value:
             raise refuse(principal, f"set {name} of a key")

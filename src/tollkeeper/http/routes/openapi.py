@@ -262,7 +262,6 @@ _ISSUED_WEBHOOK: Final = {
 }
 _KEY_READ_ONLY: Final = {
     "prefix": "What may be shown of the secret; null for an imported key.",
-    "created_at": "When it was made.",
     "updated_at": "When it last changed.",
     "last_used_at": "When it was last admitted, known within seconds; null if never.",
     "revoked_at": "When it was revoked or deleted; null if it was not.",

@@ -71,7 +71,11 @@ _QUERY: Final = (
         "provider_cost_nanos is for the operator's key.",
         {"type": "string", "default": ",".join(MEASURES_DEFAULT)},
     ),
-    QueryDoc("sort", "Columns of the answer, separated by commas, each with - in front for descending."),
+    QueryDoc(
+        "sort",
+        "Columns of the answer, separated by commas, each with - in front for descending. Nulls come last, or first "
+        "with :nulls_first behind the column.",
+    ),
     QueryDoc(
         "limit",
         "Rows per page; 0 for the totals only.",

@@ -10,7 +10,7 @@ from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.usage import PAGE_SIZE_MAX
 from tollkeeper.profiles.anylayer.keys import last_used_at
-from tollkeeper.profiles.anylayer.limits import WINDOWS
+from tollkeeper.profiles.anylayer.limits import WINDOWS, RateLimits
 from tollkeeper.profiles.anylayer.scope import Grouped, QueriedUsage
 
 _WINDOW_NAMES: Final = {
@@ -21,7 +21,7 @@ _WINDOW_NAMES: Final = {
 
 
 def raised_alerts(
-    scope: QueriedUsage, totals: Mapping[str, Any], by_error: Sequence[Grouped], limits: Mapping[str, Any]
+    scope: QueriedUsage, totals: Mapping[str, Any], by_error: Sequence[Grouped], limits: RateLimits
 ) -> list[alerts.Alert]:
     """Return the alerts that the deployment wants, by kind in its order."""
     context, now = scope.context, scope.call.now
@@ -36,12 +36,14 @@ def raised_alerts(
         if kind == "rate_limit":
             return [
                 alerts.utilisation_alert(
-                    _WINDOW_NAMES[name],
-                    limits["usage"][name],
-                    limits["current"][name],
+                    _limit_name(name, limits.keys[name], among=len(active)),
+                    limits.members["usage"][name],
+                    limits.members["current"][name],
                     thresholds=thresholds,
                 )
                 for name in WINDOWS
+                # Without a counter of its own there is nothing that refuses.
+                if limits.keys[name] is not None
             ]
         if kind == "error_rate":
             return [
@@ -60,7 +62,7 @@ def raised_alerts(
             return [
                 alerts.budget_alert(
                     limit_status.name,
-                    limit_status.used,
+                    limit_status.settled,
                     limit_status.allowed,
                     start_at=limit_status.starts_at,
                     end_at=limit_status.resets_at,
@@ -90,6 +92,12 @@ def raised_alerts(
 
     found = [alert for kind in context.settings["alerts"] for alert in of_kind(kind)]
     return [alert for alert in found if alert is not None]
+
+
+def _limit_name(window: str, key: StoredKey | None, *, among: int) -> str:
+    """Return a limit in words, with its key where there are several."""
+    words = _WINDOW_NAMES[window]
+    return words if key is None or among < 2 else f"{words} of key {_name_of(key)}"
 
 
 def _leading_status(by_error: Sequence[Grouped]) -> int | None:

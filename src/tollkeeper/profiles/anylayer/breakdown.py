@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
 from tollkeeper.profiles.anylayer.errors import description, error_type
@@ -15,10 +16,10 @@ def breakdown_members(
     scope: QueriedUsage, endpoints: Sequence[Grouped], by_error: Sequence[Grouped], requests: int
 ) -> dict[str, Any]:
     def items(name: str, groups: Sequence[Grouped]) -> list[dict[str, Any]]:
-        return [{name: group.name, **_group(scope, group)} for group in groups[: scope.parameters.limit]]
+        return [{name: group.name, **_group(scope, group)} for group in _page(scope.parameters, groups)]
 
     names = {key.entry.id: key.entry.name for key in scope.keys}
-    statuses = _merged(scope.parameters, by_error, lambda group: group.name[1])
+    statuses = _merged(scope, scope.parameters, by_error, lambda group: group.name[1])
     return {
         "byEndpoint": items("endpoint", endpoints),
         "byMethod": items("method", scope.groups(("method",))),
@@ -28,13 +29,20 @@ def breakdown_members(
                 "requests": group.requests,
                 "percentage": percent(group.requests, requests),
             }
-            for group in statuses[: scope.parameters.limit]
+            for group in _page(scope.parameters, statuses)
         ],
         "byKey": [
             {"keyId": item["keyId"], "name": names.get(item["keyId"], ""), **item}
             for item in items("keyId", scope.groups(("key",)))
         ],
     }
+
+
+def _page(parameters: UsageParameters, groups: Sequence[Grouped]) -> Sequence[Grouped]:
+    """Return the page of a list: a list that fits on one page is whole on each, as `offset` pages the series [C]."""
+    if len(groups) <= parameters.limit:
+        return groups
+    return groups[parameters.offset : parameters.offset + parameters.limit]
 
 
 def _group(scope: QueriedUsage, group: Grouped) -> dict[str, Any]:
@@ -59,22 +67,25 @@ def error_members(
     def items(name: str, groups: Sequence[Grouped]) -> list[dict[str, Any]]:
         return [
             {name: group.name, "count": group.errors, "percentage": percent(group.errors, total)}
-            for group in groups[: parameters.limit]
+            for group in _page(parameters, groups)
         ]
 
-    types = items("type", _merged(by_count, failed, lambda group: error_type(*group.name)))
+    types = items("type", _merged(scope, by_count, failed, lambda group: error_type(*group.name)))
     failing = [group for group in endpoints if group.errors > 0]
     return {
         "totalErrors": total,
         "errorRate": percent(total, totals["requests"]),
         "byType": [{**item, "description": description(item["type"])} for item in types],
-        "byEndpoint": items("endpoint", _merged(by_count, failing, lambda group: group.name)),
-        "byStatusCode": items("statusCode", _merged(by_count, failed, lambda group: group.name[1])),
+        "byEndpoint": items("endpoint", _merged(scope, by_count, failing, lambda group: group.name)),
+        "byStatusCode": items("statusCode", _merged(scope, by_count, failed, lambda group: group.name[1])),
     }
 
 
 def _merged(
-    parameters: UsageParameters, groups: Sequence[Grouped], name_of: Callable[[Grouped], Any]
+    scope: QueriedUsage,
+    parameters: UsageParameters,
+    groups: Sequence[Grouped],
+    name_of: Callable[[Grouped], Any],
 ) -> list[Grouped]:
     """Return *groups* summed up by another name, in the order that `sort` asks for; ties by name."""
     found: dict[Any, list[Grouped]] = {}
@@ -92,10 +103,14 @@ def _merged(
         for name, parts in found.items()
     ]
     merged.sort(key=lambda group: group.name)
+    unknown = scope.context.settings["latency_unknown"]
+    if unknown is None:
+        # Last.
+        unknown = -inf if parameters.descending else inf
     values: dict[str, Callable[[Grouped], Any]] = {
         "requests": lambda group: group.requests,
         "errors": lambda group: group.errors,
-        "latency": lambda group: group.latency_ms or 0,
+        "latency": lambda group: unknown if group.latency_ms is None else group.latency_ms,
         "timestamp": lambda group: group.last_at,
     }
     # Stable in both directions: equal groups stay by name.

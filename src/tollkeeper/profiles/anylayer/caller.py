@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.profiles.anylayer.errors import (
@@ -17,6 +18,7 @@ from tollkeeper.profiles.anylayer.errors import (
 )
 from tollkeeper.profiles.anylayer.limits import rate_headers
 from tollkeeper.profiles.base import Call, Profile, ProfileContext, Reply, failure
+from tollkeeper.profiles.toolkit import answered
 
 ROUTE: Final = Route(id="anylayer-developer", method="*", path="/v1/developer/*", free=True)
 """The developer endpoints: the key's limits count them, and they are no usage themselves."""
@@ -35,12 +37,12 @@ def behind_key(
         entitlement = context.entitlement(key)
         if entitlement is None or not entitlement.account.active:
             return forbidden(call)
-        denial = context.pass_limits(key, ROUTE)
-        headers = rate_headers(context.limit_statuses(key), "" if denial is None else denial.limit)
-        if denial is not None:
-            return over_limit(call, denial, headers)
+        counted = context.count_call(key, ROUTE)
+        if isinstance(counted, Denial):
+            return over_limit(call, counted, rate_headers(context.limit_statuses(key), counted.limit))
+        headers = rate_headers(context.limit_statuses(key))
         try:
-            reply = handle(call, context, key)
+            reply = answered(context, counted, lambda: handle(call, context, key))
         except InvalidRequest as exc:
             supported = exc.supported if context.settings["supported_listed"] else None
             status = context.settings["bad_parameter_status"]
@@ -48,6 +50,7 @@ def behind_key(
         except Exception as exc:
             # Here, and not in `failed` alone, since only here the key's headers are known.
             reply = failure(profile, call, exc)
+            headers = rate_headers(context.limit_statuses(key))
         return reply._replace(headers=[*headers, *reply.headers])
 
     return handled

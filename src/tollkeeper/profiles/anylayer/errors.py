@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.profiles.base import Call, Reply
-from tollkeeper.profiles.toolkit import iso_seconds, retry_after
+from tollkeeper.profiles.toolkit import CallerError, iso_seconds, retry_after
 
 ERROR_TYPES: Final = {
     "rate_limited": "RATE_LIMIT_EXCEEDED",
@@ -41,7 +41,7 @@ DESCRIPTIONS: Final = {
 }
 
 
-class InvalidRequest(Exception):
+class InvalidRequest(CallerError):
     """A bad parameter or body: the code and message of its 400, and the supported values if these can be listed."""
 
     def __init__(self, code: str, message: str, supported: Sequence[str] | None = None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.iso8601 import parse_instant
 from tollkeeper.profiles.anylayer.errors import InvalidRequest, invalid_parameter
 from tollkeeper.profiles.anylayer.limits import WINDOWS, strictest_amount
 from tollkeeper.profiles.base import ProfileContext
@@ -120,10 +121,11 @@ def parse_expiry(given: Any, now: datetime) -> datetime | None:
     """Return the instant of `expiry`, which must be ahead; UTC without an offset."""
     if given is None:
         return None
+    if not isinstance(given, str):
+        raise invalid_parameter("expiry")
     try:
-        at = datetime.fromisoformat(given)
-        at = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
+        at = parse_instant(given)
+    except (ValueError, OverflowError):
         raise invalid_parameter("expiry") from None
     if at <= now:
         raise invalid_parameter("expiry")

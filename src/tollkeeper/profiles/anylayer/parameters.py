@@ -61,7 +61,8 @@ def parse_usage_parameters(call: Call) -> UsageParameters:
     sorts = [name for name in SORTS if latency or name != "latency"]
     limit, offset = parse_page(call)
     return UsageParameters(
-        key_id=call.first("keyId"),
+        # An empty one is none: no key has an empty id.
+        key_id=call.first("keyId") or None,
         timeframe=timeframe or "24h",
         granularity=cast("Granularity", granularity or "hour"),
         breakdown=_flag(call, "includeBreakdown"),

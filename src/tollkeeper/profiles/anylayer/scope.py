@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
-from tollkeeper.domain.usage import PAGE_SIZE_MAX, UsageQuery, UsageReport
+from tollkeeper.domain.usage import NULLS_FIRST, PAGE_SIZE_MAX, UsageQuery, UsageReport
 from tollkeeper.profiles.anylayer.parameters import TIMEFRAMES, UsageParameters
 from tollkeeper.profiles.base import Call, ProfileContext
 
@@ -90,7 +90,11 @@ class QueriedUsage:
         """Return the order that `sort` asks for; *timestamp_column* is the column of its value `timestamp`."""
         columns = {"requests": "requests", "errors": self.failed, "latency": "latency_ms_avg"}
         column = columns.get(self.parameters.sort, timestamp_column)
-        return (f"-{column}" if self.parameters.descending else column,)
+        if self.parameters.descending:
+            return (f"-{column}",)
+        # A latency that is not known sorts as it is shown: as 0 or less, or last where it is null.
+        is_shown = self.parameters.sort == "latency" and self.context.settings["latency_unknown"] is not None
+        return (column + NULLS_FIRST,) if is_shown else (column,)
 
     def milliseconds(self, value: float | None) -> float:
         """Return a latency as it is shown."""

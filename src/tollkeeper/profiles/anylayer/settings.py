@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
 
 from tollkeeper.domain import alerts
 from tollkeeper.domain.periods import duration_s
@@ -21,6 +23,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "unavailable_status": 500,
     # Whose usage a call without `keyId` shows: that of the "account", or of the calling "key".
     "scope_without_key_id": "account",
+    # The order of `timeSeries`: as `sort` and `order` say, or by "time", and these act on the breakdowns alone.
+    "series_order": "sort",
     # A failed request: by "status" (≥ 400) alone, or also by a reported error type ("status_or_type").
     "failure": "status",
     # First day of a week's bucket, and of the week in the list of keys.
@@ -31,7 +35,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     # The kinds of `domain.alerts` that are shown, in this order, and their thresholds.
     "alerts": ["rate_limit", "error_rate", "latency", "key_expiry"],
     "alert_thresholds": {},
-    # The number that is shown where no latency was recorded.
+    # The number that is shown where no latency was recorded, and by which it is sorted; null is sorted last.
     "latency_unknown": 0,
     # Decimals of latencies; rates and percentages have 2.
     "latency_places": 2,
@@ -65,7 +69,8 @@ SETTING_TYPES: Final[Mapping[str, Any]] = {
     "rate_limit_usage": Literal["counters", "recorded"],
     "alerts": list[alerts.Kind],
     "alert_thresholds": _check_thresholds,
-    "latency_unknown": int | float | None,
+    "latency_unknown": Annotated[int, msgspec.Meta(le=0)] | Annotated[float, msgspec.Meta(le=0)] | None,
+    "series_order": Literal["sort", "time"],
     "latency_places": Places,
     "quota_status": ErrorStatus,
     "create_status": Literal[201, 200],

@@ -28,7 +28,8 @@ def answer_usage(call: Call, context: ProfileContext, caller: StoredKey) -> Repl
     target = None
     if parameters.key_id is not None:
         target = context.key(parameters.key_id)
-        if target is None or target.entry.account != caller.entry.account or target.entry.state == "deleted":
+        # A deleted key keeps its usage: `byKey` lists it.
+        if target is None or target.entry.account != caller.entry.account:
             return error_reply(call, 404, "NO_USAGE_DATA", "No usage data found")
     elif context.settings["scope_without_key_id"] == "key":
         target = caller
@@ -45,7 +46,7 @@ def answer_usage(call: Call, context: ProfileContext, caller: StoredKey) -> Repl
             "peak_requests_per_hour",
             "first_at",
         ),
-        sort=scope.sort("time"),
+        sort=scope.sort("time") if context.settings["series_order"] == "sort" else ("time",),
         limit=parameters.limit,
         offset=parameters.offset,
     )
@@ -64,7 +65,7 @@ def answer_usage(call: Call, context: ProfileContext, caller: StoredKey) -> Repl
         body["breakdown"] = breakdown_members(scope, endpoints, by_error, totals["requests"])
     if parameters.errors:
         body["errors"] = error_members(scope, endpoints, by_error, totals)
-    body["rateLimits"] = limits
+    body["rateLimits"] = limits.members
     body["alerts"] = [
         {
             "type": alert.kind,

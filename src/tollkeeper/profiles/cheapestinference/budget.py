@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import from_us, to_us
 from tollkeeper.domain.keys import StoredKey
@@ -16,7 +17,7 @@ from tollkeeper.profiles.base import Call, ProfileContext, Reply
 from tollkeeper.profiles.cheapestinference.callers import consumption_key
 from tollkeeper.profiles.cheapestinference.plans import per_minute, plan_status, slug_of
 from tollkeeper.profiles.cheapestinference.wording import refusal
-from tollkeeper.profiles.toolkit import dollars, iso_millis, next_hour
+from tollkeeper.profiles.toolkit import answered, dollars, iso_millis, next_hour
 
 V1_USAGE: Final = Route(id="cheapestinference-usage", method="GET", path="/v1/usage", free=True)
 
@@ -24,9 +25,15 @@ V1_USAGE: Final = Route(id="cheapestinference-usage", method="GET", path="/v1/us
 def answer_usage(call: Call, context: ProfileContext) -> Reply:
     """Answer `GET /v1/usage`."""
     key, entitlement = consumption_key(call, context)
-    denial = context.pass_limits(key, V1_USAGE)
-    if denial is not None:
-        return refusal(call, denial, entitlement)
+    counted = context.count_call(key, V1_USAGE)
+    if isinstance(counted, Denial):
+        if context.settings["usage_calls_count"]:
+            context.record(key, V1_USAGE, 429, counted)
+        return refusal(call, counted, entitlement)
+    return answered(context, counted, lambda: _usage(call, context, key, entitlement))
+
+
+def _usage(call: Call, context: ProfileContext, key: StoredKey, entitlement: Entitlement) -> Reply:
     rpm, tpm = per_minute(entitlement)
     credit = key.entry.type == "credit"
     status, expires_at = plan_status(entitlement.subscription, call.now)

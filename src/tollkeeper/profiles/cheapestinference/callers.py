@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from tollkeeper.domain.bounds import Customer
 from tollkeeper.domain.catalog import ID_PATTERN
 from tollkeeper.domain.entitlements import Entitlement
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.profiles.base import Call, ProfileContext
-from tollkeeper.profiles.cheapestinference.plans import is_active
+from tollkeeper.profiles.cheapestinference.plans import may_read_usage
 from tollkeeper.profiles.cheapestinference.settings import NAME
 from tollkeeper.profiles.cheapestinference.wording import api_error, key_refusal
 from tollkeeper.profiles.toolkit import EarlyReply, bearer_token
-
-_SECRET_PREFIXES: Final = ("sk_", "sk-")
 
 
 def consumption_key(call: Call, context: ProfileContext) -> tuple[StoredKey, Entitlement]:
     """Return the key of a call to `/v1` and its entitlement, if it may read its usage."""
     secret = bearer_token(call.headers) or ""
-    key = context.find_key(secret) if secret.startswith(_SECRET_PREFIXES) else None
+    # Whatever it looks like: an imported key may have any form.
+    key = context.find_key(secret)
     if key is None:
         raise EarlyReply(key_refusal("key_unknown" if secret else "key_missing"))
     if key.entry.state == "deleted":
@@ -31,7 +28,7 @@ def consumption_key(call: Call, context: ProfileContext) -> tuple[StoredKey, Ent
     entitlement = context.entitlement(key)
     if entitlement is None:
         raise EarlyReply(key_refusal("key_deleted"))
-    if not entitlement.account.active or not is_active(key, entitlement.subscription, call.now, context):
+    if not entitlement.account.active or not may_read_usage(key, entitlement.subscription, call.now, context):
         raise EarlyReply(key_refusal("key_inactive"))
     return key, entitlement
 
@@ -44,11 +41,10 @@ def dashboard_account(call: Call, context: ProfileContext) -> str:
 def dashboard_customer(call: Call, context: ProfileContext) -> Customer:
     """Return the customer that a management key or a session stands for."""
     token = bearer_token(call.headers) or ""
-    if token.startswith("mk_"):
-        key = context.find_management_key(token)
+    key = context.find_management_key(token)
+    if key is not None:
         if (
-            key is not None
-            and key.entry.profile in ("native", NAME)
+            key.entry.profile in ("native", NAME)
             and key.state_at(to_us(call.now)) == "active"
             and (entitlement := context.entitlement(key)) is not None
             and entitlement.account.active

@@ -114,7 +114,7 @@ def _key_item(call: Call, context: ProfileContext, plans: AccountPlans, key: Sto
         "name": key.entry.name,
         "keyPlan": plans.slug_of(key),
         "keyType": key.entry.type,
-        "isActive": is_active(key, subscription, call.now, context),
+        "isActive": is_active(key, subscription, call.now),
     }
     if key.entry.type == "subscription":
         item["subscriptionStatus"], item["subscriptionExpiresAt"] = plan_status(subscription, call.now)

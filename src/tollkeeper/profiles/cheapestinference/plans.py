@@ -45,15 +45,21 @@ class AccountPlans:
         return self._default[0]
 
 
-def is_active(
-    key: StoredKey, subscription: Subscription | None, now: datetime, context: ProfileContext
-) -> bool:
-    """Return whether *key* is good; it stays good for a grace time after its subscription has ended."""
+def is_active(key: StoredKey, subscription: Subscription | None, now: datetime) -> bool:
+    """Return whether *key* is good for metered calls: its own state, and its subscription has not ended."""
     if key.state_at(to_us(now)) != "active":
         return False
-    if subscription is None or subscription.ends_at is None or key.entry.type == "credit":
+    ends_at = None if subscription is None else subscription.ends_at
+    return ends_at is None or now < ends_at
+
+
+def may_read_usage(
+    key: StoredKey, subscription: Subscription | None, now: datetime, context: ProfileContext
+) -> bool:
+    """Return whether *key* may read its usage: it still may for a grace time after its subscription has expired."""
+    if is_active(key, subscription, now):
         return True
-    if subscription.expires_at is None:
+    if subscription is None or subscription.expires_at is None or key.state_at(to_us(now)) != "active":
         return False  # Canceled at once: no period runs out.
     return now < subscription.expires_at + timedelta(seconds=int(context.settings["expired_grace_s"]))
 

@@ -32,7 +32,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "single_key_per_minute": 60,
     # Whether GET /api/usage/{keyId} wraps its item in success and data, as the list does.
     "single_key_envelope": False,
-    # max-age of GET /api/usage in seconds; 0 sends no Cache-Control.
+    # max-age of GET /api/usage in seconds; 0: no cache may store it.
     "list_cache_s": 3600,
     # Whether requests that the gate refused count in the windows.
     "count_refused": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 from tollkeeper.domain.catalog import Limit
@@ -18,7 +18,7 @@ from tollkeeper.profiles.cheapestinference.keys import listed_keys
 from tollkeeper.profiles.cheapestinference.plans import AccountPlans, is_active, plan_status
 from tollkeeper.profiles.cheapestinference.settings import NAME
 from tollkeeper.profiles.cheapestinference.wording import api_limited, wrapped
-from tollkeeper.profiles.toolkit import EarlyReply, bearer_token, iso_millis, next_hour, pages, short_digest
+from tollkeeper.profiles.toolkit import answered, bearer_token, iso_millis, next_hour, pages, short_digest
 
 WINDOWS: Final = (
     ("last1h", timedelta(hours=1)),
@@ -82,13 +82,7 @@ def _limited(
     counted = context.spend(account_id, counter, limit, from_first=from_first)
     if isinstance(counted, Denial):
         return api_limited(counted)
-    try:
-        return answer()
-    except EarlyReply:
-        raise
-    except Exception:
-        context.give_back(counted)
-        raise
+    return answered(context, counted, answer)
 
 
 def _items(
@@ -98,9 +92,8 @@ def _items(
     if not keys:
         return []
     plans = AccountPlans(context, account_id)
-    windows = {
-        name: _counts_by_key(call, context, account_id, call.now - span, only) for name, span in WINDOWS
-    }
+    counts = _counts_by_key(call, context, account_id, only)
+    nothing = {name: _window({}) for name, _ in WINDOWS}
     items = []
     for key in keys:
         subscription = plans.subscription_of(key)
@@ -110,8 +103,8 @@ def _items(
             "name": key.entry.name,
             "type": key.entry.type,
             "plan": plans.slug_of(key),
-            "isActive": is_active(key, subscription, call.now, context),
-            "usage": {name: counts.get(key.entry.id) or _window({}) for name, counts in windows.items()},
+            "isActive": is_active(key, subscription, call.now),
+            "usage": counts.get(key.entry.id, nothing),
         }
         if not credit:
             status, expires_at = plan_status(subscription, call.now)
@@ -122,21 +115,34 @@ def _items(
 
 
 def _counts_by_key(
-    call: Call, context: ProfileContext, account_id: str, since: datetime, only: tuple[str, ...]
-) -> dict[str, dict[str, int]]:
-    """Return key id → its counts from *since* on."""
-    counts: dict[str, dict[str, int]] = {}
+    call: Call, context: ProfileContext, account_id: str, only: tuple[str, ...]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Return key id → window → its counts, by one query: a window is the last parts of the longest one."""
+    longest, *shorter = [to_us(call.now - span) for _, span in reversed(WINDOWS)]
     query = UsageQuery(
         account_id=account_id,
-        from_us=to_us(since),
+        from_us=longest,
         to_us=to_us(next_hour(call.now)),
+        cuts_us=tuple(shorter),
         group_by=("key",),
         filters={"key": only} if only else {},
         measures=_COUNTS,
     )
+    parts: dict[str, dict[int, Mapping[str, int]]] = {}
     for page in pages(context, query):
         for row in page.rows:
-            counts[str(row["key"])] = _window(row, refused=bool(context.settings["count_refused"]))
+            parts.setdefault(row["key"], {})[row["part"]] = row
+    refused = bool(context.settings["count_refused"])
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for key_id, rows in parts.items():
+        summed = dict.fromkeys(_COUNTS, 0)
+        counts[key_id] = {}
+        # The shortest window is the last part.
+        for (name, _), part in zip(WINDOWS, range(len(WINDOWS) - 1, -1, -1), strict=True):
+            for measure, value in rows.get(part, {}).items():
+                if measure in summed:
+                    summed[measure] += value
+            counts[key_id][name] = _window(summed, refused=refused)
     return counts
 
 

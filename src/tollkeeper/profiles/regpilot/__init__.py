@@ -42,7 +42,7 @@ from tollkeeper.profiles.regpilot.headers import (
     rate_headers,
     with_headers,
 )
-from tollkeeper.profiles.regpilot.refusals import internal_error, refusal, unavailable
+from tollkeeper.profiles.regpilot.refusals import KEY_HEADERS, internal_error, refusal, unavailable
 from tollkeeper.profiles.regpilot.settings import NAME, SETTING_TYPES, SETTINGS, with_defaults
 from tollkeeper.profiles.regpilot.usage import answer_usage
 from tollkeeper.profiles.toolkit import CatalogFile
@@ -62,6 +62,7 @@ class RegPilot:
     sample = CatalogFile(f"{NAME}.sample")
     refusals_count = False
     credential = staticmethod(read_key)
+    credential_headers = KEY_HEADERS
     refuses_metered = staticmethod(is_refused_family)
 
     def __init__(self) -> None:

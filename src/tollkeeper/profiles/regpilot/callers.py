@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from tollkeeper.domain.catalog import Route
+from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.profiles.base import Call, Profile, ProfileContext, Reply, failure
@@ -18,6 +19,7 @@ from tollkeeper.profiles.regpilot.refusals import (
     refusal,
     revoked_key,
 )
+from tollkeeper.profiles.toolkit import answered
 
 USAGE_ROUTE: Final = Route(
     id="regpilot-usage", method="GET", path="/api/usage", event_kind="read", free=True, profile="regpilot"
@@ -30,19 +32,19 @@ HEALTH_ROUTE: Final = Route(
 def behind_key(
     profile: Profile, route: Route, handle: Callable[[Call, ProfileContext, StoredKey], Reply]
 ) -> Callable[[Call, ProfileContext], Reply]:
-    """Return *handle* behind a good key, whose rate limits count the call whatever its answer is."""
+    """Return *handle* behind a good key, whose rate limits count every call that does not fail on our side."""
 
     def answer(call: Call, context: ProfileContext) -> Reply:
         key = good_key(call, context)
         if isinstance(key, Reply):
             return with_headers(key, keyless_headers(call), call.request_id)
-        denial = context.pass_limits(key, route)
-        if denial is not None:
+        counted = context.count_call(key, route)
+        if isinstance(counted, Denial):
             limit_statuses = context.limit_statuses(key)
-            reply = refusal(denial, limit_statuses, 402)
+            reply = refusal(counted, limit_statuses, 402)
         else:
             try:
-                reply = handle(call, context, key)
+                reply = answered(context, counted, lambda: handle(call, context, key))
             except Exception as exc:
                 # Here, and not in `failed` alone, since only here the key's rate headers are known.
                 reply = failure(profile, call, exc)._replace(headers=())

@@ -51,11 +51,12 @@ def rate_headers(
 
 def credits_remaining(metered: Metered, settings: Mapping[str, Any]) -> HeaderList:
     """Return the remaining budget or credit, the least of all that the key draws on, in dollars."""
+    with_holds = settings["remaining_counts_holds"]
     left_nanos = [
-        limit_status.remaining
+        max(0, limit_status.allowed - (limit_status.used if with_holds else limit_status.settled))
         for limit_status in metered.limit_statuses
         if limit_status.kind in ("budget", "credit") and limit_status.unit == "nanos"
-        if limit_status.remaining is not None
+        if limit_status.allowed is not None
     ]
     if not left_nanos or not settings["credits_remaining_header"]:
         return []

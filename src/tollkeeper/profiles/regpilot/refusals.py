@@ -45,7 +45,7 @@ def refusal(denial: Denial, limit_statuses: Sequence[LimitStatus], budget_status
         case "rate_limited" | "too_many_concurrent":
             return _rate_limited(denial, limit_statuses)
         case "budget_exhausted" | "credit_exhausted":
-            return _budget_exceeded(denial, budget_status)
+            return _budget_exceeded(denial, limit_statuses, budget_status)
         case "unavailable":
             return unavailable()
         case "account_inactive" | "route_unknown" | "layer_not_allowed" | "price_unknown":
@@ -101,13 +101,23 @@ def _window_name(seconds: int) -> str:
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
-def _budget_exceeded(denial: Denial, status: int) -> Reply:
+def _budget_exceeded(denial: Denial, limit_statuses: Sequence[LimitStatus], status: int) -> Reply:
     per_unit = NANOS_PER_UNIT if denial.unit == "nanos" else 1
     if quantity_of_unit(denial.unit) is not None:
         per_unit = MICROS
+    refusing = (denial.limit, denial.unit, denial.match)
+    held = next(
+        (
+            status.held
+            for status in limit_statuses
+            if status.kind == "budget" and (status.name, status.unit, status.match) == refusing
+        ),
+        0,
+    )
     details = {
         "limit": quotient(denial.allowed or 0, per_unit),
-        "used": quotient(denial.used or 0, per_unit),
+        # As in `GET /api/usage`: without what open holds have set aside.
+        "used": quotient((denial.used or 0) - held, per_unit),
     }
     return Reply(status, {"error": "Budget exceeded", "code": "BUDGET_EXCEEDED", "details": details})
 

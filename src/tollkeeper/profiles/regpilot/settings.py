@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
+
+from tollkeeper.domain.money import NANOS_PER_UNIT
 from tollkeeper.profiles.base import ErrorStatus, Places, Weekday
 from tollkeeper.profiles.toolkit import ACCOUNT_ZONE, check_profile_zone
 
@@ -16,8 +19,11 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "week_start": "monday",
     # Whether `budget.used` is that of the asked period rather than that of the current month.
     "budget_follows_period": False,
-    # `budget.limit` of a project that no monthly budget bounds; the field is a number whatever happens.
-    "limit_without_budget_nanos": 0,
+    # `budget.limit` of a project that no budget in money and no credit bounds: a number in any case, and never 0, at
+    # which clients stop. 9 million dollars.
+    "limit_without_budget_nanos": 9_000_000 * NANOS_PER_UNIT,
+    # Whether what open holds have set aside lowers `budget.remaining` and `x-credits-remaining`.
+    "remaining_counts_holds": True,
     "hit_rate_places": 2,
     # Below 0 once the budget is overdrawn.
     "negative_remaining": False,
@@ -45,6 +51,7 @@ SETTINGS: Final[Mapping[str, Any]] = {
 SETTING_TYPES: Final[Mapping[str, Any]] = {
     "time_zone": check_profile_zone,
     "week_start": Weekday,
+    "limit_without_budget_nanos": Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)],
     "hit_rate_places": Places,
     "cost_unit": Literal["dollars", "cents"],
     "bad_parameter_status": ErrorStatus,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from tollkeeper.domain.entitlements import BudgetScope
+from tollkeeper.domain.entitlements import BudgetScope, Entitlement
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import LimitStatus
@@ -45,15 +45,12 @@ def answer_usage(call: Call, context: ProfileContext, key: StoredKey) -> Reply:
     budget = _budget(context, key, project, call.now, window)
     rows, totals = _by_model(context, key, project, window)
     hits, misses = totals["cache_hits"], totals["cache_misses"]
-    remaining_nanos = budget.limit_nanos - budget.used_nanos
-    if not settings["negative_remaining"]:
-        remaining_nanos = max(0, remaining_nanos)
     cost_unit_nanos = _COST_UNITS[settings["cost_unit"]]
     body = {
         "budget": {
             "limit": _dollars(budget.limit_nanos),
             "used": _dollars(budget.used_nanos),
-            "remaining": _dollars(remaining_nanos),
+            "remaining": _dollars(_shown_remaining(budget.remaining_nanos, settings)),
         },
         "cache": {
             "hits": hits,
@@ -74,57 +71,107 @@ def answer_usage(call: Call, context: ProfileContext, key: StoredKey) -> Reply:
 
 
 class ProjectBudget(NamedTuple):
+    """The budget that an answer shows. *remaining_nanos* may be below 0, and below what is not used: see `_budget`."""
+
     limit_nanos: int
     used_nanos: int
+    remaining_nanos: int
 
 
 def _budget(
     context: ProfileContext, key: StoredKey, project: str, now: datetime, window: Period
 ) -> ProjectBudget:
-    """Return the monthly budget that bounds the project: its used amount is the gate's own counter."""
-    limit_status = _monthly_limit_status(context, key)
-    limit_nanos = context.settings["limit_without_budget_nanos"]
-    if limit_status is not None:
-        assert limit_status.allowed is not None
-        limit_nanos = limit_status.allowed
-    if context.settings["budget_follows_period"]:
-        return ProjectBudget(limit_nanos, _cost_nanos(context, key, project, window))
-    if limit_status is None:
-        return ProjectBudget(
-            limit_nanos, _cost_nanos(context, key, project, _window(now, "month", context, key))
-        )
-    return ProjectBudget(limit_nanos, limit_status.used)
+    """
+    Return the budget that bounds the project: its monthly one; without one, any other in money, then the credit.
+
+    Used is what settled requests cost, without open holds; these lower the remainder if the deployment wants it. The
+    month is that of the setting `time_zone`. Where the budget's own month is another, the remainder is the lesser one
+    of the two: the gate refuses by the budget's.
+    """
+    settings = context.settings
+    month = _window(now, "month", context, key)
+    limit_statuses = context.limit_statuses(key)
+    bound = _bound(context.entitlement(key), limit_statuses)
+    if bound is None:
+        return _without_budget(context, key, project, month, limit_statuses)
+    scope, status = bound
+    assert status.allowed is not None
+    used_nanos = status.settled
+    spent = status.used if settings["remaining_counts_holds"] else status.settled
+    remaining_nanos = status.allowed - spent
+    filters = _events_of(scope, project, context.rotation_chain(key))
+    span = (status.starts_at, status.resets_at)
+    if scope.period == "month" and filters is not None and span != (month.start_at, month.end_at):
+        used_nanos = _cost_nanos(context, key, filters, month)
+        remaining_nanos = min(remaining_nanos, status.allowed - used_nanos)
+    if settings["budget_follows_period"]:
+        used_nanos = _cost_nanos(context, key, {"project": (project,)}, window)
+        remaining_nanos = status.allowed - used_nanos
+    return ProjectBudget(status.allowed, used_nanos, remaining_nanos)
 
 
-def _monthly_limit_status(context: ProfileContext, key: StoredKey) -> LimitStatus | None:
-    """Return the status of the project's monthly budget; without one, of any other that bounds the key [C]."""
-    entitlement = context.entitlement(key)
+def _without_budget(
+    context: ProfileContext,
+    key: StoredKey,
+    project: str,
+    month: Period,
+    limit_statuses: Sequence[LimitStatus],
+) -> ProjectBudget:
+    """Return what stands for the budget of a project that has none: the account's credit, or the setting [C]."""
+    used_nanos = _cost_nanos(context, key, {"project": (project,)}, month)
+    credit = next((status for status in limit_statuses if status.kind == "credit"), None)
+    if credit is not None and credit.allowed is not None:
+        remaining_nanos = credit.allowed - credit.used
+        return ProjectBudget(max(0, used_nanos + remaining_nanos), used_nanos, remaining_nanos)
+    limit_nanos = int(context.settings["limit_without_budget_nanos"])
+    return ProjectBudget(limit_nanos, used_nanos, limit_nanos - used_nanos)
+
+
+def _bound(
+    entitlement: Entitlement | None, limit_statuses: Sequence[LimitStatus]
+) -> tuple[BudgetScope, LimitStatus] | None:
+    """
+    Return the budget in money that the answer shows; None when none bounds the key.
+
+    A monthly one comes before the others [C], then the project's own before those that it shares, then the one with
+    the least left.
+    """
     if entitlement is None:
         return None
     # Both list the budgets in the same order; names alone may repeat. Those with a match or values have no status here.
     whole = [scope for scope in entitlement.budgets if scope.is_whole]
-    limit_statuses = [
-        limit_status for limit_status in context.limit_statuses(key) if limit_status.kind == "budget"
-    ]
+    budgets = [status for status in limit_statuses if status.kind == "budget"]
     bounds = [
-        (scope.project_id is None, limit_status.remaining, limit_status)
-        for scope, limit_status in zip(whole, limit_statuses, strict=False)
-        if _bounds_the_month(scope) and scope.name == limit_status.name
-        if limit_status.remaining is not None
+        (scope.period != "month", scope.project_id is None, status.remaining, scope, status)
+        for scope, status in zip(whole, budgets, strict=False)
+        if scope.unit == "nanos" and scope.name == status.name and status.remaining is not None
     ]
-    return min(bounds, key=lambda bound: bound[:2])[2] if bounds else None
+    return min(bounds, key=lambda bound: bound[:3])[3:] if bounds else None
 
 
-def _bounds_the_month(scope: BudgetScope) -> bool:
-    return scope.unit == "nanos" and scope.period == "month" and scope.amount is not None
+def _events_of(
+    scope: BudgetScope, project: str, rotation_chain: Sequence[str]
+) -> Mapping[str, tuple[str, ...]] | None:
+    """Return the filter of the events that a budget counts; None where it counts the keys of a plan."""
+    if scope.project_id is not None:
+        return {"project": (project,)}
+    if scope.key_id is not None:
+        return {"key": tuple(rotation_chain)}
+    return {} if scope.counter_id.startswith("budget:") else None
 
 
-def _cost_nanos(context: ProfileContext, key: StoredKey, project: str, window: Period) -> int:
+def _shown_remaining(remaining_nanos: int, settings: Mapping[str, Any]) -> int:
+    return remaining_nanos if settings["negative_remaining"] else max(0, remaining_nanos)
+
+
+def _cost_nanos(
+    context: ProfileContext, key: StoredKey, filters: Mapping[str, tuple[str, ...]], window: Period
+) -> int:
     query = UsageQuery(
         account_id=key.entry.account,
         from_us=to_us(window.start_at),
         to_us=to_us(window.end_at),
-        filters={"project": (project,)},
+        filters=filters,
         measures=("cost_nanos",),
     )
     return int(context.usage(query).totals["cost_nanos"])

@@ -9,7 +9,6 @@ session token. Scans and exports, by API and UI alike, draw on a monthly pool: a
     settings   the choices that the vendor leaves open
     callers    the credentials of a call, and the limits on calls to the vendor's own endpoints
     usage      GET /v1/usage
-    instants   ISO 8601 as clients write it
     keys       /v1/keys
     limits     the limit that an answer shows, and its headers
     problems   the vendor's table of errors

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from tollkeeper.domain.catalog import Limit, Route
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.instants import to_us
-from tollkeeper.domain.keys import SECRET_CHARS, StoredKey
-from tollkeeper.domain.limit_status import Session
+from tollkeeper.domain.keys import StoredKey
+from tollkeeper.domain.limit_status import LimitStatus, Session
 from tollkeeper.profiles.base import Call, Profile, ProfileContext, Reply, failure
 from tollkeeper.profiles.regsn.limits import rate_headers, shown_limit
 from tollkeeper.profiles.regsn.problems import (
@@ -22,29 +21,46 @@ from tollkeeper.profiles.regsn.problems import (
     too_fast,
 )
 from tollkeeper.profiles.regsn.settings import KEY_PREFIX, NAME
-from tollkeeper.profiles.toolkit import EarlyReply, HeaderList, bearer_token, ends_early, short_digest
+from tollkeeper.profiles.toolkit import (
+    EarlyReply,
+    HeaderList,
+    answered,
+    bearer_token,
+    ends_early,
+    short_digest,
+)
 
-_KEY: Final = re.compile(rf"{KEY_PREFIX}[A-Za-z0-9]{{{SECRET_CHARS}}}\Z")
 USAGE_ROUTE: Final = Route(
     id="regsn-usage", method="GET", path="/v1/usage", event_kind="read", bucket="reads", free=True
 )
 _Caller = TypeVar("_Caller")
 
 
+class Counted(NamedTuple, Generic[_Caller]):
+    """A call that the limits of its caller let pass: its caller, its headers, and the receipt for `give_back`."""
+
+    caller: _Caller
+    headers: HeaderList
+    receipt: Any
+
+
 def behind_credential(
     profile: Profile,
-    admit: Callable[[Call, ProfileContext], tuple[_Caller, HeaderList]],
+    admit: Callable[[Call, ProfileContext], Counted[_Caller]],
     handle: Callable[[Call, ProfileContext, _Caller, HeaderList], Reply],
 ) -> Callable[[Call, ProfileContext], Reply]:
     """Return *handle* behind *admit*: every answer to a known caller has its headers."""
 
     def answer(call: Call, context: ProfileContext) -> Reply:
-        caller, headers = admit(call, context)
+        caller, headers, receipt = admit(call, context)
         try:
-            return handle(call, context, caller, headers)
+            return answered(context, receipt, lambda: handle(call, context, caller, headers))
         except Exception as exc:
             # Here, and not in `failed` alone, since only here the caller's headers are known.
             reply = failure(profile, call, exc)
+            if admit is usage_reader:
+                # Without this call, if it was given back.
+                headers = reads_left(call, context, find_caller(call, context))
             return reply._replace(headers=[*headers, *reply.headers])
 
     return ends_early(answer)
@@ -57,12 +73,13 @@ def find_caller(call: Call, context: ProfileContext) -> StoredKey | Session:
         raise EarlyReply(
             problem_reply(call, NO_CREDENTIAL, "Send Authorization: Bearer with a key or a session.")
         )
-    if not token.startswith(KEY_PREFIX):
+    # Looked up whatever it looks like: an imported key may have any form.
+    stored = context.find_key(token)
+    if stored is None and not token.startswith(KEY_PREFIX):
         session = context.session(token)
         if session is None:
             raise EarlyReply(problem_reply(call, BAD_CREDENTIAL, "The session token is not valid."))
         return session
-    stored = context.find_key(token) if _KEY.match(token) else None
     entitlement = None if stored is None else context.entitlement(stored)
     if stored is None or entitlement is None or stored.state_at(to_us(call.now)) != "active":
         raise EarlyReply(problem_reply(call, BAD_CREDENTIAL, KEY_WRONG))
@@ -76,32 +93,52 @@ def account_of(caller: StoredKey | Session) -> str:
     return caller.account_id if isinstance(caller, Session) else caller.entry.account
 
 
-def usage_reader(call: Call, context: ProfileContext) -> tuple[StoredKey | Session, HeaderList]:
-    """Count a read; return the caller of the usage endpoint and the headers of its reads."""
+def usage_reader(call: Call, context: ProfileContext) -> Counted[StoredKey | Session]:
+    """Count a read of the usage endpoint."""
     caller = find_caller(call, context)
     if isinstance(caller, StoredKey):
-        denial = context.pass_limits(caller, USAGE_ROUTE)
+        counted = context.count_call(caller, USAGE_ROUTE)
         limit_statuses = context.limit_statuses(caller)
-        if denial is not None:
+        if isinstance(counted, Denial):
+            record_usage_call(context, caller, 429, counted)
             raise EarlyReply(
-                too_fast(call, denial, shown_limit(limit_statuses, USAGE_ROUTE.bucket, denial.limit))
+                too_fast(call, counted, shown_limit(limit_statuses, USAGE_ROUTE.bucket, counted.limit))
             )
         limit_status = shown_limit(limit_statuses, USAGE_ROUTE.bucket)
         if limit_status is not None:
-            return caller, rate_headers(limit_status, call.now)
+            return Counted(caller, rate_headers(limit_status, call.now), counted)
     amount = context.settings["reads_per_minute"]
-    return caller, _pass_per_minute(call, context, account_of(caller), "reads", _owner(caller), amount)
+    counted = _count_per_minute(context, account_of(caller), "reads", _owner(caller), amount)
+    if isinstance(counted.receipt, Denial):
+        record_usage_call(context, caller, 429, counted.receipt)
+        raise EarlyReply(too_fast(call, counted.receipt, counted.limit_status))
+    return Counted(caller, rate_headers(counted.limit_status, call.now), counted.receipt)
 
 
-def key_manager(call: Call, context: ProfileContext) -> tuple[Session, HeaderList]:
-    """Count a call to the key endpoints; return its session and the headers of its limit."""
+def record_usage_call(
+    context: ProfileContext, caller: StoredKey | Session, status: int, denial: Denial | None = None
+) -> None:
+    """Record a call to the usage endpoint as a request of its account, unless the deployment counts none."""
+    if not context.settings["usage_calls_counted"]:
+        return
+    if isinstance(caller, Session):
+        context.record_unkeyed(caller.account_id, USAGE_ROUTE, status, denial)
+    else:
+        context.record(caller, USAGE_ROUTE, status, denial)
+
+
+def key_manager(call: Call, context: ProfileContext) -> Counted[Session]:
+    """Count a call to the key endpoints."""
     caller = find_caller(call, context)
     if not isinstance(caller, Session):
         kind = FORBIDDEN._replace(status=context.settings["session_only_status"])
         detail = "Keys are managed with a dashboard session, not a key."
         raise EarlyReply(problem_reply(call, kind, detail, headers=reads_left(call, context, caller)))
     amount = context.settings["key_mgmt_per_minute"]
-    return caller, _pass_per_minute(call, context, caller.account_id, "key_mgmt", _owner(caller), amount)
+    counted = _count_per_minute(context, caller.account_id, "key_mgmt", _owner(caller), amount)
+    if isinstance(counted.receipt, Denial):
+        raise EarlyReply(too_fast(call, counted.receipt, counted.limit_status))
+    return Counted(caller, rate_headers(counted.limit_status, call.now), counted.receipt)
 
 
 def reads_left(call: Call, context: ProfileContext, caller: StoredKey | Session) -> HeaderList:
@@ -117,16 +154,18 @@ def reads_left(call: Call, context: ProfileContext, caller: StoredKey | Session)
     return rate_headers(limit_status, call.now)
 
 
-def _pass_per_minute(
-    call: Call, context: ProfileContext, account_id: str, bucket: str, owner: str, amount: int
-) -> HeaderList:
-    """Count a call of *owner* in a bucket that no plan has; return its headers."""
+class _Spent(NamedTuple):
+    receipt: Denial | Any
+    limit_status: LimitStatus
+
+
+def _count_per_minute(
+    context: ProfileContext, account_id: str, bucket: str, owner: str, amount: int
+) -> _Spent:
+    """Count a call of *owner* in a bucket that no plan has; return the refusal or receipt, and where it stands."""
     limit, name = _per_minute(bucket, amount), _counter_of(bucket, owner)
-    counted = context.spend(account_id, name, limit)
-    limit_status = context.limit_status_of(account_id, name, limit)
-    if isinstance(counted, Denial):
-        raise EarlyReply(too_fast(call, counted, limit_status))
-    return rate_headers(limit_status, call.now)
+    receipt = context.spend(account_id, name, limit)
+    return _Spent(receipt, context.limit_status_of(account_id, name, limit))
 
 
 def _per_minute(bucket: str, amount: int) -> Limit:

@@ -29,6 +29,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
     # Whether refused requests are in `request_count`, and refused scans and exports in theirs.
     "refused_requests_counted": True,
     "refused_scans_counted": False,
+    # Whether those that were answered with a status of 400 or above, which started nothing, are in them.
+    "failed_scans_counted": False,
     # Whether the total sums the rounded buckets, instead of being rounded once itself.
     "total_is_sum_of_buckets": False,
     # Reads per minute of a user, and of a key whose plan has no limit on reads.

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from tollkeeper.domain.instants import to_us
+from tollkeeper.domain.iso8601 import parse_instant
 from tollkeeper.domain.keys import StoredKey
 from tollkeeper.domain.limit_status import Session
 from tollkeeper.domain.money import cents_half_up
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.profiles.base import Call, ProfileContext, Reply
-from tollkeeper.profiles.regsn.callers import USAGE_ROUTE, account_of
-from tollkeeper.profiles.regsn.instants import parse_instant
+from tollkeeper.profiles.regsn.callers import account_of, record_usage_call
 from tollkeeper.profiles.regsn.problems import InvalidParameter, invalid, success
 from tollkeeper.profiles.toolkit import HeaderList, iso_millis, pages
 
@@ -52,12 +52,8 @@ def answer_usage(
         reply = invalid(call, exc, headers)
     else:
         reply = success(call, 200, _report(context, account_of(caller), parameters), headers)
-    if context.settings["usage_calls_counted"]:
-        # Recorded after the answer, so that a call does not count itself.
-        if isinstance(caller, Session):
-            context.record_unkeyed(caller.account_id, USAGE_ROUTE, reply.status)
-        else:
-            context.record(caller, USAGE_ROUTE, reply.status)
+    # After the answer, so that a call does not count itself.
+    record_usage_call(context, caller, reply.status)
     return reply
 
 
@@ -110,7 +106,7 @@ def _rows(context: ProfileContext, account_id: str, parameters: UsageRange) -> I
         granularity="day" if parameters.axis == "day" else None,
         time_zone=context.time_zone(account_id),
         group_by=("kind",) if parameters.axis == "day" else (parameters.axis, "kind"),
-        measures=("requests", "denied", "cost_nanos"),
+        measures=("requests", "failed", "denied", "cost_nanos"),
     )
     for page in pages(context, query):
         yield from page.rows
@@ -119,7 +115,12 @@ def _rows(context: ProfileContext, account_id: str, parameters: UsageRange) -> I
 def _add(bucket: _Bucket, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     requests, denied = row["requests"], row["denied"]
     bucket.request_count += requests if settings["refused_requests_counted"] else requests - denied
-    started = requests if settings["refused_scans_counted"] else requests - denied
+    # Refused requests have a status of 400 or above, too.
+    started = requests - max(row["failed"], denied)
+    if settings["refused_scans_counted"]:
+        started += denied
+    if settings["failed_scans_counted"]:
+        started += max(0, row["failed"] - denied)
     if row["kind"] == "scan":
         bucket.scan_count += started
     elif row["kind"] == "export":
