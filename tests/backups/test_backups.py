@@ -34,6 +34,7 @@ from tollkeeper.adapters.clickhouse import snapshots, tables
 from tollkeeper.adapters.data_directory import RESTORING_FILE
 from tollkeeper.adapters.sql import ledger_copies
 from tollkeeper.adapters.sql.database import open_engine
+from tollkeeper.domain.catalog import Account
 from tollkeeper.domain.pairing import BatchMark
 from tollkeeper.errors import BadParameter, Conflict, NotFound, StoresMismatch, Unavailable
 from tollkeeper.restoring import Restored, check_backup, restore
@@ -99,6 +100,9 @@ def test_what_is_restored_is_what_was_backed_up(place: Place, tmp_path: Path, en
             == 1
         )
         spend(toll, place.secret, 11)
+        log = toll.manage.audit_log()
+        toll.manage.put(Account(id="late", name="Late"))
+        assert toll.manage.audit_log()[1:] == log
         ingest(toll, "after")
         assert toll.verify().ok
         assert counted(toll)[0] == place.totals[0] + 14

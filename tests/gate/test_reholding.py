@@ -37,6 +37,12 @@ def counts(site: Site, admission: Admission) -> dict[str, int]:
     return {status.name: status.used for status in statuses}
 
 
+def set_aside(site: Site, admission: Admission) -> int:
+    """Return what open holds have set aside of the budget."""
+    statuses = site.gate.limit_statuses(admission.compiled_key, site.clock.now_us())
+    return sum(status.held for status in statuses if status.name == "b")
+
+
 def replace(site: Site, admission: Admission, **expected: Any) -> Denial | None:
     return site.gate.reholds.replace(admission, Usage(**expected), lambda: None)
 
@@ -48,9 +54,11 @@ def test_the_new_hold_stands_in_place_of_the_old_one() -> None:
     assert replace(site, one, prompt_tokens=50, cost_nanos=390) is None
     held = counts(site, one)
     assert held == {"rpm": 1, "tpm": 50, "permits": 50, "open": 1, "shared": 50, "b": 390, "credit": 390}
+    assert set_aside(site, one) == 390
     assert replace(site, one, prompt_tokens=10, cost_nanos=20) is None
     assert counts(site, one) == held | {"tpm": 10, "permits": 10, "shared": 10, "b": 20, "credit": 20}
     site.settle(one, 7, 15)
+    assert set_aside(site, one) == 0
     assert counts(site, one) == held | {"tpm": 7, "permits": 7, "shared": 7, "b": 15, "credit": 15, "open": 0}
 
 

@@ -391,6 +391,7 @@ class BudgetCounter:
     def rehold(self, mark: int, held: int, amount: int, now_us: int) -> int:
         period = self._periods[mark]
         period.used += amount - held
+        period.held += amount - held
         self._note(period)
         return mark
 

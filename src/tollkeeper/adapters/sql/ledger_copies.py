@@ -36,7 +36,12 @@ _FIGURES: Final = {
     "charged": "SELECT coalesce(sum(used), 0) FROM counters",
     "pending_events": "SELECT coalesce(sum(record_count), 0) FROM outbox WHERE set_aside_reason IS NULL",
 }
-_SEQUENCE: Final = sa.text("SELECT pg_get_serial_sequence('outbox', 'seq')")
+_NUMBERED: Final = tuple(
+    table.name for table in metadata.sorted_tables if table.dialect_options["sqlite"]["autoincrement"]
+)
+"""Tables whose rows get a number, `seq`, that is never given twice."""
+_SEQUENCE: Final = sa.text("SELECT pg_get_serial_sequence(:table, 'seq')")
+_SET_SEQUENCE: Final = sa.text("SELECT setval(pg_get_serial_sequence(:table, 'seq'), :last)")
 
 
 class LedgerCopy(Protocol):
@@ -102,10 +107,13 @@ class _OfPostgresql:
             migrate(engine)
             with database_errors("copied"), engine.begin() as copy:
                 _copy_rows(self._connection, copy)
-                name = self._connection.execute(_SEQUENCE).scalar_one()
-                last = self._connection.exec_driver_sql(f"SELECT last_value FROM {name}").scalar_one()  # noqa: S608
-                copy.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = 'outbox'")
-                copy.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('outbox', ?)", (last,))
+                for table in _NUMBERED:
+                    name = self._connection.execute(_SEQUENCE, {"table": table}).scalar_one()
+                    last = self._connection.exec_driver_sql(f"SELECT last_value FROM {name}").scalar_one()  # noqa: S608
+                    copy.exec_driver_sql("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+                    copy.exec_driver_sql(
+                        "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, last)
+                    )
         finally:
             engine.dispose()
         with file_errors(), closing(sqlite3.connect(path)) as copied:
@@ -245,11 +253,12 @@ def _fill_postgresql(source: sa.Engine, target: sa.Engine) -> None:
             # With the rows in one transaction, so that a database is restored whole or stays empty.
             upgrade(tx)
             _copy_rows(copy, tx)
-            last = copy.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").scalar()
-            if last:
-                tx.execute(
-                    sa.text("SELECT setval(pg_get_serial_sequence('outbox', 'seq'), :last)"), {"last": last}
-                )
+            for table in _NUMBERED:
+                last = copy.exec_driver_sql(
+                    "SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)
+                ).scalar()
+                if last:
+                    tx.execute(_SET_SEQUENCE, {"table": table, "last": last})
     except DBAPIError as exc:
         raise Unavailable(f"The ledger cannot be restored: {exc.orig}") from exc
 
