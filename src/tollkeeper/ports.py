@@ -231,11 +231,7 @@ class Catalog(AuditLog, Protocol):
     def list(
         self, kind: str, *, account: str | None = None, after: str | None = None, limit: int = 100
     ) -> Sequence[Entry]:
-        """
-        Return up to *limit* entries after the cursor *after*, in the order of their cursors.
-
-        The cursor of an entry is `cursor_of(entry)`; a plain id will do where *account* is given.
-        """
+        """Return up to *limit* entries by `cursor_of`, after *after*: a cursor, or an id where *account* is given."""
 
     def entries(self, kind: str, account: str | None = None) -> Sequence[Entry]:
         """Return all entries of *kind*, of one account or of all."""

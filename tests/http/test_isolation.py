@@ -93,6 +93,7 @@ def cases(world: World) -> list[Case]:
         Case("POST", "/tk/v1/rebuild", "/tk/v1/rebuild", None, 200, 403, 403, 403),
         Case("POST", "/tk/v1/backup", "/tk/v1/backup", {"target": "isolated"}, 200, 403, 403, 403),
         Case("POST", "/tk/v1/authorize", "/tk/v1/authorize", {}, 400, 403, 403, 403),
+        Case("POST", "/tk/v1/expect", "/tk/v1/expect", {}, 400, 403, 403, 403),
         Case("POST", "/tk/v1/settle", "/tk/v1/settle", {}, 400, 403, 403, 403),
         Case("POST", "/tk/v1/void", "/tk/v1/void", {}, 400, 403, 403, 403),
         Case("GET", "/metrics", "/metrics", None, 200, 403, 403, 403),
