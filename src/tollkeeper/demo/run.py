@@ -52,7 +52,9 @@ def run_demo(data: str | None, port: int | None, *, stay: bool, profile: str | N
     data_dir = _directory(data)
     port = _free_port() if port is None else port
     spoken = {} if profile is None else {"root_profile": profile, "profiles": profile}
-    installation = build(load({"data_dir": data_dir, **spoken}), trim_memory=trim_memory)
+    # Nothing of the environment: it may name the ledger of a real installation.
+    settings = load({"data_dir": data_dir, **spoken}, environ={})
+    installation = build(settings, trim_memory=trim_memory)
     try:
         given = os.environ.get(OPERATOR_KEY_VARIABLE)
         operator_key = ensure_operator_key(installation, given) or given
