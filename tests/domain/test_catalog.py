@@ -143,6 +143,7 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "limits": key_limits,
             "models": st.none() | patterns,
             "state": st.sampled_from(["active", "inactive", "expired", "revoked", "deleted"]),
+            "created_at": instants,
             "expires_at": instants,
             "sha256": st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
             "metadata": maps,

@@ -331,7 +331,7 @@ def test_a_variant_that_gets_a_price_is_priced_then(
         ("markups", {"factor": 1.2}, "factor", '"1.2"'),
         ("prices", {"model": "m", "rates": {"images": 0.04}}, "rates.images", '"0.006/60"'),
         ("prices", {"model": "m", "rates": {"images": "0.04"}}, "rates.images", '"0.006/60"'),
-        ("prices", {"model": "m", "rates": {"images": True}}, "rates.images", "int"),
+        ("prices", {"model": "m", "rates": {"images": True}}, "rates.images", "whole number"),
         ("prices", {"model": "m", "tiers": [{"over": 5, "x": 1}]}, "tiers[...]", "unknown field"),
     ],
 )

@@ -191,7 +191,10 @@ def test_an_unknown_field_of_a_request_is_answered_with_the_fields_there_are(
     _, secret = issue()
     refused = api("POST", "/tk/v1/authorize", {"key": secret, "path": "/v1/x", "modell": "m"})
     assert (refused.status_code, refused.json()["field"]) == (400, "modell")
-    assert "the fields are key, method, path" in refused.json()["detail"]
+    assert (
+        "the fields are key, other_keys, sessions, session, account, user, project, method, path"
+        in refused.json()["detail"]
+    )
 
 
 def test_a_batch_of_provider_bodies_and_plain_events_is_taken_whole(api: Api, account: str) -> None:

@@ -141,7 +141,13 @@ def world_of(site: Installation, profile: str) -> World:
         keys[f"{role} closed"] = Key(id=unique("key"), account=closed, **fields)
     keys["foreign"] = Key(id=unique("key"), account=account, profile=other)
     keys["native"] = Key(id=unique("key"), account=account)
+    clock = site.clock
+    assert isinstance(clock, ManualClock)
+    now = clock.now()
+    # A key that has ended can be made no more.
+    clock.set(NOON)
     made = set_up(site, *entries, *keys.values())
+    clock.set(now)
     for kind, key in keys.items():
         state = kind.partition(" ")[2]
         if state in ("inactive", "revoked", "deleted"):

@@ -147,6 +147,9 @@ def place(request: pytest.FixtureRequest, install: Install, at_root: bool) -> It
 def said(answer: Answer, body: dict[str, Any], headers: dict[str, Any]) -> None:
     """Assert that *answer* has exactly these headers and this body, in its order."""
     found = {name.decode(): value.decode() for name, value in answer.headers}
+    # Of one caller: no cache may give it to another.
+    assert found.pop("cache-control") == "private, no-store"
+    assert {"authorization", "x-api-key"} & set(found.pop("vary").lower().split(", "))
     request_id = found.get("x-request-id", "")
     expected = {"content-type": "application/json", "content-length": str(len(answer.body)), **headers}
     assert found == {name: request_id if value is ID else value for name, value in expected.items()}
