@@ -26,7 +26,7 @@ from tollkeeper.testing import ManualClock, installation, open_installation, uni
 Install = Callable[..., Installation]
 
 # Machines differ in speed: nothing here is timed.
-settings.register_profile("tests", deadline=None, max_examples=effort(50, 200))
+settings.register_profile("tests", deadline=None, max_examples=effort(25, 200))
 settings.load_profile("tests")
 
 

@@ -43,7 +43,7 @@ def tables(draw: st.DrawFn) -> tuple[list[Column], list[list[Any]], list[Any] | 
     return columns, rows, row() if draw(st.booleans()) else None
 
 
-@settings(max_examples=effort(150, 600), deadline=None)
+@settings(max_examples=effort(75, 600), deadline=None)
 @given(tables(), st.integers(20, 200))
 @example(([Column("a", True)], [[10**22]], None), 20)
 @example(([Column("k"), *[Column("n", True)] * 7], [["acme", *[534_000_000] * 7]], None), 80)
@@ -63,7 +63,7 @@ def test_every_number_is_printed_whole_at_any_width(
         assert all(word in words for word in column.heading.split())
 
 
-@settings(max_examples=effort(60, 200), deadline=None)
+@settings(max_examples=effort(30, 200), deadline=None)
 @given(tables(), st.integers(20, 200))
 def test_lines_fit_the_width_unless_one_word_is_longer(
     table: tuple[list[Column], list[list[Any]], list[Any] | None], width: int

@@ -43,7 +43,7 @@ def test_what_is_none_is_refused(text: str) -> None:
         parse_instant(text)
 
 
-@settings(max_examples=effort(80, 300), deadline=None)
+@settings(max_examples=effort(40, 300), deadline=None)
 @given(st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29)), st.integers(-1439, 1439))
 def test_all_forms_of_an_instant_are_the_same(at: datetime, minutes: int) -> None:
     at = at.replace(microsecond=0)

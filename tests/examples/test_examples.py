@@ -13,6 +13,9 @@ from typing import Any, Final
 
 import httpx
 import pytest
+from django.conf import settings as django_settings
+from django.urls import clear_url_caches
+from django.utils.functional import empty
 from starlette.testclient import TestClient
 
 from tests.end_to_end.server import OPERATOR_KEY, Server, running_server
@@ -110,7 +113,10 @@ def test_flask(load: Load) -> None:
     check_gate(call, module.toll)
 
 
-def test_django(load: Load) -> None:
+def test_django(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process has one Django site, which another test may have been before.
+    monkeypatch.setattr(django_settings, "_wrapped", empty)
+    clear_url_caches()
     module = load("django_app")
     with httpx.Client(transport=httpx.WSGITransport(module.application), base_url="http://h") as client:
 

@@ -32,7 +32,7 @@ from tollkeeper.ports import CatalogStore, Ledger, Outbox, UsageStore
 from tollkeeper.testing import Faulty, commit_all, lost_commits, verify
 
 TRIES: Final = 20
-TOGETHER: Final = effort(8, 1)
+TOGETHER: Final = effort(16, 1)
 """Methods of a port that fail in one day, each once before every step."""
 
 

@@ -224,4 +224,4 @@ class PruningModel(RuleBasedStateMachine):
 
 
 TestPruning = PruningModel.TestCase
-TestPruning.settings = settings(max_examples=effort(48, 120), stateful_step_count=40, deadline=None)
+TestPruning.settings = settings(max_examples=effort(24, 120), stateful_step_count=40, deadline=None)

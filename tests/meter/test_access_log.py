@@ -104,7 +104,7 @@ some_lines = st.lists(
 )
 
 
-@settings(max_examples=effort(40, 100), deadline=None)
+@settings(max_examples=effort(20, 100), deadline=None)
 @given(some_lines, st.data())
 def test_ids_do_not_depend_on_pieces_or_order(lines: list[str], data: st.DataObject) -> None:
     """However a file is cut at line ends, ids are the same; in another order it is the same set of ids."""
@@ -245,7 +245,7 @@ def test_a_bad_line_is_rejected_with_its_field_and_sinks_no_other(line: str, fie
     assert [r.index for r in decoded.rejections] == [1]
 
 
-@settings(max_examples=effort(80, 200), deadline=None)
+@settings(max_examples=effort(40, 200), deadline=None)
 @given(st.binary(max_size=60), st.integers(0, len(LINE)), st.integers(0, 20))
 def test_arbitrary_bytes_are_rejected_not_raised(piece: bytes, at: int, cut: int) -> None:
     line = LINE.encode()

@@ -187,7 +187,7 @@ IMAGES = PriceBook(
 )
 
 
-@settings(deadline=None, max_examples=effort(120, 300))
+@settings(deadline=None, max_examples=effort(60, 300))
 @given(st.lists(events, min_size=1, max_size=12), price_books())
 @example([PLAIN | {"route": route, "model": "image"} for route in range(len(ROUTES))], IMAGES)
 @example([PLAIN | {"route": route, "denied_reason": "rate_limited"} for route in range(len(ROUTES))], IMAGES)
@@ -286,7 +286,7 @@ sent_bodies = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=effort(80, 200))
+@settings(deadline=None, max_examples=effort(40, 200))
 @given(st.lists(sent_bodies, min_size=1, max_size=8), price_books(), st.booleans())
 def test_events_with_bodies_of_providers_cost_what_settled_requests_with_them_cost(
     batch: list[dict[str, Any]], book: PriceBook, as_lines: bool

@@ -242,7 +242,7 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body
 
 
-@settings(max_examples=effort(100, 250), deadline=None)
+@settings(max_examples=effort(50, 250), deadline=None)
 @given(bodies())
 @example(lines_of(GOOD, GOOD).replace(b'"e-1"', b'"\\u00e9"'))
 @example(b'{"id":"a","time":"2026-01-31T09:30:00Z","account":"x"}{"id":"b"}\n{"id":"c",\n"time":"x"}\n')
@@ -274,7 +274,7 @@ sound_values: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=effort(60, 150), deadline=None)
+@settings(max_examples=effort(30, 150), deadline=None)
 @given(st.lists(st.fixed_dictionaries({}, optional=sound_values), min_size=1, max_size=6), st.booleans())
 def test_the_fast_way_judges_values_as_the_exact_way_does(
     changes: list[dict[str, Any]], ascii_only: bool
@@ -284,7 +284,7 @@ def test_the_fast_way_judges_values_as_the_exact_way_does(
     decoded_both_ways("\n".join(batch).encode())
 
 
-@settings(max_examples=effort(60, 150), deadline=None)
+@settings(max_examples=effort(30, 150), deadline=None)
 @given(st.lists(st.tuples(quantities, tokens), min_size=1, max_size=6))
 def test_quantities_are_the_same_both_ways(stated: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """Text, whole numbers and fractions, in both spellings of a token class."""
@@ -349,7 +349,7 @@ def test_a_bad_quantity_names_its_field(quantities: Any, field: str, code: str) 
     assert (rejection.field, rejection.code) == (field, code)
 
 
-@settings(max_examples=effort(40, 100), deadline=None)
+@settings(max_examples=effort(20, 100), deadline=None)
 @given(st.lists(events(), max_size=6))
 def test_every_way_in_gives_the_same_events(given_events: list[dict[str, Any]]) -> None:
     """NDJSON, a JSON array, a pretty-printed array and Python objects are one format."""
@@ -367,7 +367,7 @@ def test_every_way_in_gives_the_same_events(given_events: list[dict[str, Any]]) 
     assert [r[:3] for r in rejections] == [r[:3] for r in expected[2]]
 
 
-@settings(max_examples=effort(40, 100), deadline=None)
+@settings(max_examples=effort(20, 100), deadline=None)
 @given(st.lists(events(), min_size=1, max_size=8), st.data())
 def test_a_body_split_at_line_ends_gives_the_same_events(
     batch: list[dict[str, Any]], data: st.DataObject
@@ -382,14 +382,14 @@ def test_a_body_split_at_line_ends_gives_the_same_events(
     assert head.rejections + moved == whole_body.rejections
 
 
-@settings(max_examples=effort(80, 200), deadline=None)
+@settings(max_examples=effort(40, 200), deadline=None)
 @given(st.binary(max_size=80) | st.text(alphabet='{}[]",:\\\n\r0e.-ntu', max_size=40).map(str.encode))
 def test_arbitrary_bytes_are_rejected_not_raised(body: bytes) -> None:
     decoded_both_ways(body)
     plain(decode_json(body, now_us=NOW_US))
 
 
-@settings(max_examples=effort(80, 200), deadline=None)
+@settings(max_examples=effort(40, 200), deadline=None)
 @given(
     times,
     st.integers(0, 40),
@@ -411,7 +411,7 @@ def test_times_are_read_as_the_domain_reads_them(text: str, at: int, piece: str,
         assert decoded.rejections[0].code in ("time_too_old", "time_in_future")
 
 
-@settings(max_examples=effort(40, 100), deadline=None)
+@settings(max_examples=effort(20, 100), deadline=None)
 @given(st.lists(st.floats(0, LATENCY_MS_MAX) | st.integers(0, 10**7).map(lambda n: n / 2000), min_size=1))
 @example([0.0005, 0.0015, 0.0025, 1.0005])
 def test_latencies_are_rounded_as_the_domain_rounds_them(millis: list[float]) -> None:
@@ -835,7 +835,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=effort(80, 200), deadline=None)
+@settings(max_examples=effort(40, 200), deadline=None)
 @given(st.lists(json_values, max_size=8), st.integers(1, 9))
 def test_the_commas_of_an_array_are_those_between_its_items(items: list[Any], block_bytes: int) -> None:
     """Wherever a block ends: in a string, after a backslash, in the middle of a character."""

@@ -480,7 +480,7 @@ QUANTITIES = ({}, {"seconds": 10**18}, {"cache_write_tokens": 7 * 10**6, "own": 
 moments = st.integers(NOW_US - 40 * 86_400_000_000, NOW_US) | st.sampled_from(BOUNDS)
 
 
-@settings(PER_EXAMPLE, max_examples=effort(48, 120))
+@settings(PER_EXAMPLE, max_examples=effort(24, 120))
 @given(
     drawn=st.lists(
         st.tuples(
@@ -570,7 +570,7 @@ def blank(tenant: Tenant, at_us: int) -> Record:
 counts = st.integers(0, 3) | st.integers(0, 10**9)
 
 
-@settings(PER_EXAMPLE, max_examples=effort(40, 100))
+@settings(PER_EXAMPLE, max_examples=effort(20, 100))
 @given(
     path=st.sampled_from(["POST /v1/scan/9", "POST /v1/chat", "GET /v1/status"]),
     model=st.sampled_from(["", "m1", "image", "gpt-4o", "no-such-model"]),

@@ -112,7 +112,7 @@ def expected_sums(found: list[Record], match: Match, by: list[str]) -> dict[tupl
     return {values: tuple(amounts) for values, amounts in sums.items()}
 
 
-@settings(EACH, max_examples=effort(60, 150))
+@settings(EACH, max_examples=effort(30, 150))
 @given(rows, matches, pers)
 def test_columns_match_as_records_do(drawn: list[tuple[Any, ...]], match: Match, by: list[str]) -> None:
     found = records("a", drawn)
@@ -133,7 +133,7 @@ def test_columns_match_as_records_do(drawn: list[tuple[Any, ...]], match: Match,
         assert len(set(values)) == len(values)
 
 
-@settings(EACH, max_examples=effort(24, 60))
+@settings(EACH, max_examples=effort(12, 60))
 @given(rows, matches, pers)
 def test_the_usage_store_matches_as_records_do(
     usage_store: ClickHouseUsageStore, drawn: list[tuple[Any, ...]], match: Match, by: list[str]
@@ -227,7 +227,7 @@ def _account(site: Installation) -> str:
     return _made[id(site)]
 
 
-@settings(EACH, max_examples=effort(24, 60))
+@settings(EACH, max_examples=effort(12, 60))
 @given(rows)
 def test_a_batch_charges_what_its_records_charge(
     module_site: Installation, drawn: list[tuple[Any, ...]]

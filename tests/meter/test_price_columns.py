@@ -96,7 +96,7 @@ def _check_row_by_row(cases: list[dict[str, Any]], priced: PricedColumns, book: 
 
 
 class TestColumns:
-    @settings(deadline=None, max_examples=effort(120, 300))
+    @settings(deadline=None, max_examples=effort(60, 300))
     @given(price_lists(), markup_lists(), st.lists(rows, max_size=12))
     def test_columns_cost_what_their_rows_cost(self, prices, markups, cases):
         """`price_columns` and `cost_nanos` of `price_of` are twins; this holds them together."""

@@ -504,4 +504,4 @@ class GateModel(RuleBasedStateMachine):
 
 
 TestGate = GateModel.TestCase
-TestGate.settings = settings(max_examples=effort(48, 120), stateful_step_count=40, deadline=None)
+TestGate.settings = settings(max_examples=effort(24, 120), stateful_step_count=40, deadline=None)

@@ -372,4 +372,4 @@ class MatchesModel(RuleBasedStateMachine):
 
 
 TestMatches = MatchesModel.TestCase
-TestMatches.settings = settings(max_examples=effort(24, 60), stateful_step_count=30, deadline=None)
+TestMatches.settings = settings(max_examples=effort(12, 60), stateful_step_count=30, deadline=None)

@@ -637,7 +637,7 @@ def test_any_range_is_answered(vendor: Vendor) -> None:
         assert vendor.usage(customer.secret, **{"from": start, "to": end})["buckets"] == []
 
 
-@settings(max_examples=effort(80, 200), deadline=None)
+@settings(max_examples=effort(40, 200), deadline=None)
 @given(
     at=st.datetimes(min_value=datetime(1, 1, 3), max_value=datetime(9999, 12, 29)),
     minutes=st.integers(-1439, 1439),
@@ -659,7 +659,7 @@ def test_every_way_to_write_an_instant_is_read(
     assert parse_instant(text + sign + off) == kept - timedelta(minutes=minutes)
 
 
-@settings(max_examples=effort(120, 300), deadline=None)
+@settings(max_examples=effort(60, 300), deadline=None)
 @given(st.one_of(st.text(max_size=40), st.from_regex(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d([+-]\d\d:\d\d)?\Z")))
 def test_any_text_is_an_instant_or_none(text: str) -> None:
     """Whatever is sent as `from`, no other error than the two that are answered with 422."""

@@ -143,7 +143,9 @@ def credentials_of(profile: str, api: Api, world: World, installation: Installat
     for state in ("revoked", "inactive", "deleted"):
         key_id, ends[state] = issue(a.account)
         assert api("POST", f"/tk/v1/keys/{key_id}/state", {"state": state}).status_code == 200
-    _, ends["expired"] = issue(a.account, expires_at="2026-01-01T00:00:00Z")
+    key_id, ends["expired"] = issue(a.account)
+    ended = {"account": a.account, "profile": profile, "type": "credit", "expires_at": "2026-01-01T00:00:00Z"}
+    assert api("PUT", f"/tk/v1/keys/{key_id}", ended).status_code == 200
     other = "shoal" if profile != "shoal" else "regsn"
     key = issue(a.account)[1]
     of_a, of_b = tokens_of(a.account, installation), tokens_of(b.account, installation)
