@@ -61,7 +61,8 @@ urlpatterns = [path("v1/chat", chat)]
 
 def program(name: str) -> str:
     """Return the program that the page shows under *name*."""
-    (found,) = re.findall(rf"```python\n(# {re.escape(name)}\n.*?)```", PAGE, re.DOTALL)
+    shown = re.findall(rf"```python\n(# {re.escape(name)}\n.*?)```", PAGE, re.DOTALL)
+    (found,) = (text for text in shown if "fastapi" not in text)
     return str(found)
 
 
