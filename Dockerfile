@@ -22,6 +22,7 @@ EXPOSE 8080
 # What is acknowledged is stored; a stop waits for the calls that are under way.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; \
+        r.urlopen(f\"http://127.0.0.1:{os.environ.get('TOLLKEEPER_PORT', '8080')}/healthz\", timeout=4)"]
 ENTRYPOINT ["tollkeeper"]
 CMD ["serve"]

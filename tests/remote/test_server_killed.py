@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_a_server_that_is_killed_in_the_midst_counts_each_request_once(tmp_path)
     threads = [threading.Thread(target=work) for _ in range(CLIENTS)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    wait_for(lambda: len(settled) > 20)
     process.send_signal(signal.SIGKILL)
     process.wait()
     wait_for(lambda: refused)

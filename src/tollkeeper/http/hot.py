@@ -119,10 +119,7 @@ class HotEndpoints:
     ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_AUTHORIZE, body)
-        expected = _usage(request, request.cost_nanos)
-        if request.usage is not None or request.usage_of is not None:
-            expected = await self._counted(expected, request.usage, request.usage_of)
-            expected = expected._replace(model=expected.model or expected.response_model, response_model="")
+        expected = await self._expected(request)
         if request.answer_as:
             request = self._with_tags(request)
         caller: Caller | Denial = _checked_key(request)
@@ -161,6 +158,14 @@ class HotEndpoints:
         request_id = "req_" + admission.id.replace("-", "")
         worded = await self._threads.attempt(dialect.headers, admission, request_id)
         return 200, [_JSON, *encoded(worded)], _encode(_authorize_answer(admission, dict(worded)))
+
+    async def _expected(self, request: AuthorizeRequest | ExpectRequest) -> Usage:
+        """Return the most that a request may use, as it is stated or as a provider's usage object has it."""
+        expected = _usage(request, request.cost_nanos)
+        if request.usage is None and request.usage_of is None:
+            return expected
+        expected = await self._counted(expected, request.usage, request.usage_of)
+        return expected._replace(model=expected.model or expected.response_model, response_model="")
 
     def _with_tags(self, request: AuthorizeRequest) -> AuthorizeRequest:
         """Return *request* with the tags that its profile reads from its headers."""
@@ -239,10 +244,7 @@ class HotEndpoints:
     ) -> HotAnswer:
         _operator_only(principal)
         request = _decoded(_EXPECT, body)
-        expected = _usage(request, request.cost_nanos)
-        if request.usage is not None or request.usage_of is not None:
-            expected = await self._counted(expected, request.usage, request.usage_of)
-            expected = expected._replace(model=expected.model or expected.response_model, response_model="")
+        expected = await self._expected(request)
         changes, future = self._holds.changes, CommitFuture(asyncio.get_running_loop())
         admission = self._holds.open_hold(request.hold_id, request.account)
         more, extension = request.more, None
