@@ -29,7 +29,7 @@ from tollkeeper.domain.meter import facts_of, units_of
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.budget_periods import BudgetPeriods
-from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.commit_future import SCOPES_WAIT_S, CommitFuture
 from tollkeeper.ledger.commit_tasks import ChangeScopes, Draft
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.relay import Relay, Unreadable, records_of_entry, table_of_entry
@@ -190,7 +190,7 @@ class ScopeKeeper:
         if not counted:
             count: Callable[[], dict[CounterAt, int]] = dict
             self._committer.submit(SwitchScopes(going_on, ended, future, count, grown))
-            future.wait()
+            future.wait(SCOPES_WAIT_S)
             return
         try:
             with self._relay.exclusive(self.sum_s_max):
@@ -201,7 +201,7 @@ class ScopeKeeper:
                 self._committer.submit(
                     SwitchScopes([*began, *going_on], ended, future, lambda: self._missing(since), members)
                 )
-                future.wait()
+                future.wait(SCOPES_WAIT_S)
         except BaseException:
             for scope, _ in counted:
                 self._periods.not_begun(scope)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from tollkeeper.errors import Unavailable
+
+WAIT_S: Final = 15.0
+"""How long a caller waits. More than a statement, or a silent database, may take: those end first."""
+SCOPES_WAIT_S: Final = 60.0
+"""How long a change of scopes, or a comparison, waits: the commit thread reads for it."""
 
 
 class CommitFuture:
@@ -37,7 +42,7 @@ class CommitFuture:
         return future
 
     async def committed(self) -> Any:
-        """Return the result once it is committed; raise the error if it failed."""
+        """As `wait`, for a coroutine."""
         if not self.ended:
             loop = self._loop
             if loop is not None and loop is asyncio.get_running_loop():
@@ -45,21 +50,28 @@ class CommitFuture:
                 # resolved on this loop, so not before it is in the list.
                 future = loop.create_future()
                 self._waiting.append(future)
-                await future
+                timer = loop.call_later(WAIT_S, _let_go, future)
+                try:
+                    await future
+                finally:
+                    timer.cancel()
             else:
                 await asyncio.to_thread(self.wait)
         return self._outcome()
 
-    def wait(self, timeout_s: float = 60.0) -> Any:
-        """Return the result once it is committed; raise the error if it failed."""
+    def wait(self, timeout_s: float = WAIT_S) -> Any:
+        """
+        Return the result once it is committed; raise the error if it failed.
+
+        Raises:
+            Unavailable: The commit failed, or its outcome is not known in time; it may take place yet.
+        """
         if not self.ended:
             if self._done is None:
                 self._done = threading.Event()
             # `finish` sets `ended` before it looks for the event, so one of the two sees the other.
             if not self.ended and not self._done.wait(timeout_s):
-                raise Unavailable(
-                    "The ledger did not commit in time. The outcome is unknown: retry with the same id."
-                )
+                raise _unknown()
         return self._outcome()
 
     def _outcome(self) -> Any:
@@ -94,3 +106,12 @@ def finish(futures: Iterable[CommitFuture]) -> None:
 def _resolve_all(futures: list[CommitFuture]) -> None:
     for future in futures:
         future._resolve()
+
+
+def _let_go(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_exception(_unknown())
+
+
+def _unknown() -> Unavailable:
+    return Unavailable("The ledger did not commit in time. The outcome is unknown: retry with the same id.")

@@ -50,6 +50,8 @@ UNAWAITED_S: Final = 0.01
 UNAWAITED_TASKS: Final = 1_000
 """How long, and up to how many tasks, a group gathers under load while no caller waits for any of them."""
 RETRY_S: Final = (0.05, 0.2, 0.5, 1.0)
+STUCK_S: Final = 8.0
+"""A group that takes longer hangs in the database, or is in doubt whether it was committed: no more is taken."""
 CLOSE_S: Final = 30.0
 """How long closing tries to commit what is queued."""
 _LEDGER_AWAY: Final = "The ledger cannot be written now. Nothing is admitted until it can."
@@ -90,6 +92,8 @@ class Committer:
         self._listener = listener
         self._queue: list[CommitTask] = []
         self._under_way = 0
+        self._stuck_at_s = math.inf
+        """When the group that is being written counts as stuck, by the monotonic clock."""
         # Taken by its own name where speed counts: a condition takes its lock in Python.
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
@@ -121,27 +125,34 @@ class Committer:
         Queue *task*; its future, if any, ends after the commit.
 
         Raises:
-            Unavailable: Too much waits already, or the committer is closing. `task.done` has the error too.
+            Unavailable: Too much waits already, the ledger hangs, or the committer is closing. `task.done` has the
+                error too.
         """
         with self._lock:
             if self._closing:
                 error = Unavailable("Tollkeeper is closing: nothing more is booked.")
-            elif len(self._queue) < QUEUE_MAX or self._is_taken_beyond(task):
+            elif (reason := self._reason_to_refuse()) is None or self._is_taken_beyond(task, reason):
                 self._queue.append(task)
                 if len(self._queue) in (1, self._enough) or (not self._awaited and task.future is not None):
                     self._awaited = True
                     self._arrived.notify()
                 return
             else:
-                error = Unavailable("Too much waits to be committed. Try again shortly.")
+                error = Unavailable(reason)
         # Outside the lock, as it may take others.
         if task.done is not None:
             task.done(error)
         raise error
 
-    def _is_taken_beyond(self, task: CommitTask) -> bool:
-        """Return whether *task* is queued though too much waits already. The lock is held."""
-        self._gate.refuse(_QUEUE_FULL)
+    def _reason_to_refuse(self) -> str | None:
+        """Return why no more tasks are taken than those that must be. The lock is held."""
+        if len(self._queue) >= QUEUE_MAX:
+            return _QUEUE_FULL
+        return _LEDGER_AWAY if time.monotonic() > self._stuck_at_s else None
+
+    def _is_taken_beyond(self, task: CommitTask, reason: str) -> bool:
+        """Return whether *task* is queued though no more should be. The lock is held."""
+        self._gate.refuse(reason)
         return task.kept
 
     def book(self, task: Settle) -> Record:
@@ -195,6 +206,7 @@ class Committer:
                 log.exception("tollkeeper.committer.failed")
                 self._fail(tasks, Unavailable("The commit failed: its outcome is unknown."), exc)
             self._under_way = 0
+            self._stuck_at_s = math.inf
             self._end_round()
 
     def _next_tasks(self) -> list[CommitTask]:
@@ -207,6 +219,7 @@ class Committer:
             if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
                 tasks, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
                 self._last_size = self._under_way = len(tasks)
+                self._stuck_at_s = time.monotonic() + STUCK_S
                 return tasks
             tasks, self._queue = self._queue, []
         if not tasks:

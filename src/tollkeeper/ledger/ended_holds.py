@@ -19,7 +19,7 @@ from tollkeeper.domain.bookings import EndedHold, StoredHold
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.meter import same_outcome
 from tollkeeper.domain.requests import Outcome
-from tollkeeper.errors import HoldEnded, HoldUnknown
+from tollkeeper.errors import HoldEnded, HoldUnknown, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold, Settle
@@ -84,7 +84,8 @@ class EndedHolds:
 
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
-            HoldEnded: It was voided, or settled with another outcome, or is being ended now, or its id was used since.
+            HoldEnded: It was voided, or settled with another outcome, or its id was used since.
+            Unavailable: Another call is ending it now.
         """
         for owner in self._owners(hold_id, account_id):
             found = self._settle_late(owner, hold_id, outcome, future)
@@ -107,7 +108,8 @@ class EndedHolds:
 
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
-            HoldEnded: It was settled, or is being ended now, or its id was used since.
+            HoldEnded: It was settled, or its id was used since.
+            Unavailable: Another call is ending it now.
         """
         for owner in self._owners(hold_id, account_id):
             found = self._void_late(owner, hold_id, future)
@@ -195,7 +197,9 @@ class EndedHolds:
         at = (account_id, hold_id)
         with self._lock:
             if at in self._ending:
-                raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+                raise Unavailable(
+                    f"Hold {hold_id} is being ended by another call: ask again for its outcome."
+                )
             self._ending.add(at)
         try:
             yield

@@ -291,8 +291,8 @@ class Holds:
 
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
-            HoldEnded: It was voided, or settled with another outcome, or is being ended now, or it expired and its
-                id was used since.
+            HoldEnded: It was voided, or settled with another outcome, or it expired and its id was used since.
+            Unavailable: Another call is ending it now, or nothing more is booked.
         """
         held = self._open.find(hold_id, account_id)
         if held is None:
@@ -302,7 +302,7 @@ class Holds:
             return found
         admission = held[0]
         if not self._gate.claim(admission):
-            raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+            raise Unavailable(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
         now_us = self._now_us()
         version = self._committer.scopes_version
         try:
@@ -364,7 +364,8 @@ class Holds:
 
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
-            HoldEnded: It was settled, or is being ended now, or it expired and its id was used since.
+            HoldEnded: It was settled, or it expired and its id was used since.
+            Unavailable: Another call is ending it now, or nothing more is booked.
         """
         held = self._open.find(hold_id, account_id)
         if held is None:
@@ -374,7 +375,7 @@ class Holds:
             return found
         admission = held[0]
         if not self._gate.claim(admission):
-            raise HoldEnded(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
+            raise Unavailable(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
         ended = EndedHold(admission.account_id, hold_id, "voided", self._now_us())
 
         def done(error: BaseException | None) -> None:

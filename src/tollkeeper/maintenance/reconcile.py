@@ -19,7 +19,7 @@ from tollkeeper.domain.pools import CreditBook
 from tollkeeper.errors import Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.budget_scopes import ScopeKeeper
-from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.commit_future import SCOPES_WAIT_S, CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pairing import Pairing
@@ -158,7 +158,7 @@ class Reconcile:
         with self._scopes.unchanged(), self._relay.exclusive():
             future = CommitFuture()
             self._committer.submit(ReadBarrier(lambda: self._books(account_id), future))
-            books, seq = future.wait()
+            books, seq = future.wait(SCOPES_WAIT_S)
             self._relay.deliver_up_to(seq)
             return self._compare(account_id, books), len(books.counters)
 

@@ -28,6 +28,7 @@ from tollkeeper.domain.bookings import Committed
 from tollkeeper.errors import BadInput, Conflict, LedgerInUse, Unavailable
 
 _IN_DOUBT_RETRY_S: Final = 0.5
+_TURN_S_MAX: Final = 10.0
 _CLAIM_STEP: Final = 2
 """Commits count in steps of one. A process whose commit is in doubt sees that this number is not of its commit."""
 _TAKEN_OVER: Final = "Another process has taken over the ledger: this one must be started again to book more."
@@ -148,7 +149,7 @@ class LedgerDatabase:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """Yield the transaction of a short write, which is committed when the block ends."""
-        with database_errors("written"), self._write_lock:
+        with database_errors("written"), self._turn_to_write():
             if self._claimed_seq is not None:
                 self._file.check()
             with self.engine.begin() as tx:
@@ -157,6 +158,16 @@ class LedgerDatabase:
                     if found != self._claimed_seq:
                         raise LedgerInUse(_TAKEN_OVER if found > self._claimed_seq else WENT_BACK)
                 yield tx
+
+    @contextmanager
+    def _turn_to_write(self) -> Iterator[None]:
+        """Have the turn of a writer; a commit in doubt keeps its own until the database answers."""
+        if not self._write_lock.acquire(timeout=_TURN_S_MAX):
+            raise Unavailable("The ledger is still at work on another write. Try again shortly.")
+        try:
+            yield
+        finally:
+            self._write_lock.release()
 
     # -- reading --------------------------------------------------------------------------------------
 
