@@ -25,7 +25,7 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.events import Event
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.requests import NO_USAGE, Outcome
-from tollkeeper.errors import Conflict, EventConflict, HoldEnded, NotFound, TollkeeperError
+from tollkeeper.errors import Conflict, EventConflict, HoldEnded, NotFound, TollkeeperError, Unavailable
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import ReadBarrier
 from tollkeeper.meter.decode import decode_events
@@ -275,7 +275,7 @@ def test_of_a_void_and_a_late_settle_at_once_one_wins(api: Api, clock: ManualClo
     def ended(call: Callable[[], Any]) -> bool:
         try:
             call()
-        except HoldEnded:
+        except (HoldEnded, Unavailable):
             return False
         return True
 

@@ -61,8 +61,8 @@ log = logging.getLogger("tollkeeper.usage")
 def clear(client: Client) -> None:
     """Remove this process's rows from `TABLE`, and what was left by others that are gone."""
     client.command(
-        f"ALTER TABLE {TABLE} DELETE WHERE writer = '{WRITER}' OR listed_at < now() - {_STALE_S}",
-        settings={"mutations_sync": 1},
+        f"ALTER TABLE {TABLE} DELETE WHERE writer = '{WRITER}' OR listed_at < now() - {_STALE_S} "
+        "SETTINGS mutations_sync = 1"
     )
 
 
