@@ -270,17 +270,19 @@ def test_a_stream_that_fits_completes(place: Place) -> None:
 
 def test_a_stream_whose_client_leaves_is_booked_as_far_as_it_came(place: Place) -> None:
     """What it held beyond is there for others at once."""
+    came = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         metering = scope["state"]["tollkeeper"]
         await metering.expect(FITS)
         await send(START)
         metering.usage = Usage(prompt_tokens=100, completion_tokens=3)
+        came.set()
         await asyncio.Event().wait()
 
     async def leave() -> None:
         call = asyncio.ensure_future(place.call(place.toll.middleware(app)))
-        await asyncio.sleep(0.1)
+        await came.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
