@@ -12,7 +12,7 @@ from tollkeeper.http import server
 
 
 def test_the_server_shortens_the_switch_interval_while_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Python's 5 ms, a durable decision beside one large batch waits up to 5 ms each time that it needs the lock."""
+    """With Python's 5 ms, a decision beside a large batch waits up to 5 ms each time that it needs the lock."""
     while_serving: list[float] = []
     app = SimpleNamespace(close=lambda: while_serving.append(sys.getswitchinterval()))
 

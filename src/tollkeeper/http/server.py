@@ -30,8 +30,8 @@ SWITCH_INTERVAL_S: Final = 0.0005
 """
 How long a thread may keep Python's lock while another one waits for it, a tenth of Python's default.
 
-A decision that becomes durable takes the lock many times, on three threads: each statement of the ledger gives it up and
-takes it again. Beside one thread that computes (a batch, the rows of a report), each time is a wait of up to this
+A decision that becomes durable takes the lock many times, on three threads: each statement of the ledger gives it up
+and takes it again. Beside one thread that computes (a batch, the rows of a report), each time is a wait of up to this
 interval. A fifth of it helped no more.
 """
 
