@@ -47,6 +47,8 @@ USAGE_EVERY: Final = 10
 EVENTS: Final = 200_000
 """Of the noisy account, before the first attack: its heavy queries have something to read."""
 BATCH: Final = 20_000
+ROWS_MAX: Final = 50_000
+"""The most rows that a usage query may ask for; one that asks for more is refused at once."""
 PAIRS_MIN: Final = 100
 """Of a phase, which lasts up to `LONGER` times as long for them: of fewer the p99 is the slowest."""
 LONGER: Final = 4
@@ -119,7 +121,13 @@ def heavy_query(port: int, index: int) -> None:
 
 def huge_group_by(port: int, index: int) -> None:
     groups = "key,project,route,model,status,tag.a,tag.b,method"
-    _call(port, "GET", f"/tk/v1/usage?group_by={groups}&limit=100000&offset={index % 97}", credential=NOISY)
+    _call(
+        port, "GET", f"/tk/v1/usage?group_by={groups}&limit={ROWS_MAX}&offset={index % 97}", credential=NOISY
+    )
+
+
+def refused_queries(port: int, index: int) -> None:
+    _call(port, "GET", f"/tk/v1/usage?group_by=model&limit={ROWS_MAX + 1}", credential=NOISY)
 
 
 def new_keys(port: int, index: int) -> None:
@@ -176,7 +184,7 @@ def deep_toml(port: int, index: int) -> None:
 
 def endless_exports(port: int, index: int) -> None:
     """Ask for everything as CSV, and read none of it."""
-    query = "group_by=tag.a,tag.b&granularity=minute&limit=100000&format=csv"
+    query = f"group_by=tag.a,tag.b&granularity=minute&limit={ROWS_MAX}&format=csv"
     head = f"GET /tk/v1/usage?{query} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {NOISY}\r\n\r\n"
     with _connections(port, 20) as opened:
         for connection in opened:
@@ -194,6 +202,7 @@ class Attack(NamedTuple):
 ATTACKS: Final[dict[str, Attack]] = {
     "4 heavy usage queries at once": Attack(heavy_query, 4),
     "usage by 8 groups": Attack(huge_group_by, 2),
+    "refused queries in a loop": Attack(refused_queries, 2),
     "new keys in a loop": Attack(new_keys),
     "new projects and budgets": Attack(new_projects_and_budgets),
     "gzip of 2 M malformed lines": Attack(malformed_gzip, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import types
 from decimal import Decimal
 from typing import Any, Final
 
@@ -14,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.traces import DATA, needs_traces
-from tollkeeper.catalog.model_names import find_listed, nearest_names
+from tollkeeper.catalog.model_index import ModelIndex
+from tollkeeper.catalog.model_names import ModelNames, find_listed, nearest_names
 
 SNAPSHOT: Final = DataSnapshot(providers=providers, from_auto_update=False)
+NAMES: Final = ModelNames(SNAPSHOT)
 
 KNOWN: Final = {
     # As it is, in any case, with blanks.
@@ -166,7 +169,7 @@ UNKNOWN: Final = (
 
 
 def found(name: str) -> str | None:
-    listed = find_listed(SNAPSHOT, name)
+    listed = find_listed(NAMES, name)
     return None if listed is None else f"{listed.seller.id}/{listed.model.id}"
 
 
@@ -182,8 +185,8 @@ def test_a_name_that_is_none_of_the_list_means_none(name: str) -> None:
 
 
 def test_regional_and_global_endpoints_have_their_own_price() -> None:
-    regional = find_listed(SNAPSHOT, "us.anthropic.claude-sonnet-4-5-20250929-v1:0")
-    everywhere = find_listed(SNAPSHOT, "global.anthropic.claude-sonnet-4-5-20250929-v1:0")
+    regional = find_listed(NAMES, "us.anthropic.claude-sonnet-4-5-20250929-v1:0")
+    everywhere = find_listed(NAMES, "global.anthropic.claude-sonnet-4-5-20250929-v1:0")
     assert regional is not None
     assert everywhere is not None
     assert _input(regional.model) == Decimal("3.3")
@@ -193,7 +196,7 @@ def test_regional_and_global_endpoints_have_their_own_price() -> None:
 def test_every_model_of_the_list_is_found_under_its_seller_and_id() -> None:
     for provider in providers:
         for model in provider.models:
-            listed = find_listed(SNAPSHOT, f"{provider.id}/{model.id}")
+            listed = find_listed(NAMES, f"{provider.id}/{model.id}")
             assert listed is not None, (provider.id, model.id)
             assert listed.seller is provider, (provider.id, model.id)
             assert listed.model is model or _input(listed.model) == _input(model), (provider.id, model.id)
@@ -212,7 +215,7 @@ def test_another_table_of_names_agrees_on_the_prices() -> None:
     known = agreed = 0
     for name, entry in table.items():
         stated = entry.get("input_cost_per_token")
-        listed = find_listed(SNAPSHOT, name)
+        listed = find_listed(NAMES, name)
         ours = None if listed is None else _input(listed.model)
         if not stated or ours is None:
             continue
@@ -238,18 +241,18 @@ def _input(model: Any) -> Decimal | None:
     ],
 )
 def test_the_nearest_names_are_told(name: str, near: str) -> None:
-    nearest = nearest_names(SNAPSHOT, name)
+    nearest = nearest_names(NAMES, name)
     assert near in nearest
     assert len(nearest) <= 5
 
 
 def test_nothing_is_near_a_name_like_no_other() -> None:
-    assert nearest_names(SNAPSHOT, "my-deployment") == []
+    assert nearest_names(NAMES, "my-deployment") == []
 
 
 @given(st.text(max_size=64))
 def test_any_text_means_a_model_or_none(name: str) -> None:
-    find_listed(SNAPSHOT, name)
+    find_listed(NAMES, name)
 
 
 @pytest.mark.parametrize("word", ["-mini", "-pro", "-lite", "x", "-turbo", "-7b", ".5", "-1", "2"])
@@ -272,3 +275,42 @@ def test_a_name_with_another_word_at_its_end_is_not_the_same_model(word: str) ->
 def test_case_and_blanks_around_a_name_do_not_matter(name: str, seed: Any) -> None:
     mixed = "".join(letter.upper() if seed.random() < 0.5 else letter.lower() for letter in name)
     assert found(f"  {mixed}\t") == KNOWN[name]
+
+
+LISTED_IDS: Final = sorted({model.id for provider in providers for model in provider.models})
+
+
+@given(
+    st.sampled_from(providers),
+    st.one_of(
+        st.text(max_size=64),
+        st.builds(str.__add__, st.sampled_from(LISTED_IDS), st.text(max_size=12)),
+        st.builds(str.__add__, st.text(max_size=12), st.sampled_from(LISTED_IDS)),
+    ),
+)
+def test_the_index_leaves_out_no_model_whose_rule_holds(provider: Any, name: str) -> None:
+    """Else a model loses its price, or a name gets that of another model further down the list."""
+    candidates = NAMES.index(provider.id).candidates(name)
+    matching = [model.id for model in provider.models if model.match.is_match(name)]
+    assert [model.id for model in candidates if model.match.is_match(name)] == matching
+
+
+def test_every_listed_model_is_a_candidate_of_its_own_id() -> None:
+    for provider in providers:
+        index = NAMES.index(provider.id)
+        for model in provider.models:
+            name = model.id.lower()
+            if model.match.is_match(name):
+                assert any(found is model for found in index.candidates(name))
+            assert index.of_id(name).id.lower() == name
+
+
+def test_a_rule_of_a_later_release_is_always_asked() -> None:
+    model = types.SimpleNamespace(id="later", match=object())
+    assert ModelIndex([model]).candidates("anything") == [model]
+
+
+def test_a_name_that_is_nobodys_asks_few_rules() -> None:
+    """A batch of names that are all new must not cost a call of every rule for each of them."""
+    asked = sum(len(NAMES.index(provider.id).candidates("m-d1795863468-4711")) for provider in providers)
+    assert asked <= 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,50 @@ def test_who_was_taken_over_writes_nothing_more(engine: sa.Engine) -> None:
     second.ping()
     assert second.counter(*COUNTER)[0] == 101
     assert len(second.outbox.pending()) == 2
+
+
+def test_commits_do_not_wait_while_the_relay_reads_a_batch(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has up to tens of megabytes: read between a commit and the next, it kept every call waiting."""
+    ledger = claimed(engine)
+    ledger.commit(charge(1))
+    database = ledger.outbox._database
+    reading = database.reading
+
+    def reading_after_a_commit() -> AbstractContextManager[sa.Connection]:
+        monkeypatch.undo()
+        committing = threading.Thread(target=ledger.commit, args=(charge(10),))
+        committing.start()
+        committing.join(60)
+        assert not committing.is_alive(), "the commit waits for the relay"
+        return reading()
+
+    monkeypatch.setattr(database, "reading", reading_after_a_commit)
+    batch = ledger.outbox.next_batch(10)
+    assert batch is not None
+    assert [entry.payload for _, entry in batch.rows] == [b"payload"], "what came later is of the next batch"
+    assert ledger.counter(*COUNTER)[0] == 11
+
+
+def test_a_batch_that_another_process_delivered_meanwhile_is_not_taken_for_an_empty_one(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = claimed(engine)
+    first.commit(charge(1))
+    database = first.outbox._database
+    reading = database.reading
+
+    def reading_too_late() -> AbstractContextManager[sa.Connection]:
+        second = claimed(engine)
+        taken = second.outbox.next_batch(10)
+        assert taken is not None
+        second.outbox.delivered(taken.mark)
+        return reading()
+
+    monkeypatch.setattr(database, "reading", reading_too_late)
+    with pytest.raises(LedgerInUse):
+        first.outbox.next_batch(10)
 
 
 @pytest.mark.parametrize("committed", [False, True])

@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Final
 
-from tollkeeper.catalog.model_names import Listed, find_listed, nearest_names
+from tollkeeper.catalog.model_names import Listed, ModelNames, find_listed, nearest_names
 from tollkeeper.catalog.price_timeline import (
     ALWAYS_US,
     DAY_US,
@@ -67,7 +67,7 @@ class ListedPrices:
     """The list as timelines. The package is imported when a model is first asked for."""
 
     def __init__(self) -> None:
-        self._snapshot: Any = None
+        self._model_names: ModelNames | None = None
         self._timelines: dict[tuple[str, str], PriceTimeline] = {}
         """By the name and variant that were asked for."""
         self._of_models: dict[tuple[str, str, str], PriceTimeline] = {}
@@ -92,15 +92,15 @@ class ListedPrices:
 
     def found(self, model: str) -> Listed | None:
         """Return which model of the list a name means, and why; None if it means none."""
-        return find_listed(self._data(), model) if model else None
+        return find_listed(self._names(), model) if model else None
 
     def nearest(self, model: str) -> list[str]:
         """Return the names of the list that look most like *model*, the nearest first."""
-        return nearest_names(self._data(), model)
+        return nearest_names(self._names(), model)
 
     def prices(self, at_us: int) -> Iterator[tuple[str, str, ModelPrice | None]]:
         """Yield seller, model and price at *at_us* of everything on the list."""
-        for provider in self._data().providers:
+        for provider in self._names().providers:
             for info in provider.models:
                 yield provider.id, info.id, self._of_listed(provider, info, "").at(at_us)
 
@@ -109,14 +109,14 @@ class ListedPrices:
         found = self.found(model)
         return set() if found is None else {str(found.model.id)}
 
-    def _data(self) -> Any:
-        if self._snapshot is None or len(self._timelines) >= TIMELINES_MAX:
-            # Our own snapshot, as the package's remembers every name it was ever asked for, and a program
-            # that updates it would change prices under us. Rebuilt when full, it forgets them too.
-            self._snapshot = _bundled_snapshot()
+    def _names(self) -> ModelNames:
+        if len(self._timelines) >= TIMELINES_MAX:
             self._timelines.clear()
             self._of_models.clear()
-        return self._snapshot
+        if self._model_names is None:
+            # Our own snapshot: a program that updates the package's would change prices under us.
+            self._model_names = ModelNames(_bundled_snapshot())
+        return self._model_names
 
 
 def _bundled_snapshot() -> Any:

@@ -27,6 +27,8 @@ from datetime import date
 from difflib import SequenceMatcher
 from typing import Any, Final, NamedTuple
 
+from tollkeeper.catalog.model_index import ModelIndex
+
 NEAREST_MAX: Final = 5
 _NEAR: Final = 0.6
 """How much alike a near name is, from 0 to 1."""
@@ -144,6 +146,38 @@ class Listed(NamedTuple):
     why: str
 
 
+class ModelNames:
+    """
+    The price list as names are looked up in it.
+
+    Args:
+        snapshot: The `DataSnapshot` of genai-prices.
+    """
+
+    def __init__(self, snapshot: Any) -> None:
+        self.providers = snapshot.providers
+        self.sellers = {provider.id: provider for provider in snapshot.providers}
+        self._indexes: dict[str, ModelIndex] = {}
+        self._without_version: dict[str, list[Any]] | None = None
+
+    def index(self, seller_id: str) -> ModelIndex:
+        """Return the index of a seller's models, made when it is first asked for."""
+        index = self._indexes.get(seller_id)
+        if index is None:
+            index = self._indexes[seller_id] = ModelIndex(self.sellers[seller_id].models)
+        return index
+
+    def without_version(self, name: str) -> list[Any]:
+        """Return the models of Bedrock whose ids are *name*, which has no version, but for their versions."""
+        found = self._without_version
+        if found is None:
+            found = {}
+            for model in self.sellers["aws"].models:
+                found.setdefault(_BEDROCK_VERSION.sub("", model.id.lower()), []).append(model)
+            self._without_version = found
+        return found.get(name, [])
+
+
 class _Reading(NamedTuple):
     """One way to read a name: a seller's id (`""` for the maker's), the name there, and in words."""
 
@@ -152,34 +186,32 @@ class _Reading(NamedTuple):
     why: str
 
 
-def find_listed(snapshot: Any, name: str) -> Listed | None:
+def find_listed(names: ModelNames, name: str) -> Listed | None:
     """
     Return the model of the list that *name* means, None if there is none: see the rule above.
 
     Args:
-        snapshot: The `DataSnapshot` of genai-prices.
         name: As a client writes it, at most 256 characters.
     """
-    sellers = {provider.id: provider for provider in snapshot.providers}
-    for reading in _readings(snapshot, name):
+    for reading in _readings(names, name):
         for spelled, note in _spellings(reading.name):
             if reading.seller:
-                found = _sold_by(sellers, sellers.get(reading.seller), spelled)
+                found = _sold_by(names, names.sellers.get(reading.seller), spelled)
             else:
-                found = _of_maker(snapshot, sellers, spelled)
+                found = _of_maker(names, spelled)
             if found is not None:
                 return Listed(found[0], found[1], f"{reading.why}{note}")
     return None
 
 
-def nearest_names(snapshot: Any, name: str) -> list[str]:
+def nearest_names(names: ModelNames, name: str) -> list[str]:
     """Return the names of the list that look most like *name*, with their seller, the nearest first."""
     plain = _plain(name)
     wanted = plain.rpartition("/")[2]
     matcher = SequenceMatcher(b=wanted, autojunk=False)
     scores: dict[str, float] = {}
-    seller = _seller_of(snapshot, plain.partition("/")[0])
-    for provider in snapshot.providers:
+    seller = _seller_of(names, plain.partition("/")[0])
+    for provider in names.providers:
         for model in provider.models:
             matcher.set_seq1(model.id.lower().rpartition("/")[2])
             if matcher.real_quick_ratio() < _NEAR or matcher.quick_ratio() < _NEAR:
@@ -199,7 +231,7 @@ def _plain(name: str) -> str:
     return re.sub(r"\s+", "-", name.strip().lower())
 
 
-def _readings(snapshot: Any, name: str) -> Iterator[_Reading]:
+def _readings(names: ModelNames, name: str) -> Iterator[_Reading]:
     plain = _plain(name)
     if not plain:
         return
@@ -225,11 +257,11 @@ def _readings(snapshot: Any, name: str) -> Iterator[_Reading]:
         yield from _bedrock_readings(plain, "the id of a Bedrock model")
         return
     front, slash, rest = plain.partition("/")
-    seller = _seller_of(snapshot, front) if slash and rest else ""
+    seller = _seller_of(names, front) if slash and rest else ""
     if not seller and ":" in front:
         # As clients of many providers write it: `openai:gpt-4o`, `google-vertex:gemini-2.5-flash`.
         front, _, rest = plain.partition(":")
-        seller = _seller_of(snapshot, front) if rest else ""
+        seller = _seller_of(names, front) if rest else ""
     if seller == "aws":
         yield from _aws_readings(rest, f"seller {front} in front")
     elif seller == "google":
@@ -285,15 +317,15 @@ def _is_gov(*places: str) -> bool:
     return any("-gov" in place for place in places)
 
 
-def _seller_of(snapshot: Any, front: str) -> str:
+def _seller_of(names: ModelNames, front: str) -> str:
     """Return the id of the seller that *front* names, `""` for none."""
     if front in _SELLERS:
         return _SELLERS[front]
-    for provider in snapshot.providers:
+    for provider in names.providers:
         if provider.id in (front, front.replace("_", "-")):
             return str(provider.id)
     words = set(re.split(r"[-_. ]+", front))
-    for provider in snapshot.providers:
+    for provider in names.providers:
         match = provider.provider_match
         if match is None or not match.is_match(front):
             continue
@@ -346,47 +378,49 @@ def _dashed(match: re.Match[str]) -> str:
 # --- Finding a model ---------------------------------------------------------------------------
 
 
-def _of_maker(snapshot: Any, sellers: dict[str, Any], name: str) -> tuple[Any, Any] | None:
+def _of_maker(names: ModelNames, name: str) -> tuple[Any, Any] | None:
     """Return the model of its maker: whom the list tells from the name, or the only one that lists it."""
-    for provider in snapshot.providers:
+    for provider in names.providers:
         if provider.model_match is not None and provider.model_match.is_match(name):
-            found = _sold_by(sellers, provider, name)
+            found = _sold_by(names, provider, name)
             if found is not None:
                 return found
             break
-    makers = (sellers[maker] for maker in MAKERS if maker in sellers)
-    listed = [found for maker in makers if (model := _model_of(maker, name)) and (found := (maker, model))]
+    makers = (names.sellers[maker] for maker in MAKERS if maker in names.sellers)
+    listed = [
+        found for maker in makers if (model := _model_of(names, maker, name)) and (found := (maker, model))
+    ]
     return listed[0] if len(listed) == 1 else None
 
 
-def _sold_by(sellers: dict[str, Any], provider: Any, name: str) -> tuple[Any, Any] | None:
+def _sold_by(names: ModelNames, provider: Any, name: str) -> tuple[Any, Any] | None:
     """Return the model *name* of a seller; of one that also sells other makers' at their price, of these."""
     if provider is None:
         return None
-    model = _model_of(provider, name)
+    model = _model_of(names, provider, name)
     for maker in provider.fallback_model_providers or () if model is None else ():
-        model = _model_of(sellers.get(maker), name)
+        model = _model_of(names, names.sellers.get(maker), name)
         if model is not None:
             break
     if model is None and provider.id == "aws":
-        model = _without_version(provider, name)
+        model = _without_version(names, name)
     return None if model is None else (provider, model)
 
 
-def _model_of(provider: Any, name: str) -> Any:
+def _model_of(names: ModelNames, provider: Any, name: str) -> Any:
     if provider is None:
         return None
-    for model in provider.models:
+    index = names.index(provider.id)
+    for model in index.candidates(name):
         if model.match.is_match(name) and _matches(model.match, name):
             return model
     # The list's own name for it, which its rules may not have.
-    return next((model for model in provider.models if model.id.lower() == name), None)
+    return index.of_id(name)
 
 
-def _without_version(provider: Any, name: str) -> Any:
+def _without_version(names: ModelNames, name: str) -> Any:
     """Return the only model of Bedrock whose id is *name* but for its version."""
-    plain = _BEDROCK_VERSION.sub("", name)
-    found = [model for model in provider.models if _BEDROCK_VERSION.sub("", model.id.lower()) == plain]
+    found = names.without_version(_BEDROCK_VERSION.sub("", name))
     return found[0] if len(found) == 1 else None
 
 

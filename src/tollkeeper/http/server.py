@@ -26,6 +26,15 @@ _MALLOC: Final = ((-8, 2), (-3, 32 << 20), (-1, 64 << 20))
 """mallopt(3): M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD in bytes. Smaller ones return memory sooner, and
 make every batch fault its pages in again: half of the ingest speed."""
 
+SWITCH_INTERVAL_S: Final = 0.0005
+"""
+How long a thread may keep Python's lock while another one waits for it, a tenth of Python's default.
+
+A decision that becomes durable takes the lock many times, on three threads: each statement of the ledger gives it up
+and takes it again. Beside one thread that computes (a batch, the rows of a report), each time is a wait of up to this
+interval. A fifth of it helped no more.
+"""
+
 _HANDLES_RESERVED: Final = 400
 """File handles that connections leave to the stores, which open files as they read and merge."""
 _CONNECTIONS_MAX: Final = 10_000
@@ -89,10 +98,13 @@ def serve(
     handles = _raise_handle_limit()
     freeze_gc()
     _return_memory()
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         _runner()(_serve(app, host, port, uds, ready, until, connections_max(handles)))
     finally:
         app.close()
+        sys.setswitchinterval(interval_s)
 
 
 def connections_max(handles: int) -> int:

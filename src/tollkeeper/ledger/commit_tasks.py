@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COUNTER_MAX: Final = 2**63 - 1
+BULK_ROWS: Final = 500
+"""A batch of more rows is a group of its own. Smaller ones gain more by sharing a commit than they cost others."""
 encode_rows = msgspec.msgpack.Encoder().encode
 
 
@@ -115,6 +117,8 @@ class CommitTask:
     __slots__ = ("done", "future")
     future: CommitFuture | None
     done: Callable[[BaseException | None], None] | None
+    is_bulk: bool = False
+    """Whether it takes so long to write that it is a group of its own. Never one that is kept."""
 
     @property
     def kept(self) -> bool:
@@ -295,6 +299,7 @@ class Batch(CommitTask):
         "corrections",
         "draws",
         "encoded_keys",
+        "is_bulk",
         "keys",
         "payload",
         "scopes_version",
@@ -319,6 +324,7 @@ class Batch(CommitTask):
         self.table = table
         self.payload = payload
         self.keys = keys
+        self.is_bulk = len(keys) > BULK_ROWS
         # Here, on the caller's thread: all callers wait for the commit thread.
         self.encoded_keys = encode_rows(keys)
         self.accounts = accounts

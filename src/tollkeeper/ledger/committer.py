@@ -5,6 +5,9 @@ While one group is being written the next one gathers, so under load one fsync s
 caller waits for no other. A group is one SQL transaction: the ledger has all of it or nothing, and its callers
 get their answers after the commit.
 
+A large batch (`CommitTask.is_bulk`) is a group of its own, and takes turns with the groups of all other tasks: what
+waits when a batch comes up goes first, and waits for one batch at most.
+
 When the ledger cannot be written, callers who wait get `Unavailable` and undo their work. Requests that were
 settled in process cannot be settled again by their callers, so their tasks are kept and tried again, whether or
 not a caller waits; the gate refuses new requests meanwhile.
@@ -16,6 +19,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -41,6 +45,8 @@ from tollkeeper.ports import Ledger
 
 QUEUE_MAX: Final = 200_000
 """Tasks that may wait; beyond it the gate refuses, so that memory stays bounded when the disk is stuck."""
+BULK_MAX: Final = 1_000
+"""Large batches that may wait. A server has two threads for them; each caller of the library is one more."""
 GROUP_MAX: Final = 4_000
 LINGER_TASKS: Final = 8
 LINGER_S: Final = 0.002
@@ -91,6 +97,8 @@ class Committer:
         self._stored_of = stored_of
         self._listener = listener
         self._queue: list[CommitTask] = []
+        self._bulk: deque[CommitTask] = deque()
+        self._bulk_is_next = False
         self._under_way = 0
         self._stuck_at_s = math.inf
         """When the group that is being written counts as stuck, by the monotonic clock."""
@@ -131,6 +139,13 @@ class Committer:
         with self._lock:
             if self._closing:
                 error = Unavailable("Tollkeeper is closing: nothing more is booked.")
+            elif task.is_bulk:
+                full = _QUEUE_FULL if len(self._bulk) >= BULK_MAX else None
+                if (reason := self._reason_to_refuse() or full) is None:
+                    self._bulk.append(task)
+                    self._arrived.notify()
+                    return
+                error = Unavailable(reason)
             elif (reason := self._reason_to_refuse()) is None or self._is_taken_beyond(task, reason):
                 self._queue.append(task)
                 if len(self._queue) in (1, self._enough) or (not self._awaited and task.future is not None):
@@ -167,13 +182,13 @@ class Committer:
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._bulk)
 
     @property
     def idle(self) -> bool:
         """Whether everything that was submitted is committed."""
         with self._arrived:
-            return not self._queue and not self._under_way
+            return not self._queue and not self._bulk and not self._under_way
 
     def update_refusal(self) -> None:
         """Make the gate refuse while too many records wait for the usage store, and only then. Any thread may call."""
@@ -195,7 +210,7 @@ class Committer:
             self._thread.join(timeout_s)
         if self._thread.is_alive():
             # The database hangs in a call. The thread is a daemon and ends with the process.
-            log.error("tollkeeper.committer.hangs", extra={"tasks": self._under_way + len(self._queue)})
+            log.error("tollkeeper.committer.hangs", extra={"tasks": self._under_way + self.queued})
 
     def _run(self) -> None:
         while tasks := self._next_tasks():
@@ -212,16 +227,23 @@ class Committer:
     def _next_tasks(self) -> list[CommitTask]:
         """Return the tasks to commit next; none when the thread must end."""
         with self._arrived:
-            while not self._queue and not self._closing:
+            while not self._queue and not self._bulk and not self._closing:
                 self._arrived.wait()
-            if self._last_size >= LINGER_TASKS and not self._closing:
+            if self._last_size >= LINGER_TASKS and not self._bulk and not self._closing:
                 self._gather()
             if not (self._failures and time.monotonic() >= self._close_by - RETRY_S[-1]):
+                self._stuck_at_s = time.monotonic() + STUCK_S
+                if self._bulk and (self._bulk_is_next or not self._queue):
+                    self._bulk_is_next = False
+                    self._under_way = 1
+                    return [self._bulk.popleft()]
+                # One that comes later lets the tasks that are there by then go first.
+                self._bulk_is_next = bool(self._bulk)
                 tasks, self._queue = self._queue[:GROUP_MAX], self._queue[GROUP_MAX:]
                 self._last_size = self._under_way = len(tasks)
-                self._stuck_at_s = time.monotonic() + STUCK_S
                 return tasks
-            tasks, self._queue = self._queue, []
+            tasks, self._queue = [*self._queue, *self._bulk], []
+            self._bulk.clear()
         if not tasks:
             return []
         lost = sum(task.kept for task in tasks)

@@ -31,7 +31,7 @@ _IN_DOUBT_RETRY_S: Final = 0.5
 _TURN_S_MAX: Final = 10.0
 _CLAIM_STEP: Final = 2
 """Commits count in steps of one. A process whose commit is in doubt sees that this number is not of its commit."""
-_TAKEN_OVER: Final = "Another process has taken over the ledger: this one must be started again to book more."
+TAKEN_OVER: Final = "Another process has taken over the ledger: this one must be started again to book more."
 WENT_BACK: Final = (
     "The ledger is older than what this process wrote to it, as after a fail-over or a restore: "
     "this process must be started again to book more."
@@ -118,7 +118,7 @@ class LedgerDatabase:
     def _next_commit_seq(self, tx: sa.Connection) -> int:
         commit_seq = self._next_commit.scalar(tx, ())
         if self._claimed_seq is not None and commit_seq != self._claimed_seq + 1:
-            raise LedgerInUse(_TAKEN_OVER if commit_seq > self._claimed_seq else WENT_BACK)
+            raise LedgerInUse(TAKEN_OVER if commit_seq > self._claimed_seq else WENT_BACK)
         return commit_seq
 
     def _wrote(self, committed: Committed) -> None:
@@ -138,7 +138,7 @@ class LedgerDatabase:
                 with self.engine.connect() as tx:
                     found = int(tx.execute(query).scalar_one())
                 if self._claimed_seq is not None and found > commit_seq:
-                    raise LedgerInUse(_TAKEN_OVER)
+                    raise LedgerInUse(TAKEN_OVER)
                 return found >= commit_seq
             except SQLAlchemyError as exc:
                 if self._closed.wait(_IN_DOUBT_RETRY_S):
@@ -156,7 +156,7 @@ class LedgerDatabase:
                 if self._claimed_seq is not None:
                     found = int(tx.execute(sa.select(progress.c.commit_seq)).scalar_one())
                     if found != self._claimed_seq:
-                        raise LedgerInUse(_TAKEN_OVER if found > self._claimed_seq else WENT_BACK)
+                        raise LedgerInUse(TAKEN_OVER if found > self._claimed_seq else WENT_BACK)
                 yield tx
 
     @contextmanager
@@ -194,7 +194,7 @@ class LedgerDatabase:
             raise LedgerInUse(WENT_BACK)
         # Read before what is claimed: a commit of ours may be in the database and not yet known here.
         if self._claimed_seq is not None and found > self._claimed_seq + 1:
-            raise LedgerInUse(_TAKEN_OVER)
+            raise LedgerInUse(TAKEN_OVER)
 
     def close(self) -> None:
         self._closed.set()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from tollkeeper.adapters.sql.ledger_database import WENT_BACK, LedgerDatabase
+from tollkeeper.adapters.sql.ledger_database import TAKEN_OVER, WENT_BACK, LedgerDatabase
 from tollkeeper.adapters.sql.ledger_tables import holds, outbox, progress
 from tollkeeper.adapters.sql.prepared import Prepared
 from tollkeeper.domain.bookings import OutboxBatch, OutboxEntry, PendingRow, SetAside
@@ -92,9 +92,14 @@ class SqlOutbox:
                 )
             elif begun[0] <= self._delivered_batch:
                 raise LedgerInUse(WENT_BACK)
+        # After the write: commits wait for it, and these are up to tens of megabytes. Only the relay changes them.
+        with self._database.reading() as tx:
             rows = tx.execute(
                 sa.select(outbox.c.seq, *_ENTRY).where(outbox.c.batch == begun[0]).order_by(outbox.c.seq)
             ).all()
+        if not rows:
+            # Of a process that was given the ledger meanwhile.
+            raise LedgerInUse(TAKEN_OVER)
         mark = BatchMark(self._database.installation_id, begun[1] or "", int(begun[0]))
         self._begun_batch = max(self._begun_batch, mark.batch)
         return OutboxBatch(mark, [(int(seq), _entry(row)) for seq, *row in rows])
