@@ -212,8 +212,11 @@ def _some_usage(random: Random, tokens_max: int = 3_000) -> Usage:
         "audio_prompt_tokens",
         "audio_cached_prompt_tokens",
         "image_prompt_tokens",
+        "image_cached_prompt_tokens",
+        "video_prompt_tokens",
         "audio_completion_tokens",
         "image_completion_tokens",
+        "video_completion_tokens",
         "searches",
         "storage_searches",
         "messages",
@@ -238,28 +241,31 @@ def _calculated(provider, info, usage: Usage, variant: str, at_us: int) -> int:
 
     written = of("cache_write_tokens") + of("cache_write_1h_tokens")
     audio = of("audio_prompt_tokens") + of("audio_cached_prompt_tokens")
-    cached = usage.cached_prompt_tokens + of("audio_cached_prompt_tokens")
+    image = of("image_prompt_tokens") + of("image_cached_prompt_tokens")
+    cached = usage.cached_prompt_tokens + of("audio_cached_prompt_tokens") + of("image_cached_prompt_tokens")
     audio_out, image_out = of("audio_completion_tokens"), of("image_completion_tokens")
+    video_out = of("video_completion_tokens")
     seconds = Decimal(usage.quantities.get("seconds", 0)) / MICROS
     theirs = TheirUsage(
         input_tokens=usage.prompt_tokens
         + usage.cached_prompt_tokens
         + written
         + audio
-        + of("image_prompt_tokens"),
+        + image
+        + of("video_prompt_tokens"),
         cache_read_tokens=cached,
         cache_write_tokens=written,
         cache_write_1h_tokens=of("cache_write_1h_tokens"),
         input_audio_tokens=audio,
         cache_audio_read_tokens=of("audio_cached_prompt_tokens"),
-        input_image_tokens=of("image_prompt_tokens"),
-        cache_image_read_tokens=0,
-        input_video_tokens=0,
-        output_tokens=usage.completion_tokens + usage.reasoning_tokens + audio_out + image_out,
+        input_image_tokens=image,
+        cache_image_read_tokens=of("image_cached_prompt_tokens"),
+        input_video_tokens=of("video_prompt_tokens"),
+        output_tokens=usage.completion_tokens + usage.reasoning_tokens + audio_out + image_out + video_out,
         output_reasoning_tokens=usage.reasoning_tokens,
         output_audio_tokens=audio_out,
         output_image_tokens=image_out,
-        output_video_tokens=0,
+        output_video_tokens=video_out,
         output_citation_tokens=0,
         web_searches=of("searches"),
         storage_searches=of("storage_searches"),

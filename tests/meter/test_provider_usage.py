@@ -42,7 +42,8 @@ def nested(usage: Usage) -> tuple[int, int, int, int, int]:
     return (
         usage.prompt_tokens + usage.cached_prompt_tokens + prompt_tokens_of(quantities),
         usage.completion_tokens + usage.reasoning_tokens + completion_tokens_of(quantities),
-        usage.cached_prompt_tokens + quantities.get("audio_cached_prompt_tokens", 0) // MICROS,
+        usage.cached_prompt_tokens
+        + sum(quantities.get(f"{kind}_cached_prompt_tokens", 0) for kind in ("audio", "image")) // MICROS,
         usage.reasoning_tokens,
         (quantities.get("cache_write_tokens", 0) + quantities.get("cache_write_1h_tokens", 0)) // MICROS,
     )
@@ -126,6 +127,103 @@ CASES: Final[list[tuple[str, Any, tuple[int, int, int, int], dict[str, float]]]]
         },
         (61, 58, 30, 0),
         {"audio_prompt_tokens": 7, "audio_cached_prompt_tokens": 6, "audio_completion_tokens": 91},
+    ),
+    (
+        "openai realtime with cached images",
+        {
+            "total_tokens": 300,
+            "input_tokens": 200,
+            "output_tokens": 100,
+            "input_token_details": {
+                "text_tokens": 50,
+                "image_tokens": 150,
+                "cached_tokens": 100,
+                "cached_tokens_details": {"text_tokens": 20, "image_tokens": 80},
+            },
+            "output_token_details": {"text_tokens": 100},
+        },
+        (30, 20, 100, 0),
+        {"image_prompt_tokens": 70, "image_cached_prompt_tokens": 80},
+    ),
+    (
+        "openai realtime with images that must have been cached, as there is not that much text",
+        {
+            "input_tokens": 200,
+            "output_tokens": 100,
+            "input_token_details": {"text_tokens": 50, "image_tokens": 150, "cached_tokens": 100},
+            "output_token_details": {"text_tokens": 100},
+        },
+        (0, 50, 100, 0),
+        {"image_prompt_tokens": 100, "image_cached_prompt_tokens": 50},
+    ),
+    (
+        "openrouter's images in the answer, which no extractor of chat completions reads",
+        {
+            "prompt_tokens": 27,
+            "completion_tokens": 1300,
+            "completion_tokens_details": {"image_tokens": 1290, "reasoning_tokens": 0},
+            "total_tokens": 1327,
+            "server_tool_use_details": {"tool_calls_executed": 1},
+        },
+        (27, 0, 10, 0),
+        {"image_completion_tokens": 1290, "tool_calls": 1},
+    ),
+    (
+        "gemini video, some of it cached",
+        {
+            "promptTokenCount": 1000,
+            "candidatesTokenCount": 10,
+            "totalTokenCount": 1010,
+            "promptTokensDetails": [
+                {"modality": "VIDEO", "tokenCount": 900},
+                {"modality": "TEXT", "tokenCount": 100},
+            ],
+            "cachedContentTokenCount": 400,
+            "cacheTokensDetails": [{"modality": "VIDEO", "tokenCount": 400}],
+        },
+        (100, 400, 10, 0),
+        {"video_prompt_tokens": 500},
+    ),
+    (
+        "gemini video, cached without details",
+        {
+            "promptTokenCount": 1000,
+            "candidatesTokenCount": 10,
+            "promptTokensDetails": [
+                {"modality": "VIDEO", "tokenCount": 900},
+                {"modality": "TEXT", "tokenCount": 100},
+            ],
+            "cachedContentTokenCount": 400,
+        },
+        (0, 400, 10, 0),
+        {"video_prompt_tokens": 600},
+    ),
+    (
+        "gemini that makes a video",
+        {
+            "promptTokenCount": 10,
+            "candidatesTokenCount": 5000,
+            "candidatesTokensDetails": [{"modality": "VIDEO", "tokenCount": 5000}],
+        },
+        (10, 0, 0, 0),
+        {"video_completion_tokens": 5000},
+    ),
+    (
+        "x-ai's tools of a response, which it charges by the call",
+        {
+            "input_tokens": 10,
+            "output_tokens": 5,
+            "total_tokens": 15,
+            "server_side_tool_usage_details": {"web_search_calls": 3, "x_search_calls": 2},
+        },
+        (10, 0, 5, 0),
+        {"searches": 3, "social_searches": 2},
+    ),
+    (
+        "anthropic code execution",
+        {"input_tokens": 5, "output_tokens": 2, "server_tool_use": {"code_execution_requests": 2}},
+        (5, 0, 2, 0),
+        {"code_executions": 2},
     ),
     (
         "openai images",
@@ -871,3 +969,48 @@ def test_inclusive_counts_come_back_as_the_parts_they_were_made_of(
     ).usage
     assert columns(usage) == (plain, cached, out, reasoning)
     assert usage.tokens == whole_in + whole_out
+
+
+@pytest.mark.parametrize(
+    ("inference_geo", "service_tier", "variant"),
+    [
+        ("us", "standard", "us"),
+        ("us", "batch", "batch-us"),
+        ("global", "batch", "batch"),
+        ("global", "standard", ""),
+        ("not_available", "standard", ""),
+        (None, "standard", ""),
+    ],
+)
+def test_a_region_that_anthropic_charges_for_is_part_of_the_variant(
+    inference_geo: str | None, service_tier: str, variant: str
+) -> None:
+    """The list does not say its price: as the standard one it would be a tenth too cheap."""
+    usage = {
+        "input_tokens": 10,
+        "cache_read_input_tokens": 0,
+        "output_tokens": 5,
+        "inference_geo": inference_geo,
+        "service_tier": service_tier,
+    }
+    assert read_usage(usage).usage.variant == variant
+    assert read_usage({"model": "claude-opus-4-7", "usage": usage}).usage.variant == variant
+
+
+def test_a_region_is_kept_beside_what_stands_around_the_usage() -> None:
+    """A batch is known by its envelope."""
+    usage = {"input_tokens": 10, "cache_read_input_tokens": 0, "output_tokens": 5, "inference_geo": "us"}
+    line = {"custom_id": "a", "result": {"type": "succeeded", "message": {"model": "m", "usage": usage}}}
+    assert read_usage(line).usage.variant == "batch-us"
+
+
+def test_tokens_of_an_unknown_modality_are_rejected_by_name() -> None:
+    body = {
+        "promptTokenCount": 300,
+        "candidatesTokenCount": 5,
+        "promptTokensDetails": [{"modality": "SMELL", "tokenCount": 258}],
+    }
+    with pytest.raises(BadParameter, match="258 tokens of the modality 'SMELL'"):
+        read_usage(body)
+    body["promptTokensDetails"] = [{"modality": "MODALITY_UNSPECIFIED", "tokenCount": 258}]
+    assert columns(read_usage(body).usage) == (300, 0, 5, 0)

@@ -22,6 +22,10 @@ ModelText = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 VariantText = Annotated[str, msgspec.Meta(max_length=VARIANT_CHARS_MAX)]
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+CLASSES_IN_RATES: Final = frozenset(
+    {"image_cached_prompt_tokens", "video_prompt_tokens", "video_completion_tokens"}
+)
+"""Token classes without a field: few models have them, and a price states their rate among its `rates`."""
 RATE_FIELDS: Final = {
     f"{name.removesuffix('_tokens')}_nanos_per_million": name
     for name in (
@@ -29,7 +33,7 @@ RATE_FIELDS: Final = {
         "cached_prompt_tokens",
         "completion_tokens",
         "reasoning_tokens",
-        *TOKEN_CLASSES,
+        *(name for name in TOKEN_CLASSES if name not in CLASSES_IN_RATES),
     )
 }
 """Field of a price or of its tier → the token class whose rate it states."""
@@ -107,7 +111,10 @@ class Price(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tiers: Annotated[list[PriceTier], msgspec.Meta(max_length=TIERS_MAX)] = []
     """By context length, ascending."""
     rates: dict[str, int | str] = {}
-    """Of units (`seconds`, `images`, any name): money per units such as `"0.006/60"`, or nanos per million units."""
+    """
+    Of units (`seconds`, `images`, any name) and of `CLASSES_IN_RATES`: money per units such as `"0.006/60"`, or nanos
+    per million units.
+    """
     request_nanos: ChargeNanos = 0
 
     def check(self) -> None:

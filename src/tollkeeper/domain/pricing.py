@@ -45,8 +45,11 @@ PLAIN_CLASSES: Final = {
     "audio_prompt_tokens": ("prompt_tokens",),
     "audio_cached_prompt_tokens": ("audio_prompt_tokens", "cached_prompt_tokens"),
     "image_prompt_tokens": ("prompt_tokens",),
+    "image_cached_prompt_tokens": ("cached_prompt_tokens",),
+    "video_prompt_tokens": ("prompt_tokens",),
     "audio_completion_tokens": ("completion_tokens",),
     "image_completion_tokens": ("completion_tokens",),
+    "video_completion_tokens": ("completion_tokens",),
 }
 """Whose rate a class has that is not stated: the first of these that is, else that of the last. In this order."""
 

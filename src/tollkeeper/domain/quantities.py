@@ -37,8 +37,10 @@ PROMPT_CLASSES: Final = (
     "audio_prompt_tokens",
     "audio_cached_prompt_tokens",
     "image_prompt_tokens",
+    "image_cached_prompt_tokens",
+    "video_prompt_tokens",
 )
-COMPLETION_CLASSES: Final = ("audio_completion_tokens", "image_completion_tokens")
+COMPLETION_CLASSES: Final = ("audio_completion_tokens", "image_completion_tokens", "video_completion_tokens")
 COLUMN_FIELDS: Final = {
     "prompt_tokens": "tokens.prompt",
     "cached_prompt_tokens": "tokens.cached_prompt",

@@ -38,77 +38,14 @@ from tollkeeper.domain.requests import NO_USAGE, Usage
 from tollkeeper.errors import BadParameter
 from tollkeeper.meter.usage_bodies import located
 from tollkeeper.meter.usage_extractors import Family, Source, family_of, named_sources, sources
-
-_UNITS: Final = {
-    "web_searches": "searches",
-    "audio_seconds": "seconds",
-    "input_characters": "characters",
-    "input_document_pages": "pages",
-    "social_searches": "social_searches",
-    "storage_searches": "storage_searches",
-    "rerank_searches": "rerank_searches",
-    "code_executions": "code_executions",
-    "input_text_messages": "messages",
-}
-"""Usage keys of the package that are no tokens → names of quantities."""
-
-
-_CACHE_FIELDS: Final = frozenset(
-    {
-        "cached_tokens",
-        "cache_read_input_tokens",
-        "cache_creation_input_tokens",
-        "cached_input_tokens",
-        "cachedInputTokens",
-        "cachedContentTokenCount",
-        "cacheReadInputTokens",
-        "cacheWriteInputTokens",
-        "cache_read",
-        "cache_creation",
-        "cacheReadTokens",
-        "cacheWriteTokens",
-        "cache_read_tokens",
-        "cache_write_tokens",
-    }
+from tollkeeper.meter.usage_fields import (
+    CACHE_FIELDS,
+    MODALITIES,
+    PARTS_BESIDE,
+    SPELLINGS,
+    UNITS,
+    UNITS_BESIDE,
 )
-"""Fields that state cached tokens in one dialect or another; one that an extractor leaves out is not ignored."""
-
-_SPELLINGS: Final = {
-    "chat": (
-        (("cache_creation_input_tokens",), ("prompt_tokens_details", "cache_write_tokens")),
-        (("prompt_tokens_details", "cache_creation_tokens"), ("prompt_tokens_details", "cache_write_tokens")),
-        (("prompt_cache_hit_tokens",), ("prompt_tokens_details", "cached_tokens")),
-        (("prompt_token_details", "cached_tokens"), ("prompt_tokens_details", "cached_tokens")),
-        (("cached_tokens",), ("prompt_tokens_details", "cached_tokens")),
-    ),
-    "embeddings": ((("total_tokens",), ("prompt_tokens",)),),  # Voyage states nothing else.
-    "gemini": (  # As its Live API has them.
-        (("responseTokenCount",), ("candidatesTokenCount",)),
-        (("responseTokensDetails",), ("candidatesTokensDetails",)),
-    ),
-    "bedrock": (
-        (("inputTokenCount",), ("inputTokens",)),
-        (("outputTokenCount",), ("outputTokens",)),
-        (("cacheReadInputTokenCount",), ("cacheReadInputTokens",)),
-        (("cacheWriteInputTokenCount",), ("cacheWriteInputTokens",)),
-        # As InvokeModel answers: models of Meta, and Titan.
-        (("prompt_token_count",), ("inputTokens",)),
-        (("generation_token_count",), ("outputTokens",)),
-        (("inputTextTokenCount",), ("inputTokens",)),
-        (("totalOutputTextTokenCount",), ("outputTokens",)),
-    ),
-}
-"""Other spellings of a family's fields → the extractors' own, which is set where it is absent."""
-
-_UNITS_BESIDE: Final = {
-    "chat": ((("prompt_audio_seconds",), "seconds"),),  # Of Mistral, which charges audio by its length.
-    "cohere": (
-        (("billed_units", "search_units"), "rerank_searches"),
-        (("billed_units", "images"), "images"),
-        (("billed_units", "classifications"), "classifications"),
-    ),
-}
-"""Fields of a family that state units and that no extractor reads → names of quantities."""
 
 _TOTALS: Final = ("total_tokens", "totalTokens", "totalTokenCount", "totalTokensCount")
 
@@ -250,6 +187,8 @@ def read_usage(body: Any, usage_of: str | None = None, *, path: str = "usage") -
             field=path,
         )
     usage = _respelled(found.usage, family)
+    if family.name == "gemini":
+        _check_modalities(usage, path)
     best: _Reading | None = None
     failed: _Unreadable | None = None
     candidates = tuple(sources(family, usage_of, path))
@@ -322,7 +261,7 @@ class _Reading(NamedTuple):
 def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
     """Return *usage* with the names that the extractors of its family read."""
     usage = {name: dict(value) if isinstance(value, dict) else value for name, value in usage.items()}
-    for there, wanted in _SPELLINGS.get(family.name, ()):
+    for there, wanted in SPELLINGS.get(family.name, ()):
         value = _at(usage, there)
         if isinstance(value, int | list) and _at(usage, wanted) in (None, 0):
             holder = usage
@@ -343,7 +282,7 @@ def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
         usage.setdefault("outputTokens", 0)
     if family.name == "cohere" and isinstance(billed := usage.get("billed_units"), dict):
         usage.pop("tokens", None)  # All that the model saw; what is charged are the billed units.
-        if any(step in billed for (_, step), _ in _UNITS_BESIDE["cohere"]):
+        if any(step in billed for (_, step), _ in UNITS_BESIDE["cohere"]):
             billed.setdefault("input_tokens", 0)  # Searches of a rerank, and images, have no tokens.
     if family.name == "chat" and "prompt_tokens" in usage:
         usage.setdefault("completion_tokens", 0)  # A request that was stopped before its first token.
@@ -359,13 +298,13 @@ def _embeds(usage_of: str | None, model: str) -> bool:
 
 def _units_beside(usage: Mapping[str, Any], family: Family, path: str) -> dict[str, int]:
     """
-    Return the quantities of `_UNITS_BESIDE` that a body states.
+    Return the quantities of `UNITS_BESIDE` that a body states.
 
     Raises:
         BadParameter: One is no amount.
     """
     found = {}
-    for steps, name in _UNITS_BESIDE.get(family.name, ()):
+    for steps, name in UNITS_BESIDE.get(family.name, ()):
         value = _at(usage, steps)
         if value in (None, 0) or isinstance(value, Mapping | list):
             continue
@@ -377,6 +316,20 @@ def _units_beside(usage: Mapping[str, Any], family: Family, path: str) -> dict[s
             )
         found[name] = int((Decimal(str(value)) * MICROS).to_integral_value(ROUND_HALF_EVEN))
     return found
+
+
+def _check_modalities(usage: Mapping[str, Any], path: str) -> None:
+    """Raise if tokens are of a modality that we do not know: they would be charged as text."""
+    for name, details in usage.items():
+        for item in details if isinstance(details, list) else ():
+            modality = item.get("modality")
+            if isinstance(modality, str) and modality not in MODALITIES and item.get("tokenCount"):
+                raise BadParameter(
+                    f"{path}.{name} has {item['tokenCount']:,} tokens of the modality {modality[:_ECHO_CHARS_MAX]!r}, "
+                    f"which has no price here: it must be one of {', '.join(MODALITIES[:5])}. Send the counts as "
+                    "tokens and quantities, each token in one class",
+                    field=f"{path}.{name}",
+                )
 
 
 def _at(usage: Mapping[str, Any], path: Sequence[str]) -> Any:
@@ -409,7 +362,11 @@ def _read(source: Source, usage: dict[str, Any], family: Family, path: str) -> _
         for name in extracted.__dict__
         if (value := extracted.__dict__[name]) and isinstance(value, int | float | Decimal)
     }
-    counts = _split(values, path)
+    for steps, name in PARTS_BESIDE.get(family.name, ()):
+        part = _at(usage, steps)
+        if type(part) is int and part > 0:
+            values.setdefault(name, part)
+    counts = _split(values, path, family)
     total = next((usage[name] for name in _TOTALS if isinstance(usage.get(name), int)), None)
     counted = int(values.get("input_tokens", 0)) + int(values.get("output_tokens", 0))
     agrees = total is None or not family.counts_all or total == counted
@@ -454,7 +411,7 @@ def _in_words(error: ValueError) -> str:
     return text.replace("`", "")
 
 
-def _split(values: Mapping[str, Any], path: str) -> _Counts:
+def _split(values: Mapping[str, Any], path: str, family: Family) -> _Counts:
     """
     Return nested counts as disjoint ones.
 
@@ -481,13 +438,18 @@ def _split(values: Mapping[str, Any], path: str) -> _Counts:
         )
     cached, cached_audio = of("cache_read_tokens"), of("cache_audio_read_tokens")
     audio, image = of("input_audio_tokens"), of("input_image_tokens")
-    cached_image = of("cache_image_read_tokens")
-    other = whole_in - audio - image - written
-    unlisted = cached - cached_audio - cached_image  # Cached tokens of text, as far as the body says.
+    video, video_out = of("input_video_tokens"), of("output_video_tokens")
+    cached_image, cached_video = of("cache_image_read_tokens"), of("cache_video_read_tokens")
+    other = whole_in - audio - image - video - written
+    # Cached tokens of text, as far as the body says.
+    unlisted = cached - cached_audio - cached_image - cached_video
     if unlisted > other >= 0 and "cache_image_read_tokens" not in values:
-        # Cached image tokens cost what other cached ones do, unless a list says so of them.
+        # More than the text has, so that at least these were of images.
         cached_image = min(image, unlisted - other)
-        unlisted = cached - cached_audio - cached_image
+        unlisted -= cached_image
+    if unlisted > other >= 0 and "cache_video_read_tokens" not in values:
+        cached_video = min(video, unlisted - other)
+        unlisted -= cached_video
     if unlisted > other >= 0 and audio and "cache_audio_read_tokens" not in values and cached <= whole_in:
         raise _Unreadable(
             f"{path}: of {audio:,} audio tokens some were cached, and the body does not say how many: "
@@ -495,16 +457,28 @@ def _split(values: Mapping[str, Any], path: str) -> _Counts:
             len(values),
         )
     prompt = other - unlisted
-    plain_audio, plain_image = audio - cached_audio, image - cached_image
-    if min(prompt, unlisted, plain_audio, plain_image) < 0:
-        parts = {"cached": cached, "written to the cache": written, "audio": audio, "image": image}
+    plain_audio, plain_image, plain_video = audio - cached_audio, image - cached_image, video - cached_video
+    if min(prompt, unlisted, plain_audio, plain_image, plain_video) < 0:
+        parts = {
+            "cached": cached,
+            "written to the cache": written,
+            "audio": audio,
+            "image": image,
+            "video": video,
+        }
         raise _exceeded(path, "prompt", whole_in, parts, len(values))
     reasoning = of("output_reasoning_tokens")
     audio_out, image_out = of("output_audio_tokens"), of("output_image_tokens")
     citations = of("output_citation_tokens")  # Of Perplexity, at a rate of their own; no class of ours.
-    completion = whole_out - reasoning - audio_out - image_out - citations
+    completion = whole_out - reasoning - audio_out - image_out - video_out - citations
     if completion < 0:
-        parts = {"reasoning": reasoning, "audio": audio_out, "image": image_out, "citation": citations}
+        parts = {
+            "reasoning": reasoning,
+            "audio": audio_out,
+            "image": image_out,
+            "video": video_out,
+            "citation": citations,
+        }
         raise _exceeded(path, "completion", whole_out, parts, len(values))
     tokens = {
         "cache_write_tokens": written - written_1h,
@@ -512,19 +486,24 @@ def _split(values: Mapping[str, Any], path: str) -> _Counts:
         "audio_prompt_tokens": plain_audio,
         "audio_cached_prompt_tokens": cached_audio,
         "image_prompt_tokens": plain_image,
+        "image_cached_prompt_tokens": cached_image if family.caches_images else 0,
+        "video_prompt_tokens": plain_video,
         "audio_completion_tokens": audio_out,
         "image_completion_tokens": image_out,
+        "video_completion_tokens": video_out,
         "citation_tokens": citations,
     }
     quantities = {name: count * MICROS for name, count in tokens.items() if count}
-    for key, name in _UNITS.items():
+    for key, name in UNITS.items():
         amount = values.get(key) or (values.get("input_audio_seconds") if key == "audio_seconds" else None)
         if amount:
             micros = int((Decimal(str(amount)) * MICROS).to_integral_value(ROUND_HALF_EVEN))
             if micros > QUANTITY_MICROS_MAX:
                 raise _Unreadable(f"{path}: {amount} {name} is more than {QUANTITY_UNITS_MAX:,}", len(values))
             quantities[name] = micros
-    counts = _Counts(prompt, cached - cached_audio, completion, reasoning, quantities)
+    # No seller has a price of its own for cached video tokens: they are cached tokens like those of text.
+    cached_prompt = cached - cached_audio - (cached_image if family.caches_images else 0)
+    counts = _Counts(prompt, cached_prompt, completion, reasoning, quantities)
     if max(whole_in, whole_out) > TOKENS_MAX:
         raise _Unreadable(f"{path}: a request has at most {TOKENS_MAX:,} tokens of a class", len(values))
     return counts
@@ -553,7 +532,7 @@ def _check_nothing_lost(reading: _Reading, usage: Mapping[str, Any], family: Fam
         return
     for field, value in _leaves(usage, path):
         name, inner = field.rpartition(".")[2], field.removeprefix(f"{path}.")
-        if name in _CACHE_FIELDS and inner not in reading.read and value and value not in known:
+        if name in CACHE_FIELDS and inner not in reading.read and value and value not in known:
             raise BadParameter(
                 f"{field} is {value:,}, which bodies read as {reading.source} do not have: name the provider whose "
                 "body this is in usage_of, or send the counts as tokens, each token in one class",

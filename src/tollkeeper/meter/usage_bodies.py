@@ -31,6 +31,10 @@ _STANDARD: Final = frozenset(
 """Service tiers that are the list's own price."""
 
 
+_EVERYWHERE: Final = frozenset({"", "global", "not_available"})
+"""Values of Anthropic's `inference_geo` that are the list's own price."""
+_REGION_CHARS_MAX: Final = 16
+
 _GEMINI_SNAKE: Final = frozenset(
     {"prompt_token_count", "candidates_token_count", "total_token_count", "token_count"}
 )
@@ -99,7 +103,7 @@ def located(body: Any, path: str) -> Found:
             'with OpenAI if the request has "stream_options": {"include_usage": true}',
             field=path,
         )
-    return found
+    return _in_region(found)
 
 
 def _of_chunks(chunks: Sequence[Any], path: str) -> Found | None:
@@ -175,6 +179,19 @@ def _model_of(body: Mapping[Any, Any]) -> str:
         if isinstance(value := body.get(name), str) and len(value) <= TEXT_CHARS_MAX:
             return value
     return ""
+
+
+def _in_region(found: Found) -> Found:
+    """
+    Return *found* with the region where Anthropic had to run the request, as part of its variant: `us`, `batch-us`.
+
+    Such a request has another price, which the list does not say.
+    """
+    value = found.usage.get("inference_geo")
+    region = value.strip().lower()[:_REGION_CHARS_MAX] if isinstance(value, str) else ""
+    if region in _EVERYWHERE:
+        return found
+    return found._replace(variant="-".join(part for part in (found.variant, region) if part))
 
 
 def _variant_of(body: Mapping[Any, Any]) -> str:

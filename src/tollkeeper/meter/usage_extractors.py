@@ -49,12 +49,14 @@ class Family(NamedTuple):
         fields: Fields of which a body of the family has one, beside those that decide; for messages.
         common: Extractors to try beside the named provider's own, `provider/flavor`, the preferred first.
         counts_all: Whether the body's total, if it has one, is the sum of its classes.
+        caches_images: Whether its sellers have a price of its own for cached image tokens.
     """
 
     name: str
     fields: str
     common: tuple[str, ...]
     counts_all: bool = True
+    caches_images: bool = False
 
 
 FAMILIES: Final = {
@@ -85,8 +87,8 @@ FAMILIES: Final = {
             ),
         ),
         Family("embeddings", "prompt_tokens", ("openai/embeddings",)),
-        Family("realtime", "input_token_details", ("openai/realtime", "x-ai/realtime")),
-        Family("images", "input_tokens_details.image_tokens", ("openai/images",)),
+        Family("realtime", "input_token_details", ("openai/realtime", "x-ai/realtime"), caches_images=True),
+        Family("images", "input_tokens_details.image_tokens", ("openai/images",), caches_images=True),
         Family("anthropic", "input_tokens and cache_read_input_tokens", ("anthropic/default",)),
         Family("responses", "input_tokens and output_tokens", ("openai/responses", "perplexity/responses")),
     )

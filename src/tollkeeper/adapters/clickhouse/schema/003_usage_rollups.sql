@@ -156,7 +156,8 @@ FROM (
             arraySum(
                 (k, v) -> if(k IN (
                     'cache_write_tokens', 'cache_write_1h_tokens', 'audio_prompt_tokens', 'audio_cached_prompt_tokens',
-                    'image_prompt_tokens', 'audio_completion_tokens', 'image_completion_tokens'
+                    'image_prompt_tokens', 'image_cached_prompt_tokens', 'video_prompt_tokens',
+                    'audio_completion_tokens', 'image_completion_tokens', 'video_completion_tokens'
                 ), v, 0),
                 mapKeys(e.quantities), mapValues(e.quantities)
             ),
