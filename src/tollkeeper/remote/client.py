@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from tollkeeper import greenlets
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.keyless import WithoutKey
@@ -79,6 +80,7 @@ class Tollkeeper:
         cors_origins: str = "",
         clock: Clock | None = None,
     ) -> None:
+        greenlets.check()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise BadParameter("key must be an operator key, such as ok_…", field="key")
         if not timeout_s > 0:
@@ -342,6 +344,7 @@ class Tollkeeper:
 
     def _try(self, tries: Tries, method: str, path: str, body: bytes | None) -> Answer:
         """Return the answer to a call that may be repeated. Raises `Unavailable`."""
+        greenlets.check()
         while True:
             timeout_s = tries.begin()
             try:
@@ -353,6 +356,7 @@ class Tollkeeper:
             time.sleep(pause_s)
 
     async def _try_async(self, tries: Tries, method: str, path: str, body: bytes | None) -> Answer:
+        greenlets.check()
         while True:
             timeout_s = tries.begin()
             try:
