@@ -1,8 +1,8 @@
 """
 Builds both distributions into dist/, and proves that they are whole.
 
-The wheel has every file of the package, the sdist makes the same wheel, and an environment that has nothing but them and the
-pinned packages runs the demo from an empty directory.
+The wheel is made of the sdist and has every file of the package. An environment with nothing but it and the pinned
+packages runs the demo from an empty directory.
 """
 
 from __future__ import annotations
