@@ -344,7 +344,6 @@ class Tollkeeper:
 
     def _try(self, tries: Tries, method: str, path: str, body: bytes | None) -> Answer:
         """Return the answer to a call that may be repeated. Raises `Unavailable`."""
-        greenlets.check()
         while True:
             timeout_s = tries.begin()
             try:
@@ -356,7 +355,6 @@ class Tollkeeper:
             time.sleep(pause_s)
 
     async def _try_async(self, tries: Tries, method: str, path: str, body: bytes | None) -> Answer:
-        greenlets.check()
         while True:
             timeout_s = tries.begin()
             try:
