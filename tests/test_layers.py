@@ -16,7 +16,7 @@ ROOT: Final = Path(tollkeeper.__file__).parent
 ORDER: Final = (
     "errors version",
     "domain",
-    "clock collector blocking callers forks memory",
+    "clock collector blocking callers forks greenlets memory packages",
     "audit",
     "ports record_columns",
     "profiles",

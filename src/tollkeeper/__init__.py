@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from tollkeeper.packages import needed
 from tollkeeper.version import __version__
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
+    with needed():
+        value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

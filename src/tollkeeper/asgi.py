@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from tollkeeper import forks
+from tollkeeper import forks, greenlets
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
+from tollkeeper.errors import GreenletsRefused
 from tollkeeper.http.asgi_types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.http.cors import Cors, is_preflight
 from tollkeeper.http.credentials import query_without
 from tollkeeper.http.doors import Admitted, Door, HasDoor, Refusal
 from tollkeeper.http.exemptions import Exemptions
-from tollkeeper.http.forked import send_forked
+from tollkeeper.http.forked import send_unusable
 from tollkeeper.http.handshakes import (
     POLICY_VIOLATION,
     SWITCHING_PROTOCOLS,
@@ -83,6 +84,7 @@ class Middleware:
         sessions: bool | None = None,
         key_parameter: str = "",
     ) -> None:
+        greenlets.check()
         self._key_parameter = key_parameter
         self.app = app
         self.toll = toll
@@ -114,6 +116,11 @@ class Middleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._passes(scope):
             await self.app(scope, receive, send)
+            return
+        try:
+            greenlets.check()
+        except GreenletsRefused as exc:
+            await send_unusable(scope, receive, send, exc)
             return
         method: str = scope.get("method", HANDSHAKE_METHOD)
         path = app_path(scope)
@@ -341,7 +348,7 @@ class _ForkedMiddleware(Middleware):
         if self._passes(scope):
             await self.app(scope, receive, send)
         else:
-            await send_forked(scope, receive, send)
+            await send_unusable(scope, receive, send)
 
 
 async def _refuse(

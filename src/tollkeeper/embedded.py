@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from tollkeeper import greenlets
 from tollkeeper.catalog.changes import Applied, Change, IssuedKey
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
@@ -69,6 +70,8 @@ class Tollkeeper:
         Raises:
             BadParameter: A setting has a bad value.
             DataDirectoryInUse: Another process has the directory.
+            GreenletsRefused: gevent or eventlet changed the threads of this process (`greenlets`).
+            PackageMissing: The usage store needs chDB, which is not installed.
             Unavailable: A store cannot be opened.
         """
         toll = cls(Installation(load({"data_dir": data_dir, **settings}), clock=clock))
@@ -109,6 +112,7 @@ class Tollkeeper:
         Raises:
             BadParameter: Two of *api_key*, *session* and *account* are given, or *user* or *project* goes with none.
         """
+        greenlets.check()
         if not (session or account or user or project or profile):
             return self.installation.holds.admit(api_key, method, path, expected, tags)
         caller = self._without_key(api_key, session, account, user, project, profile)

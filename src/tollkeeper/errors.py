@@ -25,6 +25,8 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     │   ├── TooMuchUnderWay               too_much_under_way    the caller's own batches fill its share
     │   └── StoresMismatch                stores_mismatch       ledger and usage store do not belong together
     ├── Forked                            forked                this process is a fork of the one that has it open
+    ├── GreenletsRefused                  greenlets_refused     its threads are greenlets in part, or of eventlet
+    ├── PackageMissing                    package_missing       it needs a package that is not installed
     └── InvariantBroken                   invariant_broken      money would be wrong: nothing was written
 """
 
@@ -206,6 +208,18 @@ class Forked(TollkeeperError):
     """This process was forked from the one that has Tollkeeper open: it can use nothing of it."""
 
     code = "forked"
+
+
+class GreenletsRefused(TollkeeperError):
+    """The threads of this process were replaced by greenlets in a way that nothing can be gated with."""
+
+    code = "greenlets_refused"
+
+
+class PackageMissing(TollkeeperError, ImportError):
+    """This needs a package that is not installed. An ImportError too, as Python programs expect."""
+
+    code = "package_missing"
 
 
 class TooMuchUnderWay(Unavailable):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper import forks
+from tollkeeper import forks, greenlets, packages
 from tollkeeper.adapters.backup_sources import backup_sources
 from tollkeeper.adapters.data_directory import DataDirectory
 from tollkeeper.adapters.jwt_tokens import JwtTokens
@@ -83,6 +83,8 @@ class Installation:
             `session_jwks` has no issuer and audience, or comes over plain http.
         DataDirectoryInUse: Another process has the data directory.
         Forked: This process was forked from one that has an installation open.
+        GreenletsRefused: gevent or eventlet changed the threads of this process in a way that it cannot be gated.
+        PackageMissing: The usage store needs chDB, which is not installed.
         LedgerInUse: Another process has the PostgreSQL database.
         StoresMismatch: The ledger and the usage store do not belong together.
         Unavailable: A store cannot be opened or written.
@@ -122,6 +124,9 @@ class Installation:
         self._switches = switches(settings.profile_settings)
         check_login(settings.session_jwks, settings.session_issuer, settings.session_audience)
         forks.check_not_forked()
+        greenlets.check()
+        if store is None:
+            packages.check_usage_store(settings.usage)
         self._data_directory = DataDirectory(settings)
         self._opened.callback(self._data_directory.close)
         engine = open_engine(settings.ledger)

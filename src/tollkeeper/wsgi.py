@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.util import FileWrapper
 
-from tollkeeper import forks
+from tollkeeper import forks, greenlets
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Usage
+from tollkeeper.errors import GreenletsRefused, TollkeeperError
 from tollkeeper.http.cors import Cors, is_preflight
 from tollkeeper.http.credentials import query_without
 from tollkeeper.http.doors import Admitted, HasSyncDoor, Refusal, SyncDoor
 from tollkeeper.http.environs import scope_of, status_line, text_headers
 from tollkeeper.http.exemptions import Exemptions
-from tollkeeper.http.forked import forked_parts
+from tollkeeper.http.forked import unusable_parts
 from tollkeeper.http.interfaces import must_be_wsgi
 from tollkeeper.http.metered import TextHeaders
 from tollkeeper.http.paths import app_path
@@ -66,6 +67,7 @@ class Middleware:
 
     Raises:
         BadParameter: *app* is an ASGI application, or *profile* is unknown.
+        GreenletsRefused: gevent or eventlet changed the threads of this process in a way that it cannot be gated.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Middleware:
         key_parameter: str = "",
     ) -> None:
         self._key_parameter = key_parameter
+        greenlets.check()
         self.app = app
         self.toll = toll
         self._expect = expect
@@ -112,6 +115,10 @@ class Middleware:
         method, path, raw_headers = scope["method"], app_path(scope), scope["headers"]
         if is_preflight(scope) or self._exempt.cover(method, path):
             return self.app(environ, start_response)
+        try:
+            greenlets.check()
+        except GreenletsRefused as exc:
+            return _unusable(scope, start_response, exc)
         expected = NO_USAGE if self._expect is None else self._expect(environ)
         tags = NO_TAGS if self._tags is None else self._tags(environ)
         found = self._door.admit(scope, method, path, expected, tags)
@@ -337,9 +344,15 @@ class _ForkedMiddleware(Middleware):
         scope = scope_of(environ)
         if is_preflight(scope) or self._exempt.cover(scope["method"], app_path(scope)):
             return self.app(environ, start_response)
-        status, headers, body = forked_parts(scope["path"])
-        start_response(status_line(status), text_headers(headers))
-        return _body_for(scope["method"], body)
+        return _unusable(scope, start_response)
+
+
+def _unusable(
+    scope: Mapping[str, Any], start_response: StartResponse, error: TollkeeperError | None = None
+) -> Iterable[bytes]:
+    status, headers, body = unusable_parts(scope["path"], error)
+    start_response(status_line(status), text_headers(headers))
+    return _body_for(scope["method"], body)
 
 
 def _length_of(headers: list[tuple[str, str]]) -> int | None:

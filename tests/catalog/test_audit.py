@@ -134,3 +134,19 @@ def test_pages_and_filters(site: Installation) -> None:
         with pytest.raises(BadParameter):
             site.manage.audit_log(**wrong)
     assert site.manage.audit_log(entry_id="a\x00") == []
+
+
+def test_a_new_operator_key_has_its_line_without_the_key(site: Installation) -> None:
+    now_us = site.clock.now_us()
+    for number, secret in enumerate(("ok_the-first-of-them", "ok_the-second-of-them")):
+        site.operator_keys.replace(hash_secret(secret), now_us + number * 1_000_000)
+    created, changed = logged(site, kind="operator_keys")
+    assert told([created, changed]) == [
+        ("operator", "created", "operator_keys", "operator"),
+        ("operator", "changed", "operator_keys", "operator"),
+    ]
+    first, second = "2026-01-31T12:00:00.000000Z", "2026-01-31T12:00:01.000000Z"
+    assert (created.fields, changed.fields) == (
+        {"created_at": (None, first)},
+        {"created_at": (first, second)},
+    )

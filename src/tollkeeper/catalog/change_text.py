@@ -31,10 +31,38 @@ def change_texts(name: str, old: Any, new: Any, money: Collection[str] = ()) -> 
                 within = _money_in(before, after) if isinstance(before or after, Mapping) else money
                 yield from change_texts(f"{name}.{part}", before, after, within)
         return
+    is_money = _is_money(name, money)
+    yield f"{_shown(name, money)} {_word(old, is_money)} → {_word(new, is_money)}"
+
+
+def value_texts(name: str, value: Any, money: Collection[str] = ()) -> Iterator[str]:
+    """Yield `name value` of a field of a new entry, of its named parts one for each; nothing of one that is not set."""
+    value = _plain(value)
+    if value is None or value in ("", [], {}):
+        return
+    parts = _parts(value)
+    if parts is not None:
+        for part, of_part in parts.items():
+            if isinstance(of_part, Mapping) and "name" in of_part:
+                yield f"{name}.{part} {_word(of_part, False)}"
+            else:
+                yield from value_texts(f"{name}.{part}", of_part, money)
+        return
+    if isinstance(value, list):
+        yield f"{name} {', '.join(_word(part, False) for part in value)}"
+        return
+    yield f"{_shown(name, money)} {_word(value, _is_money(name, money))}"
+
+
+def _is_money(name: str, money: Collection[str]) -> bool:
     last = name.rpartition(".")[2]
-    is_money = is_money_name(last) or last in money
-    shown = name.replace("_nanos_per_million", "_per_million").removesuffix("_nanos") if is_money else name
-    yield f"{shown} {_word(old, is_money)} → {_word(new, is_money)}"
+    return is_money_name(last) or last in money
+
+
+def _shown(name: str, money: Collection[str]) -> str:
+    if not _is_money(name, money):
+        return name
+    return name.replace("_nanos_per_million", "_per_million").removesuffix("_nanos")
 
 
 def _money_in(*holders: Any) -> Collection[str]:

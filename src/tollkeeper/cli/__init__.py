@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import sys
 
+from tollkeeper.errors import PackageMissing
+from tollkeeper.packages import needed
+
 
 def main() -> None:
     """Run the `tollkeeper` command with the arguments of this process, and exit with its code."""
-    from tollkeeper.cli.app import run
+    try:
+        with needed():
+            from tollkeeper.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+            sys.exit(run(sys.argv[1:]))
+    except PackageMissing as exc:
+        sys.exit(f"error: {exc}")

@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from tollkeeper.api.audit_answer import audit_page
-from tollkeeper.catalog.change_text import change_texts
+from tollkeeper.catalog.change_text import change_texts, value_texts
 from tollkeeper.console import options
 from tollkeeper.console.output import Column, print_csv, print_json, print_table
 from tollkeeper.console.target import open_data, server_of
@@ -82,12 +82,12 @@ def audit(
 def _row(item: dict[str, Any]) -> tuple[object, ...]:
     owner = f"{item['account']}/" if item["account"] not in (None, item["id"]) else ""
     money = ("amount", "burst") if item["unit"] == "nanos" else ()
-    texts = [
-        text
-        for name, (old, new) in item["fields"].items()
-        if item["action"] == "changed"
-        for text in change_texts(name, old, new, money)
-    ]
+    texts: list[str] = []
+    for name, (old, new) in item["fields"].items():
+        if item["action"] == "changed":
+            texts += change_texts(name, old, new, money)
+        elif item["action"] == "created" and name != "id":
+            texts += value_texts(name, new, money)
     return (
         item["seq"],
         item["at"].partition(".")[0] + "Z",

@@ -25,7 +25,7 @@ from tollkeeper.http.bodies import check_length, header, read_body
 from tollkeeper.http.cors import Cors, is_preflight
 from tollkeeper.http.credentials import has_credential
 from tollkeeper.http.executors import Executors, Probe
-from tollkeeper.http.forked import send_forked
+from tollkeeper.http.forked import send_unusable
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, HotAnswer, HotEndpoints, payer_of
 from tollkeeper.http.known_key import KnownKey
@@ -284,7 +284,7 @@ class _ForkedApp(App):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            await send_forked(scope, receive, send)
+            await send_unusable(scope, receive, send)
 
 
 def authenticator_of(installation: Installation, operators: Collection[str] | None = None) -> Authenticator:

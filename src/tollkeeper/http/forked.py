@@ -1,4 +1,4 @@
-"""The 503 of a forked child, which must not use the installation that it inherited."""
+"""The 503 of a process that can use no installation: a forked child, or one with greenlets that are refused."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.errors import TollkeeperError
 from tollkeeper.forks import forked
 from tollkeeper.http.asgi_types import Receive, Scope, Send
 from tollkeeper.http.handshakes import refuse_handshake
@@ -15,9 +16,11 @@ from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 _REQUEST_ID_BYTES: Final = 10
 
 
-async def send_forked(scope: Scope, receive: Receive, send: Send) -> None:
+async def send_unusable(
+    scope: Scope, receive: Receive, send: Send, error: TollkeeperError | None = None
+) -> None:
     """Answer a request or a WebSocket's handshake with 503 and what to do."""
-    status, headers, body = forked_parts(scope["path"])
+    status, headers, body = unusable_parts(scope["path"], error)
     if scope["type"] == "websocket":
         await refuse_handshake(scope, receive, send, status, headers, body)
         return
@@ -25,10 +28,12 @@ async def send_forked(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def forked_parts(path: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Return status, headers and body of the answer to a request to *path*."""
+def unusable_parts(
+    path: str, error: TollkeeperError | None = None
+) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return status, headers and body of the answer to a request to *path*: that the process was forked, or *error*."""
     request_id = "req_" + secrets.token_hex(_REQUEST_ID_BYTES)
-    problem = to_problem(forked(), instance=path, request_id=request_id)
+    problem = to_problem(error or forked(), instance=path, request_id=request_id)
     body = msgspec.json.encode(problem.body)
     headers = [
         (b"content-type", PROBLEM_MEDIA_TYPE.encode()),

@@ -7,9 +7,8 @@ The middleware and `POST /tk/v1/authorize` both ask here, so a customer sees the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Route
 from tollkeeper.domain.decisions import Denial
@@ -21,9 +20,12 @@ from tollkeeper.domain.meter import UNKNOWN_ROUTE, facts_of
 from tollkeeper.domain.requests import Outcome
 from tollkeeper.errors import BadParameter
 from tollkeeper.gate.gate import Admission, CompiledKey, Gate
-from tollkeeper.installation import Installation
 from tollkeeper.profiles import load, names
 from tollkeeper.profiles.base import Call, Metered, MeteredProfile, Profile, Reply, SessionProfile, Used
+
+if TYPE_CHECKING:
+    from tollkeeper.catalog.directory import Directory
+    from tollkeeper.installation import Installation
 
 _FOREIGN: Final = Denial("key_unknown", "The api key is not known here.")
 _BARRED: Final = Denial("layer_not_allowed", "Keys of this family may not make metered requests.")

@@ -38,6 +38,8 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.DataDirectoryInUse: (503, "Data directory in use"),
     errors.LedgerInUse: (503, "Ledger in use"),
     errors.Forked: (503, "Forked process"),
+    errors.GreenletsRefused: (503, "Greenlets refused"),
+    errors.PackageMissing: (503, "Package missing"),
     errors.TooMuchUnderWay: (429, "Too much under way"),
     errors.StoresMismatch: (503, "Ledger and usage store do not match"),
     errors.InvariantBroken: (500, "Invariant broken"),

@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
 
 from tollkeeper.errors import BadParameter
+from tollkeeper.packages import needed
 
 ECHO_CHARS_MAX: Final = 64
 
@@ -233,7 +234,8 @@ class Source(NamedTuple):
 @cache
 def _extractors() -> dict[str, Source]:
     """Return the extractors of the installed list by `provider/flavor`."""
-    from genai_prices.data import providers
+    with needed():
+        from genai_prices.data import providers
 
     found = {}
     for provider in providers:

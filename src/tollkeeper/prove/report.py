@@ -13,8 +13,9 @@ from tollkeeper.console.output import Column, plain, print_json, print_table
 from tollkeeper.prove.faults import FAULTS, NOT_COVERED
 from tollkeeper.prove.oracle import KINDS
 from tollkeeper.prove.run import Proof
+from tollkeeper.version import __version__
 
-_PARTS: Final = ("tollkeeper", "chdb", "sqlalchemy", "granian")
+_PARTS: Final = ("chdb", "sqlalchemy", "granian")
 FINDINGS_SHOWN: Final = 20
 
 
@@ -65,6 +66,7 @@ def report_of(proof: Proof) -> dict[str, Any]:
         "machine": machine(),
         "versions": {
             "python": platform.python_version(),
+            "tollkeeper": __version__,
             **{name: version(name) for name in _PARTS},
         },
         "ledger": proof.ledger,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+from tollkeeper import greenlets
 from tollkeeper.clock import Clock, SystemClock
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.keyless import WithoutKey
@@ -79,6 +80,7 @@ class Tollkeeper:
         cors_origins: str = "",
         clock: Clock | None = None,
     ) -> None:
+        greenlets.check()
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise BadParameter("key must be an operator key, such as ok_…", field="key")
         if not timeout_s > 0:

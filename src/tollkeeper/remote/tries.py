@@ -10,6 +10,7 @@ import random
 import time
 from typing import Final
 
+from tollkeeper import greenlets
 from tollkeeper.errors import Unavailable
 
 TRIES_MAX: Final = 3
@@ -46,6 +47,7 @@ class Tries:
 
     def begin(self) -> float:
         """Begin a try; return how many seconds it may take: half of what is left, the last one all of it."""
+        greenlets.check()
         self.count += 1
         left = max(self._until - time.monotonic(), 0.001)
         return left if self.count == TRIES_MAX else left / 2

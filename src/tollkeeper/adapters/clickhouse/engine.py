@@ -20,6 +20,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from tollkeeper import packages
 from tollkeeper.adapters.clickhouse import descriptions
 from tollkeeper.adapters.clickhouse.engine_threads import EngineThreads
 from tollkeeper.adapters.clickhouse.readers import Readers
@@ -61,9 +62,11 @@ class Engine:
             memory_bytes_max: The most that the engine in this process, or one query on a server, may use.
 
         Raises:
+            PackageMissing: *url* is in this process, and chDB is not installed.
             Unavailable: A table of the directory lost its description. What the driver raises goes through, for
                 `engine_errors` around the call.
         """
+        packages.check_usage_store(url)
         self.url = url
         self.directory = Path(urlparse(url).path) if url.startswith("chdb:") else None
         self._options: dict[str, Any] = {}

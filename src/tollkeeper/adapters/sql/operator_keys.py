@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from tollkeeper.adapters.sql.catalog_tables import catalog_log
 from tollkeeper.adapters.sql.metadata import metadata
+from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.errors import Unavailable
+
+KIND: Final = "operator_keys"
+"""Of its lines in the audit log."""
+_OPERATOR: Final = "operator"
 
 operator_keys: Final = sa.Table(
     "operator_keys",
@@ -33,10 +40,24 @@ class SqlOperatorKeys:
             raise Unavailable(f"The ledger cannot be read: {exc.orig}") from exc
 
     def replace(self, secret_sha256: str, now_us: int) -> None:
-        """Make *secret_sha256* the one operator key."""
+        """Make *secret_sha256* the one operator key; the audit log says since when, and nothing of the key."""
         try:
             with self._engine.begin() as tx:
+                before_us = tx.execute(sa.select(sa.func.max(operator_keys.c.created_at_us))).scalar_one()
                 tx.execute(sa.delete(operator_keys))
                 tx.execute(sa.insert(operator_keys).values(secret_sha256=secret_sha256, created_at_us=now_us))
+                since = [None if at_us is None else to_text(from_us(at_us)) for at_us in (before_us, now_us)]
+                tx.execute(
+                    sa.insert(catalog_log).values(
+                        at_us=now_us,
+                        actor=_OPERATOR,
+                        account_id=None,
+                        kind=KIND,
+                        entry_id=_OPERATOR,
+                        action="created" if before_us is None else "changed",
+                        fields=msgspec.json.encode({"created_at": since}).decode(),
+                        unit=None,
+                    )
+                )
         except DBAPIError as exc:
             raise Unavailable(f"The ledger cannot be written: {exc.orig}") from exc
