@@ -265,10 +265,11 @@ def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
         value = _at(usage, there)
         if isinstance(value, int | list) and _at(usage, wanted) in (None, 0):
             holder = usage
-            for step in wanted[:-1]:
+            *steps, last = wanted
+            for step in steps:
                 inner = holder.get(step)
                 holder[step] = holder = dict(inner) if isinstance(inner, dict) else {}
-            holder[wanted[-1]] = value
+            holder[last] = value
     if family.name == "anthropic" and isinstance(written := usage.get("cache_creation"), dict):
         stated = sum(value for value in written.values() if isinstance(value, int))
         usage.setdefault("cache_creation_input_tokens", stated)
@@ -282,7 +283,7 @@ def _respelled(usage: dict[str, Any], family: Family) -> dict[str, Any]:
         usage.setdefault("outputTokens", 0)
     if family.name == "cohere" and isinstance(billed := usage.get("billed_units"), dict):
         usage.pop("tokens", None)  # All that the model saw; what is charged are the billed units.
-        if any(step in billed for (_, step), _ in UNITS_BESIDE["cohere"]):
+        if any(path[-1] in billed for path, _ in UNITS_BESIDE["cohere"]):
             billed.setdefault("input_tokens", 0)  # Searches of a rerank, and images, have no tokens.
     if family.name == "chat" and "prompt_tokens" in usage:
         usage.setdefault("completion_tokens", 0)  # A request that was stopped before its first token.
