@@ -30,6 +30,8 @@ THREADS: Final = 8
 """Callers at once."""
 CALL_S_MAX: Final = 90
 """One call with all its tries: longer than a start of the server."""
+HOLD_S: Final = 60
+"""Of holds that are settled at once."""
 _AGAIN_S: Final = 0.02
 _DONE: Final = 300
 T = TypeVar("T")
@@ -72,21 +74,17 @@ def ask(port: int, method: str, path: str, body: Any = None) -> Answer:
     raise Unavailable(f"{method} {path} got no answer in {CALL_S_MAX} s")
 
 
-def spend(port: int, id_: str, caller: dict[str, Any]) -> Attempt:
+def spend(port: int, id_: str, caller: dict[str, Any], hold_s: int = HOLD_S) -> Attempt:
     """Send one request of one unit through `authorize` and `settle`; *caller* is its key, account or session."""
     began_s = time.monotonic()
-    body = {"path": "/v1/any", "id": id_, "cost_nanos": UNIT_NANOS, "ttl_s": HOLD_S, "tags": {"op": id_}}
+    body = {"path": "/v1/any", "id": id_, "cost_nanos": UNIT_NANOS, "ttl_s": hold_s, "tags": {"op": id_}}
     held = ask(port, "POST", "/authorize", {**caller, **body})
     if held.status >= _DONE:
         # Of a call that is sent again: its first try made the hold, which has expired since.
         return Attempt(id_, "refused")
     settled = ask(port, "POST", "/settle", {"hold_id": id_, "cost_nanos": UNIT_NANOS})
-    is_late = time.monotonic() > began_s + HOLD_S - 1
+    is_late = time.monotonic() > began_s + hold_s - 1
     return Attempt(id_, "booked" if settled.status < _DONE else "perhaps", is_late=is_late)
-
-
-HOLD_S: Final = 60
-"""Of holds that are settled at once."""
 
 
 def at_once(calls: Sequence[Callable[[], T]], after: Callable[[int], None] = lambda done: None) -> list[T]:
