@@ -127,6 +127,17 @@ def test_every_kind_waits_for_a_bounded_time(
         assert usage_store.ready() is (kind != "probes")
 
 
+def test_a_look_up_ends_beside_heavier_work(
+    usage_store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call of the gate waits for it: it is refused before its caller gives up."""
+    monkeypatch.setattr("tollkeeper.adapters.clickhouse.engine.LOOK_UP_S_MAX", 1)
+    # Without its clients of before, which have the limit that the engine has.
+    monkeypatch.setattr(usage_store._engine, "look_ups", usage_store._engine._look_ups())
+    with pytest.raises(Unavailable):
+        usage_store._engine.rows(SLOW.sql, {}, readers=usage_store._engine.look_ups)
+
+
 def running(store: ClickHouseUsageStore) -> int:
     sql = (
         "SELECT count() FROM system.processes WHERE query LIKE '%sipHash64%' AND query NOT LIKE '%processes%'"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -399,6 +401,38 @@ def test_a_store_that_could_not_be_opened_is_opened_later(monkeypatch: pytest.Mo
     assert store.ready()
     store.close()
     assert tried == ["opened", "opened", "opened", "closed"]
+
+
+def test_calls_wait_for_a_store_that_opens_as_long_as_the_first_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One behind another for few threads, none of them waits for longer than its caller would."""
+    monkeypatch.setattr("tollkeeper.adapters.lazy_store.WAIT_S_MAX", 0.2)
+    may_open = threading.Event()
+
+    class Opened:
+        def owners(self, id_: str) -> list[str]:
+            return ["acme"]
+
+        def close(self) -> None:
+            pass
+
+    def open_store() -> Any:
+        assert may_open.wait(60)
+        return Opened()
+
+    began_s = time.monotonic()
+    store = LazyUsageStore(open_store)
+    for _ in range(50):
+        with pytest.raises(Unavailable, match="still opening"):
+            store.owners("x")
+    # One after another: 10 s if each of them waited anew.
+    assert time.monotonic() < began_s + 5
+    may_open.set()
+    # What is done once has more time.
+    store.wait()
+    assert store.owners("x") == ["acme"]
+    store.close()
 
 
 def test_a_store_that_never_opened_can_be_closed() -> None:

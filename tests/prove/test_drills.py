@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from tests.engines import SHARED_ENGINES, fresh_url
-from tollkeeper.prove import drills
+from tollkeeper.prove import drills, noisy
 from tollkeeper.prove.drills import COST_NANOS, Drill, Skipped, plan_drill, run_drill
-from tollkeeper.prove.faults import FAULTS, IN_TRAFFIC, faults_of
+from tollkeeper.prove.faults import FAULTS, GOES_BACK, faults_of
 from tollkeeper.prove.journal import TIMED_OUT, Journal, read_calls
 from tollkeeper.prove.ledgers import LedgerPlace, PostgresqlLedger, SqliteLedger
 from tollkeeper.prove.minting import minted
+from tollkeeper.prove.noisy import Noise
 from tollkeeper.prove.plan import MINTED_MAX, Scale
 from tollkeeper.prove.run import Run
 from tollkeeper.prove.server import ServerProcess
@@ -30,7 +35,7 @@ def test_named_faults_are_in_every_round() -> None:
     assert faults_of(1, 7, ("noisy", "restores")) == ("noisy", "restores")
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in IN_TRAFFIC])
+@pytest.mark.parametrize("fault", GOES_BACK)
 def test_the_same_seed_is_the_same_drill(fault) -> None:
     plans = [plan_drill(seed, 1, fault) for seed in range(20)]
     assert plans == [plan_drill(seed, 1, fault) for seed in range(20)]
@@ -48,6 +53,24 @@ def test_calls_to_a_dialect_count_in_the_limit_of_their_key() -> None:
     assert minted("a", MINTED_MAX - 2, 9, own_calls=2) == []
     assert [finding.kind for finding in minted("a", MINTED_MAX - 3, 9, own_calls=2)] == ["other"]
     assert [finding.kind for finding in minted("a", MINTED_MAX + 1, 9, own_calls=2)] == ["overshoot"]
+
+
+def test_noise_is_as_many_turns_as_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any machine: as many as its CPU gives would make every round slower than the one before."""
+    taken: list[tuple[str, int]] = []
+    kinds = Noise(1, 1).kinds()
+    recorded = {name: partial(lambda name, turn: taken.append((name, turn)), name) for name in kinds}
+    monkeypatch.setattr(Noise, "kinds", lambda noise: recorded)
+    reader, writer = os.pipe()
+    for bytes_ in (b".", b".."):
+        os.write(writer, bytes_)
+    os.close(writer)
+    noisy.main(1, 1, reader)
+    os.close(reader)
+    until = time.monotonic() + 60
+    while len(taken) < 3 * len(kinds) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert sorted(taken) == sorted(product(kinds, range(3)))
 
 
 def test_a_try_without_an_answer_in_time_is_no_answer(tmp_path: Path) -> None:

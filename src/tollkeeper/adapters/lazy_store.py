@@ -1,7 +1,8 @@
 """
 A usage store that opens in the background, so that the first request need not wait for its engine.
 
-Loading chDB takes about a second, and the gate does not need it. Every call waits for the engine, for a bounded time.
+Loading chDB takes about a second, and the gate does not need it. Every call waits for the engine, until `WAIT_S_MAX`
+after the beginning of its opening: calls that wait one behind another for a thread are refused by then too.
 While it cannot be opened every call raises `Unavailable`, and a call `REOPEN_S` after a failure starts another try.
 """
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 OPEN_S_MAX: Final = 60.0
+"""For what is done once, and waits for the engine whatever else waits."""
+WAIT_S_MAX: Final = 25.0
+"""For calls, whose callers give up after some 30 s."""
 REOPEN_S: Final = 1.0
 """Seconds between a failure to open and the next try."""
 
@@ -54,10 +58,12 @@ class LazyUsageStore:
         self._found: UsageStore | None = None
         self._error: TollkeeperError | None = None
         self._failed_at_s = 0.0
+        self._began_s = 0.0
         self._closed = False
         self._start()
 
     def _start(self) -> None:
+        self._began_s = time.monotonic()
         self._opened.clear()
         threading.Thread(target=self._open, name="tollkeeper-usage-open", daemon=True).start()
 
@@ -79,8 +85,12 @@ class LazyUsageStore:
 
     @property
     def _store(self) -> UsageStore:
-        if not self._opened.wait(OPEN_S_MAX):
-            raise Unavailable("The usage store is still opening.")
+        return self._within(WAIT_S_MAX)
+
+    def _within(self, opening_s_max: float) -> UsageStore:
+        """Return the store, or raise when it has been opening for so long."""
+        if not self._opened.wait(max(0.0, self._began_s + opening_s_max - time.monotonic())):
+            raise Unavailable("The usage store is still opening: try again shortly.")
         if self._found is not None:
             return self._found
         with self._lock:
@@ -103,8 +113,8 @@ class LazyUsageStore:
             raise StoresMismatch(str(self._error)) from self._error
 
     def wait(self) -> None:
-        """Return when it is open. Raises `Unavailable` as every call does."""
-        _ = self._store
+        """Return when it is open, for which it waits longer than a call. Raises `Unavailable` as every call does."""
+        self._within(OPEN_S_MAX)
 
     def past(self, installation_id: str) -> StorePast:
         return self._store.past(installation_id)

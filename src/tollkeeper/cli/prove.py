@@ -50,7 +50,8 @@ def prove(
         typer.Option(
             "--only",
             metavar="FAULTS",
-            help="Make these in every round: kills, noisy, minting, restores, fail-over, copies, full-disk. "
+            help="Make these in every round: kills, noisy, minting, restores, fail-over, copies, full-disk, "
+            "workers, streams, forks, sessions, backups. "
             "Drawn by the seed unless given.",
             show_default=False,
         ),
@@ -66,7 +67,8 @@ def prove(
 
     Client processes send mixed traffic over HTTP and cut their own connections; the server is killed (-9) and
     started again in every round. Rounds also draw noisy customers, customers who mint keys, older ledgers put back
-    (restores, fail-over, copies) and full disks. docs/prove.md says how to read the report.
+    (restores, fail-over, copies), full disks, worker processes, streams and WebSockets, forks, callers without a key,
+    and backups that are restored. docs/prove.md says how to read the report.
     """
     from tollkeeper.prove.plan import Scale
     from tollkeeper.prove.report import print_proof

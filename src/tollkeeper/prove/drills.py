@@ -114,10 +114,10 @@ def run_drill(drill: Drill, seed: int, number: int, directory: Path, ledger_url:
     if drill.fault == "full-disk":
         with (
             _small_disk(directory / "disk") as disk,
-            _site(disk / "data", directory, ledger_url, number) as site,
+            open_site(disk / "data", directory, ledger_url, number) as site,
         ):
             return _full_disk(site, drill, disk)
-    with _site(directory / "data", directory, ledger_url, number) as site:
+    with open_site(directory / "data", directory, ledger_url, number) as site:
         if drill.fault == "copies":
             return _copied(site, drill)
         return _restored(site, drill, Random(f"{seed}/{number}/again"))
@@ -402,7 +402,13 @@ def _fill(path: Path) -> None:
 
 
 @contextmanager
-def _site(data: Path, directory: Path, ledger_url: str | None, number: int) -> Iterator[Site]:
+def open_site(data: Path, directory: Path, ledger_url: str | None, number: int) -> Iterator[Site]:
+    """
+    Run a server on a new installation; its log is in *directory*.
+
+    Raises:
+        Skipped: The ledger cannot have a database of its own.
+    """
     ledger: LedgerPlace
     if ledger_url is None:
         ledger = SqliteLedger(data)

@@ -78,7 +78,7 @@ def look(server: Server, key: str, plan: Round) -> Seen:
         Unavailable: Its usage answers do not become complete.
         Failure: It does not answer.
     """
-    holds_open = _wait_for_holds(server.url, key)
+    holds_open = wait_for_holds(server.url, key)
     accounts = accounts_of(plan.number)
     budgets: dict[str, BudgetSeen] = {}
     for bound in plan.bounds:
@@ -200,7 +200,7 @@ def outbox_records(url: str, key: str) -> int:
     return _metric(url, key, "tollkeeper_outbox_records")
 
 
-def _wait_for_holds(url: str, key: str) -> int:
+def wait_for_holds(url: str, key: str) -> int:
     """Return how many holds are open when none is, or when their time is long over."""
     until = time.monotonic() + QUIET_S_MAX
     while True:

@@ -1,7 +1,11 @@
 """
-One customer who does all at once what costs a server most, in a process of its own, until it is ended:
+One customer who does all at once what costs a server most, in a process of its own:
 
     python -m tollkeeper.prove.noisy PORT ROUND
+
+For each byte on stdin it takes one turn of each kind, all kinds at once. The parent process writes one per
+`TURN_ANSWERS` answers of the other customers: so the noise lasts as long as their traffic, kills included, and a slow
+machine makes no more of it than a fast one. It ends with its stdin.
 
 Its answers are not checked. Checked are the calls of all other customers: answered meanwhile, and exact.
 """
@@ -9,13 +13,14 @@ Its answers are not checked. Checked are the calls of all other customers: answe
 from __future__ import annotations
 
 import gzip
-import itertools
+import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
+from queue import SimpleQueue
 from typing import Final
 
 import msgspec
@@ -31,7 +36,11 @@ DISTINCT: Final = 2_000
 """Events of a batch, each with values of its own."""
 SILENT: Final = 40
 """Connections that are opened and say nothing."""
-PAUSE_S: Final = 0.05
+KEYS: Final = 10
+CREDENTIALS: Final = 20
+"""New keys, and credentials that are made up, of one turn."""
+TURN_ANSWERS: Final = 80
+"""Some 16 turns in a round of the default size: 32,000 events with values of their own, 64 heavy queries."""
 _MEASURES: Final = "requests,cost_nanos,latency_ms_p95"
 _QUERY: Final = f"group_by=tag.a,tag.b,route,model&granularity=minute&measures={_MEASURES}&limit=1000"
 
@@ -45,7 +54,7 @@ class Noise:
         self._manages = secret_of(management_id_of(self._account))
 
     def kinds(self) -> dict[str, Callable[[int], None]]:
-        """Return what it does, by name; each is called with 0, 1, 2 …"""
+        """Return a turn of each kind, by name; they are called with 0, 1, 2 …"""
         return {
             "malformed gzip": self.malformed,
             "distinct values": self.distinct,
@@ -74,10 +83,12 @@ class Noise:
         self._call("POST", "/events", msgspec.json.encode(events))
 
     def keys(self, index: int) -> None:
-        self._call("POST", "/keys", b"{}")
+        for _ in range(KEYS):
+            self._call("POST", "/keys", b"{}")
 
     def bad_credentials(self, index: int) -> None:
-        self._call("GET", "/usage", credential=f"tk_made_up_{index}")
+        for at in range(CREDENTIALS):
+            self._call("GET", "/usage", credential=f"tk_made_up_{index}_{at}")
 
     def query(self, index: int) -> None:
         self._call("GET", f"/usage?{_QUERY}&offset={index % 7}")
@@ -106,25 +117,29 @@ class Noise:
             connection.close()
 
 
-def main(port: int, number: int) -> None:
-    """Make noise until the process is ended."""
+def main(port: int, number: int, stdin: int = 0) -> None:
+    """Take turns until *stdin*, a file descriptor, ends."""
 
-    def repeat(work: Callable[[int], None]) -> None:
-        for index in itertools.count():
+    def take(work: Callable[[int], None], turns: SimpleQueue[int]) -> None:
+        while True:
             try:
-                work(index)
+                work(turns.get())
             except (OSError, HTTPException):
                 # The server is being killed, or refuses: it is there again soon.
                 time.sleep(1)
-            time.sleep(PAUSE_S)
 
-    threads = [
-        threading.Thread(target=repeat, args=(work,), daemon=True)
-        for work in Noise(port, number).kinds().values()
-    ]
-    for thread in threads:
-        thread.start()
-    sys.stdin.buffer.read()  # Ends with the process that started this one, however that ended.
+    queues: list[SimpleQueue[int]] = []
+    for work in Noise(port, number).kinds().values():
+        turns: SimpleQueue[int] = SimpleQueue()
+        queues.append(turns)
+        threading.Thread(target=take, args=(work, turns), daemon=True).start()
+    index = 0
+    # It ends with the process that started this one, however that ended.
+    while count := len(os.read(stdin, 1_024)):
+        for turns in queues:
+            for turn in range(index, index + count):
+                turns.put(turn)
+        index += count
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,12 +23,14 @@ from tollkeeper.console.server_client import Server
 from tollkeeper.errors import Conflict, TollkeeperError, Unavailable
 from tollkeeper.prove.client import STUCK
 from tollkeeper.prove.drills import Skipped, plan_drill, run_drill
-from tollkeeper.prove.faults import FAULTS, IN_TRAFFIC, Fault, faults_of
+from tollkeeper.prove.faults import FAULTS, GOES_BACK, IN_TRAFFIC, Fault, faults_of
 from tollkeeper.prove.journal import JournaledCall, read_calls
 from tollkeeper.prove.look import look, verify
 from tollkeeper.prove.minting import check_minting
+from tollkeeper.prove.noisy import TURN_ANSWERS
 from tollkeeper.prove.oracle import KINDS, Finding, check, history
 from tollkeeper.prove.plan import Round, Scale, attackers_declaration, plan_round
+from tollkeeper.prove.scenarios import plan_scenario, run_scenario
 from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess, environment
 
 DIRECTORY_PREFIX: Final = "tollkeeper-prove-"
@@ -157,8 +160,8 @@ class Run:
         known, began = len(self._findings), time.monotonic()
         lines = []
         if set(faults) & set(IN_TRAFFIC):
-            lines.append(self._attack(number, faults))
-        lines += [self._drill(number, fault) for fault in faults if fault not in IN_TRAFFIC]
+            lines.append(_timed(partial(self._attack, number, faults)))
+        lines += [_timed(partial(self._drill, number, fault)) for fault in faults if fault not in IN_TRAFFIC]
         found = list(self._findings)[known:]
         took_s = time.monotonic() - began
         return (
@@ -179,8 +182,8 @@ class Run:
             self._fault = "minting"
             self._note(check_minting(self.server.port, number), [])
             self._fault = "noisy" if "noisy" in faults else "kills"
-        with self._noise(number) if "noisy" in faults else nullcontext():
-            answered = self._traffic(plan, killing="kills" in faults)
+        with self._noise(number) if "noisy" in faults else nullcontext(_no_noise) as make_noise:
+            answered = self._traffic(plan, make_noise, killing="kills" in faults)
         kills = self.server.kills - kills
         calls = read_calls(self._journals(number))
         self.rounds.append((plan, calls, kills, self._fault))
@@ -198,25 +201,33 @@ class Run:
     def _drill(self, number: int, fault: Fault) -> str:
         """Make one fault on an installation of its own; return what was done."""
         self._fault = fault
-        drill = plan_drill(self._seed, number, fault)
         directory = self._directory / f"{fault}-{number}"
         directory.mkdir()
+        where = (self._seed, number, directory, self._ledger_url)
+        has_postgresql = self._ledger_url is not None
         try:
-            found = run_drill(drill, self._seed, number, directory, self._ledger_url)
+            if fault in GOES_BACK:
+                drill = plan_drill(self._seed, number, fault)
+                variant: str = drill.variant
+                found = run_drill(drill, *where)
+            else:
+                scenario = plan_scenario(self._seed, number, fault, has_postgresql=has_postgresql)
+                variant = scenario.variant
+                found = run_scenario(scenario, *where)
         except Skipped as exc:
             self._skipped[f"{fault}: {exc}"] = None
             return f"{fault} skipped: {exc}"
         except (Failure, TollkeeperError) as exc:
-            found = [Finding("unanswered", f"{drill.variant}: {exc}")]
+            found = [Finding("unanswered", f"{variant}: {exc}")]
         self._faults[fault] += 1
         self._note(found, [])
         if not found:
             shutil.rmtree(directory)
-        return f"{fault} ({drill.variant})"
+        return f"{fault} ({variant})"
 
     @contextmanager
-    def _noise(self, number: int) -> Iterator[None]:
-        """Let the noisy customer of a round do its worst."""
+    def _noise(self, number: int) -> Iterator[Callable[[int], None]]:
+        """Let the noisy customer of a round do its worst; yield what takes the number of the others' answers so far."""
         process = subprocess.Popen(
             [sys.executable, "-m", "tollkeeper.prove.noisy", str(self.server.port), str(number)],
             stdin=subprocess.PIPE,
@@ -225,11 +236,25 @@ class Run:
             env=environment({}),
             start_new_session=True,
         )
+        assert process.stdin is not None
+        stdin, turns = process.stdin, 0
+
+        def make_noise(answers: int) -> None:
+            nonlocal turns
+            due = 1 + answers // TURN_ANSWERS - turns
+            turns += due
+            # Unless it ended, which only a lack of memory makes it do.
+            with suppress(BrokenPipeError):
+                stdin.write(b"." * due)
+                stdin.flush()
+
         try:
-            yield
+            yield make_noise
         finally:
             process.kill()
-            process.communicate()
+            process.wait()
+            with suppress(BrokenPipeError):
+                stdin.close()
 
     def check(self, number: int) -> list[Finding]:
         """Hold what the server says of the round at *number*, from 1 on, against its journals; return what is new."""
@@ -291,7 +316,7 @@ class Run:
             self._findings[finding] = tuple(history(calls, finding.ids)[:HISTORY_LINES_MAX])
         return fresh
 
-    def _traffic(self, plan: Round, *, killing: bool = True) -> int:
+    def _traffic(self, plan: Round, make_noise: Callable[[int], None], *, killing: bool) -> int:
         """Run all clients of a round to their end, perhaps killing the server on the way; return the answers' count."""
         until = time.monotonic() + ROUND_S_MAX
         reader, writer = os.pipe()
@@ -302,6 +327,7 @@ class Run:
         answered, killed = 0, not killing
         with open(reader, "rb", buffering=0) as answers:
             while True:
+                make_noise(answered)
                 ready, _, _ = select.select([answers], [], [], max(0.0, until - time.monotonic()))
                 if not ready:
                     raise Unavailable(f"The clients of round {plan.number} do not end. Seed {self._seed}.")
@@ -383,6 +409,12 @@ def shrink(
     return smallest
 
 
+def _timed(make: Callable[[], str]) -> str:
+    """Return what *make* returns, and how long it took."""
+    began = time.monotonic()
+    return f"{make()}, {time.monotonic() - began:.1f} s"
+
+
 def _size(scale: Scale) -> str:
     return f"{scale.rounds} rounds of {scale.clients} clients with {scale.connections} connections"
 
@@ -433,6 +465,10 @@ def _database(ledger_url: str | None, *, keep: bool) -> Iterator[str]:
                 remove_tables(engine)
     finally:
         engine.dispose()
+
+
+def _no_noise(answers: int) -> None:
+    """Make none."""
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -35,6 +35,7 @@ class ServerProcess:
 
     def __init__(self, directory: Path, log: Path, ledger_url: str | None = None) -> None:
         self.directory = directory
+        self.ledger_url = ledger_url
         self._settings = {} if ledger_url is None else {"TOLLKEEPER_LEDGER_URL": ledger_url}
         self.port = free_port()
         self.url = f"http://{HOST}:{self.port}"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlparse
 
@@ -30,6 +31,8 @@ REPORTS: Final = (4, 5.0)
 """How many run at once, and seconds that another waits. More would only wait: one keeps two cores busy."""
 LOOK_UPS: Final = (4, 5.0)
 """Of few ids: calls of the gate wait for them."""
+LOOK_UP_S_MAX: Final = 5
+"""One takes some ms. Beside heavier work it must not keep its caller, and its client, for as long as that lasts."""
 SCANS: Final = (2, 60.0)
 """Of all records: verification, export, prices that come late."""
 READY_S_MAX: Final = 2.0
@@ -83,21 +86,24 @@ class Engine:
         self._closed = False
         self._threads = EngineThreads()
         self.reports = self._readers(*REPORTS)
-        self.look_ups = self._readers(*LOOK_UPS)
+        self.look_ups = self._look_ups()
         self.scans = self._readers(*SCANS)
         self.probes = self._readers(1, READY_S_MAX)
         self.stoppers = self._readers(1, READY_S_MAX)
         self.appender = self.connect()
 
-    def _readers(self, count: int, wait_s: float) -> Readers:
-        return Readers(self.connect, count, wait_s, check_open=self.check_open)
+    def _readers(self, count: int, wait_s: float, connect: Callable[[], Client] | None = None) -> Readers:
+        return Readers(connect or self.connect, count, wait_s, check_open=self.check_open)
 
-    def connect(self) -> Client:
-        """Return a new client, which `close` closes."""
+    def _look_ups(self) -> Readers:
+        return self._readers(*LOOK_UPS, connect=lambda: self.connect(most_s(LOOK_UP_S_MAX)))
+
+    def connect(self, settings: Mapping[str, Any] = MappingProxyType({})) -> Client:
+        """Return a new client, which `close` closes; *settings* are of all its statements."""
         self.check_open()
         client = clickhouse_connect.get_client(
             dsn=self.url,
-            settings=self._settings or None,
+            settings={**self._settings, **settings} or None,
             **({"chdb_options": self._options} if self._options else {}),
         )
         self._clients.append(client)
@@ -165,6 +171,11 @@ def engine_errors() -> Iterator[None]:
         damaged = _DAMAGED_FILE.search(str(exc))
         said = f"is damaged: {damaged[1]}" if damaged else "cannot answer now"
         raise Unavailable(f"the usage store {said}", detail=str(exc)) from exc
+
+
+def most_s(seconds: int) -> dict[str, Any]:
+    """Return the settings of statements that may take so long."""
+    return {"max_execution_time": seconds, "timeout_overflow_mode": "throw"}
 
 
 def is_damage(exc: Exception) -> bool:

@@ -19,12 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 
-from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors
+from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, most_s
 from tollkeeper.adapters.clickhouse.record_form import RECORD_COLUMNS, booked_form, last_revisions
 
 KEYS: Final = pa.schema([("account_id", pa.string()), ("id", pa.string())])
 _LITERALS_MAX: Final = 200
 """Up to here ids are parameters; a list of 50,000 takes 1.2 s to parse, as a temporary table 25 ms."""
+_MANY_S_MAX: Final = 20
+"""Of a look-up of many: batches wait for one another, and each has a caller who gives up after some 30 s."""
 _AS_CODES: Final = "SETTINGS output_format_arrow_low_cardinality_as_dictionary = 1"
 
 
@@ -34,7 +36,7 @@ class IdLookUps:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._many = engine.connect()
+        self._many = engine.connect(most_s(_MANY_S_MAX))
         """The client whose session has the temporary table; `_lock` guards it."""
         self._newest_id: str | None = None
         """No id of the store is greater; None: not known."""
