@@ -28,6 +28,8 @@ class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Differences between the records of the usage store and its rollups or id index."""
     accounts: int
     counters: int
+    expired: int = 0
+    """Counters that were compared with their postings only, since their events have expired."""
 
 
 def verify_answer(verdict: Verdict) -> VerifyAnswer:
@@ -41,4 +43,5 @@ def verify_answer(verdict: Verdict) -> VerifyAnswer:
         store_differences=list(verdict.store_differences),
         accounts=verdict.accounts,
         counters=verdict.counters,
+        expired=verdict.expired,
     )

@@ -21,7 +21,7 @@ from typing import Any, Final
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
-from tollkeeper.adapters.clickhouse import tables
+from tollkeeper.adapters.clickhouse import expiry, tables
 
 TABLE: Final = "append_comparison"
 """The records that are repeated. No temporary table, since deletions happen outside of the session."""
@@ -42,6 +42,9 @@ _UNEVEN_DAYS: Final = f"""
     SELECT account_id, day, sum(surplus) AS surplus, sum(listed) AS listed FROM (
         SELECT account_id, toYYYYMMDD(occurred_at) AS day, -toInt64(count()) AS surplus, 0 AS listed
         FROM events WHERE (account_id, toDate(occurred_at)) IN ({_DAYS}) GROUP BY account_id, day
+        UNION ALL
+        SELECT account_id, toYYYYMMDD(e.day) AS day, -sum(e.records) AS surplus, 0 AS listed
+        FROM expired_days AS e WHERE (account_id, e.day) IN ({_DAYS}) GROUP BY account_id, day
         UNION ALL
         SELECT account_id, toYYYYMMDD(at) AS day, sum(requests + adjustments + 2 * corrections) AS surplus,
             0 AS listed
@@ -71,7 +74,7 @@ def listed(rows: pa.Table) -> pa.Table:
     texts = ("account_id", "id", "amendment_id")
     columns = {
         name: rows.column(name).cast(pa.string()) if name in texts else rows.column(name)
-        for name in (*_COLUMNS, "amendment_id")
+        for name in (*_COLUMNS, "amendment_id", "received_at")
     }
     numbers = pa.array(range(rows.num_rows), pa.uint32())
     writers = pa.array([WRITER] * rows.num_rows, pa.string())
@@ -79,11 +82,25 @@ def listed(rows: pa.Table) -> pa.Table:
 
 
 def missing(client: Client) -> list[int]:
-    """Return the numbers of the listed records that `events` does not have."""
+    """
+    Return the numbers of the listed records that `events` does not have.
+
+    Those that a ledger which was put back gives again may have expired since: then their ids are known, and they were
+    received before some that expired.
+    """
     sql = f"""
         SELECT number FROM {_LISTED} WHERE ({_KEY}) NOT IN (
             SELECT {_KEY} FROM events
             WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})
+        ) AND NOT (
+            (account_id, toDate(occurred_at)) IN (
+                SELECT account_id, day FROM expired_days WHERE (account_id, day) IN ({_DAYS})
+            ) AND (id, account_id, toStartOfMinute(occurred_at)) IN (
+                SELECT id, account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN ({_IDS})
+            ) AND received_at <= (
+                SELECT fromUnixTimestamp64Micro(max(received_max_us), 'UTC') FROM expired_days
+                WHERE (account_id, day) IN ({_DAYS})
+            )
         ) ORDER BY number"""
     return [number for (number,) in client.query(sql).result_rows]
 
@@ -113,6 +130,11 @@ def _derive_rollups(client: Client) -> None:
             f"DELETE FROM usage_rollups WHERE {_OF_DAYS.format('at')}", parameters=_parameters(other)
         )
         _insert_rollups(client, of_days, _parameters(other))
+        client.command(
+            f"INSERT INTO usage_rollups ({expiry.DERIVED_COLUMNS}) {expiry.derivation(_OF_DAYS.format('at'))}",
+            parameters=_parameters(other),
+            settings=dict(tables.DERIVING),
+        )
 
 
 def _parameters(days: Sequence[tuple[str, int]]) -> dict[str, Any]:
