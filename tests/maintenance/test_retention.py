@@ -26,8 +26,9 @@ MARCH_8 = to_us(datetime(2026, 3, 8, tzinfo=UTC))
 
 
 def take(site: Installation, *events: dict[str, Any]) -> tuple[int, int, int]:
-    """Take events; return how many were accepted, known already and rejected."""
+    """Take events into the usage store; return how many were accepted, known already and rejected."""
     taken = site.ingest.take(decode_events(list(events), now_us=site.clock.now_us()))
+    site.relay.deliver_up_to(site.committer.outbox_seq)
     return taken.accepted, taken.duplicates, taken.rejected
 
 
@@ -98,6 +99,7 @@ def test_what_has_expired_is_not_counted_again_nor_corrected(site: Installation,
     site.amend.amend(account, "e2", "am", Event(id="am", time="", cost_nanos=7))
     gift = Adjustment("adj", account, 5, "gift", at_us=MARCH_8 - DAY_US)
     site.adjustments.post(gift)
+    site.relay.deliver_up_to(site.committer.outbox_seq)
     before = totals(site, account)[0]
     site.retention.run()
     assert take(site, *old, old[0] | {"time": "2026-03-17T00:00:00Z", "cost_nanos": 99}) == (0, 3, 0)
@@ -150,7 +152,6 @@ def test_an_account_that_is_to_keep_more_meanwhile_does(
     site = install(store=Slow(usage_store))
     set_up(site, Account(id=account, name="A", retention="1d"))
     take(site, *events_of(account, range(1, 4)))
-    site.delivery.fresh(account)
     site.retention.run()
     assert site.store.detail_from_us(account) is None
     assert totals(site, account, granularity="minute")[1:3] == (True, False)

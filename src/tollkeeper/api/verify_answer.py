@@ -19,7 +19,7 @@ class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
     found: str
 
 
-class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of verify; `ok` is true if there is no difference and everything could be compared."""
 
     ok: bool
@@ -29,7 +29,7 @@ class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
     accounts: int
     counters: int
     expired: int = 0
-    """Counters that were compared with their postings only, since their events have expired."""
+    """Counters that were compared with their postings only, as their events have expired; absent if there are none."""
 
 
 def verify_answer(verdict: Verdict) -> VerifyAnswer:
