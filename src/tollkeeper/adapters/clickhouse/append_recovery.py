@@ -32,6 +32,9 @@ _STALE_S: Final = 86_400
 """Rows of a writer that was killed stay until the server is started again, or this long."""
 _COLUMNS: Final = ("account_id", "occurred_at", "id", "revision", "sign")
 _KEY: Final = ", ".join(_COLUMNS)
+_STORED: Final = f"""
+    SELECT {_KEY} FROM events
+    WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})"""
 _DAYS: Final = f"SELECT account_id, toDate(occurred_at) FROM {_LISTED}"
 _MINUTES: Final = f"SELECT account_id, toStartOfMinute(occurred_at) FROM {_LISTED}"
 _IDS: Final = f"""
@@ -81,27 +84,33 @@ def listed(rows: pa.Table) -> pa.Table:
     return pa.table({"writer": writers, "number": numbers, **columns}).combine_chunks()
 
 
-def missing(client: Client) -> list[int]:
+def forget_expired(client: Client) -> None:
     """
-    Return the numbers of the listed records that `events` does not have.
+    List no more those of the listed records that have expired: they count, and nothing is to be derived from them.
 
-    Those that a ledger which was put back gives again may have expired since: then their ids are known, and they were
+    A ledger that was put back gives records again. Those that have expired since are known by their ids, and were
     received before some that expired.
     """
     sql = f"""
-        SELECT number FROM {_LISTED} WHERE ({_KEY}) NOT IN (
-            SELECT {_KEY} FROM events
-            WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})
-        ) AND NOT (
-            (account_id, toDate(occurred_at)) IN (
-                SELECT account_id, day FROM expired_days WHERE (account_id, day) IN ({_DAYS})
-            ) AND (id, account_id, toStartOfMinute(occurred_at)) IN (
-                SELECT id, account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN ({_IDS})
-            ) AND received_at <= (
-                SELECT fromUnixTimestamp64Micro(max(received_max_us), 'UTC') FROM expired_days
-                WHERE (account_id, day) IN ({_DAYS})
-            )
-        ) ORDER BY number"""
+        SELECT number FROM {_LISTED} AS l WHERE (account_id, toDate(occurred_at)) IN (
+            SELECT account_id, day FROM expired_days WHERE (account_id, day) IN ({_DAYS})
+        ) AND (id, account_id, toStartOfMinute(occurred_at)) IN (
+            SELECT id, account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN ({_IDS})
+        ) AND received_at <= (
+            SELECT fromUnixTimestamp64Micro(max(received_max_us), 'UTC') FROM expired_days
+            WHERE (account_id, day) IN ({_DAYS})
+        ) AND ({_KEY}) NOT IN ({_STORED})"""
+    if numbers := [number for (number,) in client.query(sql).result_rows]:
+        client.command(
+            f"ALTER TABLE {TABLE} DELETE WHERE writer = '{WRITER}' AND number IN {{numbers:Array(UInt32)}}",
+            parameters={"numbers": numbers},
+            settings={"mutations_sync": 1},
+        )
+
+
+def missing(client: Client) -> list[int]:
+    """Return the numbers of the listed records that `events` does not have."""
+    sql = f"SELECT number FROM {_LISTED} WHERE ({_KEY}) NOT IN ({_STORED}) ORDER BY number"
     return [number for (number,) in client.query(sql).result_rows]
 
 

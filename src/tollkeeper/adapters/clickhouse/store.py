@@ -162,6 +162,7 @@ class ClickHouseUsageStore:
         client = self._engine.appender
         append_recovery.clear(client)
         self._engine.insert(client, append_recovery.TABLE, append_recovery.listed(rows), UNGATHERED)
+        append_recovery.forget_expired(client)
         # The token first: on a server the earlier insert may still be running.
         for name in (token, f"{token}-{uuid.uuid4()}"):
             if not (missing := append_recovery.missing(client)):
