@@ -1,13 +1,8 @@
-"""An expiry that is cut short, at any step, by a failure or by the end of the process, is completed or taken back."""
+"""An expiry that is cut short, at any step, is completed or taken back."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -16,35 +11,13 @@ from tests.contract.test_usage_store import FROM_US, TO_US, amended, record
 from tests.effort import LONG
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.record_columns import table_of, to_ipc
+from tollkeeper.record_columns import table_of
 from tollkeeper.testing import unique
 
 STATEMENTS: Final = 6
 """Statements that change something, of a step of one month: three of sums, a note, the removal, a note."""
 CUTS: Final = [(at, after) for at in range(STATEMENTS) for after in (False, True)]
 """The statement that fails, and whether it was done all the same."""
-
-KILLED: Final = """
-    import os, sys
-    from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
-    from tollkeeper.record_columns import from_ipc
-
-    store = ClickHouseUsageStore.open("chdb://" + sys.argv[1])
-    store.append(from_ipc(open(sys.argv[2], "rb").read()), "one")
-    client, left = store._engine.appender, int(sys.argv[3])
-    command = client.command
-
-    def killing(*args, **kwargs):
-        global left
-        if left == 0:
-            os.kill(os.getpid(), 9)
-        left -= 1
-        return command(*args, **kwargs)
-
-    client.command = killing
-    store.expire(store.expiring({sys.argv[4]: int(sys.argv[5])}))
-    sys.exit("the expiry was not cut short")
-"""
 
 
 class Cut(Exception):
@@ -109,37 +82,3 @@ def test_a_failure_at_any_statement_leaves_all_or_nothing(
         {"cost_nanos": 18, "latency_ms_max": 0.003},
         days[0].day_us + 86_400_000_000,
     )
-
-
-@pytest.mark.parametrize("at", range(STATEMENTS) if LONG else [4])
-def test_a_killed_expiry_counts_each_record_once(tmp_path: Path, at: int) -> None:
-    """kill -9 before its statement number *at*; the next start completes it or takes it back."""
-    account = unique("acct")
-    one = record(account, cost_nanos=5)
-    batch = tmp_path / "batch.arrow"
-    batch.write_bytes(to_ipc(table_of([one, record(account, cost_nanos=11)])))
-    arguments = [str(tmp_path / "usage"), str(batch), str(at), account, str(TO_US)]
-    killed = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLED), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=dict(os.environ),
-    )
-    assert killed.returncode == -9, killed.stderr
-    store = ClickHouseUsageStore.open(f"chdb://{tmp_path / 'usage'}")
-    try:
-        assert store.charged(account, from_us=0, to_us=2**62, project_id=None, key_ids=None)[:4] == (
-            2,
-            2,
-            0,
-            16,
-        )
-        assert store.differences(2) == []
-        assert store.past("none").records == 2
-        assert store.known_ids(table_of([one]).select(["account_id", "id"])).num_rows == 1
-        store.expire(store.expiring({account: TO_US}))
-        assert store.differences(2) == []
-    finally:
-        store.close()
