@@ -17,7 +17,7 @@ ORDER: Final = (
     "errors version",
     "domain",
     "clock collector blocking callers forks greenlets memory packages",
-    "audit",
+    "audit event_expiry",
     "ports record_columns",
     "profiles",
     "gate",

@@ -11,7 +11,8 @@ The one tree of errors. `str(error)` is safe to show to a caller; the fields are
     ├── Unauthenticated                   unauthenticated       no credential, or an unknown one
     ├── Forbidden                         forbidden             a credential that may not do this
     ├── NotFound                          not_found
-    │   └── HoldUnknown                   hold_unknown          no open hold of this id
+    │   ├── HoldUnknown                   hold_unknown          no open hold of this id
+    │   └── DetailExpired                 detail_expired        the events were removed when their time was over
     ├── Conflict                          conflict              the present state forbids this
     │   ├── EventConflict                 event_conflict        the id has another body
     │   ├── IdempotencyConflict           idempotency_conflict  the idempotency key has another body
@@ -131,6 +132,12 @@ class HoldUnknown(NotFound):
     """No hold of this id is open, and none is remembered."""
 
     code = "hold_unknown"
+
+
+class DetailExpired(NotFound):
+    """The events themselves are needed and have expired: their sums are kept, and count."""
+
+    code = "detail_expired"
 
 
 class Conflict(TollkeeperError):

@@ -52,6 +52,7 @@ from tollkeeper.maintenance.backups import Backups
 from tollkeeper.maintenance.budget_enforcement import BudgetEnforcement
 from tollkeeper.maintenance.catalog_changes import CatalogChanges
 from tollkeeper.maintenance.reconcile import Reconcile
+from tollkeeper.maintenance.retention import Retention
 from tollkeeper.maintenance.rounds import Job, MaintenanceThread
 from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
@@ -70,6 +71,7 @@ from tollkeeper.version import __version__
 
 _SAVE_EVERY: Final = 4
 _PRICE_EVERY: Final = 20
+_RETENTION_EVERY: Final = 20
 _PURGE_EVERY: Final = 600
 """In rounds of maintenance (`maintenance.rounds.ROUND_S`)."""
 
@@ -214,6 +216,17 @@ class Installation:
             data_dir=Path(settings.data_dir),
             below=Path(settings.backups),
         )
+        self.retention = Retention(
+            self.directory,
+            self.store,
+            self.committer,
+            self.relay,
+            self.scopes,
+            self.clock,
+            default=settings.retention,
+            must_wait=self._must_compare,
+            forget_answers=self.reports.invalidate_all,
+        )
         self.balances = Balances(self.gate, self.directory, self.ledger, self.clock)
         self.event_lookup = EventLookup(self.store, self.delivery)
         self._grants = GrantPosting(self.ledger, self.committer)
@@ -277,9 +290,11 @@ class Installation:
         else:
             self.webhooks.close()
         self.relay.notify()
-        self._maintenance = MaintenanceThread(self._jobs())
-        self._opened.callback(self._maintenance.close)
-        self._maintenance.start()
+        # Events expire in a thread of their own: holds must not wait for it.
+        retention = Job(self.retention.round, every=_RETENTION_EVERY, repeats=True)
+        for thread in (MaintenanceThread(self._jobs()), MaintenanceThread([retention])):
+            self._opened.callback(thread.close)
+            thread.start()
         ours = [
             part
             for name, part in vars(self).items()

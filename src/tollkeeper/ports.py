@@ -33,12 +33,13 @@ from tollkeeper.domain.store_answers import ReportRows as ReportRows
 from tollkeeper.domain.top_ups import TopUp
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.domain.webhooks import DeliveryResult, StoredWebhook, WebhookMessage
+from tollkeeper.event_expiry import EventExpiry
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class UsageStore(Protocol):
+class UsageStore(EventExpiry, Protocol):
     """
     The projection that answers usage queries: every record, and rollups of them.
 
@@ -123,8 +124,8 @@ class UsageStore(Protocol):
         """
         Sum what events of one account in `[from_us, to_us)` were charged, from records, not rollups.
 
-        Called when a budget is created (to start its counter) and by verify. None for *project_id*,
-        *key_ids* or *match* means any.
+        Called when a budget is created (to start its counter) and by verify. None for *project_id*, *key_ids* or
+        *match* means any. Expired records count; raises `DetailExpired` where the sums that are kept do not tell.
         """
 
     def charged_by(

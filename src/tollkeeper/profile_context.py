@@ -165,6 +165,10 @@ class LocalProfileContext:
 
     def usage(self, query: UsageQuery) -> UsageReport:
         report = self._reports.usage(query)
+        if report.lacks_detail:
+            raise Unavailable(
+                "The usage answer needs single events that have expired (retention): ask for a later time."
+            )
         if not report.complete:
             # A dialect cannot say that events are missing, and its client would go on spending.
             raise Unavailable(

@@ -17,6 +17,7 @@ import msgspec
 
 from tollkeeper import environment
 from tollkeeper.domain.requirements import requirement
+from tollkeeper.domain.retention import retention_us
 from tollkeeper.errors import BadParameter
 
 LEDGER_FILE: Final = "ledger.sqlite3"
@@ -81,6 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Answers `/metrics` without an operator key, to every caller that can reach the port."""
     webhook_allow_private: bool = False
     """Lets webhooks have http URLs and private or loopback addresses: for tests and local use."""
+    retention: str = "none"
+    """How long single events are kept, e.g. `90d` or `12w`; `none`: for ever. An account may have its own."""
     backup_dir: str = ""
     """Where `POST /tk/v1/backup` writes, and nowhere else; empty: `backups` in the data directory."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -132,8 +135,12 @@ def load(values: Mapping[str, Any] | None = None, environ: Mapping[str, str] = o
     explicit = {name: value for name, value in (values or {}).items() if value is not None}
     given.update(explicit)
     try:
-        return msgspec.convert(given, Settings, strict=False)
+        settings = msgspec.convert(given, Settings, strict=False)
+        retention_us(settings.retention)
+        return settings
     except msgspec.ValidationError as exc:
         field = str(exc).rpartition("$.")[2].rstrip("`") if "$." in str(exc) else ""
         source = "" if field in explicit or not field else f" ({environment.PREFIX}{field.upper()})"
         raise BadParameter(f"setting {field}{source}: {requirement(str(exc))}", field=field) from None
+    except ValueError as exc:
+        raise BadParameter(f"setting retention: {exc}", field="retention") from None

@@ -108,6 +108,23 @@ def test_a_report_of_seven_measures_has_them_all(
     assert "total" in words
 
 
+def test_a_report_says_where_single_events_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """When it lacks expired ones, and when it begins before them; not when it is of later ones only."""
+    ends = {"detail_from": "2026-03-08T00:00:00.000000Z"}
+    before, after = ({"from": f"2026-{month:02}-01T00:00:00.000000Z"} for month in (1, 4))
+    for said, more in (
+        (
+            "not complete: this needs single events from before 2026-03-08",
+            {"complete": False, "lacks_detail": True},
+        ),
+        ("single events are kept from 2026-03-08", {}),
+    ):
+        print_report(["account", *MEASURES], answer_of(account="a") | ends | before | more, offset=0)
+        assert said in capsys.readouterr().out
+    print_report(["account", *MEASURES], answer_of(account="a") | ends | after, offset=0)
+    assert "single events" not in capsys.readouterr().out
+
+
 def test_a_narrow_table_repeats_its_first_columns() -> None:
     columns = [Column("key"), *(Column(f"measure{place}", True) for place in range(6))]
     text = printed(40, columns, [["k1", *[1_000_000] * 6]])

@@ -122,6 +122,7 @@ ENTRIES: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "active": st.booleans(),
             "keyless_credit_at": instants,
             "sessions_reset_at": instants,
+            "retention": st.sampled_from(["none", "1d", "90d", "12w"]),
             "metadata": maps,
         },
     ),

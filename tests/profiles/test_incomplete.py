@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.conftest import Install
 from tests.profiles.test_one_story import call_of, secrets
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
+from tollkeeper.domain.events import Record
+from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.http.profiles import ProfileSite
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import delivery
 from tollkeeper.meter.decode import decode_events
+from tollkeeper.ports import ReportRows
 from tollkeeper.profiles import load
 from tollkeeper.profiles.base import Reply
 from tollkeeper.testing import Faulty
@@ -102,3 +107,18 @@ def test_a_call_that_fails_on_our_side_costs_none_of_the_limited_ones(
     assert site.relay.flush(site.committer.outbox_seq, 30)
     assert [answer(site, name, path, manager).status for _ in range(allowed)] == [200] * allowed
     assert answer(site, name, path, manager).status == 429
+
+
+@pytest.mark.parametrize("name", USAGE)
+def test_no_dialect_answers_without_events_that_have_expired(
+    name: str, site: Installation, account: str, secrets: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers would be too low for ever, and look right."""
+    path, unavailable = USAGE[name]
+    found = ClickHouseUsageStore.report
+
+    def lacking(store: ClickHouseUsageStore, query: UsageQuery, pending: Sequence[Record] = ()) -> ReportRows:
+        return found(store, query, pending)._replace(detail_from_us=site.clock.now_us(), lacks_detail=True)
+
+    monkeypatch.setattr(ClickHouseUsageStore, "report", lacking)
+    assert answer(site, name, path.format(account=account), secrets[name]).status == unavailable

@@ -20,6 +20,7 @@ from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import StoresMismatch, TollkeeperError, Unavailable, cause_of
+from tollkeeper.event_expiry import ExpiringDay
 from tollkeeper.ports import CostSum, Losses, ReportRows, UsageStore
 
 if TYPE_CHECKING:
@@ -209,6 +210,21 @@ class LazyUsageStore:
 
     def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         return self._store.rebuild(records_min)
+
+    def expiring(self, before_us: Mapping[str, int]) -> list[ExpiringDay]:
+        return self._store.expiring(before_us)
+
+    def expire(self, days: Sequence[ExpiringDay]) -> int:
+        return self._store.expire(days)
+
+    def reclaim(self) -> None:
+        self._store.reclaim()
+
+    def detail_from_us(self, account_id: str | None) -> int | None:
+        return self._store.detail_from_us(account_id)
+
+    def expired_ids(self, keys: pa.Table) -> pa.Table:
+        return self._store.expired_ids(keys)
 
     def snapshot(self) -> AbstractContextManager[Any]:
         """Yield the tables as they are now: see `ClickHouseUsageStore.snapshot`."""

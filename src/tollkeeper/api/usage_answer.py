@@ -24,7 +24,7 @@ class UsageResponse(msgspec.Struct, frozen=True, kw_only=True):
 
     Money is text, in nanos; a quantity (`quantity.NAME`) is decimal text, in its units. Every event that was
     acknowledged before `as_of` is in the answer; when `complete` is false, some are still on their way, the oldest for
-    `behind_s` seconds.
+    `behind_s` seconds, or `lacks_detail` is true.
     """
 
     rows: list[dict[str, Any]]
@@ -38,6 +38,10 @@ class UsageResponse(msgspec.Struct, frozen=True, kw_only=True):
     as_of: str
     complete: bool
     behind_s: int
+    detail_from: str | None = None
+    """From then on all single events are kept, before it sums of whole UTC hours, without tags; null: all are kept."""
+    lacks_detail: bool = False
+    """The answer needs single events from before `detail_from`, and lacks those that have expired."""
 
 
 def usage_response(query: UsageQuery, report: UsageReport) -> UsageResponse:
@@ -52,6 +56,8 @@ def usage_response(query: UsageQuery, report: UsageReport) -> UsageResponse:
         as_of=to_text(from_us(report.as_of_us)),
         complete=report.complete,
         behind_s=report.behind_s,
+        detail_from=None if report.detail_from_us is None else to_text(from_us(report.detail_from_us)),
+        lacks_detail=report.lacks_detail,
     )
 
 

@@ -19,7 +19,7 @@ class DifferenceAnswer(msgspec.Struct, frozen=True, kw_only=True):
     found: str
 
 
-class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of verify; `ok` is true if there is no difference and everything could be compared."""
 
     ok: bool
@@ -28,6 +28,8 @@ class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Differences between the records of the usage store and its rollups or id index."""
     accounts: int
     counters: int
+    expired: int = 0
+    """Counters that were compared with their postings only, as their events have expired; absent if there are none."""
 
 
 def verify_answer(verdict: Verdict) -> VerifyAnswer:
@@ -41,4 +43,5 @@ def verify_answer(verdict: Verdict) -> VerifyAnswer:
         store_differences=list(verdict.store_differences),
         accounts=verdict.accounts,
         counters=verdict.counters,
+        expired=verdict.expired,
     )

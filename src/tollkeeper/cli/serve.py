@@ -138,6 +138,10 @@ def serve(
         bool | None,
         _setting("webhook-allow-private", "Let webhooks go to http URLs and to private addresses."),
     ] = None,
+    retention: Annotated[
+        str | None,
+        _setting("retention", "How long single events are kept, such as 90d or 12w; for ever unless given."),
+    ] = None,
     backup_dir: Annotated[
         str | None,
         _setting("backup-dir", "Where `POST /tk/v1/backup` may write; backups in DIR unless given."),
@@ -194,6 +198,7 @@ def serve(
             "cors_origins": cors_origins,
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,
+            "retention": retention,
             "backup_dir": backup_dir,
             "log_level": log_level,
             "log_format": log_format,

@@ -33,7 +33,15 @@ def print_report(
             f"rows {offset + 1:,} to {offset + len(rows):,} of {answer['row_count']:,}; "
             "the total is over all: --offset and --limit show others"
         )
-    if not answer["complete"]:
+    detail_from = answer.get("detail_from")
+    if answer.get("lacks_detail"):
+        print(
+            f"not complete: this needs single events from before {detail_from}, which have expired: "
+            "ask from then on, or by whole hours (UTC) and without tags"
+        )
+    elif detail_from is not None and answer["from"] < detail_from:
+        print(f"single events are kept from {detail_from} on; before that, sums of hours")
+    if not answer["complete"] and (answer["behind_s"] or not answer.get("lacks_detail")):
         print(
             f"not complete: events acknowledged before {answer['as_of']} are still on their way, "
             f"the oldest for {answer['behind_s']:,} s"

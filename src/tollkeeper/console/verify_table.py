@@ -20,6 +20,8 @@ def with_store_differences(verdict: Mapping[str, Any]) -> dict[str, Any]:
 def print_verdict(answer: Mapping[str, Any]) -> None:
     """Print a verdict for people."""
     compared = f"accounts compared: {answer['accounts']:,}, counters: {answer['counters']:,}"
+    if answer.get("expired"):
+        compared += f"; with their postings only, as their events have expired: {answer['expired']:,}"
     if answer["ok"]:
         print(f"ok: counters, ledger and events agree ({compared})")
         return

@@ -51,7 +51,7 @@ class BackupTotals(msgspec.Struct, frozen=True):
 
     Attributes:
         charged: Sum of all counters, whatever their units.
-        events: Records that the usage store has.
+        events: Records that the usage store has, and those that have expired.
         pending_events: Records that are still in the outbox of the ledger.
         cost_nanos: Of the records of the usage store.
     """

@@ -33,6 +33,7 @@ from tollkeeper.domain.price_entries import PRICE_NANOS_MAX as PRICE_NANOS_MAX
 from tollkeeper.domain.price_entries import Markup as Markup
 from tollkeeper.domain.price_entries import Price as Price
 from tollkeeper.domain.quantities import NAME_PATTERN, quantity_of_unit
+from tollkeeper.domain.retention import RETENTION_PATTERN, retention_us
 from tollkeeper.domain.route_templates import template_objection
 from tollkeeper.domain.zones import zone_of
 
@@ -47,6 +48,9 @@ Unit = Annotated[
 What a limit or budget counts. `nanos` is money, `credits` the provider's own unit; `quantity.NAME` is a quantity: its
 amounts are micro-units here, and decimal units for callers (`catalog.quantity_amounts`).
 """
+
+Retention = Annotated[str, msgspec.Meta(max_length=16, extra_json_schema={"pattern": RETENTION_PATTERN})]
+"""How long single events are kept: see `domain.retention`."""
 
 ChargeCredits = ChargeNanos
 
@@ -76,11 +80,18 @@ class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Its requests and events without a key draw on its credit balance from then on; never when absent."""
     sessions_reset_at: datetime | None = None
     """Session tokens that were issued before are no longer good."""
+    retention: Retention | None = None
+    """How long its single events are kept: `90d`, `12w`, `none` for ever; as the setting says when absent."""
     metadata: dict[str, str] = {}
 
     def check(self) -> None:
         super().check()
         check_zone(self.time_zone)
+        if self.retention is not None:
+            try:
+                retention_us(self.retention)
+            except ValueError as exc:
+                raise Invalid("retention", f"retention: {exc}") from None
         _check_aware(self.keyless_credit_at, "keyless_credit_at")
         _check_aware(self.sessions_reset_at, "sessions_reset_at")
 

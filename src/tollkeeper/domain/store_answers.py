@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 
 
 class ReportRows(NamedTuple):
-    """The answer of a usage store to a query; `UsageReport` describes the members."""
+    """
+    The answer of a usage store to a query; `UsageReport` describes the members.
+
+    Attributes:
+        lacks_detail: It needs records that have expired, and has too little without them.
+    """
 
     rows: list[dict[str, Any]]
     totals: dict[str, Any]
     row_count: int
+    detail_from_us: int | None = None
+    lacks_detail: bool = False
 
 
 class CostSum(NamedTuple):
@@ -27,6 +34,20 @@ class CostSum(NamedTuple):
     """Name → micro-units."""
     adjustments_nanos: int = 0
     """What adjustments gave; `cost_nanos` is less by it."""
+
+    def plus(self, other: CostSum) -> CostSum:
+        """Return the charges of both."""
+        names = {*self.quantities, *other.quantities}
+        quantities = {name: self.quantities.get(name, 0) + other.quantities.get(name, 0) for name in names}
+        return CostSum(
+            self.events + other.events,
+            self.requests + other.requests,
+            self.tokens + other.tokens,
+            self.cost_nanos + other.cost_nanos,
+            self.credits + other.credits,
+            {name: micros for name, micros in quantities.items() if micros},
+            self.adjustments_nanos + other.adjustments_nanos,
+        )
 
 
 class Losses(NamedTuple):

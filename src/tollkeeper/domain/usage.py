@@ -121,9 +121,12 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
         row_count: Rows before paging.
         as_of_us: The answer contains every event that was acknowledged before this instant …
         complete: … unless this is False: then some are still on their way to the usage store, or cannot be
-            read any more.
+            read any more, or *lacks_detail*.
         behind_s: How long ago the oldest of those on their way was acknowledged, in seconds, rounded up; of
             any account. 0 when there is none.
+        detail_from_us: From this instant on all single events are kept; before it, sums of whole UTC hours without
+            tags. None: all are kept.
+        lacks_detail: The answer needs single events from before that, and lacks those that have expired.
     """
 
     rows: list[dict[str, Any]]
@@ -132,6 +135,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     as_of_us: int
     complete: bool
     behind_s: int = 0
+    detail_from_us: int | None = None
+    lacks_detail: bool = False
 
 
 class SortTerm(NamedTuple):

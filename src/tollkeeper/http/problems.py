@@ -27,6 +27,7 @@ STATUS_BY_ERROR: Final[dict[type[errors.TollkeeperError], tuple[int, str]]] = {
     errors.Forbidden: (403, "Not permitted"),
     errors.NotFound: (404, "Not found"),
     errors.HoldUnknown: (404, "No such hold"),
+    errors.DetailExpired: (410, "Detail expired"),
     errors.Conflict: (409, "Conflict"),
     errors.EventConflict: (409, "Event conflict"),
     errors.IdempotencyConflict: (409, "Idempotency conflict"),

@@ -12,6 +12,7 @@ A scope whose keys, project or account are new has no events in the usage store,
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from tollkeeper.domain.entitlements import BudgetScope, fingerprint_of
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import VALUE_MARK, scope_counter_of
 from tollkeeper.domain.meter import facts_of, units_of
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import DetailExpired, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.budget_periods import BudgetPeriods
 from tollkeeper.ledger.commit_future import SCOPES_WAIT_S, CommitFuture
@@ -45,6 +46,8 @@ READINGS_MAX: Final = 8
 LEFT_RECORDS: Final = 2_000
 """The caller reads the outbox until a reading has at most `LEFT_RECORDS`, or `READINGS_MAX` times; the commit thread
 reads the rest."""
+
+log = logging.getLogger("tollkeeper")
 
 Wanted = tuple[BudgetScope, list[str] | None]
 """A scope, and the ids of the keys that it counts: see `Directory.wanted_scopes`."""
@@ -240,9 +243,7 @@ class ScopeKeeper:
                     for start_us, end_us in self._periods.coming(scope, now_us):
                         if given_up.is_set():
                             return
-                        for counter_id, amount in spent_in(
-                            self._store, scope, key_ids, start_us, end_us
-                        ).items():
+                        for counter_id, amount in self._kept(scope, key_ids, start_us, end_us).items():
                             sums[scope.account_id, counter_id, start_us] = amount
             except BaseException as exc:
                 errors.append(exc)
@@ -260,6 +261,19 @@ class ScopeKeeper:
         if errors:
             raise errors[0]
         return sums
+
+    def _kept(
+        self, scope: BudgetScope, key_ids: Sequence[str] | None, start_us: int, end_us: int
+    ) -> dict[str, int]:
+        """Return what a period was charged; of events that cannot be told any more, nothing."""
+        try:
+            return spent_in(self._store, scope, key_ids, start_us, end_us)
+        except DetailExpired as exc:
+            log.warning(
+                "tollkeeper.budget.detail_expired",
+                extra={"account": scope.account_id, "budget": scope.counter_id, "reason": str(exc)},
+            )
+            return spent_in(self._store, scope, key_ids, exc.fields["detail_from_us"], end_us)
 
     def _missing(self, since: _Since) -> dict[CounterAt, int]:
         """Return how much each counter lacks of its events. On the commit thread."""

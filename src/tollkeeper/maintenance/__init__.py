@@ -14,6 +14,7 @@ Invariants:
 Files:
 
 * `reconcile.py`: counter = ledger = sum of events; and the rebuild of rollups and the id index.
+* `retention.py`: removes the events whose time is over.
 * `backups.py`: both stores as of one instant, written to a directory. The way back is `restoring.py` beside this room.
 
 Imports: domain, ports, catalog, ledger, and the rooms before it; never adapters.

@@ -12,11 +12,12 @@ from typing import Final, NamedTuple
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.clock import Clock
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
+from tollkeeper.domain.expiry import is_told_by_hours
 from tollkeeper.domain.first_use import Span
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.matching import scope_counter_of
 from tollkeeper.domain.pools import CreditBook
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import DetailExpired, Unavailable
 from tollkeeper.gate.gate import Gate
 from tollkeeper.ledger.budget_scopes import ScopeKeeper
 from tollkeeper.ledger.commit_future import SCOPES_WAIT_S, CommitFuture
@@ -44,13 +45,28 @@ class Difference(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The result of verify: `ok` when there are no differences and everything could be compared."""
+    """
+    The result of verify: `ok` when there are no differences and everything could be compared.
+
+    Attributes:
+        expired: Counters that could be compared with their postings only: their events have expired, and sums of hours
+            do not tell what they were charged.
+    """
 
     ok: bool
     differences: list[Difference]
     store_differences: list[str]
     accounts: int
     counters: int
+    expired: int = 0
+
+
+class _Compared:
+    """The differences of one account, and how many counters its events do not tell any more."""
+
+    def __init__(self) -> None:
+        self.differences: list[Difference] = []
+        self.expired = 0
 
 
 class Books(NamedTuple):
@@ -116,19 +132,25 @@ class Reconcile:
             for seq, record_count, reason, _ in self._ledger.outbox.set_asides()
         ]
         accounts = sorted({a.id for a in self._directory.accounts()} | set(self._ledger.charged_accounts()))
-        counters = 0
+        counters = expired = 0
         for account_id in accounts:
             progress(account_id)
-            found, compared = self._verify_account(account_id)
-            differences += found
-            counters += compared
+            found, count = self._verify_account(account_id)
+            differences += found.differences
+            counters += count
+            expired += found.expired
         with self._scopes.unchanged(), self._relay.exclusive():
             # Both copies of an event are in the rollups, and where no budget counts it in no other sum.
             store_differences += self._store.differences(self._ledger.outbox.delivered_records())
             store_differences += self._store.duplicates()
             store_differences += self._pairing.recount(self._store)
         return Verdict(
-            not differences and not store_differences, differences, store_differences, len(accounts), counters
+            not differences and not store_differences,
+            differences,
+            store_differences,
+            len(accounts),
+            counters,
+            expired,
         )
 
     def rebuild(self) -> Mapping[str, int]:
@@ -144,16 +166,16 @@ class Reconcile:
                 # They were computed from the tables before, or from half of the new ones.
                 self._forget_answers()
 
-    def _verify_account(self, account_id: str) -> tuple[list[Difference], int]:
+    def _verify_account(self, account_id: str) -> tuple[_Compared, int]:
         for _ in range(CHANGE_TRIES):
-            found, compared = self._compare_once(account_id)
-            if not any(difference.what.startswith(_IN_FORCE) for difference in found):
+            found, count = self._compare_once(account_id)
+            if not any(difference.what.startswith(_IN_FORCE) for difference in found.differences):
                 break
             # Perhaps a budget was just set and is about to come into force.
             time.sleep(CHANGE_WAIT_S)
-        return found, compared
+        return found, count
 
-    def _compare_once(self, account_id: str) -> tuple[list[Difference], int]:
+    def _compare_once(self, account_id: str) -> tuple[_Compared, int]:
         # In this order: a change of budgets has the commit thread ask the relay, which must not wait for us.
         with self._scopes.unchanged(), self._relay.exclusive():
             future = CommitFuture()
@@ -179,8 +201,9 @@ class Reconcile:
             opened,
         )
 
-    def _compare(self, account_id: str, books: Books) -> list[Difference]:
-        differences = []
+    def _compare(self, account_id: str, books: Books) -> _Compared:
+        compared = _Compared()
+        differences = compared.differences
         counters, postings, active = books.counters, books.postings, books.scopes
         for at in sorted({*counters, *postings}):
             used, posted = counters.get(at, 0), postings.get(at, 0)
@@ -201,14 +224,15 @@ class Reconcile:
             scope, key_ids = wanted[counter_id]
             names = [name for name, _ in counters_of.get(counter_id, ())]
             if scope.first_use_us:
-                differences += self._compare_first_use(scope, key_ids, active_from_us, books)
+                differences += self._compare_first_use(scope, key_ids, active_from_us, books, compared)
             else:
                 differences += self._compare_periods(
-                    scope, key_ids, active_from_us, counters_of.get(counter_id, ()), counters
+                    scope, key_ids, active_from_us, counters_of.get(counter_id, ()), counters, compared
                 )
             for name in dict.fromkeys([counter_id, *names]):
                 differences += self._compare_top_ups(scope, name)
-        return differences + self._compare_credit(account_id, books)
+        differences += self._compare_credit(account_id, books, compared)
+        return compared
 
     def _compare_periods(
         self,
@@ -217,6 +241,7 @@ class Reconcile:
         active_from_us: int,
         counted: Sequence[tuple[str, int]],
         counters: Mapping[tuple[str, int], int],
+        compared: _Compared,
     ) -> list[Difference]:
         """Compare the periods of a budget in force that were charged, or that now is in, with their events."""
         differences = []
@@ -226,6 +251,10 @@ class Reconcile:
             is_of_scope = (name == scope.counter_id) != bool(scope.by)
             if is_of_scope and start_us >= active_from_us and scope.span_us(start_us)[0] == start_us:
                 used_by_start.setdefault(start_us, {})[name] = counters[name, start_us]
+        detail_from_us = self._store.detail_from_us(scope.account_id) or 0
+        for start_us in [us for us in used_by_start if us < detail_from_us]:
+            if not is_told_by_hours(scope, *scope.span_us(start_us)):
+                compared.expired += len(used_by_start.pop(start_us))
         times_us = {us for start_us in used_by_start for us in (start_us, scope.span_us(start_us)[1])}
         spent: dict[int, dict[str, int]] = {start_us: {} for start_us in used_by_start}
         if not scope.by:
@@ -239,17 +268,33 @@ class Reconcile:
         return differences
 
     def _compare_first_use(
-        self, scope: BudgetScope, key_ids: Sequence[str] | None, active_from_us: int, books: Books
+        self,
+        scope: BudgetScope,
+        key_ids: Sequence[str] | None,
+        active_from_us: int,
+        books: Books,
+        compared: _Compared,
     ) -> list[Difference]:
         """Compare the periods that opened with their first use with one another, and with the events of all time."""
         differences = []
         account_id = scope.account_id
-        events = spent_in(self._store, scope, key_ids, active_from_us, _ENDLESS_US)
+        detail_from_us = self._store.detail_from_us(account_id) or 0
         opened = {
             name: spans
             for name, spans in books.opened.items()
             if scope_counter_of(name) == scope.counter_id and (name == scope.counter_id) != bool(scope.by)
         }
+        if active_from_us < detail_from_us:
+            # Hours tell nothing of periods that open at any instant: those that began since are compared.
+            told = {
+                name: [span for span in spans if span[0] >= detail_from_us] for name, spans in opened.items()
+            }
+            compared.expired += sum(map(len, opened.values())) - sum(map(len, told.values()))
+            for (name, start_us), spent in spent_in_spans(self._store, scope, key_ids, told).items():
+                used = books.counters.get((name, start_us), 0)
+                differences += _differing(account_id, start_us, {name: spent}, {name: used})
+            return differences
+        events = spent_in(self._store, scope, key_ids, active_from_us, _ENDLESS_US)
         # Of a value with one period, the comparison of all periods together is the same.
         several = {name: spans for name, spans in opened.items() if len(spans) > 1 or not scope.by}
         for (name, start_us), spent in spent_in_spans(self._store, scope, key_ids, several).items():
@@ -281,7 +326,7 @@ class Reconcile:
         what = f"top-ups of {counter_id} in the gate against the ledger"
         return [Difference(account_id, what, posted, known.total)]
 
-    def _compare_credit(self, account_id: str, books: Books) -> list[Difference]:
+    def _compare_credit(self, account_id: str, books: Books, compared: _Compared) -> list[Difference]:
         differences = []
         book = books.credit
         used = books.counters.get((CREDIT_COUNTER, 0), 0)
@@ -289,9 +334,15 @@ class Reconcile:
             differences.append(
                 Difference(account_id, "credit counter against the grants drawn on", book.spent_nanos, used)
             )
-        spent_nanos = self._spent_of_credit(account_id)
-        if spent_nanos != used:
-            differences.append(Difference(account_id, "credit counter against the events", spent_nanos, used))
+        try:
+            spent_nanos = self._spent_of_credit(account_id)
+        except DetailExpired:
+            # Its events without a key draw on it from an instant within an hour.
+            compared.expired += 1
+        else:
+            if spent_nanos != used:
+                what = "credit counter against the events"
+                differences.append(Difference(account_id, what, spent_nanos, used))
         for grant in book.grants:
             if not 0 <= grant.remaining_nanos <= grant.amount_nanos:
                 what = f"what is left of grant {grant.grant_id}, from 0 to its amount (expected)"

@@ -26,6 +26,7 @@ from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.pending import TOO_MANY, Pending, key_of
 from tollkeeper.meter.booking import book, wait_for_commits
+from tollkeeper.meter.expired import expired_error
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import table_of
 
@@ -59,6 +60,7 @@ class Adjustments:
             BadParameter: A field breaks a rule, or names a key, project or event that the account does not have.
             NotFound: There is no such account.
             EventConflict: The id is that of an event, of a correction, of an open hold, or of another adjustment.
+            DetailExpired: It was booked, and its record has expired.
             Unavailable: A store failed, or too much waits; the same call again is safe.
         """
         try:
@@ -107,6 +109,8 @@ class Adjustments:
         if is_known:
             if not self._is_recorded(asked.account_id, asked.id):
                 raise Stale  # Its commit has failed meanwhile.
+            if expired := expired_error(self._store, asked.account_id, asked.id):
+                raise expired  # Under a new id it would count twice.
             raise EventConflict(f"{asked.id[:128]!r} is the id of a correction or a record: use a new id.")
         version = self._committer.scopes_version
         record = adjustment_record(asked, self._clock.now_us())
@@ -137,6 +141,10 @@ class Adjustments:
         if asked.event_id:
             with self._pending.looking_up():
                 if self._record(account_id, asked.event_id) is None:
+                    if expired_error(self._store, account_id, asked.event_id):
+                        raise BadParameter(
+                            f"event: event {asked.event_id[:64]!r} has expired: leave it out", field="event"
+                        )
                     raise BadParameter(
                         f"event: account {account_id!r} has no event {asked.event_id[:64]!r}: leave it out, or "
                         "name the event that this corrects",

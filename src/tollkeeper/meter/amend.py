@@ -28,6 +28,7 @@ from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.meter.booking import book
+from tollkeeper.meter.expired import expired_error
 from tollkeeper.meter.provider_usage import counted_event
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of
@@ -81,6 +82,7 @@ class Amend:
 
         Raises:
             NotFound: The account has no such event, or it was voided.
+            DetailExpired: The event has expired.
             EventConflict: *correction_id* is the id of an event, of an open hold, or of another correction.
             BadParameter: *changes* states a field that cannot be corrected.
             Unavailable: A store failed; the same call again is safe.
@@ -289,7 +291,9 @@ class Amend:
             raise Unavailable("The usage store is behind. Try again.")
         record = self._store.records([(account_id, event_id)]).get((account_id, event_id))
         if record is None:
-            raise NotFound(f"There is no event {event_id[:128]!r}.")
+            raise expired_error(self._store, account_id, event_id) or NotFound(
+                f"There is no event {event_id[:128]!r}."
+            )
         return record
 
     def _is_repeat(self, current: Record, correction_id: str, changes: Event | None) -> bool:

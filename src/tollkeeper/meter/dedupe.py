@@ -66,6 +66,11 @@ def dedupe(resolved: Resolved, store: UsageStore, pending: Pending) -> Deduped:
     if in_pending:
         # What cannot be compared any more counted: a retry of it must not be sent under another id.
         repeats |= np.array([pending.is_set_aside(keys[row]) for row in doubtful], np.bool_)
+    unlike = table.take(pa.array(doubtful[~repeats]))
+    if unlike.num_rows and in_store.num_rows:
+        # An event that has expired cannot be compared either, and counts.
+        expired = set(key_column(store.expired_ids(unlike.select(["account_id", "id"]))).to_pylist())
+        repeats |= np.array([keys[row] in expired for row in doubtful], np.bool_)
     conflicts = [
         Rejection(
             int(resolved.indexes[row]),

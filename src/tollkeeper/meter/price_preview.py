@@ -15,6 +15,8 @@ from tollkeeper.catalog.directory import Directory
 from tollkeeper.catalog.price_book import PriceBook
 from tollkeeper.domain.catalog import Entry
 from tollkeeper.domain.events import Record
+from tollkeeper.domain.instants import from_us as instant
+from tollkeeper.domain.instants import to_text
 from tollkeeper.domain.labels import OTHER
 from tollkeeper.domain.meter import UNKNOWN_ROUTE, PriceOf, recharged
 from tollkeeper.domain.pricing import ModelPrice
@@ -83,7 +85,7 @@ class PricePreview:
             progress: Called with the records that were read so far.
 
         Raises:
-            BadParameter: An entry is of another kind.
+            BadParameter: An entry is of another kind, or events of the span have expired.
             Unavailable: The usage store is behind, or failed.
         """
         for entry in entries:
@@ -94,6 +96,13 @@ class PricePreview:
                 )
         if not self._delivery.fresh(account_id):
             raise Unavailable("The usage store is behind. Try again.")
+        detail_from_us = self._store.detail_from_us(account_id)
+        if detail_from_us is not None and from_us < detail_from_us:
+            raise BadParameter(
+                f"from: single events before {to_text(instant(detail_from_us))} have expired, and a preview prices "
+                "each of them: begin then, or later",
+                field="from",
+            )
         price_of = _price_of(self._directory.price_book.with_entries(entries))
         sums: dict[tuple[str, str], list[int]] = {}
         read = 0

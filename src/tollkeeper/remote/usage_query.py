@@ -51,6 +51,8 @@ def report_of(answer: Answer) -> UsageReport:
         as_of_us=parse_time_us(said.as_of),
         complete=said.complete,
         behind_s=said.behind_s,
+        detail_from_us=None if said.detail_from is None else parse_time_us(said.detail_from),
+        lacks_detail=said.lacks_detail,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import BadParameter, NotFound, Unavailable
 from tollkeeper.ledger.delivery import Delivery
+from tollkeeper.meter.expired import expired_error
 from tollkeeper.ports import UsageStore
 
 
@@ -46,11 +47,12 @@ class EventLookup:
 
         Raises:
             NotFound: The account has no such event.
+            DetailExpired: It has expired.
         """
         self._catch_up(account_id)
         record = self._store.records([(account_id, event_id)]).get((account_id, event_id))
         if record is None:
-            raise _no_such_event(event_id)
+            raise expired_error(self._store, account_id, event_id) or _no_such_event(event_id)
         return record
 
     def _catch_up(self, account_id: str | None) -> None:

@@ -17,6 +17,7 @@ The first row whose condition holds decides. Before it, commits under way are wa
 
 The cache changes the cost, never the meaning: rows 1 and 2 return what row 4 would. They apply only while nothing is
 lost (`Freshness.lacks_nothing`). Rows 3 to 5 ask the store, so each takes a turn of its account (`query_turns.py`).
+A report that needs events which have expired is not `complete` in any of them, and says so (`lacks_detail`).
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Reports:
         self._cache.invalidate(accounts, after_seq)
 
     def invalidate_all(self) -> None:
-        """Compute every report again: the usage store was rebuilt."""
+        """Compute every report again: the usage store was rebuilt, or events expired."""
         self._cache.invalidate_all()
 
 
@@ -135,6 +136,8 @@ def _report(rows: ReportRows, as_of_us: int, *, complete: bool, behind_s: int) -
         totals=rows.totals,
         row_count=rows.row_count,
         as_of_us=as_of_us,
-        complete=complete,
+        complete=complete and not rows.lacks_detail,
         behind_s=behind_s,
+        detail_from_us=rows.detail_from_us,
+        lacks_detail=rows.lacks_detail,
     )

@@ -21,7 +21,7 @@ from typing import Any, Final
 import pyarrow as pa
 from clickhouse_connect.driver.client import Client
 
-from tollkeeper.adapters.clickhouse import tables
+from tollkeeper.adapters.clickhouse import expiry, tables
 
 TABLE: Final = "append_comparison"
 """The records that are repeated. No temporary table, since deletions happen outside of the session."""
@@ -32,6 +32,9 @@ _STALE_S: Final = 86_400
 """Rows of a writer that was killed stay until the server is started again, or this long."""
 _COLUMNS: Final = ("account_id", "occurred_at", "id", "revision", "sign")
 _KEY: Final = ", ".join(_COLUMNS)
+_STORED: Final = f"""
+    SELECT {_KEY} FROM events
+    WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})"""
 _DAYS: Final = f"SELECT account_id, toDate(occurred_at) FROM {_LISTED}"
 _MINUTES: Final = f"SELECT account_id, toStartOfMinute(occurred_at) FROM {_LISTED}"
 _IDS: Final = f"""
@@ -42,6 +45,9 @@ _UNEVEN_DAYS: Final = f"""
     SELECT account_id, day, sum(surplus) AS surplus, sum(listed) AS listed FROM (
         SELECT account_id, toYYYYMMDD(occurred_at) AS day, -toInt64(count()) AS surplus, 0 AS listed
         FROM events WHERE (account_id, toDate(occurred_at)) IN ({_DAYS}) GROUP BY account_id, day
+        UNION ALL
+        SELECT account_id, toYYYYMMDD(e.day) AS day, -sum(e.records) AS surplus, 0 AS listed
+        FROM expired_days AS e WHERE (account_id, e.day) IN ({_DAYS}) GROUP BY account_id, day
         UNION ALL
         SELECT account_id, toYYYYMMDD(at) AS day, sum(requests + adjustments + 2 * corrections) AS surplus,
             0 AS listed
@@ -71,20 +77,40 @@ def listed(rows: pa.Table) -> pa.Table:
     texts = ("account_id", "id", "amendment_id")
     columns = {
         name: rows.column(name).cast(pa.string()) if name in texts else rows.column(name)
-        for name in (*_COLUMNS, "amendment_id")
+        for name in (*_COLUMNS, "amendment_id", "received_at")
     }
     numbers = pa.array(range(rows.num_rows), pa.uint32())
     writers = pa.array([WRITER] * rows.num_rows, pa.string())
     return pa.table({"writer": writers, "number": numbers, **columns}).combine_chunks()
 
 
+def forget_expired(client: Client) -> None:
+    """
+    List no more those of the listed records that have expired: they count, and nothing is to be derived from them.
+
+    A ledger that was put back gives records again. Those that have expired since are known by their ids, and were
+    received before some that expired.
+    """
+    sql = f"""
+        SELECT number FROM {_LISTED} AS l WHERE (account_id, toDate(occurred_at)) IN (
+            SELECT account_id, day FROM expired_days WHERE (account_id, day) IN ({_DAYS})
+        ) AND (id, account_id, toStartOfMinute(occurred_at)) IN (
+            SELECT id, account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN ({_IDS})
+        ) AND received_at <= (
+            SELECT fromUnixTimestamp64Micro(max(received_max_us), 'UTC') FROM expired_days
+            WHERE (account_id, day) IN ({_DAYS})
+        ) AND ({_KEY}) NOT IN ({_STORED})"""
+    if numbers := [number for (number,) in client.query(sql).result_rows]:
+        client.command(
+            f"ALTER TABLE {TABLE} DELETE WHERE writer = '{WRITER}' AND number IN {{numbers:Array(UInt32)}}",
+            parameters={"numbers": numbers},
+            settings={"mutations_sync": 1},
+        )
+
+
 def missing(client: Client) -> list[int]:
     """Return the numbers of the listed records that `events` does not have."""
-    sql = f"""
-        SELECT number FROM {_LISTED} WHERE ({_KEY}) NOT IN (
-            SELECT {_KEY} FROM events
-            WHERE (account_id, occurred_at) IN (SELECT account_id, occurred_at FROM {_LISTED})
-        ) ORDER BY number"""
+    sql = f"SELECT number FROM {_LISTED} WHERE ({_KEY}) NOT IN ({_STORED}) ORDER BY number"
     return [number for (number,) in client.query(sql).result_rows]
 
 
@@ -113,6 +139,11 @@ def _derive_rollups(client: Client) -> None:
             f"DELETE FROM usage_rollups WHERE {_OF_DAYS.format('at')}", parameters=_parameters(other)
         )
         _insert_rollups(client, of_days, _parameters(other))
+        client.command(
+            f"INSERT INTO usage_rollups ({expiry.DERIVED_COLUMNS}) {expiry.derivation(_OF_DAYS.format('at'))}",
+            parameters=_parameters(other),
+            settings=dict(tables.DERIVING),
+        )
 
 
 def _parameters(days: Sequence[tuple[str, int]]) -> dict[str, Any]:

@@ -73,6 +73,25 @@ class IdLookUps:
         with engine_errors(), self._looking_up(keys) as lookup:
             return last_revisions(booked_form(lookup.table(sql)))
 
+    def expired_ids(self, keys: pa.Table) -> pa.Table:
+        """See `event_expiry.EventExpiry.expired_ids`."""
+        of_keys = "SELECT {} FROM event_ids WHERE (id, account_id) IN {{pairs}}"
+        minutes = of_keys.format("account_id, occurred_minute")
+        days = of_keys.format("account_id, toDate(occurred_minute)")
+        there = """
+            SELECT {0}, account_id FROM events
+            WHERE (account_id, toStartOfMinute(occurred_at)) IN ({1}) AND ({0}, account_id) IN {{pairs}}"""
+        sql = f"""
+            {of_keys.format("DISTINCT account_id, id")}
+                AND (account_id, toDate(occurred_minute)) IN (
+                    SELECT account_id, day FROM expired_days WHERE (account_id, day) IN ({days})
+                )
+                AND (id, account_id) NOT IN (
+                    {there.format("id", minutes)} UNION ALL {there.format("amendment_id", minutes)}
+                )"""
+        with engine_errors(), self._looking_up(keys) as lookup:
+            return lookup.table(sql).cast(KEYS)
+
     def owners(self, id_: str) -> list[str]:
         """See `ports.UsageStore.owners`."""
         sql = """

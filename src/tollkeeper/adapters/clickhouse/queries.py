@@ -6,7 +6,7 @@ A report reads up to four sources, united before one aggregation:
 * `usage_rollups` for the whole UTC days and hours of the range, each in the smallest tier that has them (`tiers.py`);
 * `events` for the partial hours at both ends of the range, or for all of it when buckets are finer than an hour;
 * `events` again for maxima and minima: these cannot be subtracted, so for hours with corrections they are taken from
-  the records that are still in force;
+  the records that are still in force, and from `expired_extremes`, which has them of those that expired;
 * records that are not in the store yet, which the caller gives (`pending_rows.py`).
 
 Most queries end now, and few maxima are corrected. So a statement first assumes that nothing is stored after the
@@ -66,10 +66,11 @@ _BUCKETS: Final = {
 
 
 class Statement(NamedTuple):
-    """SQL with the values of its server-side parameters."""
+    """SQL with the values of its server-side parameters; and the spans of which it reads records, in µs."""
 
     sql: str
     parameters: dict[str, Any]
+    record_spans: Sequence[tuple[int, int]] = ()
 
 
 def report(query: UsageQuery, with_pending: Sequence[Record] = (), *, assuming: bool = True) -> Statement:
@@ -130,6 +131,7 @@ class _Report:
         self.with_pending = with_pending
         self.assuming = assuming
         self.parameters: dict[str, Any] = {}
+        self.record_spans: list[tuple[int, int]] = []
         needs = dict.fromkeys(["requests", "cost_nanos"])
         self.of: dict[str, Value] = dict(VALUES)
         """Value → its expressions; those of the quantities that are asked among them."""
@@ -179,7 +181,7 @@ class _Report:
             sql = (
                 f"WITH {merged} SELECT 1, 0, {alive}, {self.unsure}, {', '.join(measures)} FROM {source.sql}"
             )
-            return Statement(sql, self.parameters)
+            return Statement(sql, self.parameters, self.record_spans)
         order = f"is_total DESC, {self._order()}"
         kept = "alive"
         if self.peaks:
@@ -204,7 +206,7 @@ class _Report:
                 SELECT * EXCEPT row_at
                 FROM (SELECT *, row_number() OVER (ORDER BY {order}) - 1 AS row_at FROM ({sql}))
                 WHERE is_total = 1 OR row_at > {{offset:UInt64}} ORDER BY row_at"""
-        return Statement(sql, self.parameters)
+        return Statement(sql, self.parameters, self.record_spans)
 
     def _per_hour(self) -> _Source:
         """The source summed up per group and UTC hour: a peak is the most of an hour or minute of it."""
@@ -254,6 +256,7 @@ class _Report:
                 branches.append(self._events(*edge_spans))
             if self.extremes and not self.assuming:
                 branches.append(self._in_force(first_hour, last_hour))
+                branches.append(self._expired_in_force(first_hour, last_hour))
         if self.with_pending:
             branches.append(self._pending((start, end)))
         (columns, origin), *others = branches
@@ -322,6 +325,7 @@ class _Report:
         return f"SELECT account_id, at FROM usage_rollups WHERE {conditions} AND corrections > 0"
 
     def _events(self, *spans: tuple[int, int]) -> _Branch:
+        self.record_spans += spans
         # One branch for all of them: each costs as much to plan as it takes to run.
         scope = self._event_scope("", spans[0][0], spans[-1][1])
         for i, (before, after) in enumerate(pairwise(spans)):
@@ -346,6 +350,21 @@ class _Report:
             value = self.of[name]
             columns[name] = value.event if name in EXTREMES else value.nothing
         return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_is_in_force(scope)}"
+
+    def _expired_in_force(self, start: int, end: int) -> _Branch:
+        """The same of the records that have expired."""
+        scope = [
+            f"at >= toDateTime({start // 1_000_000}, 'UTC') AND at < toDateTime({end // 1_000_000}, 'UTC')",
+            f"(account_id, at) IN ({self._corrected(start, end)})",
+            *self.filters,
+        ]
+        if self.query.account_id is not None:
+            scope.insert(0, "account_id = {account_id:String}")
+        columns = self._key_columns("at")
+        for name in self.values:
+            value = self.of[name]
+            columns[name] = value.rollup if name in EXTREMES else value.nothing
+        return columns, f"expired_extremes AS u WHERE {' AND '.join(scope)}"
 
     def _pending(self, span: tuple[int, int]) -> _Branch:
         """The records that the store does not have: each is in force."""

@@ -12,7 +12,7 @@ need not be read again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -81,8 +81,8 @@ class StoreSnapshot:
             return [_copy_of(client, name, self.schema) for name in self._names]
 
     def totals(self) -> tuple[int, int]:
-        """Return how many records there are, and what they cost in nanos, corrections counted against it."""
-        return totals(self._engine, clone_of("events"))
+        """Return how many records there are, expired ones included, and what they cost in nanos."""
+        return totals(self._engine, clone_of)
 
     def read(self, part: PartCopy) -> Iterator[bytes]:
         """
@@ -173,9 +173,18 @@ def load(engine: Engine, table: str, columns: Sequence[str], path: Path) -> None
         )
 
 
-def totals(engine: Engine, table: str = "events") -> tuple[int, int]:
-    """Return the records of *table*, and what they cost in nanos."""
-    ((count, cost),) = engine.rows(f"SELECT count(), sum(sign * cost_nanos) FROM {table}")
+def totals(engine: Engine, name_of: Callable[[str], str] = str) -> tuple[int, int]:
+    """
+    Return how many records there are, expired ones included, and what they cost in nanos.
+
+    Args:
+        name_of: Returns the name of a table, or that of its clone.
+    """
+    ((count, cost),) = engine.rows(
+        f"SELECT (SELECT count() FROM {name_of('events')}) + (SELECT sum(records) FROM {name_of('expired_days')}), "
+        f"(SELECT sum(sign * cost_nanos) FROM {name_of('events')}) "
+        f"+ (SELECT sum(cost_nanos) FROM {name_of('expired_rollups')})"
+    )
     return int(count), int(cost)
 
 

@@ -2,8 +2,9 @@
 The usage store on ClickHouse, in process (chDB) or on a server: appends records and answers reports.
 
 Invariants: `usage_rollups` and `event_ids` are pure functions of `events` (their materialized views are the
-definition; `rebuild.py` uses the same SELECT). An append is one block with a deduplication token, so that a repeat
-writes nothing in any of the tables; after a crash `append_recovery.py` completes it.
+definition; `rebuild.py` uses the same SELECT) and of what is kept of events that expired (`expiry.py`). An append is
+one block with a deduplication token, so that a repeat writes nothing in any of the tables; after a crash
+`append_recovery.py` completes it.
 """
 
 # ruff: noqa: S608 - statements are put together from names in this package; values are parameters.
@@ -21,7 +22,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import answers, append_recovery, queries, snapshots, tables
+from tollkeeper.adapters.clickhouse import answers, append_recovery, expiry, queries, snapshots, tables
 from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
@@ -35,6 +36,7 @@ from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
+from tollkeeper.event_expiry import ExpiringDay
 from tollkeeper.ports import CostSum, Losses, ReportRows
 from tollkeeper.record_columns import SCHEMA, records_of
 
@@ -71,6 +73,7 @@ class ClickHouseUsageStore:
         self._limits = limits
         self._audit = Audit(engine)
         self._look_ups = IdLookUps(engine)
+        self._expiry = expiry.Expiry(engine, self._look_ups)
         self._charges = engine.connect()
         """Sums for budgets: a new one must not wait until reports have a reader to spare."""
         self._charges_lock = threading.Lock()
@@ -103,6 +106,7 @@ class ClickHouseUsageStore:
                 tables.migrate(engine.appender, store.rebuild, engine.check_room)
                 tables.drop_unfinished(engine.appender)
                 snapshots.drop_clones(engine.appender)
+                store._expiry.recover()
                 store._audit.find_parts_set_aside()
                 if engine.directory is not None:
                     # Only this process writes there, so that no append but its own can add ids.
@@ -123,7 +127,8 @@ class ClickHouseUsageStore:
             with self._marks_lock:
                 self._engine.check_open()
                 marks = self._marks.all()
-            ((count,),) = self._engine.rows("SELECT count() FROM events")
+            self._finish_expiry()
+            ((count,),) = self._engine.rows(f"SELECT count() + {expiry.RECORDS} FROM events")
         last = marks.pop(installation_id, None)
         return StorePast(last, sorted(marks), count)
 
@@ -139,6 +144,7 @@ class ClickHouseUsageStore:
             return
         with engine_errors(), self._append_lock:
             self._engine.check_open()
+            self._recover_expiry()
             self._look_ups.will_append(records)
             rows = stored_form(records)
             if begun_after is None:
@@ -156,12 +162,13 @@ class ClickHouseUsageStore:
         client = self._engine.appender
         append_recovery.clear(client)
         self._engine.insert(client, append_recovery.TABLE, append_recovery.listed(rows), UNGATHERED)
+        append_recovery.forget_expired(client)
         # The token first: on a server the earlier insert may still be running.
         for name in (token, f"{token}-{uuid.uuid4()}"):
             if not (missing := append_recovery.missing(client)):
                 break
             self._append(rows.take(missing), name)
-        if client.query("SELECT count() FROM events").result_rows[0][0] < records_min:
+        if client.query(f"SELECT count() + {expiry.RECORDS} FROM events").result_rows[0][0] < records_min:
             # Others are missing. Derived again, a rollup would lose them too; `verify` names them.
             log.error("tollkeeper.usage.records_missing", extra={"token": token})
         else:
@@ -193,7 +200,7 @@ class ClickHouseUsageStore:
     def owners(self, id_: str) -> list[str]:
         """See `ports.UsageStore.owners`."""
         self._audit.check_whole()
-        return self._look_ups.owners(id_)
+        return sorted({*self._look_ups.owners(id_), *self._expiry.owners(id_)})
 
     def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
@@ -201,8 +208,13 @@ class ClickHouseUsageStore:
         self._audit.check_whole()
         rows = self._report(statement)
         if answers.is_unsure(rows):
-            rows = self._report(queries.report(query, with_pending, assuming=False))
-        return answers.answer_of(query, rows)
+            statement = queries.report(query, with_pending, assuming=False)
+            rows = self._report(statement)
+        # Afterwards: what expired before has told so, and what expires from now on was read.
+        return answers.answer_of(query, rows)._replace(
+            detail_from_us=self._expiry.detail_from_us(query.account_id),
+            lacks_detail=self._expiry.lacks(query.account_id, statement.record_spans),
+        )
 
     def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
         with (
@@ -266,7 +278,20 @@ class ClickHouseUsageStore:
             sums, account_id, by, (from_us, to_us), project_id, key_ids, match, cuts_us
         )
         width = len(by) + bool(cuts_us)
-        return {tuple(row[:width]): _cost_sum(row[width:]) for row in self._charge_rows(sql, parameters)}
+        self._finish_expiry()
+        found: dict[tuple[str, ...], CostSum] = {}
+        with engine_errors(), self._charges_lock:
+            self._engine.check_open()
+            for rows in (
+                self._charges.query(sql, parameters=parameters).result_rows,
+                self._expiry.charges(
+                    self._charges, account_id, by, (from_us, to_us), project_id, key_ids, match, cuts_us
+                ),
+            ):
+                for row in rows:
+                    values, spent = tuple(row[:width]), _cost_sum(row[width:])
+                    found[values] = found[values].plus(spent) if values in found else spent
+        return found
 
     def first_by(
         self,
@@ -284,14 +309,10 @@ class ClickHouseUsageStore:
         sql, parameters = queries.charge_query(
             first, account_id, by, (from_us, to_us), project_id, key_ids, match
         )
-        rows = self._charge_rows(f"{sql} HAVING count() > 0", parameters)
-        return {tuple(row[: len(by)]): int(row[len(by)]) for row in rows}
-
-    def _charge_rows(self, sql: str, parameters: dict[str, Any]) -> Sequence[Sequence[Any]]:
         with engine_errors(), self._charges_lock:
             self._engine.check_open()
-            rows: Sequence[Sequence[Any]] = self._charges.query(sql, parameters=parameters).result_rows
-            return rows
+            rows = self._charges.query(f"{sql} HAVING count() > 0", parameters=parameters).result_rows
+        return {tuple(row[: len(by)]): int(row[len(by)]) for row in rows}
 
     def unpriced(self, model: str | None, limit: int, after: Record | None = None) -> list[Record]:
         """See `ports.UsageStore.unpriced`."""
@@ -343,6 +364,7 @@ class ClickHouseUsageStore:
 
     def differences(self, records_min: int = 0) -> list[str]:
         """See `ports.UsageStore.differences`."""
+        self._finish_expiry()
         return self._audit.differences(records_min)
 
     def duplicates(self) -> list[str]:
@@ -351,10 +373,12 @@ class ClickHouseUsageStore:
 
     def losses(self) -> Losses:
         """See `ports.UsageStore.losses`."""
+        self._finish_expiry()
         return self._audit.losses()
 
     def rebuild(self, records_min: int = 0) -> Mapping[str, int]:
         """See `ports.UsageStore.rebuild`. An append that failed half-way must have been repeated before."""
+        self._finish_expiry()
         if damages := self._audit.damages(records_min):
             # Derived from these records when they were whole, rollups and ids are right; rebuilt they would not be.
             raise Unavailable(
@@ -369,6 +393,42 @@ class ClickHouseUsageStore:
                 self._look_ups.learn_newest()
             return counts
 
+    def expiring(self, before_us: Mapping[str, int]) -> list[ExpiringDay]:
+        """See `event_expiry.EventExpiry.expiring`."""
+        return self._expiry.expiring(before_us)
+
+    def expire(self, days: Sequence[ExpiringDay]) -> int:
+        """See `event_expiry.EventExpiry.expire`."""
+        if not days:
+            return 0
+        # Sums of charges wait, which would find the records twice or not at all.
+        with engine_errors(), self._append_lock, self._charges_lock:
+            self._engine.check_open()
+            self._recover_expiry()
+            return self._expiry.step(days)
+
+    def reclaim(self) -> None:
+        """See `event_expiry.EventExpiry.reclaim`."""
+        self._expiry.reclaim()
+
+    def detail_from_us(self, account_id: str | None) -> int | None:
+        """See `event_expiry.EventExpiry.detail_from_us`."""
+        return self._expiry.detail_from_us(account_id)
+
+    def expired_ids(self, keys: pa.Table) -> pa.Table:
+        """See `event_expiry.EventExpiry.expired_ids`."""
+        return self._expiry.expired_ids(keys)
+
+    def _finish_expiry(self) -> None:
+        """Complete or take back an expiry that failed in the middle, before records and sums are compared."""
+        if self._expiry.is_unfinished:
+            with engine_errors(), self._append_lock:
+                self._recover_expiry()
+
+    def _recover_expiry(self) -> None:
+        if self._expiry.is_unfinished:
+            self._expiry.recover()
+
     @contextmanager
     def snapshot(self) -> Iterator[snapshots.StoreSnapshot]:
         """
@@ -378,6 +438,7 @@ class ClickHouseUsageStore:
         """
         with engine_errors(), self._append_lock, self._marks_lock:
             self._engine.check_open()
+            self._recover_expiry()
             taken = snapshots.clone(self._engine, self._marks.all())
         try:
             with engine_errors():

@@ -55,6 +55,7 @@ accounts: Final = _table(
     _boolean("active"),
     _integer("keyless_credit_at_us", nullable=True),
     _integer("sessions_reset_at_us", nullable=True),
+    _text("retention", 16, nullable=True),
     _text("metadata"),
 )
 

@@ -18,7 +18,7 @@ from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.blocking import check_may_wait
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
 
-SCHEMA_REVISION = "0014"
+SCHEMA_REVISION = "0015"
 """The newest migration; compared first, so that an up-to-date database opens without loading Alembic."""
 
 _BUSY_TIMEOUT_MS = 10_000

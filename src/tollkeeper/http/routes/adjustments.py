@@ -104,7 +104,7 @@ def handlers() -> list[HTTPRouteHandler]:
             description="Goodwill, refunds, corrections by hand. It is no request and no cost: budgets and the credit "
             "balance move by it, and usage has it as `adjustments_nanos`. To take it back, void it like an event.",
             body=BodyDoc({"application/json": ADJUSTMENT_SCHEMA}, _EXAMPLE),
-            problems=(404, 409, 413, 415),
+            problems=(404, 409, 410, 413, 415),
         )
     ),
 )

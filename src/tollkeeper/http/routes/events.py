@@ -107,7 +107,7 @@ def handlers() -> list[HTTPRouteHandler]:
             CUSTOMER,
             {200: json_answer(_EVENT_SCHEMA, "The event as it stands.", _EXAMPLE)},
             query=(_ACCOUNT,),
-            problems=(404,),
+            problems=(404, 410),
         )
     ),
 )
@@ -140,7 +140,7 @@ def get_event(request: AnyRequest, event_id: FromPath[str]) -> Response[bytes]:
             body=BodyDoc(
                 {"application/json": Amendment}, {"correction_id": "job-7-done", "cost_nanos": 1250000}
             ),
-            problems=(404, 413, 415),
+            problems=(404, 410, 413, 415),
         )
     ),
 )
@@ -177,7 +177,7 @@ def amend_event(request: AnyRequest, event_id: FromPath[str], body: RawBody) -> 
             "gets 404: the event is void already.",
             query=(_ACCOUNT,),
             body=BodyDoc({"application/json": VoidEventRequest}, {"correction_id": "refund-7"}),
-            problems=(404, 413, 415),
+            problems=(404, 410, 413, 415),
         )
     ),
 )

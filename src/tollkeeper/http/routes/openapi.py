@@ -95,6 +95,7 @@ PROBLEM_WORDS: Final = {
     404: "It does not exist, or is another account's: `not_found`.",
     405: "The path does not take this method: `method_not_allowed`.",
     409: "The present state does not permit it: `conflict`, `idempotency_conflict`, `event_conflict`, `hold_ended`.",
+    410: "The record of it has expired, and counts: `detail_expired`.",
     413: "`body_too_large`.",
     415: "`unsupported_media_type`.",
     429: "Too fast, or too many failed authentications: wait for `Retry-After`.",

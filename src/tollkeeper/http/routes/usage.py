@@ -107,6 +107,8 @@ _EXAMPLE: Final = {
     "as_of": "2026-01-31T09:30:00.125000Z",
     "complete": True,
     "behind_s": 0,
+    "detail_from": None,
+    "lacks_detail": False,
 }
 
 
@@ -126,7 +128,8 @@ def handlers() -> list[HTTPRouteHandler]:
                 200: BodyDoc(
                     {"application/json": UsageResponse, "text/csv": {"type": "string"}},
                     _EXAMPLE,
-                    "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of`, `X-Complete` and `X-Behind` tell the rest.",
+                    "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of`, `X-Complete`, `X-Behind`, `X-Detail-From` and "
+                    "`X-Lacks-Detail` tell the rest.",
                 )
             },
             description="The answer contains the request that was answered a millisecond ago. A management "
@@ -170,6 +173,8 @@ def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
             "X-As-Of": to_text(from_us(report.as_of_us)),
             "X-Complete": "true" if report.complete else "false",
             "X-Behind": str(report.behind_s),
+            "X-Detail-From": "" if report.detail_from_us is None else to_text(from_us(report.detail_from_us)),
+            "X-Lacks-Detail": "true" if report.lacks_detail else "false",
         },
     )
 
