@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import settings
 
-from tests.effort import effort
+from tests.effort import DAY, LONG, effort, left_out
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
 from tollkeeper.installation import Installation
@@ -29,6 +29,20 @@ Install = Callable[..., Installation]
 # Machines differ in speed: nothing here is timed.
 settings.register_profile("tests", deadline=None, max_examples=effort(25, 200))
 settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the mark `drawn` does not draw: see `tests.effort`."""
+    if LONG or config.option.keyword or any("::" in argument for argument in config.args):
+        return
+    out = left_out(items)
+    config.hook.pytest_deselected(items=[item for item in items if item in out])
+    items[:] = [item for item in items if item not in out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not LONG:
+        terminalreporter.write_line(f"TESTS_DAY={DAY} draws the same cases again")
 
 
 @pytest.fixture(scope="session", autouse=True)

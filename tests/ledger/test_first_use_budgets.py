@@ -117,6 +117,7 @@ class Doors:
         return len(sent)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("door", ["gate", "http", "ingest"])
 def test_five_hours_are_five_hours_from_the_first_use(five_hours, clock, door):
     """19:58, and the next one at 00:58: midnight of UTC, where it was cut before, lies between."""

@@ -137,6 +137,7 @@ def test_bulk_events_keep_so_many_labels_a_day(place):
     assert place.booked("e11").cost_nanos == 111
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", LABELS)
 def test_each_label_is_bounded(place, name):
     place.record(*({"id": f"e{i}", name: f"{name[:2]}{i}", "cost_nanos": 1} for i in range(3 * VALUES)))

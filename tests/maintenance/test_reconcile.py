@@ -118,6 +118,7 @@ def test_an_event_that_is_in_no_counter_is_found(charged: Installation, account:
     assert sorted(expected for _, expected, _ in found(charged, account)) == [67, 67]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("row", ["event", "amendment", "void"])
 def test_a_record_that_is_stored_twice_is_named_where_no_budget_counts_it(
     site: Installation, usage_store: Any, account: str, row: str

@@ -636,6 +636,7 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
     assert metered == gated._replace(estimated_cost_nanos=0, route=metered.route)
 
 
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize(
     ("fields", "cost", "credits", "state"),
     [
