@@ -215,7 +215,7 @@ def test_no_order_of_jumps_overshoots(
 
         @seed(20260318)
         @settings(
-            max_examples=effort(4, 12), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+            max_examples=effort(2, 12), deadline=None, database=None, suppress_health_check=list(HealthCheck)
         )
         @given(STEPS)
         def run(steps: list[tuple[str, int]]) -> None:

@@ -295,7 +295,7 @@ KILLED: Final = """
 
 def test_a_rebuild_that_is_killed_changes_no_answer(filled: Path, tmp_path: Path) -> None:
     """At whichever step; the next one takes up nothing that it left."""
-    for step in itertools.count(step=effort(6, 1)):
+    for step in itertools.count(step=effort(12, 1)):
         directory = shutil.copytree(filled, tmp_path / str(step), symlinks=True)
         ended = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), str(step)],

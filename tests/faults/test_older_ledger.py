@@ -194,7 +194,7 @@ def stored(store: ClickHouseUsageStore) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.drawn
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("begun", [False, True], ids=["waiting", "begun"])
 def test_what_an_older_ledger_sends_again_counts_once(
     ledgers: Ledgers,

@@ -387,7 +387,7 @@ def lowered(account: str, bound: str, where: str) -> Entry:
     return msgspec.structs.replace(entry, limits=[limit])
 
 
-@pytest.mark.drawn
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("door", ["admit", "state"])
 @pytest.mark.parametrize(
     ("bound", "where"),

@@ -563,7 +563,7 @@ def test_a_restart_finds_the_budgets_in_force(install, account, clock):
 # -- what is held when a budget is set ---------------------------------------------------------------
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("door", ["in process", "over HTTP", "after a restart"])
 @pytest.mark.parametrize("scope", ["account", "project", "key", "plan"])
 def test_what_is_held_when_a_budget_is_set_counts_in_it(install, account, door, scope):

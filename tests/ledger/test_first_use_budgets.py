@@ -436,7 +436,7 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=effort(10, 25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=effort(4, 25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps)
 def test_whatever_happens_no_five_hours_have_more_than_the_amount(site, clock, steps):

@@ -109,14 +109,14 @@ def small(tmp_path_factory):
         Settings(data_dir=str(path), distinct_values_per_day_max=VALUES, unknown_price="allow")
     )
     yield site
+    # Of all tests at once: it compares all accounts.
+    assert verify(site).ok
     site.close()
 
 
 @pytest.fixture
 def place(small):
-    place = Place(small)
-    yield place
-    assert verify(small).ok
+    return Place(small)
 
 
 # -- every door ----------------------------------------------------------------------------------------

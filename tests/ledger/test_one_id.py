@@ -163,7 +163,7 @@ def test_the_id_of_a_correction_names_nothing_else(api: Api, between: Callable[[
     assert api.used() == 13
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("door", ["bulk", "settle"])
 def test_the_id_of_an_event_names_no_hold_and_no_correction(
     api: Api, between: Callable[[], None], door: str

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
+from tests.effort import effort
 from tollkeeper import record_columns as columns
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, scopes
@@ -238,7 +239,7 @@ def test_it_is_exact_with_traffic_going_on(site: Installation, account: str) -> 
     for thread in threads:
         thread.start()
     try:
-        for _ in range(8):
+        for _ in range(effort(2, 8)):
             verdict = site.reconcile.verify()
             assert verdict.differences == []
     finally:

@@ -401,7 +401,7 @@ TEXTS: Final = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
 @settings(
-    max_examples=effort(10, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=effort(4, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     params=st.dictionaries(
