@@ -79,6 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(root / "data", root / "backup", secret, ids, totals)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_is_restored_is_what_was_backed_up(place: Place, tmp_path: Path, engine: str) -> None:
     """Counter, ledger and events agree, every id is there once, keys are good, and it goes on."""

@@ -63,6 +63,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"tollkeeper {package.__version__}\n"
 
 
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

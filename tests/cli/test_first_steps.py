@@ -129,6 +129,7 @@ def test_the_list_of_prices_says_that_there_are_built_in_ones(data: Path) -> Non
     assert answer_of(tollkeeper("prices", "list", "--json", "--data", data)) == []
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("command", "said"),
     [

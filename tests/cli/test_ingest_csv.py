@@ -158,6 +158,7 @@ def test_columns_that_cannot_be_taken_are_named(new: Path, text: str, named: str
     assert named in done.stderr
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("header", "row", "field"),
     [

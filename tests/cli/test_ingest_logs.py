@@ -24,6 +24,7 @@ def write(data: Path, text: str) -> Path:
     return file
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("text", "arguments", "advice"),
     [
@@ -94,6 +95,7 @@ def test_a_log_of_json_gives_its_latency(data: Path) -> None:
     assert (row["requests"], row["latency_ms_avg"], row["bytes_out"]) == (1, 31.0, 512)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

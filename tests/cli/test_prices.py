@@ -114,6 +114,7 @@ def test_the_id_of_an_entry_still_shows_the_entry(data: Path) -> None:
     assert shown(data, "show", "p1")["model"] == "our-model"
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     ("name", "near"), [("gpt-4oo", "openai/gpt-4o"), ("our-modell", "our-model"), ("claude-opus-4-10", None)]
 )
@@ -167,6 +168,7 @@ def test_a_preview_takes_prices_only(data: Path, tmp_path: Path) -> None:
     assert "models, prices, markups" in done.stderr
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize(
     ("arguments", "texts"),

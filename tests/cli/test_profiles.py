@@ -107,6 +107,7 @@ def test_a_call_is_quoted_for_a_shell() -> None:
     assert curl_of(other, "http://h", {}) == "curl -s -H 'X-Key: KEY' 'http://h/u?id=PROJECT'"
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_demo_of_a_dialect_shows_the_vendors_calls_and_their_answers(name: str, tmp_path: Path) -> None:
     done = in_process(

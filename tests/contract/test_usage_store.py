@@ -560,6 +560,7 @@ def test_charged_sums_the_records_of_a_scope(store: ClickHouseUsageStore, histor
 # Reports
 
 
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("name", [*DIMENSIONS, "tag:team", "tag:absent", f"tag:{HOSTILE[0]}"])
 def test_every_measure_of_every_dimension(
     store: ClickHouseUsageStore, history: list[Record], name: str
@@ -573,6 +574,7 @@ def test_every_measure_of_every_dimension(
     )
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     "zone", ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/New_York", "Asia/Kathmandu"]
 )
@@ -606,6 +608,7 @@ def test_midnight_may_not_exist(store: ClickHouseUsageStore, account: str) -> No
     check(store, rows, query)
 
 
+@pytest.mark.drawn(10)
 @pytest.mark.parametrize("seed", range(40))
 def test_any_question(store: ClickHouseUsageStore, history: list[Record], seed: int) -> None:
     """Random spans with ragged ends, groupings, filters and measures."""
@@ -635,6 +638,7 @@ def test_any_question(store: ClickHouseUsageStore, history: list[Record], seed: 
     check(store, [*history, *coming], query, coming)
 
 
+@pytest.mark.drawn(12)
 @pytest.mark.parametrize("seed", range(60))
 def test_an_answer_that_is_brought_up_to_date_is_the_stores_own(
     store: ClickHouseUsageStore, history: list[Record], seed: int
@@ -677,6 +681,7 @@ def test_an_answer_that_is_brought_up_to_date_is_the_stores_own(
     assert [list(row) for row in report.rows] == [list(row) for row in after.rows]
 
 
+@pytest.mark.drawn(10)
 @pytest.mark.parametrize("seed", range(40))
 def test_days_and_hours_add_up(store: ClickHouseUsageStore, history: list[Record], seed: int) -> None:
     """Spans of whole days, whole hours and neither, of few dimensions: each tier answers for its part."""
@@ -707,6 +712,7 @@ SUMMED = tuple(
 )
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("seed", range(25))
 def test_the_parts_of_a_range_are_the_ranges_of_the_parts(
     store: ClickHouseUsageStore, history: list[Record], seed: int
@@ -797,6 +803,7 @@ def test_a_question_reads_the_smallest_tier_that_can_tell(fields: dict[str, Any]
     assert ("FROM events" in sql) == (not tiers)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("width_us", [tiers.HOUR_US, tiers.DAY_US])
 @pytest.mark.parametrize("last", ["kept", "amended", "voided"])
 def test_the_end_of_a_range_is_exact(
@@ -851,6 +858,7 @@ def test_pages_cover_each_row_once(store: ClickHouseUsageStore, history: list[Re
     assert (beyond.rows, beyond.totals) == ([], whole.totals)
 
 
+@pytest.mark.drawn(9)
 @pytest.mark.parametrize("column", ["time", "key", "status", *MEASURES])
 def test_any_column_sorts(store: ClickHouseUsageStore, history: list[Record], column: str) -> None:
     """Nulls last either way, ties by time and groups ascending."""
@@ -1067,6 +1075,7 @@ def test_questions_are_answered_while_rollups_are_made_anew(
     assert len(before[1]) == len({row.id for row in rows})
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("tier", ["hour", "day", "keys_hour", "keys_day", "kinds_hour", "kinds_day"])
 def test_differences_see_a_tier_that_is_off(store: ClickHouseUsageStore, account: str, tier: str) -> None:
     """A question reads one tier, so that each must be right by itself."""

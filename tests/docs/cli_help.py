@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
+import io
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Final
+
+import pytest
+
+from tollkeeper.cli.app import run
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 COMMANDS: Final = (
@@ -53,22 +55,18 @@ value by value; a number is never cut. [Files of logs and CSV](logs.md) has the 
 
 def help_of(command: str) -> str:
     """Return the help text of a command, 100 columns wide, without colours."""
-    environ = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tollkeeper", *command.split(), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environ,
-    )
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        for name, value in {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}.items():
+            patch.setenv(name, value)
+        with suppress(SystemExit):
+            run([*command.split(), "--help"])
+    return "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
 
 
 def page() -> str:
     """Return what docs/cli.md should be."""
-    with ThreadPoolExecutor(2) as pool:
-        helps = list(pool.map(help_of, COMMANDS))
-    sections = [f"\n## {name}\n\n```\n{text}\n```\n" for name, text in zip(COMMANDS, helps, strict=True)]
+    sections = [f"\n## {name}\n\n```\n{help_of(name)}\n```\n" for name in COMMANDS]
     return HEAD + "".join(sections)
 
 

@@ -276,6 +276,7 @@ def test_exactly_as_many_pass_as_fit(site: Site) -> None:
     site.assert_exact()
 
 
+@pytest.mark.drawn(1, of="outages")
 def test_a_killed_server_goes_on_where_it_ended(site: Site) -> None:
     traffic = Traffic(site)
     try:
@@ -306,6 +307,7 @@ def test_cut_connections_lose_and_double_nothing(site: Site) -> None:
     site.settle(site.authorize("after")["hold_id"])
 
 
+@pytest.mark.drawn(1, of="outages")
 def test_a_restart_of_postgresql_is_told_and_then_over(tmp_path: Path) -> None:
     database = new_postgresql_server()
     try:
@@ -349,6 +351,7 @@ def children_of(process: int) -> list[int]:
     return [int(child) for child in found.split()]
 
 
+@pytest.mark.drawn(1, of="outages")
 def test_a_database_that_stands_still_stops_nobody_but_those_who_ask_it(tmp_path: Path) -> None:
     """A stranger's look-up must not stop the probes, nor what needs no database."""
     database = new_postgresql_server()

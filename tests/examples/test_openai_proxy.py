@@ -260,6 +260,7 @@ def test_an_upstream_that_dies_in_a_stream_is_booked_as_far_as_it_came(proxy: Pr
     assert (record.cost_nanos, record.error_type) == (cost(STREAMED, 3), "upstream_failed")
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("status", "told"), [(0, 502), (503, 503), (429, 429)])
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_upstream_that_does_not_answer_costs_nothing(

@@ -214,6 +214,7 @@ def test_the_ids_of_a_row_that_cannot_be_read_stay_taken(
     site.holds.settle(customer.admit(), Outcome())
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("damaged", [b"", b"\xc1", b"\x92\xa1a"], ids=["older", "not MessagePack", "cut off"])
 def test_ids_that_cannot_be_read_are_those_of_the_records(
     install: Install, usage_store: ClickHouseUsageStore, account: str, damaged: bytes

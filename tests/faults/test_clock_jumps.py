@@ -76,6 +76,7 @@ class Limited:
         return count
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("back_s", [HOUR_S, DAY_S])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("restart", [False, True])
@@ -132,6 +133,7 @@ def _outcome(cost_nanos: int) -> Outcome:
     return Outcome(usage=Usage(cost_nanos=cost_nanos))
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("jump_s", [DAY_S, -HOUR_S, -DAY_S])
 def test_a_daily_budget_is_not_spent_twice_by_a_jump(
     install: Install, account: str, clock: ManualClock, jump_s: int
@@ -200,6 +202,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_no_order_of_jumps_overshoots(
     tmp_path: Path, usage_store: ClickHouseUsageStore, algorithm: str, monkeypatch: pytest.MonkeyPatch
@@ -212,7 +215,7 @@ def test_no_order_of_jumps_overshoots(
 
         @seed(20260318)
         @settings(
-            max_examples=effort(4, 12), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+            max_examples=effort(2, 12), deadline=None, database=None, suppress_health_check=list(HealthCheck)
         )
         @given(STEPS)
         def run(steps: list[tuple[str, int]]) -> None:

@@ -156,6 +156,7 @@ def of_derived(*damages: Callable[[Path], None]) -> list[Any]:
     return [pytest.param(table, how, id=f"{table}-{how.__name__}") for table, how in chosen]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(("table", "how"), of_derived(*DAMAGES))
 def test_what_is_derived_is_told_and_made_anew(damaged: Any, table: str, how: Any) -> None:
     """Verify names it; after a rebuild, answers are right at once, in the same process, and ids are known again."""
@@ -173,6 +174,7 @@ def test_what_is_derived_is_told_and_made_anew(damaged: Any, table: str, how: An
     assert again == 0
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(("table", "how"), of_derived(cut_off, overwrite_checksums))
 def test_what_was_set_aside_is_not_passed_over(damaged: Any, table: str, how: Any) -> None:
     """Until the rebuild nothing is answered from what is left, which would look right, nor taken for new."""
@@ -187,6 +189,7 @@ def test_what_was_set_aside_is_not_passed_over(damaged: Any, table: str, how: An
     assert look(directory, "usage", "again") == [TOTALS, 0]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("table", ["usage_rollups", "event_ids"])
 def test_a_derived_part_that_is_gone_is_noticed_at_the_start(damaged: Any, table: str) -> None:
     """Nothing is left of it but the records that it was derived from. A known event must not be taken for new."""
@@ -205,6 +208,7 @@ def test_a_derived_part_that_is_gone_is_noticed_at_the_start(damaged: Any, table
     assert (healthy, totals, complete, repeated) == ([[], []], TOTALS, True, 0)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("how", [cut_off, remove_part], ids=lambda how: how.__name__)
 def test_an_answer_of_a_store_that_lacks_records_is_not_complete(damaged: Any, how: Any) -> None:
     """Set aside or gone: said from the start, and a rebuild cannot bring it back."""
@@ -227,6 +231,7 @@ def test_an_answer_from_before_the_rebuild_does_not_outlive_it(damaged: Any) -> 
     assert after == TOTALS
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("how", [cut_off, flip, overwrite_checksums], ids=lambda how: how.__name__)
 def test_damaged_records_are_named_and_take_nothing_else_along(damaged: Any, filled: Path, how: Any) -> None:
     """
@@ -290,7 +295,7 @@ KILLED: Final = """
 
 def test_a_rebuild_that_is_killed_changes_no_answer(filled: Path, tmp_path: Path) -> None:
     """At whichever step; the next one takes up nothing that it left."""
-    for step in itertools.count(step=effort(6, 1)):
+    for step in itertools.count(step=effort(12, 1)):
         directory = shutil.copytree(filled, tmp_path / str(step), symlinks=True)
         ended = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(KILLED), str(directory), str(step)],

@@ -20,6 +20,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_secret_is_named_and_never_signs(

@@ -324,6 +324,7 @@ MAKE_OLDER: Final = """
 """Leaves a usage store as the schema's version 5 made it."""
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("is_older", [False, True], ids=["of this version", "to be migrated"])
 def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_older: bool
@@ -339,6 +340,7 @@ def test_a_start_on_a_full_disk_leaves_a_store_that_opens(
     assert run(FULL_AT_START, str(directory), "-1", "b") == [[], 2]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("name", ["repeated_append", "usage_rollups_rebuilt", "_tmp_replace_1", "new_view"])
 def test_an_empty_description_of_an_earlier_full_disk_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

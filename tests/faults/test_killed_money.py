@@ -54,6 +54,7 @@ CHECKER: Final = (
 )
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("acknowledged", [1, 6, 15])
 def test_a_kill_leaves_every_call_whole(tmp_path: Path, acknowledged: int) -> None:
     """Acknowledged is done; what was under way is done or not, and its repeat is safe."""

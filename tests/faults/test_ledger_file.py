@@ -17,6 +17,7 @@ from tollkeeper.testing import NOON, set_up
 NOON_US = int(NOON.timestamp()) * 1_000_000
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 def test_a_ledger_that_is_gone_from_its_place_takes_nothing(

@@ -194,6 +194,7 @@ def stored(store: ClickHouseUsageStore) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("begun", [False, True], ids=["waiting", "begun"])
 def test_what_an_older_ledger_sends_again_counts_once(
     ledgers: Ledgers,
@@ -282,6 +283,7 @@ def test_a_ledger_that_goes_back_under_a_running_process_is_refused(ledgers: Led
 # -- a ledger without the past of its store ------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_a_new_ledger_beside_a_used_store_is_refused(
     ledgers: Ledgers, start: Start, tmp_path: Path, usage: ClickHouseUsageStore
 ) -> None:
@@ -301,6 +303,7 @@ def test_a_new_ledger_beside_a_used_store_is_refused(
     assert verify(site).ok
 
 
+@pytest.mark.drawn(1)
 def test_a_store_of_another_installation_is_refused(
     ledgers: Ledgers, start: Start, tmp_path: Path, usage: ClickHouseUsageStore
 ) -> None:
@@ -331,6 +334,7 @@ REFUSED: Final = """
 """
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "of an earlier version"])
 def test_a_deleted_ledger_is_noticed_at_the_start(tmp_path: Path, marked: bool) -> None:
     """Its log too: all that it had may be there, and then the ledger is empty, or older."""
@@ -354,6 +358,7 @@ def test_a_deleted_ledger_is_noticed_at_the_start(tmp_path: Path, marked: bool) 
 # -- the mark ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_the_mark_is_there_before_the_batch(
     start: Start, ledgers: Ledgers, usage: ClickHouseUsageStore
 ) -> None:
@@ -394,6 +399,7 @@ def test_marks_are_kept_in_a_file_and_damage_is_said(tmp_path: Path) -> None:
         marks.all()
 
 
+@pytest.mark.drawn(1)
 def test_what_a_crash_left_half_appended_is_no_loss(
     ledgers: Ledgers, start: Start, usage: ClickHouseUsageStore
 ) -> None:

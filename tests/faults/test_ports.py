@@ -189,6 +189,7 @@ def places(*but: tuple[str, str]) -> list[Any]:
     return made
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("port", "names"), places())
 def test_an_error_before_the_work_is_told_and_a_retry_does_it(
     opened: Any, account: str, port: str, names: list[str]
@@ -208,6 +209,7 @@ def test_an_error_before_the_work_is_told_and_a_retry_does_it(
 
 # The ledger itself finds out what came of a commit, so its answer is lost below it; a key whose making was not
 # answered is there, its secret lost: the caller rotates it.
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("port", "names"), places(("ledger", "commit"), ("catalog", "add_key")))
 def test_a_lost_answer_is_told_and_a_retry_does_nothing_twice(
     opened: Any, account: str, port: str, names: list[str]
@@ -236,6 +238,7 @@ def test_lost_answers_to_commits_are_found_out(site: Installation, account: str)
     day.check()
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("method", ["append", "known_ids", "record_columns", "report"])
 def test_a_slow_usage_store_is_overtaken(opened: Any, account: str, method: str) -> None:
     """One call hangs for minutes; the gate goes on, others overtake it, and it counts once when it comes."""

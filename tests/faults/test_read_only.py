@@ -41,6 +41,7 @@ def read_only(site: Installation) -> Iterator[None]:
         refusing = False
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("restart", [False, True])
 def test_nothing_is_admitted_unrecorded_while_the_file_is_read_only(
     install: Install, account: str, restart: bool

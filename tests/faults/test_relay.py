@@ -90,7 +90,7 @@ class Recorded:
 
 
 @settings(
-    max_examples=effort(6, 15),
+    max_examples=effort(3, 15),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -72,6 +72,7 @@ def test_a_batch_that_arrives_again_after_later_ones_counts_once(
     assert customer.used() == 48
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "swapped"])
 def test_batches_in_swapped_order_sum_up_to_the_same(
     install: Install,

@@ -39,7 +39,7 @@ KILLS: Final = [
 _random = random.Random(20261121)
 POWER_CUTS: Final = [
     tuple(_random.choice((WHOLE, ABSENT, PROMISED, UNSAID)) for _ in range(STEPS))
-    for _ in range(effort(8, 30))
+    for _ in range(effort(3, 30))
 ]
 LEFT: Final = KILLS + POWER_CUTS
 

@@ -43,10 +43,12 @@ def document(api: Api) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.drawn(1)
 def test_the_tests_below_cover_every_tag(document: dict[str, Any]) -> None:
     assert {tag["name"] for tag in document["tags"]} == set(TAGS)
 
 
+@pytest.mark.drawn(1)
 def test_the_document_has_the_hot_endpoints(document: dict[str, Any]) -> None:
     """They are no routes of the framework, so nothing but this would notice."""
     assert set(HOT) == {f"/tk/v1/{name}" for name in ("authorize", "expect", "settle", "void", "events")}
@@ -54,6 +56,7 @@ def test_the_document_has_the_hot_endpoints(document: dict[str, Any]) -> None:
         assert list(document["paths"][path]) == ["post"]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["good", "bad"])
 @pytest.mark.parametrize("tag", TAGS)
 def test_every_answer_is_documented(

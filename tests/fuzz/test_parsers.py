@@ -91,6 +91,7 @@ def test_every_item_of_json_is_taken_or_rejected(body: bytes) -> None:
     assert malformed or decoded.count == (len(sent) if isinstance(sent, list) else 1)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("form", ["common", "combined"])
 def test_every_line_of_an_access_log_is_taken_or_rejected(form: LogFormat) -> None:
     """Whatever a client sent in a request line stands in the log: it is input of strangers too."""

@@ -43,6 +43,7 @@ def check_events(answer: Answer, sent: int | None) -> None:
             assert counted == sent
 
 
+@pytest.mark.drawn(1)
 @examples(60)
 @given(data=st.data())
 def test_no_event_of_a_call_is_lost(data: st.DataObject, call: Caller) -> None:
@@ -61,6 +62,7 @@ def test_no_event_of_a_call_is_lost(data: st.DataObject, call: Caller) -> None:
     check_events(call("POST", "/tk/v1/events", headers, [body[:cut], body[cut:]]), sent)
 
 
+@pytest.mark.drawn(1)
 def test_an_id_that_no_store_can_hold_sinks_no_other_event(call: Caller, world: World) -> None:
     """PostgreSQL refuses a question about a text with a NUL: the batch was refused as `unavailable`, for ever."""
     good = {"time": "2026-01-31T09:30:00Z", "account": world.a.account, "cost_nanos": 1}
@@ -75,6 +77,7 @@ def test_an_id_that_no_store_can_hold_sinks_no_other_event(call: Caller, world: 
     assert (told["accepted"], [error["index"] for error in told["errors"]]) == (2, [1, 2, 3])
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -98,6 +101,7 @@ def test_a_nul_names_nothing(call: Caller, path: str, body: Any) -> None:
 # -- bodies ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_a_body_of_any_depth_is_read_or_refused(call: Caller) -> None:
     """Depth costs stack, and the stack's end must not be our error."""
     for path in ("accounts", "plans", "keys", "sessions", "authorize", "expect", "settle", "void", "events"):
@@ -110,6 +114,7 @@ def test_a_body_of_any_depth_is_read_or_refused(call: Caller) -> None:
                 assert answer.status in (200, 400), (path, depth, answer.body)
 
 
+@pytest.mark.drawn(1)
 @examples(100)
 @given(data=st.data())
 def test_any_body_of_a_decision_is_read_or_refused(data: st.DataObject, call: Caller) -> None:
@@ -128,6 +133,7 @@ def test_any_body_of_a_decision_is_read_or_refused(data: st.DataObject, call: Ca
     assert 400 <= answer.status < 500, answer.body
 
 
+@pytest.mark.drawn(1)
 @examples(60)
 @given(data=st.data())
 def test_any_file_is_applied_or_refused(data: st.DataObject, call: Caller) -> None:
@@ -184,6 +190,7 @@ def endpoints(api: Api) -> list[tuple[str, str]]:
     ]
 
 
+@pytest.mark.drawn(1)
 def test_no_odd_credential_is_let_in(call: Caller, api: Api) -> None:
     """Odd bytes, none at all, too many of them, two headers that differ: refused, and by no accident of ours."""
     for method, path in endpoints(api):
@@ -245,6 +252,7 @@ def secrets(api: Api, world: World) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.drawn(1)
 def test_every_profile_answers_any_question(call: Caller, api: Api, secrets: dict[str, list[str]]) -> None:
     """Any text under any name, repeated, huge, with NULs, to every endpoint with every credential it takes."""
     for name, site in api.app._profiles.sites.items():
@@ -294,6 +302,7 @@ USAGE_NAMES: Final = (
 )  # fmt: skip
 
 
+@pytest.mark.drawn(1)
 @examples(60)
 @given(query=queries, data=st.data())
 def test_the_usage_question_is_answered_or_refused(query: str, data: st.DataObject, call: Caller) -> None:

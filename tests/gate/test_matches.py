@@ -218,6 +218,7 @@ def test_refusals_come_in_their_order(make: Make) -> None:
     assert api.use("o3").status == 402
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("per", ["tag.user", ["key", "tag.user"], ["tag.user", "model"], "model"])
 def test_events_charge_the_counters_that_requests_do(make: Make, per: str | list[str]) -> None:
     """Gate, ingest and verify name the same counters, whatever a tag holds."""
@@ -255,6 +256,7 @@ def test_events_use_up_what_requests_may_use(make: Make, account: str) -> None:
 # -- races --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("bound", ["limit", "budget", "money"])
 def test_of_a_thousand_calls_exactly_those_pass_that_fit_each_value(make: Make, bound: str) -> None:
     """No value takes from another, and none overshoots, when counters are made while others ask."""
@@ -411,6 +413,7 @@ def test_a_budget_follows_the_route_that_it_names(make: Make, account: str) -> N
     api.verify()
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("owner", ["key", "project"])
 def test_each_key_or_project_of_an_account_has_a_budget(make: Make, account: str, owner: str) -> None:
     api = make(

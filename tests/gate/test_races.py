@@ -101,6 +101,7 @@ BOUNDS = (
 MONEY = ("nanos limit", "budget", "credit")
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_of_a_thousand_threads_calls_exactly_a_hundred_pass(site, account, bound):
     secret = secret_of(site, account, bound)
@@ -118,6 +119,7 @@ def test_of_a_thousand_threads_calls_exactly_a_hundred_pass(site, account, bound
     assert verify(site).ok
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_of_a_thousand_tasks_durable_holds_exactly_a_hundred_pass(site, account, bound):
     secret = secret_of(site, account, bound)
@@ -385,6 +387,7 @@ def lowered(account: str, bound: str, where: str) -> Entry:
     return msgspec.structs.replace(entry, limits=[limit])
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("door", ["admit", "state"])
 @pytest.mark.parametrize(
     ("bound", "where"),
@@ -481,6 +484,7 @@ def rotated(site: Installation, account: str, algorithm: str, where: str) -> lis
     return [account, str(issued.secret)]
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("algorithm", ["fixed", "sliding", "permits", "concurrency"])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("where", ["plan", "key"])
@@ -512,6 +516,7 @@ def test_what_the_directory_reads_while_it_is_told_to_forget_is_not_remembered(s
         assert read() is not None
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_who_comes_after_late_settles_has_what_these_left(install, account, clock, bound, restarted):
@@ -530,6 +535,7 @@ def test_who_comes_after_late_settles_has_what_these_left(install, account, cloc
     assert verify(site).ok
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("algorithm", ["fixed", "sliding"])
 def test_a_late_settle_counts_where_keys_share_a_window_and_have_their_own_amounts(
     site, account, clock, algorithm
@@ -541,6 +547,7 @@ def test_a_late_settle_counts_where_keys_share_a_window_and_have_their_own_amoun
     assert len(admitted(site, secrets[0], FITS)) == FEW - late_count
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("bound", ["fixed", "sliding", "permits"])
 def test_late_settles_among_new_requests_pass_a_window_by_no_more_than_themselves(
     site, account, clock, bound

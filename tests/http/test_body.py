@@ -49,6 +49,7 @@ def test_the_real_maximum_is_held_and_the_real_usage_booked(place: Place) -> Non
     assert record.estimated_cost_nanos == 1_000
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", ["native", *names()])
 def test_a_denial_that_is_let_go_is_the_answer_of_the_gate(install: Install, profile: str) -> None:
     """The caller gets what a refusal at the door looks like, in the dialect of the API."""
@@ -231,6 +232,7 @@ async def _stream(metering: Metering, send: Any, step: int, most: int) -> None:
     await send({"type": "http.response.body", "body": reason})
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("step", [1, 7, 50])
 @pytest.mark.parametrize("streams", [1, 8])
 def test_streams_are_cut_at_the_last_token_that_is_paid_for(
@@ -490,6 +492,7 @@ def _litestar(inside: bool, place: Place) -> ASGIApp:
     return app if inside else gated(app)  # type: ignore[return-value, no-any-return]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("framework", [_fastapi, _fastapi_in_a_thread, _starlette, _litestar])
 def test_frameworks_let_a_denial_become_the_refusal(place: Place, framework: Any, inside: bool) -> None:

@@ -106,6 +106,7 @@ def answers_500_late(environ: Any, start: Any) -> Iterator[bytes]:
     yield from answers_500(environ, start)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", ["native", *names()])
 def test_a_denial_that_is_let_go_is_the_answer_of_the_gate(install: Install, profile: str) -> None:
     """The caller gets what a refusal at the door looks like, in the dialect of the API."""

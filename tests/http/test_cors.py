@@ -42,6 +42,7 @@ def preflight(api: Api, path: str, **headers: str) -> httpx.Response:
     return api("OPTIONS", path, key=None, headers={**ASKS, **headers})
 
 
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     "path",
     ["/tk/v1/usage", "/tk/v1/authorize", "/regsn/v1/usage", "/cheapestinference/api/plans", "/nowhere"],

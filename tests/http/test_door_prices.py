@@ -208,6 +208,7 @@ CASES: Final[list[tuple[str, Fact, int | None]]] = [
 CASES[:] = [(name, fact._replace(tokens=fact.tokens or (0, 0, 0)), nanos) for name, fact, nanos in CASES]
 
 
+@pytest.mark.drawn(22)
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize(("fact", "nanos"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_request_costs_what_it_must_at_every_door(
@@ -237,6 +238,7 @@ def test_forty_images_of_four_cents_fit_a_budget_of_one_twenty_five_times(
     assert passed == 25
 
 
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize(
     ("own", "plan", "model", "factor"),

@@ -245,6 +245,7 @@ CASES: Final[list[tuple[Fact, Booked]]] = [
 ]
 
 
+@pytest.mark.drawn(22)
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 @pytest.mark.parametrize(("fact", "booked"), CASES, ids=lambda case: "-".join(filter(None, map(str, case))))
 def test_a_fact_is_booked_alike_at_every_door(

@@ -178,6 +178,7 @@ def test_credit_is_drawn_on_from_the_instant_that_was_set_and_not_before(
 # -- pools ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("pool", ["budget", "plan per account", "subscription", "credit"])
 def test_keyed_and_keyless_requests_race_for_one_pool_and_exactly_it_is_spent(
     site: Installation, toll: Tollkeeper, pool: str

@@ -81,6 +81,7 @@ def place(install: Install) -> Place:
     return Place(install)
 
 
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("path", ["/items", "/items/", "/items/7", "/items/7/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("root", ["", "/api", "/api/", "/a/b"])
@@ -130,6 +131,7 @@ def test_a_page_can_read_a_refusal(install: Install, profile: str) -> None:
 NAMES = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("other", [b"Basic dXNlcjpw", b"Bearer somebody-elses", b"", b"Bearer", b"another"])
 def test_the_key_counts_whatever_else_is_there_and_in_whatever_order(

@@ -211,6 +211,7 @@ def test_what_get_answers_put_accepts(api: Api, account: str, kind: str) -> None
         api("DELETE", path)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "stated",
     [

@@ -84,6 +84,7 @@ def call(app: Any, method: str, path: str, *, key: str = OPERATOR, **options: An
     return asyncio.run(ask())
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "host",
     [under_fastapi, under_starlette, under_litestar, behind_a_root_path],

@@ -213,6 +213,7 @@ def commit_all_of(place: Place) -> None:
             continue
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", ["usage", "cache", "error_type", "estimated", "tags", "void"])
 @pytest.mark.parametrize("where", ["task", "thread"])
 def test_without_it_setting_anything_after_the_response_raises(place: Place, name: str, where: str) -> None:

@@ -111,6 +111,7 @@ def text(value: str) -> Message:
 # -- who passes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(12)
 @pytest.mark.parametrize("profile", ["native", "shoal", "regpilot", "anylayer", "cheapestinference", "regsn"])
 @pytest.mark.parametrize("secret", [None, "", "tk_made_up"])
 @pytest.mark.parametrize("can_answer", [True, False])
@@ -238,6 +239,7 @@ def test_the_life_of_the_app_passes(place: Place) -> None:
     assert seen == ["lifespan"]
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "path", ["/", "/ws", "/tk/v1/authorize", "/tk/v1/usage", "/metrics", "/shoal/v1/usage"]
 )

@@ -249,6 +249,7 @@ def without_ids(answer: Answer) -> Answer:
     )
 
 
+@pytest.mark.drawn(14)
 @pytest.mark.parametrize("profile", DIALECTS)
 @pytest.mark.parametrize("case", ["no key", "unknown", "foreign", "good", "spent", "open", "no route"])
 def test_every_answer_is_the_one_of_the_asgi_middleware(
@@ -472,6 +473,7 @@ STORIES: Final = {
 }
 
 
+@pytest.mark.drawn(16)
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("name", STORIES)
 @pytest.mark.parametrize("validated", [True, False])

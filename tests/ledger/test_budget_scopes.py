@@ -185,6 +185,7 @@ def test_a_new_budget_counts_its_own_period_only(api, clock):
     assert (api.counter("budget:day"), api.counter("budget:month")) == (30, 530)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "scope",
     [{}, {"project": "web"}, {"key": "k1"}, {"unit": "requests"}, {"project": "web", "unit": "requests"}],
@@ -293,6 +294,7 @@ def test_a_budget_of_the_same_id_may_have_another_unit(api):
     assert (api.counter(), api.used("k1")) == (2, 2)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("periods", [("month", "day"), ("day", "month"), ("day", "5h"), ("week", "total")])
 def test_a_changed_period_counts_what_lies_in_it(api, clock, periods):
     api.key("k1")
@@ -561,6 +563,7 @@ def test_a_restart_finds_the_budgets_in_force(install, account, clock):
 # -- what is held when a budget is set ---------------------------------------------------------------
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("door", ["in process", "over HTTP", "after a restart"])
 @pytest.mark.parametrize("scope", ["account", "project", "key", "plan"])
 def test_what_is_held_when_a_budget_is_set_counts_in_it(install, account, door, scope):

@@ -438,6 +438,7 @@ def test_the_reason_of_an_adjustment_is_no_tag_of_a_request(api, site):
     assert (api.charged("budget:reasons#"), api.charged("budget:reasons#goodwill")) == (-26, 0)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("period", ["1m_aligned", "1m"])
 def test_verify_asks_the_usage_store_as_often_for_many_periods_as_for_few(
     api, site, clock, monkeypatch, period

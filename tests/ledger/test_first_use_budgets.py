@@ -117,6 +117,7 @@ class Doors:
         return len(sent)
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("door", ["gate", "http", "ingest"])
 def test_five_hours_are_five_hours_from_the_first_use(five_hours, clock, door):
     """19:58, and the next one at 00:58: midnight of UTC, where it was cut before, lies between."""
@@ -435,7 +436,7 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=effort(10, 25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=effort(4, 25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps)
 def test_whatever_happens_no_five_hours_have_more_than_the_amount(site, clock, steps):

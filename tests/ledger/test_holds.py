@@ -239,6 +239,7 @@ def test_a_settled_hold_settles_no_other_outcome(api):
     assert (api.used(), api.charged()) == (33, 33)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "other",
     [
@@ -573,6 +574,7 @@ def test_a_late_settle_that_cannot_be_committed_can_be_tried_again(api, ledger, 
     assert (api.charged(), api.requests()) == (20, 1)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("step", ["authorize", "settle", "void", "late"])
 def test_a_commit_whose_answer_is_lost_counts_once_however_often_it_is_retried(api, clock, step):
     """The database has committed when the connection breaks: the caller cannot know, and asks again."""
@@ -718,6 +720,7 @@ def test_a_model_without_a_price_is_unpriced_without_tokens_too(api):
     assert (record.cost_state, record.cost_nanos) == ("unpriced", PRICE)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("outcome", "nanos", "state"),
     [

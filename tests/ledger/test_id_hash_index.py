@@ -69,6 +69,7 @@ class Outbox:
         return [table_of(self.rows[seq]) for seq in seqs if seq in self.rows]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("restart", [False, True])
 def test_old_ids_are_known_as_well_as_new_ones(monkeypatch: pytest.MonkeyPatch, restart: bool) -> None:
     """Whether an id is here whole or not changes what it costs, never the answer."""

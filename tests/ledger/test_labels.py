@@ -109,14 +109,14 @@ def small(tmp_path_factory):
         Settings(data_dir=str(path), distinct_values_per_day_max=VALUES, unknown_price="allow")
     )
     yield site
+    # Of all tests at once: it compares all accounts.
+    assert verify(site).ok
     site.close()
 
 
 @pytest.fixture
 def place(small):
-    place = Place(small)
-    yield place
-    assert verify(small).ok
+    return Place(small)
 
 
 # -- every door ----------------------------------------------------------------------------------------
@@ -137,6 +137,7 @@ def test_bulk_events_keep_so_many_labels_a_day(place):
     assert place.booked("e11").cost_nanos == 111
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", LABELS)
 def test_each_label_is_bounded(place, name):
     place.record(*({"id": f"e{i}", name: f"{name[:2]}{i}", "cost_nanos": 1} for i in range(3 * VALUES)))

@@ -93,6 +93,7 @@ def twice(error: type[TollkeeperError], call: Callable[[], Any], match: str | No
 # -- the id of an expired hold -----------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_an_event_with_the_id_of_an_expired_hold_ends_the_hold(
     api: Api, clock: ManualClock, between: Callable[[], None]
 ) -> None:
@@ -112,6 +113,7 @@ def test_an_event_with_the_id_of_an_expired_hold_ends_the_hold(
     assert (api.charged(), api.requests()) == (5, 1)
 
 
+@pytest.mark.drawn(1)
 def test_an_event_with_the_id_of_a_late_settle_is_a_conflict(
     api: Api, clock: ManualClock, between: Callable[[], None]
 ) -> None:
@@ -128,6 +130,7 @@ def test_an_event_with_the_id_of_a_late_settle_is_a_conflict(
     assert (api.charged(), api.requests()) == (25, 2)
 
 
+@pytest.mark.drawn(1)
 def test_a_correction_with_the_id_of_an_expired_hold_ends_the_hold(
     api: Api, clock: ManualClock, between: Callable[[], None]
 ) -> None:
@@ -145,6 +148,7 @@ def test_a_correction_with_the_id_of_an_expired_hold_ends_the_hold(
 # -- the id of a correction --------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_the_id_of_a_correction_names_nothing_else(api: Api, between: Callable[[], None]) -> None:
     record(api, "event", "other")
     assert not amend(api, "event", "fix")
@@ -159,6 +163,7 @@ def test_the_id_of_a_correction_names_nothing_else(api: Api, between: Callable[[
     assert api.used() == 13
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("door", ["bulk", "settle"])
 def test_the_id_of_an_event_names_no_hold_and_no_correction(
     api: Api, between: Callable[[], None], door: str
@@ -179,6 +184,7 @@ def test_the_id_of_an_event_names_no_hold_and_no_correction(
 # -- the id of a hold that is open, or voided --------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_the_id_of_an_open_hold_names_no_event_and_no_correction(
     api: Api, between: Callable[[], None]
 ) -> None:
@@ -194,6 +200,7 @@ def test_the_id_of_an_open_hold_names_no_event_and_no_correction(
     assert (api.charged(), api.requests()) == (25, 2)
 
 
+@pytest.mark.drawn(1)
 def test_the_id_of_a_request_under_way_in_this_process_names_nothing_else(
     api: Api, between: Callable[[], None]
 ) -> None:
@@ -214,6 +221,7 @@ def test_the_id_of_a_request_under_way_in_this_process_names_nothing_else(
     assert (api.charged(), api.requests()) == (30, 3)
 
 
+@pytest.mark.drawn(1)
 def test_an_id_that_authorize_drew_may_name_an_event_once_its_hold_is_over(
     api: Api, clock: ManualClock, between: Callable[[], None]
 ) -> None:
@@ -225,6 +233,7 @@ def test_an_id_that_authorize_drew_may_name_an_event_once_its_hold_is_over(
     assert record(api, voided, expired, now_us=clock.now_us()) == (0, 2, [])
 
 
+@pytest.mark.drawn(1)
 def test_the_id_of_a_voided_hold_may_name_an_event(api: Api, between: Callable[[], None]) -> None:
     api.authorize("one")
     api.void("one")
@@ -240,6 +249,7 @@ def test_the_id_of_a_voided_hold_may_name_an_event(api: Api, between: Callable[[
 # -- a void of an expired hold -----------------------------------------------------------------------
 
 
+@pytest.mark.drawn(1)
 def test_a_voided_expired_hold_is_not_settled(
     api: Api, clock: ManualClock, between: Callable[[], None]
 ) -> None:
@@ -350,6 +360,7 @@ def outcome_of(future: Any) -> Any:
         return exc.code
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("first", ["settle", "event"])
 def test_of_a_late_settle_and_an_event_in_one_group_the_first_counts(
     api: Api, clock: ManualClock, first: str
@@ -495,6 +506,7 @@ def test_an_outcome_that_cannot_be_stored_leaves_the_hold_as_it_was(api: Api, cl
     assert record(api, "one") == (1, 0, [])
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("ends", ["late", "restarted", "late and restarted"])
 def test_a_hold_is_booked_to_the_project_of_its_request(
     api: Api, clock: ManualClock, install: Install, ends: str

@@ -452,6 +452,7 @@ def test_a_late_adjustment_counts_in_its_own_period(bank: Bank) -> None:
     assert bank.adjust(5).repeated
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -542,6 +543,7 @@ def test_an_adjustment_is_the_first_append_of_a_process(
 # -- verify ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "damage",
     [

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
+from tests.effort import effort
 from tollkeeper import record_columns as columns
 from tollkeeper.adapters.sql.catalog_tables import grants
 from tollkeeper.adapters.sql.ledger_tables import counters, pools, postings, scopes
@@ -118,6 +119,7 @@ def test_an_event_that_is_in_no_counter_is_found(charged: Installation, account:
     assert sorted(expected for _, expected, _ in found(charged, account)) == [67, 67]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("row", ["event", "amendment", "void"])
 def test_a_record_that_is_stored_twice_is_named_where_no_budget_counts_it(
     site: Installation, usage_store: Any, account: str, row: str
@@ -237,7 +239,7 @@ def test_it_is_exact_with_traffic_going_on(site: Installation, account: str) -> 
     for thread in threads:
         thread.start()
     try:
-        for _ in range(8):
+        for _ in range(effort(2, 8)):
             verdict = site.reconcile.verify()
             assert verdict.differences == []
     finally:

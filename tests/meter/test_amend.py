@@ -349,6 +349,7 @@ def test_voids_at_once_take_it_out_once(tenant: Tenant) -> None:
     assert tenant.state()["cost_nanos"] == 7
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("changes", "cost", "state"),
     [

@@ -102,6 +102,7 @@ def toll(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tollkeeper]:
     with Tollkeeper.open(str(tmp_path_factory.mktemp("ingest")), clock=StandingClock()) as toll:
         toll.apply(SETUP)
         yield toll
+        verified(toll)
 
 
 class Tenant:
@@ -636,6 +637,7 @@ def test_the_meter_prices_an_event_as_the_gate_prices_the_request(
     assert metered == gated._replace(estimated_cost_nanos=0, route=metered.route)
 
 
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize(
     ("fields", "cost", "credits", "state"),
     [
@@ -728,7 +730,6 @@ def test_an_event_without_a_price_is_kept_and_priced_when_the_price_comes(
     assert toll.installation.ledger.book(tenant.id)[0].spent_nanos == 677
     assert tenant.booked("e3").price_version == f"prices:{model}"
     assert toll.installation.amend.price_unpriced() == 0
-    verified(toll)
 
 
 def test_late_pricing_shares_no_id_with_a_caller_nor_with_itself(toll: Tollkeeper, tenant: Tenant) -> None:
@@ -746,7 +747,6 @@ def test_late_pricing_shares_no_id_with_a_caller_nor_with_itself(toll: Tollkeepe
     later = ["price:f:1", "price:1:f"]
     tenant.record(*(tenant.event(id_, cost_nanos=1) for id_ in later))
     assert tenant.totals("cost_nanos") == {"cost_nanos": 400 + len(taken) + len(later)}
-    verified(toll)
 
 
 def test_events_that_stay_without_a_price_do_not_hide_others(

@@ -213,7 +213,7 @@ def test_a_request_that_looks_like_the_rest_of_a_line_is_rejected(request_line: 
 WORDS: Final = st.text(st.sampled_from('ab "\\/ 0123[]-'), max_size=12)
 
 
-@settings(max_examples=effort(75, 600), deadline=None)
+@settings(max_examples=effort(40, 600), deadline=None)
 @given(WORDS, WORDS, WORDS)
 @example('x" 200 5 "', "-", "-")
 @example("/a", '" "', '" 1 "')

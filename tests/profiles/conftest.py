@@ -43,7 +43,7 @@ def server(request: pytest.FixtureRequest, server_directory: Path) -> Iterator[S
 
 @pytest.fixture(params=["root", "prefix"])
 def base(request: pytest.FixtureRequest) -> str:
-    """The place of the profile: each test runs at both."""
+    """The place of the profile: each test can run at both; what a run draws, `pytest_itemcollected` says."""
     return "" if request.param == "root" else f"/{request.module.PROFILE.name}"
 
 
@@ -51,6 +51,16 @@ def base(request: pytest.FixtureRequest) -> str:
 def fetch() -> Iterator[Fetch]:
     with Fetch.running() as running:
         yield running
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """
+    Draw the cases of what runs at both places: one, but for the acceptance cases both places and both clients, and
+    for a test with parameters of its own each value.
+    """
+    if "base" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("drawn"):
+        alone = len(item.callspec.indices) == 1 and not item.name.startswith("test_case_")  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.drawn(1) if alone else pytest.mark.drawn)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

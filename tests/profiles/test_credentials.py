@@ -214,6 +214,7 @@ def asked_of(
     return Asked(endpoint.method, path, headers, params, b"" if endpoint.method == "GET" else body)
 
 
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize(
     ("profile", "endpoint"), ENDPOINTS, ids=[f"{name} {e.method} {e.path}" for name, e in ENDPOINTS]
 )
@@ -262,6 +263,7 @@ def test_no_credential_is_401_on_every_endpoint(all_five: Site, profile: str) ->
         assert {found.status_code for found in ask(all_five, profile, asked)} == {wanted}, endpoint
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", names())
 def test_a_missing_path_is_refused_with_every_credential(all_five: Site, profile: str) -> None:
     clock = all_five.site.clock
@@ -341,6 +343,7 @@ BAD_PARAMETERS: Final[dict[str, list[tuple[str, dict[str, str], int]]]] = {
 }
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", names())
 def test_every_bad_parameter_has_its_status(all_five: Site, profile: str) -> None:
     world = world_of(all_five.site, profile)
@@ -371,6 +374,7 @@ NO_OBJECTS: Final = [
 ]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     ("profile", "method", "path", "statuses"),
     [
@@ -397,7 +401,7 @@ TEXTS: Final = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
 @settings(
-    max_examples=effort(10, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=effort(4, 100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     params=st.dictionaries(

@@ -326,6 +326,7 @@ def test_anylayers_lists_are_paged_whole_and_each_key_can_be_asked(opened: Opene
 # -- what fails on our side, and what is refused ------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_call_that_fails_on_our_side_is_not_counted(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, usage_store: ClickHouseUsageStore, name: str
@@ -450,6 +451,7 @@ def test_cheapestinferences_list_is_cached_for_one_credential(shared: Local) -> 
     )
 
 
+@pytest.mark.drawn
 @pytest.mark.parametrize("name", PROFILES)
 @pytest.mark.parametrize(
     "form",

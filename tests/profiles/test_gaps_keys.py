@@ -47,6 +47,7 @@ def ask(place: Local, path: str, secret: str, **params: str) -> httpx.Response:
 # -- a line of keys -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", names())
 def test_rotating_a_key_frees_it_of_no_limit(place: Local, profile: str) -> None:
     """The usage endpoints count against the same limit before and after, as metered requests do."""
@@ -135,6 +136,7 @@ def test_a_session_ends_with_its_account_and_begins_again_with_it(
 # -- ids with a slash -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("event_id", SLASHED)
 def test_an_event_is_reached_by_its_encoded_id(place: Local, clock: ManualClock, event_id: str) -> None:
     """Whatever an id has in it: percent-encoded it is one segment of the path."""
@@ -171,6 +173,7 @@ KEYED: Final = [
 ]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("profile", "endpoint"), KEYED, ids=[f"{n} {e.method} {e.path}" for n, e in KEYED])
 def test_a_slash_in_a_key_id_belongs_to_the_id(place: Local, profile: str, endpoint: Endpoint) -> None:
     """It is a key that is not there, not an endpoint that is not there."""

@@ -72,6 +72,7 @@ def book_more(site: Installation, account: str, store: Faulty) -> None:
     assert site.ingest.take(decode_events(events, now_us=site.clock.now_us())).accepted == len(events)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("name", USAGE)
 def test_no_dialect_answers_with_old_numbers(
@@ -91,6 +92,7 @@ def test_no_dialect_answers_with_old_numbers(
     assert answer(site, name, path, secrets[name]).status == 200
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("path", ["/api/usage", "/api/usage/{key}"])
 def test_a_call_that_fails_on_our_side_costs_none_of_the_limited_ones(

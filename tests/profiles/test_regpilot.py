@@ -1111,6 +1111,7 @@ def _headers(local: Local) -> None:
         assert not [name for name in RATE_HEADERS if name in found.headers]
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("switches", "holds"),
     [

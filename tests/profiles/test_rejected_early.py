@@ -158,6 +158,7 @@ def said(answer: Answer, body: dict[str, Any], headers: dict[str, Any]) -> None:
     assert (ID in headers.values()) == request_id.startswith("req_")
 
 
+@pytest.mark.drawn
 def test_credentials_that_keep_failing_are_refused_in_the_words_of_the_profile(place: Place) -> None:
     """A vendor's client reads that vendor's body only. A good key is not refused."""
     for _ in range(FAILURES_MAX):
@@ -172,6 +173,7 @@ def test_credentials_that_keep_failing_are_refused_in_the_words_of_the_profile(p
     assert place.ask("guess", peer="192.0.2.2").status == 401
 
 
+@pytest.mark.drawn
 def test_a_query_that_is_too_long_is_refused_in_the_words_of_the_profile(place: Place) -> None:
     answer = place.ask(place.secret, "?x=" + "a" * QUERY_BYTES_MAX)
     assert answer.status == 400

@@ -93,6 +93,7 @@ def test_a_fault_that_cannot_be_made_is_named_in_the_report(
     assert proof.by_fault["full-disk"]["times"] == 0
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("engine", SHARED_ENGINES)
 def test_a_ledger_that_is_put_back_says_what_it_said(tmp_path: Path, engine: str) -> None:
     """And one that is cleared and started on is another installation's, so the copy is what was put back."""

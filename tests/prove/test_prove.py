@@ -59,6 +59,7 @@ def tampered(attacked: Run, tmp_path: Path) -> Iterator[Callable[[Callable[[Path
     shutil.copytree(whole, data, symlinks=True)
 
 
+@pytest.mark.drawn(1, of="the command")
 def test_a_run_finds_nothing_reports_itself_and_leaves_nothing(tmp_path: Path) -> None:
     options = ("--rounds", 1, "--clients", 2, "--connections", 2, "--seed", 11, "--shrink", 0, "--json")
     options += ("--only", "kills")
@@ -82,6 +83,7 @@ def test_a_run_finds_nothing_reports_itself_and_leaves_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.drawn(3, of="tampered")
 def test_a_tampered_counter_is_named(tampered) -> None:
     def spoil(data: Path) -> None:
         with sqlite3.connect(data / "ledger.sqlite3") as ledger:
@@ -93,6 +95,7 @@ def test_a_tampered_counter_is_named(tampered) -> None:
     assert any("budget even-1" in finding.what for finding in found)
 
 
+@pytest.mark.drawn(3, of="tampered")
 def test_an_event_that_counts_twice_is_named(tampered) -> None:
     """Put into the usage store behind its back, as a relay would that repeats itself."""
     named: list[str] = []
@@ -114,6 +117,7 @@ def test_an_event_that_counts_twice_is_named(tampered) -> None:
     assert [f for f in found if f.kind == "double-counted" and f.ids == (named[0],)]
 
 
+@pytest.mark.drawn(3, of="tampered")
 @pytest.mark.parametrize("kind", ["request", "adjustment"])
 def test_what_was_taken_out_of_the_usage_store_is_named(tampered, kind: str) -> None:
     """Behind the ledger's back: an event with its price, and an adjustment."""
@@ -141,6 +145,7 @@ def test_what_was_taken_out_of_the_usage_store_is_named(tampered, kind: str) -> 
     assert [f for f in found if f.kind == "lost" and f.ids == (named[0],)]
 
 
+@pytest.mark.drawn(3, of="tampered")
 def test_a_top_up_that_was_applied_twice_is_named(tampered) -> None:
     """Under another id, so the ledger agrees with itself."""
 
@@ -158,6 +163,7 @@ def test_a_top_up_that_was_applied_twice_is_named(tampered) -> None:
     ]
 
 
+@pytest.mark.drawn(3, of="tampered")
 def test_money_that_left_a_balance_is_named(tampered) -> None:
     """As if an adjustment had been taken back there alone."""
 
@@ -173,6 +179,7 @@ def test_money_that_left_a_balance_is_named(tampered) -> None:
     assert any(finding.what.startswith("balance of pools-1") for finding in found)
 
 
+@pytest.mark.drawn(3, of="tampered")
 def test_an_acknowledged_event_whose_outbox_row_is_gone_is_named(attacked: Run, tampered) -> None:
     """The counters have it, the usage store never gets it."""
 
@@ -227,6 +234,7 @@ def test_a_fault_that_does_not_exist_is_refused() -> None:
     assert "full-disk" in done.stderr, "the faults that there are"
 
 
+@pytest.mark.drawn(1, of="the command")
 def test_ctrl_c_ends_every_process_and_leaves_nothing(tmp_path: Path) -> None:
     command = [*COMMAND, "prove", "--rounds", "1000", "--clients", "1", "--connections", "1"]
     command += ["--only", "kills"]

@@ -83,6 +83,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Draw the cases of what runs over TCP and a Unix socket: each of the two, and each value of other parameters."""
+    if "url" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("drawn"):
+        item.add_marker(pytest.mark.drawn)
+
+
 @pytest.fixture(params=["tcp", "unix"])
 def url(request: pytest.FixtureRequest, server: Server) -> str:
     return server.url if request.param == "tcp" else server.socket  # type: ignore[attr-defined, no-any-return]

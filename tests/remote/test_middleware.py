@@ -95,6 +95,7 @@ period = "day"
     return text
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", ["native", *names()])
 def test_both_middlewares_answer_alike(server, tmp_path, profile):
     """Admitted or refused, for whatever reason, in the words and headers of the dialect."""

@@ -101,6 +101,7 @@ def ask(call: Caller, profile: str, endpoint: str, secret: str | None, key_id: s
     return call(method, f"/{profile}{path}", headers, b'{"name":"n"}' if method == "POST" else b"")
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("profile", sorted(TABLE))
 def test_every_endpoint_of_a_profile_asks_every_credential_for_its_right(
     profile: str, call: Caller, api: Api, world: World, credentials: dict[str, Credentials]

@@ -272,6 +272,7 @@ def test_the_server_makes_files_for_its_owner_only(tmp_path: Path) -> None:
     assert [path for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077] == []
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize(
     ("option", "url"),
     [

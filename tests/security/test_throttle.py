@@ -101,6 +101,7 @@ def still(
         app.close()
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(("method", "path"), PLACES, ids=lambda part: part.strip("/"))
 def test_failing_credentials_are_throttled_at_every_door(
     method: str, path: str, still: tuple[Caller, ManualClock]
@@ -374,6 +375,7 @@ def shown_by(call: Caller, caplog: pytest.LogCaptureFixture) -> tuple[list[str],
     return logged, ready.json["warnings"], "\ntollkeeper_client_addresses_unknown 1\n" in metrics
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", [b"forwarded", b"x-forwarded-for", b"x-real-ip"])
 @pytest.mark.parametrize(("method", "path"), [PLACES[0], PLACES[1], PLACES[3], PLACES[4]])
 def test_a_proxy_that_was_not_declared_is_noticed_once(

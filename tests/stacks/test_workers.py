@@ -62,6 +62,7 @@ def answer(url: str, secret: str = "") -> tuple[int, str]:
         return 0, ""
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", SERVERS)
 def test_exactly_the_budget_passes_between_the_workers(server, name):
     place = place_on(server, server.socket, name.replace(" --", "-"), budget=BUDGET)

@@ -134,6 +134,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield found
 
 
+@pytest.mark.drawn(2)
 def test_of_many_requests_just_so_many_pass_as_the_budget_has(stack: Stack) -> None:
     """30 at once with 10 requests left: 10 pass, are booked and reach the app; the others never do."""
     answers: list[int] = []
@@ -212,6 +213,7 @@ def test_what_a_view_raises_is_booked_as_500(stack: Stack) -> None:
     assert [row["status"] for row in stack.rows("open", "/v1/boom")] == [500]
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("case", ["gunicorn flask", "waitress django", "granian flask"])
 def test_kill_9_loses_no_request_that_was_answered(tmp_path: Path, case: str) -> None:
     server, _, framework = case.partition(" ")

@@ -142,6 +142,7 @@ def test_a_repeated_question_asks_the_store_once_also_when_there_are_new_events(
     assert first.as_of_us <= second.as_of_us <= third.as_of_us
 
 
+@pytest.mark.drawn(1)
 @pytest.mark.parametrize("gather_s", [0.0, 0.02, 60.0])
 def test_an_answer_has_all_that_was_acknowledged_before_the_question(
     site: Any, account: str, gather_s: float, monkeypatch: pytest.MonkeyPatch
