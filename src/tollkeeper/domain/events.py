@@ -74,8 +74,11 @@ class Tokens(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audio_prompt: TokenCount | None = None
     audio_cached_prompt: TokenCount | None = None
     image_prompt: TokenCount | None = None
+    image_cached_prompt: TokenCount | None = None
+    video_prompt: TokenCount | None = None
     audio_completion: TokenCount | None = None
     image_completion: TokenCount | None = None
+    video_completion: TokenCount | None = None
 
 
 COLUMN_CLASSES: Final = ("prompt", "cached_prompt", "completion", "reasoning")
@@ -142,10 +145,19 @@ class TokenClasses(Protocol):
     def image_prompt(self) -> int | None: ...
 
     @property
+    def image_cached_prompt(self) -> int | None: ...
+
+    @property
+    def video_prompt(self) -> int | None: ...
+
+    @property
     def audio_completion(self) -> int | None: ...
 
     @property
     def image_completion(self) -> int | None: ...
+
+    @property
+    def video_completion(self) -> int | None: ...
 
 
 def stated_quantities(quantities: Mapping[str, object] | None, tokens: TokenClasses | None) -> dict[str, int]:

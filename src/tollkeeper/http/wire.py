@@ -41,8 +41,11 @@ class TokenCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     audio_prompt: TokenCount | None = None
     audio_cached_prompt: TokenCount | None = None
     image_prompt: TokenCount | None = None
+    image_cached_prompt: TokenCount | None = None
+    video_prompt: TokenCount | None = None
     audio_completion: TokenCount | None = None
     image_completion: TokenCount | None = None
+    video_completion: TokenCount | None = None
 
 
 class AuthorizeRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
