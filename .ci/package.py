@@ -37,7 +37,8 @@ with remote.Tollkeeper("http://127.0.0.1:9", key="ok_x", timeout_s=0.2) as toll:
 
 
 def main() -> None:
-    for old in (DIST, ROOT / "build"):  # Files in build/ that are gone from src/ would be put into the wheel.
+    # Files of an earlier build, and those that it listed, would be taken into this one.
+    for old in (DIST, ROOT / "build", PACKAGE.with_name("tollkeeper.egg-info")):
         shutil.rmtree(old, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="tollkeeper-package-") as place:
         there = Path(place)
@@ -45,7 +46,7 @@ def main() -> None:
         build(core_source(there))
         full, core = (checked_wheel(name) for name in ("tollkeeper", "tollkeeper_core"))
 
-        run(installed(full, there / "full") / "tollkeeper", "demo", "--no-serve", cwd=there)
+        run(installed(full, there / "full") / "tollkeeper", "demo", "--no-serve", "--data", "demo", cwd=there)
 
         client = installed(core, there / "client")
         run(client / "python", "-c", CLIENT, cwd=there)
@@ -139,13 +140,10 @@ def closure(package: Distribution, extra: str) -> list[Distribution]:
 
 
 def link(package: Distribution, site: Path) -> None:
-    """Put links to the files of *package* into *site*; its commands stay out."""
-    for file in package.files or ():
-        if ".." in file.parts or file.suffix == ".pyc":
-            continue
-        target = site / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.symlink_to(Path(str(package.locate_file(file))))
+    """Put links to the top modules of *package* and to its metadata into *site*; its commands stay out."""
+    for name in {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}:
+        if not (site / name).is_symlink():  # chdb and chdb-core share a directory.
+            (site / name).symlink_to(Path(str(package.locate_file(name))))
 
 
 def one_line(text: str) -> str:

@@ -31,7 +31,7 @@ SERVER_MODULES: Final = frozenset(
     }
 )
 """Modules of the extra `server` without which there is no server. Those that they need come with them."""
-_ONE_OF_THEM: Final = "The two have the same files: to change from one to the other, `pip uninstall tollkeeper tollkeeper-core` first."
+_ONE_OF_THEM: Final = "They have the same files: to change, `pip uninstall tollkeeper tollkeeper-core` first."
 
 
 @contextmanager
