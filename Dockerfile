@@ -5,7 +5,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 RUN python -m venv /opt/tollkeeper \
     && /opt/tollkeeper/bin/python -m pip install --no-cache-dir --constraint constraints.txt pip \
-    && /opt/tollkeeper/bin/python -m pip install --no-cache-dir --no-compile --constraint constraints.txt '.[embedded]'
+    && /opt/tollkeeper/bin/python -m pip install --no-cache-dir --no-compile --constraint constraints.txt .
 
 FROM python:3.12-slim
 COPY --from=build /opt/tollkeeper /opt/tollkeeper

@@ -22,9 +22,9 @@ runtime: DIR ?= .venv-runtime
 runtime:
 	$(PYTHON) -m venv $(DIR)
 	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt pip
-	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt '.[embedded]'
+	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt .
 
-# Wheels and sdist in dist/, checked file by file, installed into a new environment, and the demo run from there.
+# Both distributions in dist/, checked file by file, and run from new environments with nothing but what they require.
 package: $(READY)
 	$(BIN)/python .ci/package.py
 

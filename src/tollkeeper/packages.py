@@ -1,8 +1,8 @@
 """
 Says which package is to be installed where one is missing.
 
-`tollkeeper-core` alone has what the client of a server needs; its extra `server` has the rest but chDB, and `embedded`,
-which is what `pip install tollkeeper` installs, has chDB too. Every part is imported where it is needed.
+These modules come as `tollkeeper`, which requires all that they need, or as `tollkeeper-core`, which requires what the
+client of a server needs, and with its extra `server` all but chDB. Every part is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 
 from tollkeeper.errors import PackageMissing
 
-_SERVER: Final = frozenset(
+SERVER_MODULES: Final = frozenset(
     {
         "alembic",
         "clickhouse_connect",
@@ -25,24 +25,27 @@ _SERVER: Final = frozenset(
         "numpy",
         "psycopg",
         "pyarrow",
+        "rich",
+        "sqlalchemy",
+        "typer",
     }
-    | {"rich", "sqlalchemy", "typer"}
 )
-"""Modules of the extra `server`. Those that they need come with them."""
+"""Modules of the extra `server` without which there is no server. Those that they need come with them."""
+_ONE_OF_THEM: Final = "They have the same files: to change, `pip uninstall tollkeeper tollkeeper-core` first."
 
 
 @contextmanager
 def needed() -> Iterator[None]:
-    """Turn the failing import of a package that an extra has into `PackageMissing`, which says how to install it."""
+    """Turn the failing import of a package that a server needs into `PackageMissing`, which says how to install it."""
     try:
         yield
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]
-        if package not in _SERVER:
+        if package not in SERVER_MODULES:
             raise
         raise PackageMissing(
             f"This needs the package {package}, which is not installed: `pip install tollkeeper` has all that it "
-            "needs. Without the embedded usage store: `pip install 'tollkeeper-core[server]'`."
+            f"needs, `pip install 'tollkeeper-core[server]'` all but the embedded usage store. {_ONE_OF_THEM}"
         ) from exc
 
 
@@ -50,7 +53,8 @@ def check_usage_store(usage_url: str) -> None:
     """Raise `PackageMissing` if *usage_url* is in this process and chDB is not installed."""
     if usage_url.startswith("chdb:") and find_spec("chdb") is None:
         raise PackageMissing(
-            "The embedded usage store needs the package chdb, which is not installed: `pip install tollkeeper`. "
+            "The embedded usage store needs the package chdb, which is not installed: `pip install tollkeeper`, in "
+            f"place of tollkeeper-core. {_ONE_OF_THEM} "
             "chDB has wheels for CPython on Linux with glibc (x86_64, aarch64) and macOS (x86_64, arm64). "
             "Elsewhere, and where usage is to be on a ClickHouse server, set usage_url (TOLLKEEPER_USAGE_URL, "
             "`serve --usage-url`) to clickhouse://user:password@host/database."

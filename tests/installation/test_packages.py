@@ -7,16 +7,19 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+from packaging.requirements import Requirement
 
 import tollkeeper
+from tollkeeper import packages
 from tollkeeper.errors import PackageMissing
 
 ROOT: Final = Path(__file__).parents[2]
-PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EMBEDDED: Final = tomllib.loads((ROOT / "distribution/pyproject.toml").read_text())["project"]
+FULL: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CORE: Final = tomllib.loads((ROOT / "distribution/pyproject.toml").read_text())
+REQUIREMENTS: Final[list[str]] = FULL["project"]["dependencies"]
 SERVER_MODULES: Final = (
     *(
         "alembic",
@@ -135,23 +138,41 @@ def test_what_needs_more_says_which_package_to_install(code: str, missing: str) 
     said = done.stderr.splitlines()[-1]
     assert f"the package {missing}, which is not installed: `pip install tollkeeper`" in said
     assert "pip install 'tollkeeper-core[server]'" in said
+    assert "`pip uninstall tollkeeper tollkeeper-core` first" in said
 
 
 def test_a_module_of_others_that_is_missing_is_not_taken_for_ours() -> None:
-    from tollkeeper.packages import needed
-
-    with pytest.raises(ModuleNotFoundError, match="no_such_module") as found, needed():
+    with pytest.raises(ModuleNotFoundError, match="no_such_module") as found, packages.needed():
         import no_such_module  # type: ignore[import-not-found]  # noqa: F401
     assert not isinstance(found.value, PackageMissing)
 
 
-def test_the_distributions_are_of_one_version_and_extras_split_what_they_need() -> None:
-    assert EMBEDDED["version"] == tollkeeper.__version__
-    assert EMBEDDED["dependencies"] == [f"{PROJECT['name']}[embedded]=={tollkeeper.__version__}"]
-    extras = PROJECT["optional-dependencies"]
-    chdb = [line for lines in (PROJECT["dependencies"], extras["server"]) for line in lines if "chdb" in line]
-    assert chdb == []
-    assert [line.split(">=")[0] for line in extras["embedded"]] == ["tollkeeper-core[server]", "chdb"]
+def test_both_distributions_are_made_of_the_same_sources() -> None:
+    """What is not stated here, such as settings of tools, does not reach a wheel."""
+    assert (FULL["project"]["name"], CORE["project"]["name"]) == ("tollkeeper", "tollkeeper-core")
+    own = {"name", "description", "dependencies", "optional-dependencies"}
+    assert without(FULL["project"], own) == without(CORE["project"], own)
+    assert FULL["build-system"] == CORE["build-system"]
+    assert FULL["tool"]["setuptools"] == CORE["tool"]["setuptools"]
+
+
+def test_core_requires_what_the_embedded_product_requires_but_chdb() -> None:
+    """With the same bounds, the client's part by itself and the rest as `server`."""
+    extras = CORE["project"]["optional-dependencies"]
+    assert list(extras) == ["server"]
+    (chdb,) = [line for line in REQUIREMENTS if line.startswith("chdb")]
+    assert sorted([*CORE["project"]["dependencies"], *extras["server"]]) == sorted(set(REQUIREMENTS) - {chdb})
+
+
+def test_every_module_of_the_extra_server_is_known_by_its_name() -> None:
+    """Otherwise its absence would be a ModuleNotFoundError that does not say what to install. uvloop may be absent."""
+    modules = {"pyjwt": "jwt", "clickhouse-connect": "clickhouse_connect", "genai-prices": "genai_prices"}
+    names = {Requirement(line).name for line in CORE["project"]["optional-dependencies"]["server"]}
+    assert {modules.get(name, name) for name in names - {"uvloop"}} == packages.SERVER_MODULES
+
+
+def without(project: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in project.items() if name not in names}
 
 
 @pytest.mark.parametrize(
@@ -170,9 +191,7 @@ def test_the_distributions_are_of_one_version_and_extras_split_what_they_need() 
 def test_chdb_is_asked_for_where_it_has_a_wheel(
     implementation: str, system: str, machine: str, has: bool
 ) -> None:
-    from packaging.requirements import Requirement
-
-    (line,) = [line for line in PROJECT["optional-dependencies"]["embedded"] if line.startswith("chdb")]
+    (line,) = [line for line in REQUIREMENTS if line.startswith("chdb")]
     marker = Requirement(line).marker
     assert marker is not None
     where = {

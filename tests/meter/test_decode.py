@@ -30,6 +30,7 @@ from tollkeeper.domain.events import (
     parse_time_us,
 )
 from tollkeeper.errors import BodyTooLarge, Malformed
+from tollkeeper.http.wire import TokenCounts
 from tollkeeper.meter import decode, exact, fast, fields, lines, rejections
 from tollkeeper.meter.decode import Decoded, decode_events, decode_json, decode_ndjson
 from tollkeeper.meter.exact import EVENT_BYTES_MAX
@@ -753,8 +754,8 @@ def test_every_field_of_an_event_has_its_column() -> None:
     fields = set(Event.__struct_fields__) - {"time", "latency_ms", "tokens", "usage", "usage_of"}
     fields |= {"occurred_at_us", "latency_us"} | {f"{name}_tokens" for name in COLUMN_CLASSES}
     assert set(EVENT_SCHEMA.names) == fields
-    # The others are quantities.
-    assert {*COLUMN_CLASSES, *QUANTITY_CLASSES} == set(Tokens.__struct_fields__)
+    # The others are quantities. What is estimated before a request has the same classes.
+    assert {*COLUMN_CLASSES, *QUANTITY_CLASSES} == set(Tokens.__struct_fields__) == set(TokenCounts.__struct_fields__)
     assert pa.types.is_map(EVENT_SCHEMA.field("tags").type)
     assert msgspec.json.schema(Event)
 
