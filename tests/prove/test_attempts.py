@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tollkeeper.prove.attempts import UNIT_NANOS, Attempt, Spent, check_attempts
-from tollkeeper.prove.backups import Sent, check_instant
+from tollkeeper.prove.backups import NEVER, Sent, check_instant
 from tollkeeper.prove.look import Counted
 
 ONE = Counted(1, UNIT_NANOS)
@@ -74,6 +74,9 @@ CALLS = [
     Sent(("early",), 11.0, 12.0),
     Sent(("late",), 13.0, 14.0),
     Sent(("after",), 21.0, 22.0),
+    # Refused after everything, and perhaps booked.
+    Sent((), 25.0, 26.0),
+    Sent(("perhaps",), 3.0, NEVER),
 ]
 
 
@@ -86,6 +89,7 @@ def test_every_instant_between_begin_and_end_is_one() -> None:
     assert instant("before-1", "before-2") == []
     assert instant("before-1", "before-2", "early") == []
     assert instant("before-1", "before-2", "early", "late") == []
+    assert instant("before-1", "before-2", "perhaps") == []
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ nothing that was sent after it had ended; whatever was answered before something
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from tollkeeper.prove.ledgers import PostgresqlLedger
 from tollkeeper.prove.look import Counted, wait_for_holds
 from tollkeeper.prove.oracle import Finding, FindingKind
 from tollkeeper.prove.plan import secret_of
-from tollkeeper.prove.scene import Scene, ask, key_declaration, spend
+from tollkeeper.prove.scene import CALL_S_MAX, Scene, ask, key_declaration, spend
 from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess, environment
 
 THREADS: Final = 4
@@ -43,12 +44,18 @@ HOLD_S: Final = 10
 KILLED: Final = "killed in the midst"
 ONTO_SQLITE: Final = "PostgreSQL onto SQLite"
 ONTO_POSTGRESQL: Final = "SQLite onto PostgreSQL"
+NEVER: Final = math.inf
 _ACCOUNT: Final = "backed"
 _KEY: Final = "backed-1"
 
 
 class Sent(NamedTuple):
-    """One call that was acknowledged, and the ids that it booked. Times are of `time.monotonic`."""
+    """
+    One call, and the ids that it booked: none when it was refused. Times are of `time.monotonic`.
+
+    Attributes:
+        answered_s: When it was acknowledged; `NEVER` when it may have booked or not.
+    """
 
     ids: tuple[str, ...]
     sent_s: float
@@ -62,8 +69,7 @@ def check_backups(
     scene.declare(key_declaration(_ACCOUNT, _KEY, AMPLE))
     body = {"target": "taken"}
     with _traffic(scene) as calls:
-        while len(calls) < FIRST:
-            time.sleep(0.02)
+        _wait_for_calls(calls)
         if variant == KILLED:
             _kill_during(scene, body, chance)
         began_s = time.monotonic()
@@ -103,7 +109,7 @@ def check_instant(
     calls = list(calls)
     wrong: dict[tuple[FindingKind, str], list[str]] = {}
     known = {id_ for call in calls for id_ in call.ids}
-    whole = [call for call in calls if all(id_ in events for id_ in call.ids)]
+    whole = [call for call in calls if call.ids and all(id_ in events for id_ in call.ids)]
     # The instant was after all of these were sent.
     not_before_s = max((call.sent_s for call in whole), default=began_s)
     for call in calls:
@@ -144,8 +150,8 @@ def _traffic(scene: Scene) -> Iterator[list[Sent]]:
                 if stop.is_set():
                     return
                 began_s, id_ = time.monotonic(), f"b-{thread}-{number}"
-                ids = _post(scene, id_) if thread % 2 else _spend(scene, id_)
-                calls.append(Sent(ids, began_s, time.monotonic()))
+                ids, is_sure = _post(scene, id_) if thread % 2 else _spend(scene, id_)
+                calls.append(Sent(ids, began_s, time.monotonic() if is_sure else NEVER))
         except BaseException as exc:
             failed.append(exc)
 
@@ -162,12 +168,22 @@ def _traffic(scene: Scene) -> Iterator[list[Sent]]:
         raise failed[0]
 
 
-def _spend(scene: Scene, id_: str) -> tuple[str, ...]:
+def _wait_for_calls(calls: list[Sent]) -> None:
+    """Return after the first calls. Raises `Unavailable` when they do not come."""
+    until = time.monotonic() + CALL_S_MAX
+    while len(calls) < FIRST:
+        if time.monotonic() > until:
+            raise Unavailable(f"Of {FIRST} calls {len(calls)} are answered within {CALL_S_MAX} s.")
+        time.sleep(0.02)
+
+
+def _spend(scene: Scene, id_: str) -> tuple[tuple[str, ...], bool]:
+    """Return the id that is booked, if any, and whether that is sure."""
     sent: Attempt = spend(scene.server.port, id_, {"key": secret_of(_KEY)}, HOLD_S)
-    return (id_,) if sent.outcome == "booked" else ()
+    return () if sent.outcome == "refused" else (id_,), sent.outcome != "perhaps"
 
 
-def _post(scene: Scene, id_: str) -> tuple[str, ...]:
+def _post(scene: Scene, id_: str) -> tuple[tuple[str, ...], bool]:
     ids = tuple(f"{id_}-{number}" for number in range(EVENTS))
     events = [
         {
@@ -179,8 +195,10 @@ def _post(scene: Scene, id_: str) -> tuple[str, ...]:
         }
         for one in ids
     ]
-    ask(scene.server.port, "POST", "/events", events)
-    return ids
+    answer = ask(scene.server.port, "POST", "/events", events)
+    if answer.status != 200 or answer.body["rejected"]:
+        raise Unavailable(f"Events were answered {answer.status}: {answer.body}")
+    return ids, True
 
 
 def _kill_during(scene: Scene, body: dict[str, str], chance: Random) -> None:
