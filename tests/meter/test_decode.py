@@ -755,7 +755,11 @@ def test_every_field_of_an_event_has_its_column() -> None:
     fields |= {"occurred_at_us", "latency_us"} | {f"{name}_tokens" for name in COLUMN_CLASSES}
     assert set(EVENT_SCHEMA.names) == fields
     # The others are quantities. What is estimated before a request has the same classes.
-    assert {*COLUMN_CLASSES, *QUANTITY_CLASSES} == set(Tokens.__struct_fields__) == set(TokenCounts.__struct_fields__)
+    assert (
+        {*COLUMN_CLASSES, *QUANTITY_CLASSES}
+        == set(Tokens.__struct_fields__)
+        == set(TokenCounts.__struct_fields__)
+    )
     assert pa.types.is_map(EVENT_SCHEMA.field("tags").type)
     assert msgspec.json.schema(Event)
 
