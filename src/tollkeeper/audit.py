@@ -9,7 +9,10 @@ adjustments, top-ups) is in the ledger and in usage.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
+
+OPERATOR_KEYS: Final = "operator_keys"
+"""The kind of lines about operator keys, which are no entries of the catalog."""
 
 
 class AuditLine(NamedTuple):

@@ -84,10 +84,10 @@ def checked(entry: E, path: str = "") -> E:
     return cast("E", entry_from(entry.kind, plain, path))
 
 
-def check_kind(kind: str) -> None:
-    """Raise `BadParameter` unless *kind* is one of `KINDS`."""
-    if kind not in KINDS:
-        raise BadParameter(f"kind must be one of {', '.join(KINDS)}", field="kind")
+def check_kind(kind: str, *others: str) -> None:
+    """Raise `BadParameter` unless *kind* is one of `KINDS` or of *others*."""
+    if kind not in KINDS and kind not in others:
+        raise BadParameter(f"kind must be one of {', '.join([*KINDS, *others])}", field="kind")
 
 
 def at_path(path: str, field: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Final
 
-from tollkeeper.audit import AuditLine
+from tollkeeper.audit import OPERATOR_KEYS, AuditLine
 from tollkeeper.catalog.audit_lines import audit_lines
 from tollkeeper.catalog.changes import Applied, Change, IssuedKey, change_of
 from tollkeeper.catalog.entry_parsing import at_path, check_kind, checked
@@ -352,13 +352,14 @@ class Manage:
 
         Args:
             account: Only changes of this account and its entries.
+            kind: Only those of entries of this kind, or of `operator_keys`.
             before_seq: Only those before this place in the log: the last one of the page before.
 
         Raises:
             BadParameter: No such kind, or *limit* is not from 1 to `PAGE_SIZE_MAX`.
         """
         if kind is not None:
-            check_kind(kind)
+            check_kind(kind, OPERATOR_KEYS)
         _check_limit(limit)
         return self._store.logged(
             account=account, kind=kind, entry_id=entry_id, before_seq=before_seq, limit=limit

@@ -10,11 +10,10 @@ from sqlalchemy.exc import DBAPIError
 
 from tollkeeper.adapters.sql.catalog_tables import catalog_log
 from tollkeeper.adapters.sql.metadata import metadata
+from tollkeeper.audit import OPERATOR_KEYS
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.errors import Unavailable
 
-KIND: Final = "operator_keys"
-"""Of its lines in the audit log."""
 _OPERATOR: Final = "operator"
 
 operator_keys: Final = sa.Table(
@@ -52,7 +51,7 @@ class SqlOperatorKeys:
                         at_us=now_us,
                         actor=_OPERATOR,
                         account_id=None,
-                        kind=KIND,
+                        kind=OPERATOR_KEYS,
                         entry_id=_OPERATOR,
                         action="created" if before_us is None else "changed",
                         fields=msgspec.json.encode({"created_at": since}).decode(),
