@@ -903,7 +903,7 @@ def test_a_row_may_be_all_there_is(store: ClickHouseUsageStore, account: str) ->
     """Without granularity and groups the one row is the totals, and pages like any other."""
     store.append(table_of([record(account, credits=3)]), f"{account}-1")
     report = store.report(ask(account, measures=("credits",)))
-    assert report == ([{"credits": 3}], {"credits": 3}, 1)
+    assert report[:3] == ([{"credits": 3}], {"credits": 3}, 1)
     assert store.report(ask(account, measures=("credits",), offset=1)) == ([], {"credits": 3}, 1)
 
 
