@@ -904,7 +904,7 @@ def test_a_row_may_be_all_there_is(store: ClickHouseUsageStore, account: str) ->
     store.append(table_of([record(account, credits=3)]), f"{account}-1")
     report = store.report(ask(account, measures=("credits",)))
     assert report[:3] == ([{"credits": 3}], {"credits": 3}, 1)
-    assert store.report(ask(account, measures=("credits",), offset=1)) == ([], {"credits": 3}, 1)
+    assert store.report(ask(account, measures=("credits",), offset=1))[:3] == ([], {"credits": 3}, 1)
 
 
 def test_histograms_are_those_of_the_python_twin(store: ClickHouseUsageStore, account: str) -> None:
