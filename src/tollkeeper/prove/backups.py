@@ -38,7 +38,7 @@ FIRST: Final = 60
 """Calls before the first backup."""
 EVENTS: Final = 20
 AMPLE: Final = 10**9
-RESTORE_S_MAX: Final = 180
+RESTORE_S_MAX: Final = 600
 HOLD_S: Final = 10
 """What a backup has open ends so soon in what is restored; a budget shows it as used until then."""
 KILLED: Final = "killed in the midst"

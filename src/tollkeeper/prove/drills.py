@@ -45,9 +45,9 @@ BATCH: Final = 220
 """Events of a batch: more than the server answers out of its memory, so that a usage query has them delivered."""
 DISK_MB: Final = 96
 """Of the disk that is filled."""
-REFUSAL_S: Final = 3.0
+REFUSAL_S: Final = 10.0
 """A server that answers for so long that it is not ready has refused."""
-QUIET_S_MAX: Final = 60.0
+QUIET_S_MAX: Final = 180.0
 COMPLETE_S_MAX: Final = 10.0
 _ACCOUNT: Final = "kept"
 _KEY: Final = "kept-1"
@@ -205,13 +205,13 @@ class Site:
         while outbox_records(self.server.url, OPERATOR_KEY):
             if time.monotonic() > until:
                 raise Unavailable(f"The usage store has not got all records after {QUIET_S_MAX:g} s.")
-            time.sleep(0.02)
+            time.sleep(0.1)
 
-    def answers(self) -> FinalAnswers:
-        """Ask everything, as any customer and the operator would."""
+    def answers(self, complete_s: float = COMPLETE_S_MAX) -> FinalAnswers:
+        """Ask everything, as any customer and the operator would; the answers have *complete_s* to become complete."""
         differences = verify(self._client)
         # A store that lacks something rightly says so for good.
-        complete = becomes_complete(self._client, (_ACCOUNT,), COMPLETE_S_MAX)
+        complete = becomes_complete(self._client, (_ACCOUNT,), complete_s)
         rollup = dict(usage(self._client, (_ACCOUNT,), "key", [], incomplete=True))
         budgets = self._client.call("GET", f"/keys/{_KEY}/state")["budgets"]
         return FinalAnswers(
@@ -373,7 +373,7 @@ def _full_disk(site: Site, drill: Drill, disk: Path) -> list[Finding]:
     site.batches(drill.after)
     ids = frozenset(site.acknowledged)
     return site.odd + check_gone_back(
-        Acknowledged(ids, frozenset(), ids, ids, 0, went_back=False), site.answers()
+        Acknowledged(ids, frozenset(), ids, ids, 0, went_back=False), site.answers(QUIET_S_MAX)
     )
 
 

@@ -22,7 +22,7 @@ from tollkeeper.prove.server import environment
 UNITS: Final = 80
 CALLS: Final = 120
 FORKS: Final = 3
-OWNER_S_MAX: Final = 240
+OWNER_S_MAX: Final = 600
 MODULE: Final = "tollkeeper.prove.embedded_owner"
 
 

@@ -20,7 +20,7 @@ from tollkeeper.prove.attempts import UNIT_NANOS
 from tollkeeper.remote import Tollkeeper
 
 HOLD_S: Final = 6
-CALL_S_MAX: Final = 30.0
+CALL_S_MAX: Final = 120.0
 OP_HEADER: Final = "x-op"
 LAST: Final = b"end"
 """The last piece of a stream that was not cut."""

@@ -15,8 +15,10 @@ from tollkeeper.errors import Unavailable
 from tollkeeper.prove.amounts import MICROS, Measures
 from tollkeeper.prove.plan import Bound, Round, accounts_of, label_of
 
-QUIET_S_MAX: Final = 60
+QUIET_S_MAX: Final = 180
 """By then the last hold has expired and all events are delivered."""
+_POLL_S: Final = 0.2
+"""An answer with metrics takes 10 ms of CPU, and holds expire once a second."""
 _PAGE_SIZE: Final = 50_000
 _MEASURES: Final = (
     "requests,denied,cost_nanos,provider_cost_nanos,tokens,quantity.seconds,quantity.images,adjustments_nanos"
@@ -177,6 +179,7 @@ def _rows(
         if not page["complete"] and not incomplete:
             if time.monotonic() > until:
                 raise Unavailable("The usage answer does not become complete.")
+            time.sleep(_POLL_S)
             continue
         for row in page["rows"]:
             yield row[group.replace(".", ":")], row
@@ -191,7 +194,7 @@ def becomes_complete(server: Server, accounts: tuple[str, ...], within_s: float)
             "complete"
         ]:
             return True
-        time.sleep(0.1)
+        time.sleep(_POLL_S)
     return False
 
 
@@ -207,7 +210,7 @@ def wait_for_holds(url: str, key: str) -> int:
         count = _metric(url, key, "tollkeeper_holds_open")
         if count == 0 or time.monotonic() > until:
             return count
-        time.sleep(0.05)
+        time.sleep(_POLL_S)
 
 
 def _metric(url: str, key: str, name: str) -> int:

@@ -16,13 +16,13 @@ import msgspec
 
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console.server_defaults import HOST
+from tollkeeper.prove.journal import ANSWER_S_MAX
 from tollkeeper.prove.oracle import Finding
 from tollkeeper.prove.plan import EVEN_NANOS, MINTED_MAX, management_id_of, secret_of
 from tollkeeper.prove.server import OPERATOR_KEY
 
 TRIES: Final = MINTED_MAX + 1
 """Requests with each key: one more than may pass in all."""
-ANSWER_S_MAX: Final = 30
 
 
 def check_minting(port: int, number: int) -> list[Finding]:

@@ -27,9 +27,9 @@ import msgspec
 
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.console.server_defaults import HOST
+from tollkeeper.prove.journal import ANSWER_S_MAX
 from tollkeeper.prove.plan import management_id_of, secret_of
 
-ANSWER_S_MAX: Final = 60
 LINES: Final = 300_000
 """Of a malformed body: 600 KB that gzip makes 1 KB of."""
 DISTINCT: Final = 2_000

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from tollkeeper.console.output import Column, plain, print_json, print_table
 from tollkeeper.prove.faults import FAULTS, NOT_COVERED
+from tollkeeper.prove.journal import ANSWER_S_MAX
 from tollkeeper.prove.oracle import KINDS
 from tollkeeper.prove.run import Proof
 from tollkeeper.version import __version__
@@ -121,6 +122,6 @@ _WORDS: Final = {
     "lost": "lost: acknowledged, and not there",
     "double-counted": "double-counted: there more than once, or never sent",
     "verify": "verify differences",
-    "unanswered": "unanswered: no answer within 30 s from a server that runs",
+    "unanswered": f"unanswered: no answer within {ANSWER_S_MAX} s from a server that runs",
     "other": "other: wrong answers, refusals without reason, holds that never end",
 }

@@ -28,8 +28,8 @@ from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess
 
 THREADS: Final = 8
 """Callers at once."""
-CALL_S_MAX: Final = 90
-"""One call with all its tries: longer than a start of the server."""
+CALL_S_MAX: Final = 300
+"""One call with all its tries: longer than a start of the server and an answer."""
 HOLD_S: Final = 60
 """Of holds that are settled at once."""
 _AGAIN_S: Final = 0.02

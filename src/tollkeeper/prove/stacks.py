@@ -24,6 +24,7 @@ from tollkeeper.console.server_defaults import HOST
 from tollkeeper.errors import Unavailable
 from tollkeeper.prove.attempts import Attempt, check_attempts
 from tollkeeper.prove.gated_app import HOLD_S, LAST, OP_HEADER
+from tollkeeper.prove.journal import ANSWER_S_MAX
 from tollkeeper.prove.oracle import Finding
 from tollkeeper.prove.plan import secret_of
 from tollkeeper.prove.scene import Scene, at_once, key_declaration, once_at, some
@@ -43,7 +44,8 @@ CALLS_EACH: Final = 10
 TALKS: Final = 40
 """Streams and WebSockets, of 3 units on average: one in two fits."""
 UNITS_EACH_MAX: Final = 5
-ANSWER_S_MAX: Final = 60
+DELIVERED_S: Final = 2 * HOLD_S
+"""By then workers have delivered to a server that answers again: they pause for 5 s at most."""
 APP: Final = "tollkeeper.prove.gated_app:app"
 _ACCOUNT: Final = "crowd"
 _KEY: Final = "crowd-1"
@@ -133,7 +135,7 @@ def check_workers(
         sent += [attempt for process in plain for attempt in _said(process)]
         if variant == THE_SERVER:
             # Workers deliver what it did not take, perhaps when its hold has expired.
-            time.sleep(HOLD_S)
+            time.sleep(DELIVERED_S)
             sent = [
                 attempt._replace(is_late=attempt.is_late or attempt.outcome == "perhaps") for attempt in sent
             ]
