@@ -186,6 +186,10 @@ class QuotaExceeded(Conflict):
     code = "quota_exceeded"
 
 
+OUTCOME_UNKNOWN: Final = "outcome is unknown"
+"""In the message of an `Unavailable` whose call may be carried out yet: clients give back what it may hold."""
+
+
 class Unavailable(TollkeeperError):
     """A store cannot carry this out now. Nothing was acknowledged; a retry may help."""
 

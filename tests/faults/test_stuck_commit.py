@@ -13,10 +13,13 @@ import pytest
 import sqlalchemy as sa
 
 from tests.faults.test_ledger_away import Blocking, Customer, eventually
+from tests.http.conftest import OPERATOR_KEY, Api
 from tollkeeper.adapters.sql import ledger_database
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.errors import HoldEnded, Unavailable
+from tollkeeper.http.app import build_app
+from tollkeeper.http.server import ensure_operator_key
 from tollkeeper.installation import Installation
 from tollkeeper.ledger import commit_future, committer
 from tollkeeper.ledger.commit_future import CommitFuture
@@ -124,6 +127,29 @@ def test_while_a_group_is_stuck_nothing_more_is_taken(
     eventually(lambda: future.ended)
     assert customer.totals() == (3, 19)
     assert verify(site).ok
+
+
+def test_a_hold_without_an_id_of_its_caller_is_given_back_when_its_caller_is_told_that_it_failed(
+    customer: Customer,
+) -> None:
+    """Nobody can settle or void it: its money must not stay away until it expires."""
+    site = customer.site
+    ensure_operator_key(site, OPERATOR_KEY)
+    app = build_app(site)
+    with Blocking(site) as blocked:
+        asked = {"key": customer.secret, "method": "POST", "path": "/v1/chat"}
+        answer = Api(app)("POST", "/tk/v1/authorize", asked)
+        assert answer.status_code == 503, answer.text
+        assert blocked.entered.is_set()
+        assert (customer.used(), site.holds.open_count) == (0, 0)
+        named = Api(app)("POST", "/tk/v1/authorize", {**asked, "id": "h"})
+        assert named.status_code == 503, named.text
+    eventually(lambda: site.committer.idle)
+    # The other one has an id, by which it is settled, voided or asked for again.
+    assert [hold.hold_id for hold in site.ledger.open_holds() if hold.account_id == customer.account] == ["h"]
+    assert (customer.used(), site.holds.open_count) == (7, 1)
+    assert verify(site).ok
+    app.close()
 
 
 def test_a_write_beside_a_commit_in_doubt_is_refused_in_time(

@@ -8,10 +8,13 @@ events agree on it.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import sqlalchemy as sa
@@ -31,7 +34,9 @@ from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
 from tollkeeper.gate.gate import Admission
 from tollkeeper.http.app import build_app
 from tollkeeper.http.server import ensure_operator_key
+from tollkeeper.installation import Installation
 from tollkeeper.ledger.commit_future import CommitFuture
+from tollkeeper.ledger.commit_tasks import ChangeScopes
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.testing import commit_all, faulty_ledger, lost_commits, unique, verify
 
@@ -418,6 +423,118 @@ def test_a_corrected_event_stays_in_its_period(five_hours, clock):
     commit_all(five_hours.site)
     rows = five_hours.site.ledger.counter_rows(five_hours.account)
     assert {at: used for at, used in rows.items() if used} == {}
+    assert opened(five_hours) == [(FIRST, FIRST + HOURS_5)]
+
+
+def deleted_and_set_again(api: Api, **fields: Any) -> None:
+    api.site.manage.delete("budgets", "b", api.account)
+    api.budget(**{"amount": AMOUNT, "unit": "requests", "period": "5h", **fields})
+
+
+def test_a_budget_that_is_deleted_and_set_again_forgets_a_period_that_nothing_used(five_hours, clock):
+    """A request that was voided had opened it. The gate must not go on in it: the ledger does not have it any more."""
+    for _ in range(3):
+        admission = five_hours.admit("k1")
+        assert isinstance(admission, Admission)
+        five_hours.site.holds.void(admission)
+    deleted_and_set_again(five_hours)
+    later = FIRST + timedelta(hours=1)
+    clock.set(later)
+    assert requests(five_hours, 60) == 60
+    assert opened(five_hours) == [(later, later + HOURS_5)]
+    clock.set(FIRST + HOURS_5)
+    assert requests(five_hours, 60) == 40
+    assert (five_hours.counter(), five_hours.used("k1")) == (100, 100)
+
+
+def test_what_is_open_while_a_budget_is_deleted_and_set_again_counts_in_its_new_period(five_hours, clock):
+    """Its old period was opened by a request that was voided; the new one is opened by the first that is still open."""
+    first = five_hours.admit("k1")
+    later = FIRST + timedelta(minutes=10)
+    clock.set(later)
+    held = [five_hours.admit("k1") for _ in range(30)]
+    five_hours.site.holds.void(first)
+    clock.set(FIRST + timedelta(minutes=20))
+    deleted_and_set_again(five_hours)
+    assert five_hours.used("k1") == 30
+    assert requests(five_hours, 150) == 70
+    for admission in held:
+        five_hours.site.holds.settle(admission, Outcome())
+    assert opened(five_hours) == [(later, later + HOURS_5)]
+    assert (five_hours.counter(), five_hours.used("k1")) == (100, 100)
+
+
+@pytest.mark.parametrize("period", ["90m", "day", "month"])
+def test_what_is_open_while_a_budget_gets_another_period_counts_in_that(five_hours, clock, period):
+    held = [five_hours.admit("k1") for _ in range(30)]
+    clock.advance(seconds=60)
+    five_hours.budget(amount=AMOUNT, unit="requests", period=period)
+    assert five_hours.used("k1") == 30
+    assert requests(five_hours, 150) == 70
+    for admission in held:
+        five_hours.site.holds.settle(admission, Outcome())
+    assert (five_hours.counter(), five_hours.used("k1")) == (100, 100)
+
+
+class _AfterChange:
+    """The committer's listener; after each change of budgets the commit thread waits for the block to end."""
+
+    def __init__(self, site: Installation) -> None:
+        self.entered, self.may_end = threading.Event(), threading.Event()
+        self._committer: Any = site.committer
+        self._listener: Any = self._committer._listener
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+    def scopes_changed(self, change: ChangeScopes) -> None:
+        self._listener.scopes_changed(change)
+        self.entered.set()
+        assert self.may_end.wait(60)
+
+    def __enter__(self) -> _AfterChange:
+        self._committer._listener = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._committer._listener = self._listener
+        self.may_end.set()
+
+
+def test_what_was_settled_before_counts_in_a_period_that_opens_at_the_same_moment(five_hours):
+    """
+    A budget is set again while settlements wait to be committed; the next request opens the period again, by a clock
+    that stands still. Neither it nor any after it may be decided without them.
+    """
+    site = five_hours.site
+    before = [five_hours.admit("k1") for _ in range(60)]
+    site.manage.delete("budgets", "b", five_hours.account)
+    with _AfterChange(site) as change:
+        fields = {"amount": AMOUNT, "unit": "requests", "period": "5h"}
+        setting = threading.Thread(target=five_hours.budget, kwargs=fields)
+        # All but the commit that brings the budget into force: what is settled now comes behind it.
+        committer: Any = site.committer
+        commit = committer._ledger.commit
+        queued = threading.Event()
+
+        def commit_later(group: Any) -> Any:
+            if group.scopes:
+                for admission in before:
+                    site.holds.settle(admission, Outcome())
+                queued.set()
+            return commit(group)
+
+        with patch.object(committer, "_ledger", SimpleNamespace(commit=commit_later)):
+            setting.start()
+            assert change.entered.wait(60)
+        assert queued.is_set()
+        admitted = [five_hours.admit("k1") for _ in range(150)]
+    setting.join()
+    admissions = [one for one in admitted if isinstance(one, Admission)]
+    for admission in admissions:
+        site.holds.settle(admission, Outcome())
+    assert len(admissions) == AMOUNT - 60
+    assert (five_hours.counter(), five_hours.used("k1")) == (100, 100)
     assert opened(five_hours) == [(FIRST, FIRST + HOURS_5)]
 
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 
+import msgspec
 import pytest
 
 from tests.remote.calls import Async, Sync, both
@@ -15,7 +16,8 @@ from tests.remote.proxy import Proxy
 from tests.remote.test_client import wait_for
 from tollkeeper import Denial, Outcome
 from tollkeeper.errors import Unavailable
-from tollkeeper.remote import Admission, undelivered
+from tollkeeper.remote import Admission, Tollkeeper, messages, undelivered
+from tollkeeper.remote.connections import Answer, Connections
 
 FAULTS = ("before", "after", "502")
 
@@ -143,3 +145,32 @@ def test_a_call_ends_within_its_time(tcp_place: Place, form):
 
 def test_the_ledger_agrees_at_the_end(server):
     assert verified(server)
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "is_voided"),
+    [
+        (503, "The ledger did not commit in time. The outcome is unknown: retry with the same id.", True),
+        (503, "The ledger cannot be written now. Nothing is admitted until it can.", False),
+        (502, "", True),
+        (504, "", True),
+    ],
+)
+def test_a_hold_that_may_be_made_yet_is_voided(monkeypatch: pytest.MonkeyPatch, status, detail, is_voided):
+    """The server, or a proxy before it, waited too long: what the commit holds in the end has no caller."""
+    called: list[str] = []
+
+    def call(self: Connections, method: str, path: str, body: bytes | None, timeout_s: float) -> Answer:
+        called.append(path)
+        if path != messages.AUTHORIZE:
+            return Answer(200, b"{}")
+        problem = {"code": "unavailable", "detail": detail} if detail else {}
+        return Answer(status, msgspec.json.encode(problem))
+
+    monkeypatch.setattr(Connections, "call", call)
+    toll = Tollkeeper("http://127.0.0.1:1", key="ok_any", timeout_s=0.3)
+    found = toll.admit("tk_any", "POST", "/chat")
+    assert isinstance(found, Denial)
+    assert found.reason == "unavailable"
+    toll.close()
+    assert called.count(messages.VOID) == is_voided

@@ -159,9 +159,16 @@ class BudgetCounter:
         if span is None:
             self._opens = True
             self.span = (at_us, at_us + self._width_us)
-            # It was never charged: what is charged to it from now on is not in it yet.
-            self._period = BudgetPeriod(at_us)
-            self._period.as_of_commit = -1
+            period = self._periods.get(at_us)
+            if period is None:
+                # The ledger has nothing in it: a budget that begins brings every period that is not open to 0, in the
+                # commit that it begins with, and nothing is charged to a period before it is open.
+                period = BudgetPeriod(at_us)
+                period.as_of_commit = -1
+            elif period.as_of_commit is None:
+                raise NotRead(self)
+            # Else it is known of the time before the budget was deleted: what was settled then is on its way yet.
+            self._period = period
         else:
             period = self._periods.get(span[0])
             if period is None or period.as_of_commit is None:
@@ -266,7 +273,8 @@ class BudgetCounter:
             NotRead: The openings of that time must be loaded first.
         """
         span = self._span(at_us)
-        starts = [] if span is None else [span[0]]
+        # One that is not open may be known of the time before the budget was deleted.
+        starts = [span[0]] if span is not None else [at_us] if at_us in self._periods else []
         if self._width_us:
             starts += self._following_starts(at_us)
         return [
@@ -337,9 +345,9 @@ class BudgetCounter:
         assert self.span[0] == self._period.start_us == now_us
         self._opens = False
         self._drop_unneeded()
-        # A budget of this id that was deleted may have charged it: it is read before the next decision.
-        self._period.as_of_commit = None
         self._periods[now_us] = self._period
+        if not self._following:
+            self.start_us, self.end_us = self.span
 
     def retake(self, amount: int, at_us: int) -> int:
         span = self._span(at_us)
@@ -351,6 +359,11 @@ class BudgetCounter:
         period.open_count += 1
         self._note(period)
         return span[0]
+
+    def counts_at(self, mark: int, at_us: int) -> bool:
+        """Return whether a hold of *at_us* that counts in the period *mark* is in the right one. Raises `NotRead`."""
+        span = self._span(at_us)
+        return span is not None and span[0] == mark
 
     def _note(self, period: BudgetPeriod) -> None:
         """Note that *period* was used by more or less: what is left of top-ups may depend on it."""

@@ -41,8 +41,8 @@ StartedBudget: TypeAlias = tuple[BudgetScope, "Sequence[str] | None"]
 """A budget that comes into force, and the ids of the keys that it counts; None: every event of its scope."""
 
 
-_Lacking: TypeAlias = tuple[BudgetCounter, "CompiledKey", list[Taken], UnitAmounts, int]
-"""`(counter, key, taken, amounts, at_us)`: something open that does not count in a budget yet."""
+_Counting: TypeAlias = tuple[BudgetCounter, "CompiledKey", list[Taken], UnitAmounts, int]
+"""`(counter, key, taken, amounts, at_us)`: something open that is to count in a budget in its period of *at_us*."""
 HeldBy: TypeAlias = tuple[str, Mapping[str, str], str, str, str]
 """The `Facts` of a request, as a plain tuple: every request makes one."""
 
@@ -380,32 +380,35 @@ class CompiledKeys:
     def begin_budgets(self, account_id: str, started: Iterable[StartedBudget]) -> None:
         """See `Gate.begin_budgets`."""
         started = list(started)
+        known = self._counters.of_budgets(account_id, {scope.counter_id for scope, _ in started})
         while True:
             with self._lock:
                 # A key that is compiled from here on has the budgets: only those in `_dropped` lack them.
                 self._forget(account_id)
-                lacking = self._lacking(account_id, started)
+                for counter in known:
+                    # Of an earlier life of the budget, whose periods are not those of this one.
+                    counter.forget_top_ups()
+                open_now = self._open_in(account_id, started)
                 not_loaded = [
                     (counter.scope, at_us)
-                    for counter, _, _, _, at_us in lacking
+                    for counter, _, _, _, at_us in open_now
                     if counter.opens_with_use and not self._sources.openings.is_loaded(counter.scope, at_us)
                 ]
                 if not not_loaded:
-                    for counter, compiled_key, taken, amounts, at_us in lacking:
-                        amount = amount_at(amounts, counter.unit_index)
-                        compiled_key.counts_quantities |= isinstance(counter.unit_index, str)
-                        taken.append((counter, amount, counter.retake(amount, at_us)))
+                    # In the order of time: a period that a later one opens would cut an earlier one short.
+                    for one in sorted(open_now, key=lambda one: one[-1]):
+                        _count_open(*one)
                     return
             # Without the lock: what is open is found in its period, and nothing is read under it.
             for scope, at_us in not_loaded:
                 self._sources.openings.load(scope, at_us)
 
-    def _lacking(self, account_id: str, started: Sequence[StartedBudget]) -> list[_Lacking]:
-        """Return what is open and does not count in the budgets that it should. The lock is held."""
+    def _open_in(self, account_id: str, started: Sequence[StartedBudget]) -> list[_Counting]:
+        """Return what is open and counts in the budgets that start, or is to. The lock is held."""
         holding = self._dropped[account_id] = [k for k in self._dropped.get(account_id, ()) if k.open]
         if not holding:
             del self._dropped[account_id]
-        lacking: list[_Lacking] = []
+        found: list[_Counting] = []
         for scope, key_ids in started:
             members = None if key_ids is None else frozenset(key_ids)
             for compiled_key in holding:
@@ -422,9 +425,8 @@ class CompiledKeys:
                         counter = self._counters.budget_of_unread(scope, values, amend=True)
                     else:
                         continue
-                    if all(other is not counter for other, _, _ in taken):
-                        lacking.append((counter, compiled_key, taken, amounts, at_us))
-        return lacking
+                    found.append((counter, compiled_key, taken, amounts, at_us))
+        return found
 
     def take_last_used(self) -> dict[str, int]:
         """Take the keys admitted since the last call: key id → when last."""
@@ -497,3 +499,21 @@ class CompiledKeys:
             for account_id in list(self._dropped):
                 if not any(compiled_key.open for compiled_key in self._dropped[account_id]):
                     del self._dropped[account_id]
+
+
+def _count_open(
+    counter: BudgetCounter, compiled_key: CompiledKey, taken: list[Taken], amounts: UnitAmounts, at_us: int
+) -> None:
+    """Make what is open count in a budget, in the period of its time: in no other. The lock is held."""
+    place = next((place for place, (other, _, _) in enumerate(taken) if other is counter), None)
+    if place is not None and counter.counts_at(taken[place][2], at_us):
+        return
+    amount = amount_at(amounts, counter.unit_index)
+    compiled_key.counts_quantities |= isinstance(counter.unit_index, str)
+    if place is None:
+        taken.append((counter, amount, counter.retake(amount, at_us)))
+    else:
+        # It counts in a period of the budget as it was before.
+        _, held, mark = taken[place]
+        counter.give_back(mark, held)
+        taken[place] = (counter, amount, counter.retake(amount, at_us))

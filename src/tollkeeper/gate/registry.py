@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
 from tollkeeper.domain.catalog import Limit
 from tollkeeper.domain.entitlements import CREDIT_COUNTER, BudgetScope
-from tollkeeper.domain.matching import counter_of_values, described
+from tollkeeper.domain.matching import counter_of_values, described, scope_counter_of
 from tollkeeper.domain.pools import CreditBook
 from tollkeeper.domain.top_ups import TopUps
 from tollkeeper.gate.budget_counter import BudgetCounter
@@ -159,6 +159,17 @@ class CounterRegistry:
         if is_new and scope.by:
             self._keep_value(place)
         return known
+
+    def of_budgets(self, account_id: str, counter_ids: Collection[str]) -> list[BudgetCounter]:
+        """Return the counters of some budgets of an account that are in memory, those of their values among them."""
+        # Copied in one step of the interpreter, so without the lock.
+        return [
+            counter
+            for (owner, counter_id), counter in list(self._counters.items())
+            if owner == account_id
+            and isinstance(counter, BudgetCounter)
+            and scope_counter_of(counter_id) in counter_ids
+        ]
 
     def pool(self, account_id: str, now_us: int) -> CreditPool:
         """Return the counter of an account's credit balance, read."""

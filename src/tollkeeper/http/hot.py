@@ -142,7 +142,13 @@ class HotEndpoints:
         if isinstance(found, Denial):
             return await self._threads.run(self._refusal, request, caller, found)
         admission, commit = found
-        await commit.committed()
+        try:
+            await commit.committed()
+        except BaseException:
+            if request.id is None:
+                # Nobody has its id: not the caller, who is told that it failed, nor one who has gone.
+                self._holds.give_back(admission)
+            raise
         profile = request.answer_as or admission.compiled_key.profile
         dialect = None if profile == "native" else self._dialects.of(profile)
         if dialect is None:

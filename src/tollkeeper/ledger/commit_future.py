@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any, Final
 
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import OUTCOME_UNKNOWN, Unavailable
 
 WAIT_S: Final = 15.0
 """How long a caller waits. More than a statement, or a silent database, may take: those end first."""
@@ -114,4 +114,4 @@ def _let_go(waiting: asyncio.Future[None]) -> None:
 
 
 def _unknown() -> Unavailable:
-    return Unavailable("The ledger did not commit in time. The outcome is unknown: retry with the same id.")
+    return Unavailable(f"The ledger did not commit in time. The {OUTCOME_UNKNOWN}: retry with the same id.")

@@ -26,7 +26,7 @@ from typing import Final
 from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import Committed, OutboxEntry, WindowState
 from tollkeeper.domain.events import Record
-from tollkeeper.errors import TollkeeperError, Unavailable
+from tollkeeper.errors import OUTCOME_UNKNOWN, TollkeeperError, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.gate.openings import Openings
 from tollkeeper.ledger.commit_future import CommitFuture, finish
@@ -219,7 +219,7 @@ class Committer:
             except Exception as exc:
                 # A bug. Callers must get an answer, and the next group may succeed.
                 log.exception("tollkeeper.committer.failed")
-                self._fail(tasks, Unavailable("The commit failed: its outcome is unknown."), exc)
+                self._fail(tasks, Unavailable(f"The commit failed: its {OUTCOME_UNKNOWN}."), exc)
             self._under_way = 0
             self._stuck_at_s = math.inf
             self._end_round()

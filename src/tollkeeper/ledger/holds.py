@@ -388,6 +388,27 @@ class Holds:
         self._committer.submit(EndHold(ended, future, done))
         return admission.account_id, future
 
+    def give_back(self, admission: Admission) -> None:
+        """
+        Void a hold of which no caller has the id, at once and not when it expires; one that has ended stays as it is.
+
+        In the ledger it ends with the group after the one that makes it, however late that is committed.
+
+        Raises:
+            Unavailable: Tollkeeper is closing. The hold expires.
+        """
+        if not self._gate.claim(admission):
+            return
+        ended = EndedHold(admission.account_id, admission.id, "voided", self._now_us())
+        try:
+            # Kept: nobody would try it again.
+            self._committer.submit(EndHold(ended, None))
+        except Unavailable:
+            admission.state = "open"
+            raise
+        self.changes.voided(admission)
+        self._open.end(admission)
+
     # -- expiry and restart ---------------------------------------------------------------------------
 
     @property

@@ -370,9 +370,11 @@ class Tollkeeper:
         if isinstance(answer, NoAnswer):
             tries.maybe_done = tries.maybe_done or answer.sent
             return tries.pause_s()
-        if path == messages.AUTHORIZE and answer.status == 503:
-            # The gate's own answer: nothing is held, and the caller is told at once.
-            return None
+        if path == messages.AUTHORIZE:
+            tries.maybe_done = tries.maybe_done or messages.may_be_done(answer)
+            if answer.status == 503:
+                # The gate's own answer: the caller is told at once.
+                return None
         if is_transient(answer):
             return tries.pause_s()
         if tries.maybe_done and answer.status == 409:

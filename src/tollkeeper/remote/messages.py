@@ -292,6 +292,12 @@ def is_transient(answer: Answer) -> bool:
     return answer.status in (502, 503, 504)
 
 
+def may_be_done(answer: Answer) -> bool:
+    """Return whether the server may do the call yet though it is answered an error: it or its proxy waited too long."""
+    detail = str(_problem(answer).get("detail", "")) if answer.status == 503 else ""
+    return answer.status in (502, 504) or errors.OUTCOME_UNKNOWN in detail
+
+
 def _problem(answer: Answer) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(answer.body)
