@@ -34,6 +34,8 @@ def write(data: Path, text: str) -> Path:
         (CADDY, ("--log-format", "combined"), "--log-format json"),
         (IIS, (), "--log-format w3c"),
         (COMBINED + " 0.031", ("--format", "combined"), "$remote_addr"),
+        (COMBINED, ("--format", "csv"), "--log-format combined"),
+        (CADDY, ("--format", "csv"), "--log-format json"),
     ],
 )
 def test_a_file_in_another_format_is_named_and_nothing_is_booked(
@@ -46,6 +48,21 @@ def test_a_file_in_another_format_is_named_and_nothing_is_booked(
     assert "Nothing was booked" in done.stderr
     answer = answer_of(in_process("usage", "--data", data, "--json"))
     assert answer["totals"]["requests"] == 0
+
+
+def test_an_option_of_logs_without_a_format_says_which_format_the_file_has(data: Path) -> None:
+    for text, option in ((COMBINED, "--log-format combined"), (CADDY, "--log-format json")):
+        done = in_process("ingest", write(data, text), "--data", data, "--account", "acme")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"give {option}" in done.stderr
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(data: Path) -> None:
+    options = ("--data", data, "--log-format", "w3c", "--json")
+    done = in_process("ingest", write(data, "\ufeff" + IIS + "nonsense\n"), *options)
+    answer = answer_of(done, exit_code=1)
+    assert (answer["accepted"], answer["rejected"]) == (1, 1)
+    assert answer["errors"][0]["line"] == IIS.count("\n") + 1
 
 
 def test_rejects_and_empty_files_exit_1(data: Path) -> None:

@@ -245,6 +245,42 @@ def test_stray_quotes_cost_little() -> None:
     assert decode("combined", "\n".join([line] * 20)).count == 20
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        f"log_format main '{NGINX}';",
+        f"log_format  main escape=default '{NGINX[:30]}'\n    '{NGINX[30:]}';\n",
+        f"'{NGINX[:30]}' '{NGINX[30:]}'",
+        'LogFormat "%h %l %u %t \\"%r\\" %>s %b" common',
+        'logformat "%h %l %u %t \\"%r\\" %>s %b"',
+    ],
+)
+def test_a_directive_is_read_as_it_stands_in_the_servers_file(form: str) -> None:
+    decoded = AccessLog(format=form, account="x", client_field="host").decode(START.encode(), now_us=NOW_US)
+    (row,) = decoded.columns.to_pylist()
+    assert (row["route"], row["status"], row["bytes_out"]) == ("/v1/items", 200, 512)
+    assert dict(row["tags"]) == {"client": "203.0.113.7"}
+
+
+@pytest.mark.parametrize("form", ["%h %{c}a", "%{c}a %h", "%a %{c}a"])
+def test_the_proxy_is_not_the_client(form: str) -> None:
+    hosts = {"%h": "203.0.113.7", "%a": "203.0.113.7", "%{c}a": "10.0.0.1"}
+    line = " ".join(hosts[part] for part in form.split(" ")) + START.removeprefix("203.0.113.7 - -")
+    log = AccessLog(format=form + ' %t "%r" %>s %b', account="x", client_field="host")
+    (row,) = log.decode(line.encode(), now_us=NOW_US).columns.to_pylist()
+    assert dict(row["tags"]) == {"client": "203.0.113.7"}
+
+
+def test_the_case_of_a_w3c_directive_has_no_meaning() -> None:
+    """Passed over, it would leave the fields of before, and the lines after it would be misread."""
+    body = (
+        b"#Fields: date time cs-method cs-uri-stem sc-status time-taken\n2026-11-20 10:00:00 GET /a 200 300\n"
+        b"#fields: date time cs-method cs-uri-stem time-taken sc-status\n2026-11-20 10:00:00 GET /a 300 200\n"
+    )
+    rows = AccessLog(format="w3c", account="x").decode(body, now_us=NOW_US).columns.to_pylist()
+    assert [(row["status"], row["latency_us"]) for row in rows] == [(200, 300_000)] * 2
+
+
 def test_w3c_fields_may_change_and_must_be_there() -> None:
     changed = IIS + "#Fields: date time cs-uri-stem sc-status time-taken\n2026-11-20 10:00:01 /b 404 1500\n"
     assert [row["route"] for row in rows("w3c", changed)] == ["/v1/items", "/b"]

@@ -68,7 +68,10 @@ def entry_from(kind: str, raw: Any, path: str = "") -> Entry:
         raise BadParameter(f"{field}: {exc}", field=field) from None
     if isinstance(entry, Key) and entry.profile not in (NATIVE, *names()):
         field = at_path(path, "profile")
-        raise BadParameter(f"{field}: profile must be one of {', '.join((NATIVE, *names()))}", field=field)
+        known = ", ".join((NATIVE, *names()))
+        raise BadParameter(
+            f"{field}: profile must be one of {known}, not {str(entry.profile)[:64]!r}", field=field
+        )
     if isinstance(entry, Price):
         # Whole nanos are shown as text, and are the same rate when they come back.
         rates = {
@@ -87,7 +90,9 @@ def checked(entry: E, path: str = "") -> E:
 def check_kind(kind: str, *others: str) -> None:
     """Raise `BadParameter` unless *kind* is one of `KINDS` or of *others*."""
     if kind not in KINDS and kind not in others:
-        raise BadParameter(f"kind must be one of {', '.join([*KINDS, *others])}", field="kind")
+        raise BadParameter(
+            f"kind must be one of {', '.join([*KINDS, *others])}, not {kind[:64]!r}", field="kind"
+        )
 
 
 def at_path(path: str, field: str) -> str:

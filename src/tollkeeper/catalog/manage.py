@@ -210,7 +210,8 @@ class Manage:
             Conflict: The state may not follow the one that the key has (`KEY_TRANSITIONS`).
         """
         if state not in KEY_TRANSITIONS:
-            raise BadParameter(f"state must be one of {', '.join(KEY_TRANSITIONS)}", field="state")
+            known = ", ".join(KEY_TRANSITIONS)
+            raise BadParameter(f"state must be one of {known}, not {str(state)[:64]!r}", field="state")
         now_us = self._clock.now_us()
         with self._transaction() as catalog:
             writer = self._writer(catalog, now_us, issue=False, by=by)

@@ -7,6 +7,7 @@ is read. Interrupted anywhere, the same file again books the rest and counts wha
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
     from tollkeeper.embedded import Tollkeeper
     from tollkeeper.meter.access_log import AccessLog
     from tollkeeper.meter.decode import Decoded
+    from tollkeeper.meter.log_recognition import Recognised
 
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 """Some 50,000 events: as fast as 20 MiB, in 150 MB less memory. A request body may have 64 MiB."""
 ERRORS_SHOWN_MAX: Final = 1_000
 ERRORS_PRINTED_MAX: Final = 20
 SOURCE_CHARS_MAX: Final = 128
+HEAD_BYTES_MAX: Final = 65_536
+"""As much of a gzipped file as is looked at to recognise it."""
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _JSON_SPACE: Final = b" \t\r\n"
 
@@ -161,7 +165,10 @@ def ingest(
     An event that was booked before counts as duplicate, so the same file again is safe. Events that cannot
     be taken are listed and stop nothing; the exit code is 1 then, and where the file has no event at all.
     """
-    reading = _reading(format, log_format, account, client_field, source, field_map)
+    try:
+        reading = _reading(format, log_format, account, client_field, source, field_map)
+    except Failure as exc:
+        raise _with_advice(exc, file, format, log_format) from None
     server = server_of(data, url, key)
     with ExitStack() as stack:
         raw = stack.enter_context(_opened(file))
@@ -177,6 +184,9 @@ def ingest(
             advance(_position(raw))
 
         if reading.form == "csv":
+            found = _recognised(raw)
+            if found is not None and found.option != "--format csv":
+                raise Failure(f"{file} is {found.title}, not csv: {found.advice}. Nothing was booked.")
             answer = book_csv(file, raw, book, advanced, reading=reading, catalog=catalog)
         else:
             answer = book_file(
@@ -211,7 +221,8 @@ def _reading(
     if form == "jsonl":
         for option, value in (*given.items(), ("--client-field", client_field)):
             if value:
-                raise misused(f"{option} is for access logs and CSV: a JSON event has its own names.")
+                reason = "a JSON event has its own names"
+                raise misused(f"{option} is for access logs (--log-format) and CSV (--format csv): {reason}.")
     if form == "csv" and client_field:
         raise misused("--client-field is for access logs: name the column with --field-map client=COLUMN.")
     if source is not None and (not source.isprintable() or not 0 < len(source) <= SOURCE_CHARS_MAX):
@@ -222,6 +233,30 @@ def _reading(
         except BadParameter as exc:
             raise misused(f"{exc}.") from None
     return reading
+
+
+def _with_advice(failure: Failure, file: str, format: str | None, log_format: str | None) -> Failure:
+    """Return *failure*, and which option reads the file, if no format was given and its lines are known."""
+    if format or log_format or file == "-":
+        return failure
+    with _opened(file) as raw:
+        found = _recognised(raw)
+    if found is None or found.option == "--format jsonl":
+        return failure
+    return Failure(f"{failure} {file} is {found.title}: {found.advice}.", exit_code=failure.exit_code)
+
+
+def _recognised(raw: io.BufferedReader) -> Recognised | None:
+    """Return what the head of a file looks like; nothing of it is consumed."""
+    from tollkeeper.meter.log_recognition import recognised
+
+    head = raw.peek(io.DEFAULT_BUFFER_SIZE)
+    if head[:2] == _GZIP_MAGIC:
+        try:
+            head = zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES_MAX)
+        except zlib.error:
+            return None
+    return recognised(head.removeprefix(codecs.BOM_UTF8).split(b"\n"), SystemClock().now_us())
 
 
 def _field_map(text: str | None) -> dict[str, str]:
@@ -374,9 +409,11 @@ def chunks(file: BinaryIO, bytes_max: int) -> Iterator[bytes]:
     Raises:
         _Unreadable: A line is longer than *bytes_max*, or the rest cannot be read.
     """
-    rest = b""
+    rest, is_first = b"", True
     while piece := _read(file, bytes_max - len(rest)):
-        piece = rest + piece
+        # Editors and PowerShell write a byte order mark, which is no part of the first line.
+        piece = rest + (piece.removeprefix(codecs.BOM_UTF8) if is_first else piece)
+        is_first = False
         cut = piece.rfind(b"\n") + 1
         if cut:
             yield piece[:cut]

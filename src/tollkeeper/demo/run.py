@@ -94,6 +94,8 @@ class _Demo:
     def run(self) -> None:
         api = ApiClient(HOST, self._port, self._operator_key)
         try:
+            # On a busy machine the usage store opens after the first calls; those that need it would be refused.
+            api.await_ready()
             self._run(api)
         finally:
             api.close()

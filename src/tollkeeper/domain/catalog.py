@@ -387,9 +387,14 @@ class Route(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def check(self) -> None:
         super().check()
         if self.method not in _METHODS:
-            raise Invalid("method", f"method must be one of {', '.join(sorted(_METHODS))}")
+            raise Invalid(
+                "method", f"method must be one of {', '.join(sorted(_METHODS))}, not {self.method!r}"
+            )
         if not self.path.startswith("/") or "*" in self.path[:-1]:
-            raise Invalid("path", "path must begin with / and may have * only as its last character")
+            raise Invalid(
+                "path",
+                f"path must begin with / and may have * only as its last character, not {self.path[:64]!r}",
+            )
         if objection := template_objection(self.path):
             raise Invalid("path", objection)
         if self.free and (self.credits or self.price_nanos):
@@ -544,7 +549,8 @@ def _check_span(period: str, time_zone: str | None, week_start: str, path: str) 
     if time_zone is not None:
         check_zone(time_zone, path)
     if week_start not in periods.WEEKDAYS:
-        raise Invalid(f"{path}week_start", f"week_start must be one of {', '.join(periods.WEEKDAYS)}")
+        days = ", ".join(periods.WEEKDAYS)
+        raise Invalid(f"{path}week_start", f"week_start must be one of {days}, not {week_start[:64]!r}")
 
 
 def _check_unique(names: list[str], path: str, field: str) -> None:

@@ -193,17 +193,18 @@ def _problem_of_litestar(
     """Return the problem of what Litestar itself found wrong."""
     # What is POSTed to a hot endpoint never gets here.
     if exc.status_code == 405 or instance in openapi.HOT:
+        methods = ", ".join(_methods_of(request))
         body = {
             "type": f"{PROBLEM_BASE}method_not_allowed",
             "title": "Method not allowed",
             "status": 405,
-            "detail": f"{instance} does not take {request.method}.",
+            "detail": f"{instance} takes {methods}, not {request.method}.",
             "instance": instance,
             "code": "method_not_allowed",
             "request_id": request_id,
             "retryable": False,
         }
-        return ProblemReply(405, body, {"Allow": ", ".join(_methods_of(request))})
+        return ProblemReply(405, body, {"Allow": methods})
     found: Exception = exc
     if exc.status_code == 404:
         found = errors.NotFound(f"There is no such path. {PREFIX}/openapi.json lists all.")

@@ -95,7 +95,11 @@ def echo(text: str) -> str:
 
 
 def method_and_route(request: str) -> tuple[str | None, str | None]:
-    """Return both from a request line, None if it is none; one of HTTP/0.9 names no version."""
+    """
+    Return both from a request line, None if it is none; one of HTTP/0.9 names no version.
+
+    Of an absolute URL (RFC 9112, 3.2.2) the route is the path: servers route by it, and so does the gate.
+    """
     method, _, rest = request.partition(" ")
     target, _, version = rest.rpartition(" ")
     if not _VERSION.fullmatch(version):
@@ -103,7 +107,7 @@ def method_and_route(request: str) -> tuple[str | None, str | None]:
     route = target.strip().partition("?")[0]
     if not route or not METHOD.fullmatch(method):
         return None, None
-    return method_of(method), bounded_path(route)
+    return method_of(method), bounded_path(without_origin(route))
 
 
 def method_of(text: str) -> str | None:
@@ -207,7 +211,8 @@ def bounded_time(at_us: int, text: str, now_us: int) -> int:
         reason = f"{text} is before the year 2000; check the server's clock and the unit of the time"
         raise Refused("time", "time_too_old", reason)
     if at_us > now_us + FUTURE_S_MAX * US_PER_S:
-        reason = f"{text} is more than {FUTURE_S_MAX} s in the future; check the server's clock and offset"
+        what = "check the server's clock, the offset and the unit of the time"
+        reason = f"{text} is more than {FUTURE_S_MAX} s in the future; {what}"
         raise Refused("time", "time_in_future", reason)
     return at_us
 

@@ -33,7 +33,6 @@ from tollkeeper.meter.log_lines import (
     route_of,
     status_of,
     text_of,
-    without_origin,
 )
 from tollkeeper.meter.rejections import Refused
 
@@ -128,6 +127,13 @@ _NGINX_VARIABLE: Final = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 _APACHE_DIRECTIVE: Final = re.compile(
     r"%(?:!?\d+(?:,\d+)*)?(?P<which>[<>])?(?:\{(?P<argument>[^}]*)\})?(?P<letter>U%q|\^[a-z]{2}|[A-Za-z%])"
 )
+_NGINX_STRING: Final = re.compile(r"'(?:[^'\\]|\\.)*'")
+_NGINX_DIRECTIVE: Final = re.compile(
+    r"\s*(?:log_format\s+\S+\s+(?:escape=\w+\s+)?)?(?P<strings>'(?:[^'\\]|\\.)*+'(?:\s+'(?:[^'\\]|\\.)*+')*)\s*;?\s*"
+)
+_APACHE_DIRECTIVE_LINE: Final = re.compile(
+    r'\s*LogFormat\s+"(?P<string>(?:[^"\\]|\\.)*+)"(?:\s+\w+)?\s*', re.IGNORECASE
+)
 _VHOST: Final = re.compile(r"[A-Za-z0-9._-]+:\d{1,5}|\[[0-9A-Fa-f:.]+\]:\d{1,5}", re.ASCII)
 
 
@@ -217,7 +223,7 @@ class TextFormat:
             request = self._value(values, "url_request")
             method, route = method_and_route(request)
             # A request that the balancer could not read stands there as `- http://host:80- -`.
-            return (None, None) if route is None or request[0] == "-" else (method, without_origin(route))
+            return (None, None) if route is None or request[0] == "-" else (method, route)
         path = route_of(self._value(values, "target" if "target" in self._at else "route"))
         return method_of(self._value(values, "method")), path
 
@@ -355,7 +361,7 @@ def text_format(form: str, kept: frozenset[str] = frozenset()) -> TextFormat:
     if form == "alb":
         return _AlbFormat(kept)
     named = TEXT_FORMATS.get(form)
-    string = form if named is None else named
+    string = _format_string(form) if named is None else named
     title = _TITLES.get(form, f"the format {echo(form)!r}")
     if len(string) > FORMAT_CHARS_MAX:
         raise _bad(f"a format must be text of length <= {FORMAT_CHARS_MAX}")
@@ -410,6 +416,15 @@ class _AlbFormat(TextFormat):
 def looks_like_vhost(line: bytes) -> bool:
     """Whether the first word of *line* is a virtual host with its port, and no address."""
     return _VHOST.fullmatch(text_of(line.split(b" ", 1)[0])) is not None
+
+
+def _format_string(form: str) -> str:
+    """Return the format string of *form*: as it is, or of a whole directive as it stands in the server's file."""
+    if match := _NGINX_DIRECTIVE.fullmatch(form):
+        # nginx joins the strings of a directive.
+        return "".join(part[1:-1].replace(r"\'", "'") for part in _NGINX_STRING.findall(match["strings"]))
+    match = _APACHE_DIRECTIVE_LINE.fullmatch(form)
+    return form if match is None else match["string"]
 
 
 def _nginx_parts(string: str) -> tuple[list[str], list[_Variable]]:
@@ -472,7 +487,9 @@ def _apache_variable(match: re.Match[str]) -> _Variable:
         return _Variable("target", "target")
     if argument is not None and letter not in ("a", "p", "P"):
         return _Variable(argument.lower(), "list" if argument.lower() == "x-forwarded-for" else "free")
-    return _Variable(_APACHE_NAMES.get(letter, letter), _APACHE_ROLES.get(letter, "word"))
+    # %{c}a is the peer, which may be a proxy, and no client.
+    name = "peer" if letter == "a" and argument is not None else _APACHE_NAMES.get(letter, letter)
+    return _Variable(name, _APACHE_ROLES.get(letter, "word"))
 
 
 def _apache_time_role(argument: str) -> str:
