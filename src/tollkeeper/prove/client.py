@@ -40,7 +40,7 @@ from tollkeeper.prove.server import OPERATOR_KEY
 REFUSED: Final = (402, 429)
 STUCK: Final = 3
 """Exit code of a client whose calls got no answer; its journal says which."""
-CALL_S_MAX: Final = 300
+CALL_S_MAX: Final = 600
 """One call with all its tries: longer than a start of the server and an answer."""
 _AGAIN_S: Final = 0.02
 _EXPIRY_S: Final = 1.5

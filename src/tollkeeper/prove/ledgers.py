@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Final, Protocol
 from tollkeeper.adapters.sql.copies import ScratchDatabase, read_tables, write_tables
 from tollkeeper.prove.server import ServerProcess
 
+_NUMBERS: Final = itertools.count(1)
 _FILES: Final = "ledger.sqlite3*"
 """The database with its write-ahead log: together they are what was committed."""
 
@@ -65,14 +67,14 @@ class SqliteLedger:
 
 class PostgresqlLedger:
     """
-    In a database of its own, on the server of the URL.
+    In a database of its own, on the server of the URL: *name* and a number, as one before may not be removed yet.
 
     Raises:
         Unavailable: The role may not create one.
     """
 
     def __init__(self, url: str, name: str) -> None:
-        self._database = ScratchDatabase(url, name)
+        self._database = ScratchDatabase(url, f"{name}_{next(_NUMBERS)}")
         self.url = self._database.url
 
     def copy(self, server: ServerProcess) -> Any:

@@ -28,7 +28,7 @@ from tollkeeper.prove.server import OPERATOR_KEY, ServerProcess
 
 THREADS: Final = 8
 """Callers at once."""
-CALL_S_MAX: Final = 300
+CALL_S_MAX: Final = 600
 """One call with all its tries: longer than a start of the server and an answer."""
 HOLD_S: Final = 60
 """Of holds that are settled at once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -16,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from tollkeeper.adapters.sql.database import open_engine, remove_tables
 from tollkeeper.errors import Unavailable
 
+_DROP_TRIES: Final = 3
+"""PostgreSQL gives sessions that it ends a few seconds, which a machine under load may not have for them."""
 Tables: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 """Table name → its rows; tables that others refer to come first."""
 
@@ -86,9 +88,11 @@ class ScratchDatabase:
         """Remove the database. A session that a killed process left is ended."""
         self.engine.dispose()
         try:
-            # Rights were enough to create it, and a server that is gone has nothing to remove.
-            with suppress(Unavailable):
-                self._run(f'DROP DATABASE "{self._name}" WITH (FORCE)')
+            for _ in range(_DROP_TRIES):
+                # Rights were enough to create it, and a server that is gone has nothing to remove.
+                with suppress(Unavailable):
+                    self._run(f'DROP DATABASE IF EXISTS "{self._name}" WITH (FORCE)')
+                    break
         finally:
             self._server.dispose()
 
