@@ -22,11 +22,20 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import answers, append_recovery, expiry, queries, snapshots, tables
+from tollkeeper.adapters.clickhouse import (
+    answers,
+    append_recovery,
+    combined,
+    expiry,
+    queries,
+    snapshots,
+    tables,
+)
 from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
 from tollkeeper.adapters.clickhouse.marks import TableMarks
+from tollkeeper.adapters.clickhouse.queries import Statement
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, report_of
 from tollkeeper.adapters.clickhouse.rebuild import rebuild
 from tollkeeper.adapters.clickhouse.record_form import RECORD_COLUMNS, booked_form, stored_form
@@ -35,7 +44,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.errors import Unavailable
+from tollkeeper.errors import QueryTooLarge, Unavailable
 from tollkeeper.event_expiry import ExpiringDay
 from tollkeeper.ports import CostSum, Losses, ReportRows
 from tollkeeper.record_columns import SCHEMA, records_of
@@ -216,7 +225,21 @@ class ClickHouseUsageStore:
             lacks_detail=self._expiry.lacks(query.account_id, statement.record_spans),
         )
 
-    def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
+    def reports(self, queries: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
+        """See `ports.UsageStore.reports`."""
+        together = combined.statement_of(queries, with_pending)
+        if together is not None:
+            self._audit.check_whole()
+            try:
+                rows = self._report(together.statement)
+            except QueryTooLarge:
+                # Each alone may have few enough groups.
+                rows = None
+            if rows is not None and not together.is_unsure(rows):
+                return together.answers_of(rows)
+        return [self.report(query, with_pending) for query in queries]
+
+    def _report(self, statement: Statement) -> list[tuple[Any, ...]]:
         with (
             engine_errors(),
             self._engine.reports.lend() as client,
