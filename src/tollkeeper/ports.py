@@ -109,8 +109,8 @@ class UsageStore(EventExpiry, Protocol):
         nor a correction of one of them.
         """
 
-    def reports(self, queries: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
-        """Answer *queries* of one account, each as `report` does; in one statement where they fit into one."""
+    def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
+        """Answer all *asked* of one account, each as `report` does; in one statement where they fit into one."""
 
     def charged(
         self,

@@ -144,8 +144,8 @@ class LazyUsageStore:
     def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         return self._store.report(query, with_pending)
 
-    def reports(self, queries: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
-        return self._store.reports(queries, with_pending)
+    def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
+        return self._store.reports(asked, with_pending)
 
     def charged(
         self,

@@ -257,7 +257,8 @@ class _Combining:
                 {", ".join([*keys, *measures])}, peak_minute, requests AS peak_hour
             FROM ({" UNION ALL ".join(self._branches())}) AS r ARRAY JOIN r.sets AS s
             GROUP BY s, {", ".join(names)} HAVING alive OR unsure"""
-        return Statement(sql, self.parameters)
+        edges = dict.fromkeys(span for one in self.sets for span in one.edge_spans)
+        return Statement(sql, self.parameters, tuple(edges))
 
     def _in(self, key: str) -> str:
         """The condition that the rows of a set have a key."""

@@ -35,7 +35,6 @@ from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
 from tollkeeper.adapters.clickhouse.marks import TableMarks
-from tollkeeper.adapters.clickhouse.queries import Statement
 from tollkeeper.adapters.clickhouse.readers import QueryLimits, report_of
 from tollkeeper.adapters.clickhouse.rebuild import rebuild
 from tollkeeper.adapters.clickhouse.record_form import RECORD_COLUMNS, booked_form, stored_form
@@ -225,21 +224,27 @@ class ClickHouseUsageStore:
             lacks_detail=self._expiry.lacks(query.account_id, statement.record_spans),
         )
 
-    def reports(self, queries: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
+    def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
         """See `ports.UsageStore.reports`."""
-        together = combined.statement_of(queries, with_pending)
-        if together is not None:
-            self._audit.check_whole()
-            try:
-                rows = self._report(together.statement)
-            except QueryTooLarge:
-                # Each alone may have few enough groups.
-                rows = None
-            if rows is not None and not together.is_unsure(rows):
-                return together.answers_of(rows)
-        return [self.report(query, with_pending) for query in queries]
+        together = combined.statement_of(asked, with_pending)
+        found = None if together is None else self._answers_together(together, asked[0].account_id)
+        return [self.report(query, with_pending) for query in asked] if found is None else found
 
-    def _report(self, statement: Statement) -> list[tuple[Any, ...]]:
+    def _answers_together(self, together: combined.Combined, account_id: str | None) -> list[ReportRows] | None:
+        """Return the answers of one statement; None if only single queries can tell them."""
+        self._audit.check_whole()
+        try:
+            rows = self._report(together.statement)
+        except QueryTooLarge:
+            # Each alone may have few enough groups.
+            return None
+        # Afterwards, as for a single query: which of them lack something is told by their own statements.
+        if together.is_unsure(rows) or self._expiry.lacks(account_id, together.statement.record_spans):
+            return None
+        detail_from_us = self._expiry.detail_from_us(account_id)
+        return [answer._replace(detail_from_us=detail_from_us) for answer in together.answers_of(rows)]
+
+    def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
         with (
             engine_errors(),
             self._engine.reports.lend() as client,
