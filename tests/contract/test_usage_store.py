@@ -16,6 +16,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+from tests.effort import effort
 from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, combined, queries, tiers
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.increments import apply_increment
@@ -793,7 +794,7 @@ def _alike(rng: random.Random, account: str | None, times: Sequence[int]) -> lis
     return rng.sample(queries, rng.randrange(2, len(queries) + 1))
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(effort(6, 25)))
 def test_queries_in_one_statement_are_answered_as_each_alone(
     store: ClickHouseUsageStore, history: list[Record], seed: int
 ) -> None:

@@ -230,7 +230,9 @@ class ClickHouseUsageStore:
         found = None if together is None else self._answers_together(together, asked[0].account_id)
         return [self.report(query, with_pending) for query in asked] if found is None else found
 
-    def _answers_together(self, together: combined.Combined, account_id: str | None) -> list[ReportRows] | None:
+    def _answers_together(
+        self, together: combined.Combined, account_id: str | None
+    ) -> list[ReportRows] | None:
         """Return the answers of one statement; None if only single queries can tell them."""
         self._audit.check_whole()
         try:
