@@ -38,6 +38,10 @@ from tollkeeper.ports import ReportRows
 _UTC: Final = ("UTC", "Etc/UTC")
 _MAPS: Final = frozenset({"latency_bins", "kinds"})
 _Span = tuple[int, int]
+_TIME_AT: Final = 3
+_DIMENSIONS_AT: Final = 5
+"""Columns of a row: number of the set, whether it is unsure, whether it is alive, time, hour of a peak, the
+dimensions, the measures, and the peaks of a minute and of an hour."""
 
 
 class _Set(NamedTuple):
@@ -69,7 +73,6 @@ class Combined(NamedTuple):
     rows: tuple[int | None, ...]
     totals: tuple[int, ...]
     hours: tuple[int | None, ...]
-    sets: tuple[_Set, ...]
     dimensions: tuple[str, ...]
     measures: tuple[str, ...]
 
@@ -97,8 +100,8 @@ class Combined(NamedTuple):
         read_time = bucket_reader(query) if query.granularity else as_is
         rows = []
         for row in by_set.get(self.rows[place] or -1, ()):
-            keys = [3 + 2 + self.dimensions.index(name) for name in query.group_by]
-            values = [*([read_time(row[3])] if query.granularity else []), *(row[at] for at in keys)]
+            keys = [_DIMENSIONS_AT + self.dimensions.index(name) for name in query.group_by]
+            values = [*([read_time(row[_TIME_AT])] if query.granularity else []), *(row[at] for at in keys)]
             rows.append(dict(zip(names, values, strict=True)) | self._shown(query, row, ()))
         rows = ordered(query.sort, names, rows)
         return ReportRows(rows[query.offset : query.offset + query.limit], totals, len(rows))
@@ -108,7 +111,7 @@ class Combined(NamedTuple):
     ) -> dict[str, Any]:
         if row is None:
             return {name: MEASURES[name].empty for name in query.measures}
-        first = 3 + 2 + len(self.dimensions)
+        first = _DIMENSIONS_AT + len(self.dimensions)
         shown = {}
         for name in query.measures:
             if name == "peak_requests_per_hour":
@@ -176,7 +179,7 @@ class _Combining:
         total_of: list[int] = []
         hours: list[int | None] = []
         for query in self.queries:
-            keys = ("t",) if query.granularity else ()
+            keys: tuple[str, ...] = ("t",) if query.granularity else ()
             keys += tuple(f"d{self.dimensions.index(name)}" for name in query.group_by)
             rows.append(self._add(query, keys) if keys else None)
             span = (query.from_us, query.to_us)
@@ -202,7 +205,6 @@ class _Combining:
             tuple(rows),
             tuple(total_of),
             tuple(hours),
-            tuple(self.sets),
             self.dimensions,
             self.measures,
         )

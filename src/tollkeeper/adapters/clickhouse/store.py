@@ -23,11 +23,10 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
 from tollkeeper.adapters.clickhouse import (
-    answers,
     append_recovery,
-    combined,
     expiry,
     queries,
+    reporting,
     snapshots,
     tables,
 )
@@ -43,7 +42,7 @@ from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.errors import QueryTooLarge, Unavailable
+from tollkeeper.errors import Unavailable
 from tollkeeper.event_expiry import ExpiringDay
 from tollkeeper.ports import CostSum, Losses, ReportRows
 from tollkeeper.record_columns import SCHEMA, records_of
@@ -212,41 +211,14 @@ class ClickHouseUsageStore:
 
     def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
-        statement = queries.report(query, with_pending)
-        self._audit.check_whole()
-        rows = self._report(statement)
-        if answers.is_unsure(rows):
-            statement = queries.report(query, with_pending, assuming=False)
-            rows = self._report(statement)
-        # Afterwards: what expired before has told so, and what expires from now on was read.
-        return answers.answer_of(query, rows)._replace(
-            detail_from_us=self._expiry.detail_from_us(query.account_id),
-            lacks_detail=self._expiry.lacks(query.account_id, statement.record_spans),
-        )
+        return reporting.answer(self._report, self._expiry, query, with_pending)
 
     def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
         """See `ports.UsageStore.reports`."""
-        together = combined.statement_of(asked, with_pending)
-        found = None if together is None else self._answers_together(together, asked[0].account_id)
-        return [self.report(query, with_pending) for query in asked] if found is None else found
-
-    def _answers_together(
-        self, together: combined.Combined, account_id: str | None
-    ) -> list[ReportRows] | None:
-        """Return the answers of one statement; None if only single queries can tell them."""
-        self._audit.check_whole()
-        try:
-            rows = self._report(together.statement)
-        except QueryTooLarge:
-            # Each alone may have few enough groups.
-            return None
-        # Afterwards, as for a single query: which of them lack something is told by their own statements.
-        if together.is_unsure(rows) or self._expiry.lacks(account_id, together.statement.record_spans):
-            return None
-        detail_from_us = self._expiry.detail_from_us(account_id)
-        return [answer._replace(detail_from_us=detail_from_us) for answer in together.answers_of(rows)]
+        return reporting.answer_all(self._report, self._expiry, asked, with_pending)
 
     def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
+        self._audit.check_whole()
         with (
             engine_errors(),
             self._engine.reports.lend() as client,
