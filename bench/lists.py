@@ -135,8 +135,13 @@ async def _time(app: Any, target: str, secret: str) -> tuple[float, float]:
     }  # fmt: skip
     sent: list[Any] = []
 
+    requests = [{"type": "http.request", "body": b"", "more_body": False}]
+
     async def receive() -> Any:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        if not requests:
+            # The client stays.
+            await asyncio.Event().wait()
+        return requests.pop()
 
     async def send(message: Any) -> None:
         sent.append(message)
