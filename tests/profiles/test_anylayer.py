@@ -845,10 +845,11 @@ def test_a_used_up_budget_is_402(local: Local) -> None:
 def test_a_store_that_is_away_is_500(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     customer = local.customer()
 
-    def away(query: Any) -> Any:
+    def away(asked: Any) -> Any:
         raise Unavailable("the usage store at 10.0.0.1 is away")
 
-    monkeypatch.setattr(local.site.reports, "usage", away)
+    for name in ("usage", "usages"):
+        monkeypatch.setattr(local.site.reports, name, away)
     is_error(local.call("GET", USAGE, customer.secret), 500, "INTERNAL_ERROR", "Internal server error")
 
 
