@@ -13,9 +13,13 @@ from tollkeeper.domain.catalog import Account, Budget, Grant, Key
 from tollkeeper.domain.events import Event
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.matching import Match
+from tollkeeper.domain.requests import NO_USAGE, Outcome
 from tollkeeper.domain.usage import UsageQuery
-from tollkeeper.errors import BadParameter, DetailExpired
+from tollkeeper.errors import BadParameter, DetailExpired, HoldUnknown, Unavailable
+from tollkeeper.http.metrics import metrics_source, render_metrics
+from tollkeeper.http.routes.calls import Maintenance
 from tollkeeper.installation import Installation
+from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.meter.decode import decode_events
 from tollkeeper.settings import load
 from tollkeeper.testing import KeptOpen, set_up, unique
@@ -115,6 +119,49 @@ def test_what_has_expired_is_not_counted_again_nor_corrected(site: Installation,
         site.price_preview.preview([], from_us=0, to_us=2**61, account_id=account)
     assert totals(site, account)[0] == before
     assert differences(site, account) == []
+
+
+def test_an_ending_that_is_repeated_after_its_event_expired_is_known(
+    site: Installation, account: str
+) -> None:
+    """Its client learns that it was booked: "there is no hold" would have it book the request another way."""
+    set_up(site, Account(id=account, name="A", retention="1d"))
+    id_ = unique("hold")
+    take(site, *events_of(account, range(1, 2), id=id_))
+    site.retention.run()
+    for owner in (account, None):
+        with pytest.raises(DetailExpired, match="was settled, and its event has expired"):
+            site.holds.settle_hold(id_, Outcome(status=200, usage=NO_USAGE), CommitFuture(), account_id=owner)
+        with pytest.raises(DetailExpired, match="was settled, and its event has expired"):
+            site.holds.void_hold(id_, CommitFuture(), account_id=owner)
+    with pytest.raises(HoldUnknown):
+        site.holds.void_hold(unique("hold"), CommitFuture(), account_id=account)
+
+
+def test_metrics_tell_how_far_expiry_is(site: Installation, account: str) -> None:
+    """What is due while the store fails, what was removed, and when nothing was left."""
+
+    def metric(name: str) -> str | None:
+        lines = render_metrics(metrics_source(site, Maintenance(), "0")).splitlines()
+        return next((line.split()[1] for line in lines if line.startswith(f"{name} ")), None)
+
+    set_up(site, Account(id=account, name="A", retention="1d"))
+    take(site, *events_of(account, range(1, 4)))
+    assert metric("tollkeeper_expiry_timestamp_seconds") is None
+    expire, site.store.expire = site.store.expire, _fail  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        site.retention.run()
+    assert metric("tollkeeper_expiry_due_records") == "3"
+    site.store.expire = expire  # type: ignore[method-assign]
+    while site.retention.round():
+        pass
+    assert metric("tollkeeper_expired_records_total") == "3"
+    assert metric("tollkeeper_expiry_due_records") == "0"
+    assert metric("tollkeeper_expiry_timestamp_seconds") == str(site.clock.now_us() // 1_000_000)
+
+
+def _fail(days: Any) -> int:
+    raise Unavailable("away")
 
 
 def test_a_budget_that_only_events_tell_keeps_those_of_its_period(site: Installation, account: str) -> None:

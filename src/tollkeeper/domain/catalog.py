@@ -91,7 +91,7 @@ class Account(Entry, frozen=True, kw_only=True, forbid_unknown_fields=True):
             try:
                 retention_us(self.retention)
             except ValueError as exc:
-                raise Invalid("retention", f"retention: {exc}") from None
+                raise Invalid("retention", str(exc)) from None
         _check_aware(self.keyless_credit_at, "keyless_credit_at")
         _check_aware(self.sessions_reset_at, "sessions_reset_at")
 

@@ -30,7 +30,6 @@ def retention_us(text: str) -> int | None:
     days = int(found[1]) * _DAYS[found[2]] if found else 0
     if not 0 < days <= _DAYS_MAX:
         raise ValueError(
-            f"{text[:64]!r} is not a time for which events are kept: use days or weeks such as 90d or 12w, "
-            "or none to keep them for ever"
+            f"{text[:64]!r} is no retention: use days or weeks such as 90d or 12w, or none to keep events for ever"
         )
     return days * _DAY_US

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tollkeeper.ledger.pending import Pending
     from tollkeeper.ledger.relay import Relay
     from tollkeeper.maintenance.backups import Backups
+    from tollkeeper.maintenance.retention import Retention
     from tollkeeper.meter.ingest import Ingest
 
 METRICS_MEDIA_TYPE: Final = "text/plain; version=0.0.4"
@@ -42,6 +43,7 @@ class MetricsSource(NamedTuple):
     maintenance: Maintenance
     version: str
     backups: Backups
+    retention: Retention
     throttle: Throttle | None = None
     """Of the server that answers; without one there are no failing credentials to tell of."""
     latencies: Latencies | None = None
@@ -79,6 +81,11 @@ def _verified_at(source: MetricsSource) -> Sequence[Sample]:
 def _backed_up_at(source: MetricsSource) -> Sequence[Sample]:
     at_us = source.backups.last_made_at_us
     return [({}, at_us // 1_000_000)] if at_us else []
+
+
+def _kept_up_at(source: MetricsSource) -> Sequence[Sample]:
+    at_us = source.retention.kept_up_at_us
+    return [] if at_us is None else [({}, at_us // 1_000_000)]
 
 
 def _of_throttle(read: Callable[[Throttle], int]) -> Callable[[MetricsSource], Sequence[Sample]]:
@@ -256,6 +263,24 @@ METRICS: Final = (
         "The instant that the last complete backup of this process shows, in seconds since the Unix epoch.",
         _backed_up_at,
     ),
+    Metric(
+        "tollkeeper_expired_records_total",
+        "counter",
+        "Records that the usage store removed since start, as their retention was over.",
+        _one(lambda s: s.retention.expired_records),
+    ),
+    Metric(
+        "tollkeeper_expiry_due_records",
+        "gauge",
+        "Records whose retention is over and that are not removed yet; looked for once an hour.",
+        _one(lambda s: s.retention.due_records),
+    ),
+    Metric(
+        "tollkeeper_expiry_timestamp_seconds",
+        "gauge",
+        "When no record was due to expire any more last, in seconds since the Unix epoch; without a retention too.",
+        _kept_up_at,
+    ),
 )
 
 
@@ -277,6 +302,7 @@ def metrics_source(
         maintenance,
         version,
         installation.backups,
+        installation.retention,
         throttle,
         latencies,
     )

@@ -20,6 +20,7 @@ Files:
   holds.py            authorize, settle and void one request
   open_holds.py       the open holds in memory, and their expiry
   ended_holds.py      late settles and voids, and retries for ended holds
+  expired.py          the error for an id whose record has expired
   stored_holds.py     holds after a restart
   balances.py         the credit of an account: the ledger's book and what open holds set aside
   grant_posting.py    puts grants of the catalog on balances, once each

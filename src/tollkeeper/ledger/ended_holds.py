@@ -2,7 +2,7 @@
 Holds that are not open any more: late settles and voids of expired ones, and repeats of those that ended.
 
 An expired hold is settled late: its whole cost is booked, as overdraft. A repeat gets the first answer, from the
-hold's event, which is among the pending records or in the usage store.
+hold's event, which is among the pending records or in the usage store. Once that has expired, a repeat is told so.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from tollkeeper.domain.bookings import EndedHold, StoredHold
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.meter import same_outcome
 from tollkeeper.domain.requests import Outcome
-from tollkeeper.errors import HoldEnded, HoldUnknown, Unavailable
+from tollkeeper.errors import DetailExpired, HoldEnded, HoldUnknown, Unavailable
 from tollkeeper.gate.gate import Charge, Gate
 from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.ledger.commit_tasks import EndHold, Settle
 from tollkeeper.ledger.committer import Committer
+from tollkeeper.ledger.expired import has_expired
 from tollkeeper.ledger.open_holds import HoldName, OpenHolds, one_owner
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.ledger.stored_holds import StoredHolds
@@ -85,6 +86,7 @@ class EndedHolds:
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
             HoldEnded: It was voided, or settled with another outcome, or its id was used since.
+            DetailExpired: It was settled, and its event has expired.
             Unavailable: Another call is ending it now.
         """
         for owner in self._owners(hold_id, account_id):
@@ -98,6 +100,7 @@ class EndedHolds:
                 if not same_outcome(record, outcome):
                     raise HoldEnded(f"Hold {hold_id} was settled with another outcome: send a correction.")
                 return Settled(record, record.estimated_cost_nanos, replayed=True), None
+            self._refuse_expired(owner, hold_id)
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
 
     def void(
@@ -109,6 +112,7 @@ class EndedHolds:
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
             HoldEnded: It was settled, or its id was used since.
+            DetailExpired: It was settled, and its event has expired.
             Unavailable: Another call is ending it now.
         """
         for owner in self._owners(hold_id, account_id):
@@ -119,6 +123,7 @@ class EndedHolds:
                 return OpenedMeanwhile(owner)
             if self._event(owner, hold_id) is not None:
                 raise HoldEnded(f"Hold {hold_id} was settled: void its event with a correction.")
+            self._refuse_expired(owner, hold_id)
         raise HoldUnknown(f"There is no hold {hold_id[:128]!r}.")
 
     def is_recorded(self, account_id: str, id_: str) -> bool:
@@ -229,6 +234,13 @@ class EndedHolds:
             # In this order, since what is no longer pending is in the store.
             owners = sorted({*self._pending.owners(hold_id), *self._store.owners(hold_id)})
         return one_owner(owners)
+
+    def _refuse_expired(self, account_id: str, hold_id: str) -> None:
+        if has_expired(self._store, account_id, hold_id):
+            raise DetailExpired(
+                f"Hold {hold_id[:128]} was settled, and its event has expired: it stays in all totals. Do not settle "
+                "or void it again; post an adjustment to change what was charged."
+            )
 
     def _event(self, account_id: str, id_: str) -> Record | None:
         key = key_of(account_id, id_)

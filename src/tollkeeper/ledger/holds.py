@@ -292,6 +292,7 @@ class Holds:
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
             HoldEnded: It was voided, or settled with another outcome, or it expired and its id was used since.
+            DetailExpired: It was settled, and its event has expired.
             Unavailable: Another call is ending it now, or nothing more is booked.
         """
         held = self._open.find(hold_id, account_id)
@@ -365,6 +366,7 @@ class Holds:
         Raises:
             HoldUnknown: There never was such a hold, or not in this account.
             HoldEnded: It was settled, or it expired and its id was used since.
+            DetailExpired: It was settled, and its event has expired.
             Unavailable: Another call is ending it now, or nothing more is booked.
         """
         held = self._open.find(hold_id, account_id)

@@ -67,8 +67,18 @@ class Retention:
         self._forget_answers = forget_answers
         self._lock = threading.Lock()
         self._due: list[ExpiringDay] = []
-        self._removed = 0
+        self._must_reclaim = True
+        """After a start too: the process before may have been killed with room still to free."""
         self._planned_at_us = -PLAN_EVERY_US
+        self.expired_records = 0
+        """Records that have been removed since start."""
+        self.kept_up_at_us: int | None = None
+        """When there was nothing left to remove last; None: not since start."""
+
+    @property
+    def due_records(self) -> int:
+        """The records whose time is over and that are there, as far as the last plan knows."""
+        return sum(day.records for day in list(self._due))
 
     def run(self) -> int:
         """Remove all events whose time is over now; return how many records."""
@@ -104,6 +114,8 @@ class Retention:
         }
         self._due = self._store.expiring(before_us) if before_us else []
         self._planned_at_us = now_us
+        if not self._due:
+            self.kept_up_at_us = now_us
 
     def _before_us(self, account: Account, now_us: int) -> int | None:
         kept_us = self._default_us if account.retention is None else retention_us(account.retention)
@@ -117,11 +129,17 @@ class Retention:
         with self._scopes.unchanged(), self._relay.exclusive():
             # A batch that failed half-way must be whole before: its repeat would add what has expired.
             self._relay.deliver_up_to(self._committer.outbox_seq)
+            if self._must_wait():
+                self._due = []
+                return 0
             # As the catalog is now: an account may be to keep more than when this was planned.
-            removed = self._store.expire(self._still_due(days)) if not self._must_wait() else 0
+            removed = self._store.expire(self._still_due(days))
         del self._due[: len(days)]
+        if not self._due:
+            self.kept_up_at_us = self._planned_at_us
         if removed:
-            self._removed += removed
+            self.expired_records += removed
+            self._must_reclaim = True
             self._forget_answers()
             log.info(
                 "tollkeeper.events.expired",
@@ -154,6 +172,6 @@ class Retention:
         return [day for day in days if day.day_us + DAY_US <= before_us[day.account_id]]
 
     def _reclaim(self) -> None:
-        if self._removed:
+        if self._must_reclaim:
             self._store.reclaim()
-            self._removed = 0
+            self._must_reclaim = False

@@ -24,9 +24,9 @@ from tollkeeper.domain.events import Record
 from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
+from tollkeeper.ledger.expired import expired_error
 from tollkeeper.ledger.pending import TOO_MANY, Pending, key_of
 from tollkeeper.meter.booking import book, wait_for_commits
-from tollkeeper.meter.expired import expired_error
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import table_of
 

@@ -25,10 +25,10 @@ from tollkeeper.errors import BadParameter, EventConflict, NotFound, Unavailable
 from tollkeeper.ledger.commit_tasks import Stale
 from tollkeeper.ledger.committer import Committer
 from tollkeeper.ledger.delivery import Delivery
+from tollkeeper.ledger.expired import expired_error
 from tollkeeper.ledger.labels import Labels
 from tollkeeper.ledger.pending import Pending, key_of
 from tollkeeper.meter.booking import book
-from tollkeeper.meter.expired import expired_error
 from tollkeeper.meter.provider_usage import counted_event
 from tollkeeper.ports import UsageStore
 from tollkeeper.record_columns import records_of, table_of

@@ -32,6 +32,7 @@ NOT_COVERED: Final = (
     "a usage store on a ClickHouse server: only chDB is attacked",
     "budgets whose period ends, limits by tag, kind or route, variants, list prices: docs/prove.md has all",
     "servers other than Granian, and WSGI: tests have uvicorn, gunicorn, hypercorn, Flask and Django",
+    "retention: events that expire while others come in; tests kill it in each step",
     "backups onto a full disk, and backups of a usage store on a server",
     "several nodes, a clock that is set back, a power cut that loses what was not synced",
 )

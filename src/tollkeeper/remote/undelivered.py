@@ -17,7 +17,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
 
-from tollkeeper.errors import HoldEnded, HoldUnknown, TollkeeperError
+from tollkeeper.errors import DetailExpired, HoldEnded, HoldUnknown, TollkeeperError
 from tollkeeper.remote import messages
 from tollkeeper.remote.connections import Answer
 from tollkeeper.remote.messages import error_of, is_transient
@@ -176,8 +176,11 @@ class Undelivered:
                     with self._lock:
                         self._kept[at] = (body, refusals + 1)
                     continue
+                # The server had an earlier try, so long ago that its event has expired.
+                had_before = isinstance(error, DetailExpired)
                 # A void of a hold that is gone, or never was, has nothing to do.
-                if path != messages.VOID or not isinstance(error, HoldEnded | HoldUnknown):
+                is_gone = path == messages.VOID and isinstance(error, HoldEnded | HoldUnknown)
+                if not had_before and not is_gone:
                     self._lose(path, hold_id, body, error)
             with self._lock:
                 if self._kept.get(at, (body,))[0] is body:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tollkeeper.domain.events import Record
 from tollkeeper.errors import BadParameter, NotFound, Unavailable
 from tollkeeper.ledger.delivery import Delivery
-from tollkeeper.meter.expired import expired_error
+from tollkeeper.ledger.expired import expired_error
 from tollkeeper.ports import UsageStore
 
 

@@ -161,23 +161,24 @@ class Expiry:
 
     def expiring(self, before_us: Mapping[str, int]) -> list[ExpiringDay]:
         """See `event_expiry.EventExpiry.expiring`."""
-        accounts = sorted(before_us)
+        # A query per instant, of which there are few: so the primary key leads past everything that is kept. One query
+        # up to the latest instant would read all events of the accounts that keep theirs for longer, in each round.
+        accounts_by_day: dict[int, list[str]] = {}
+        for account in sorted(before_us):
+            accounts_by_day.setdefault(max(0, before_us[account] // DAY_US), []).append(account)
         found: list[ExpiringDay] = []
-        for first in range(0, len(accounts), _ACCOUNTS_MAX):
-            some = accounts[first : first + _ACCOUNTS_MAX]
-            before_days = [max(0, before_us[account] // DAY_US) for account in some]
-            rows = self._engine.rows(
-                """
-                SELECT account_id, toInt32(toDate(occurred_at)) AS day, count() FROM events
-                WHERE account_id IN {accounts:Array(String)}
-                    AND occurred_at < fromUnixTimestamp64Micro({before_us:Int64}, 'UTC')
-                GROUP BY account_id, day
-                HAVING day < transform(toString(account_id), {accounts:Array(String)}, {days:Array(Int32)}, 0)
-                ORDER BY day, account_id""",
-                {"accounts": some, "days": before_days, "before_us": max(before_days) * DAY_US},
-            )
-            found += [ExpiringDay(account, day * DAY_US, count) for account, day, count in rows]
-        return found
+        for before_day, accounts in sorted(accounts_by_day.items()):
+            for first in range(0, len(accounts), _ACCOUNTS_MAX):
+                rows = self._engine.rows(
+                    """
+                    SELECT account_id, toInt32(toDate(occurred_at)) AS day, count() FROM events
+                    WHERE account_id IN {accounts:Array(String)}
+                        AND occurred_at < fromUnixTimestamp64Micro({before_us:Int64}, 'UTC')
+                    GROUP BY account_id, day""",
+                    {"accounts": accounts[first : first + _ACCOUNTS_MAX], "before_us": before_day * DAY_US},
+                )
+                found += [ExpiringDay(account, day * DAY_US, count) for account, day, count in rows]
+        return sorted(found, key=lambda expiring: (expiring.day_us, expiring.account_id))
 
     def step(self, days: Sequence[ExpiringDay]) -> int:
         """Remove the records of *days*; return how many. `recover` must follow a failure."""

@@ -166,7 +166,7 @@ HOT: Final[Mapping[str, OperationDoc]] = {
                 "usage_of": "openai",
             },
         ),
-        problems=(404, 409, 413),
+        problems=(404, 409, 410, 413),
     ),
     f"{PREFIX}/void": OperationDoc(
         "End a hold as if the request never was",
@@ -176,7 +176,7 @@ HOT: Final[Mapping[str, OperationDoc]] = {
         body=BodyDoc(
             {"application/json": wire.VoidRequest}, {"hold_id": "0198c0de-0000-7000-8000-000000000001"}
         ),
-        problems=(404, 409, 413),
+        problems=(404, 409, 410, 413),
     ),
     f"{PREFIX}/events": OperationDoc(
         "Record events",
