@@ -12,7 +12,7 @@ from tollkeeper.ports import UsageStore
 def has_expired(store: UsageStore, account_id: str, id_: str) -> bool:
     """Return whether the record of an event, adjustment or correction of this id has expired."""
     pair = pa.table({"account_id": [account_id], "id": [id_]})
-    return store.expired_ids(pair).num_rows > 0
+    return bool(store.expired_ids(pair).num_rows)
 
 
 def expired_error(store: UsageStore, account_id: str, id_: str) -> DetailExpired | None:

@@ -373,8 +373,7 @@ class Tollkeeper:
         if path == messages.AUTHORIZE:
             tries.maybe_done = tries.maybe_done or messages.may_be_done(answer)
             if answer.status == 503:
-                # The gate's own answer: the caller is told at once.
-                return None
+                return None  # The gate's own answer: the caller is told at once.
         if is_transient(answer):
             return tries.pause_s()
         if tries.maybe_done and answer.status == 409:
