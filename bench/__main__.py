@@ -13,18 +13,7 @@ from bench.table import Figure, show
 REPORTS = ("peers", "scale", "noisy")
 """These take arguments of their own: `python -m bench scale --events 1000000`. Two write a page under docs/."""
 
-WORKLOADS = (
-    "admit",
-    "middleware",
-    "remote",
-    "authorize",
-    "ingest",
-    "usage",
-    "answers",
-    "profiles",
-    "lists",
-    "start",
-)
+WORKLOADS = ("admit", "middleware", "remote", "authorize", "ingest", "usage", "answers", "profiles", "start")
 ONE = "--one"
 
 

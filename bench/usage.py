@@ -109,7 +109,7 @@ def run() -> list[Figure]:
         toll.usage(questions(STEPS[0])[0].query)
         client = clickhouse_connect.get_client(dsn=f"chdb://{path}/usage")
         for size in [step for step in STEPS if step <= EVENTS]:
-            done = draw(client, done, size)
+            done = _draw(client, done, size)
             client.command("OPTIMIZE TABLE usage_rollups FINAL")
             asked = questions(size)
             assert toll.usage(asked[0].query).totals["requests"] == size
@@ -118,7 +118,7 @@ def run() -> list[Figure]:
         figures.append(_disk(client, done, "usage store per event"))
         for table in ("events", "event_ids", "usage_rollups"):
             client.command(f"TRUNCATE TABLE {table}")
-        done = draw(client, 0, STEPS[0], quantities=TWO_QUANTITIES)
+        done = _draw(client, 0, STEPS[0], quantities=TWO_QUANTITIES)
         figures.append(_disk(client, done, "usage store per event, two quantities each"))
     return figures
 
@@ -182,24 +182,15 @@ def _crowd(toll: Tollkeeper, size: int, seed: int) -> Iterator[None]:
     assert set(taken) == {BUSY_BATCH}, taken
 
 
-def draw(
-    client: Any,
-    done: int,
-    size: int,
-    *,
-    quantities: str = "map()",
-    start_us: int = START_US,
-    span_us: int = SPAN_US,
-    keys: int = KEYS,
-) -> int:
-    """Book events, one every *span_us* from *start_us* on, until there are *size* where *done* are; return *size*."""
+def _draw(client: Any, done: int, size: int, *, quantities: str = "map()") -> int:
+    """Book events until there are *size* where *done* are; return *size*."""
     for begun in range(done, size, DRAWN_MAX):
         client.command(
             f"""
-            INSERT INTO events SELECT 'acme', '', concat('k', toString(rand(1) % {keys})),
-                fromUnixTimestamp64Micro(toInt64({start_us} + number * {span_us}), 'UTC') AS at,
+            INSERT INTO events SELECT 'acme', '', concat('k', toString(rand(1) % {KEYS})),
+                fromUnixTimestamp64Micro(toInt64({START_US} + number * {SPAN_US}), 'UTC') AS at,
                 at + INTERVAL 1 SECOND,
-                lower(concat(substring(hex(toUInt64(({start_us} + number * {span_us}) DIV 1000)) AS h, 5, 8), '-',
+                lower(concat(substring(hex(toUInt64(({START_US} + number * {SPAN_US}) DIV 1000)) AS h, 5, 8), '-',
                     substring(h, 13, 4), '-7', substring(hex(rand(10)), 1, 3), '-',
                     substring(hex(rand(11)), 1, 4), '-', substring(hex(rand64(12)), 1, 12))),
                 0, 1, '', 'request', 'POST', arrayElement({list(ROUTES)}, 1 + rand(2) % {len(ROUTES)}),

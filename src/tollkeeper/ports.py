@@ -105,12 +105,11 @@ class UsageStore(EventExpiry, Protocol):
         """
         Answer *query* from rollups where possible, from records where it is finer than any rollup.
 
-        *with_pending* are records of sign 1, some hundred at most, that count too. The store must have neither them
-        nor a correction of one of them.
+        Args:
+            query: The query.
+            with_pending: Records of sign 1, some hundred at most, that count too. The store must have neither them
+                nor a correction of one of them.
         """
-
-    def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
-        """Answer all *asked* of one account, each as `report` does; in one statement where they fit into one."""
 
     def charged(
         self,

@@ -164,10 +164,17 @@ class LocalProfileContext:
         return self._gate.limit_statuses(compiled_key, self._clock.now_us())
 
     def usage(self, query: UsageQuery) -> UsageReport:
-        return _complete(self._reports.usage(query))
-
-    def usages(self, queries: Sequence[UsageQuery]) -> list[UsageReport]:
-        return [_complete(report) for report in self._reports.usages(queries)]
+        report = self._reports.usage(query)
+        if report.lacks_detail:
+            raise Unavailable(
+                "The usage answer needs single events that have expired (retention): ask for a later time."
+            )
+        if not report.complete:
+            # A dialect cannot say that events are missing, and its client would go on spending.
+            raise Unavailable(
+                "The usage answer would lack acknowledged requests. Try again shortly; /readyz says why."
+            )
+        return report
 
     def balance_nanos(self, account_id: str) -> int:
         return self._ledger.book(account_id)[0].balance_nanos(self._clock.now())
@@ -208,16 +215,3 @@ class LocalProfileContext:
 
     def _compiled_key(self, key: StoredKey) -> CompiledKey | None:
         return self._gate.compiled_key_of(lambda: self._directory.entitlement_of_id(key.entry.id))
-
-
-def _complete(report: UsageReport) -> UsageReport:
-    if report.lacks_detail:
-        raise Unavailable(
-            "The usage answer needs single events that have expired (retention): ask for a later time."
-        )
-    if not report.complete:
-        # A dialect cannot say that events are missing, and its client would go on spending.
-        raise Unavailable(
-            "The usage answer would lack acknowledged requests. Try again shortly; /readyz says why."
-        )
-    return report

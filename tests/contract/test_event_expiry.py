@@ -149,28 +149,6 @@ def test_what_only_events_tell_is_said_to_be_lacking(store: ClickHouseUsageStore
     charged(store, SHORT, from_us=since, match=Conditions(tags=(("team", "a"),)))
 
 
-def test_queries_in_one_statement_say_what_each_alone_says_of_expired_detail(
-    store: ClickHouseUsageStore, history: History, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole hours of expired days are told by one statement; a part of such an hour lacks events."""
-    at_us = min(row.occurred_at_us for row in history.expired if row.account_id == SHORT)
-    statements: list[Any] = []
-    run = store._report
-    monkeypatch.setattr(store, "_report", lambda statement: statements.append(statement) or run(statement))
-    for from_us in (FROM_US, at_us + 1):
-        queries = [
-            asked(SHORT, from_us=from_us, measures=SUMS, group_by=group_by)
-            for group_by in ((), ("key",), ("endpoint",))
-        ]
-        statements.clear()
-        found = store.reports(queries)
-        lacking = from_us != FROM_US
-        assert len(statements) == (1 + len(queries) if lacking else 1)
-        assert [answer.lacks_detail for answer in found] == [lacking] * len(queries)
-        assert found == [store.report(query) for query in queries]
-        assert found[0].detail_from_us == store.detail_from_us(SHORT)
-
-
 def test_an_id_stays_known_when_its_record_has_expired(store: ClickHouseUsageStore, history: History) -> None:
     """Also that of a correction; one whose record is there has not expired."""
     expired = [row for row in history.expired if row.account_id == SHORT]

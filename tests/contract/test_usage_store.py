@@ -16,8 +16,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from tests.effort import effort
-from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, combined, queries, tiers
+from tollkeeper.adapters.clickhouse import ClickHouseUsageStore, queries, tiers
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.instants import from_us, to_text, to_us
@@ -754,115 +753,6 @@ def test_the_parts_of_a_range_are_the_ranges_of_the_parts(
         assert found.rows == expected_rows
         assert found.totals == _report(store, query, coming).totals
         assert found.row_count == len(expected_rows)
-
-
-COMBINED_GROUPS = (
-    (),
-    ("key",),
-    ("endpoint",),
-    ("method",),
-    ("error_type", "status"),
-    ("model", "kind"),
-    ("project",),
-)
-
-
-def _alike(rng: random.Random, account: str | None, times: Sequence[int]) -> list[UsageQuery]:
-    """Queries as a dialect puts them: one account and filter, ranges that meet, one series, several groups."""
-    start, end = sorted(rng.choice(times) + rng.choice([0, 1, 1_800_000_000]) for _ in range(2))
-    end += rng.choice([1, 2, 3_600_000_000])
-    filters = rng.choice([{}, {}, {"key": ("key_1", "key_2", "")}, {"status": ("200", "429")}])
-    measures = [name for name in MEASURE_NAMES if name not in NOT_ADDED] + ["latency_ms_avg"]
-
-    def drawn(**fields: Any) -> UsageQuery:
-        some = tuple(rng.sample(measures, rng.randrange(1, 6)))
-        sort = rng.choice([(), (f"-{some[0]}",), (f"{some[-1]}:nulls_first",)])
-        given = {
-            "from_us": start,
-            "to_us": end,
-            "filters": filters,
-            "measures": some,
-            "sort": sort,
-            "limit": 50_000,
-        }
-        return ask(account, **given | fields)
-
-    peaks = ("peak_requests_per_minute", "peak_requests_per_hour")
-    queries = [
-        drawn(granularity=rng.choice(["hour", "day", "week", "month"]), limit=rng.randrange(0, 5), offset=1),
-        drawn(measures=("requests", *peaks, "first_at"), sort=()),
-        *(drawn(group_by=group_by) for group_by in rng.sample(COMBINED_GROUPS, 4)),
-        drawn(
-            from_us=max(0, 2 * start - end), to_us=start, measures=("latency_ms_avg", "bytes_out"), sort=()
-        ),
-        drawn(from_us=start + (end - start) // 2, group_by=("key",)),
-    ]
-    return rng.sample(queries, rng.randrange(2, len(queries) + 1))
-
-
-@pytest.mark.parametrize("seed", range(effort(6, 25)))
-def test_queries_in_one_statement_are_answered_as_each_alone(
-    store: ClickHouseUsageStore, history: list[Record], seed: int
-) -> None:
-    """With corrections and with records that are pending; what the statement cannot tell is asked one by one."""
-    rng = random.Random(seed)
-    times = sorted(row.occurred_at_us for row in history)
-    queries = _alike(rng, "acct_oracle", times)
-    for coming in ([], [random_record(rng, "acct_oracle") for _ in range(20)]):
-        assert store.reports(queries, coming) == [_report(store, query, coming) for query in queries]
-
-
-def test_queries_of_records_in_force_take_one_statement(
-    store: ClickHouseUsageStore, account: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = random.Random(5)
-    rows = [
-        record(
-            account,
-            id=str(number),
-            occurred_at_us=FROM_US + rng.randrange(3 * tiers.DAY_US),
-            key_id=rng.choice(["a", "b"]),
-            status=rng.choice([200, 200, 429]),
-            latency_us=rng.choice([None, 5, 700]),
-        )
-        for number in range(200)
-    ]
-    store.append(table_of(rows), f"{account}-1")
-    asked: list[Any] = []
-    run = store._report
-    monkeypatch.setattr(store, "_report", lambda statement: asked.append(statement) or run(statement))
-    times = [row.occurred_at_us for row in rows]
-    for _ in range(6):
-        queries = _alike(rng, account, times)
-        # Nothing comes after the end: else the assumption does not hold.
-        last = max(query.to_us for query in queries)
-        queries = [
-            msgspec.structs.replace(query, to_us=FROM_US + 3 * tiers.DAY_US) if query.to_us == last else query
-            for query in queries
-        ]
-        asked.clear()
-        found = store.reports(queries)
-        assert len(asked) == 1
-        assert found == [store.report(query) for query in queries]
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{"account_id": "other"}, {"filters": {"key": ("a",)}}, {"granularity": "minute"}, {"measures": ("kinds",)},
-     {"measures": ("latency_ms_p50",)}, {"time_zone": "Europe/Berlin", "granularity": "day"}, {"group_by": ("tag:a",)},
-     {"group_by": ("key", "model"), "measures": ("peak_requests_per_hour",)}, {"measures": ("quantity.seconds",)}],
-)  # fmt: skip
-def test_queries_that_cannot_share_a_statement_are_asked_one_by_one(
-    store: ClickHouseUsageStore, account: str, changed: dict[str, Any]
-) -> None:
-    rows = [record(account, id=str(number), occurred_at_us=FROM_US + number * 10**9) for number in range(9)]
-    store.append(table_of(rows), f"{account}-1")
-    queries = [
-        ask(account, group_by=("key",), measures=("requests",)),
-        msgspec.structs.replace(ask(account, measures=("requests",)), **changed),
-    ]
-    assert combined.statement_of(queries) is None
-    assert store.reports(queries) == [store.report(query) for query in queries]
 
 
 def _report(store: ClickHouseUsageStore, query: UsageQuery, coming: Sequence[Record]) -> ReportRows:

@@ -845,11 +845,10 @@ def test_a_used_up_budget_is_402(local: Local) -> None:
 def test_a_store_that_is_away_is_500(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     customer = local.customer()
 
-    def away(asked: Any) -> Any:
+    def away(query: Any) -> Any:
         raise Unavailable("the usage store at 10.0.0.1 is away")
 
-    for name in ("usage", "usages"):
-        monkeypatch.setattr(local.site.reports, name, away)
+    monkeypatch.setattr(local.site.reports, "usage", away)
     is_error(local.call("GET", USAGE, customer.secret), 500, "INTERNAL_ERROR", "Internal server error")
 
 

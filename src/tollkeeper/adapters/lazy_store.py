@@ -144,9 +144,6 @@ class LazyUsageStore:
     def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         return self._store.report(query, with_pending)
 
-    def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
-        return self._store.reports(asked, with_pending)
-
     def charged(
         self,
         account_id: str,

@@ -103,8 +103,8 @@ def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Re
             row = rows[key] = dict(zip(columns, key, strict=True)) | _nothing(query.measures)
         _add(row, query.measures, record)
         _add(report.totals, query.measures, record)
-    in_order = ordered(query.sort, columns, list(rows.values()))
-    return msgspec.structs.replace(report, rows=in_order[: query.limit], row_count=len(in_order))
+    ordered = _ordered(query.sort, columns, list(rows.values()))
+    return msgspec.structs.replace(report, rows=ordered[: query.limit], row_count=len(ordered))
 
 
 def _can_be(query: UsageQuery, report: UsageReport) -> bool:
@@ -180,8 +180,8 @@ def _add(row: dict[str, Any], measures: Iterable[str], record: Record) -> None:
         row[name] = of_two(known) if known else None
 
 
-def ordered(sort: Sequence[str], columns: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return *rows* in the order of the store: by *sort*, then by time and groups."""
+def _ordered(sort: Sequence[str], columns: Sequence[str], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As the store does: by *sort*, then by time and groups."""
     if not rows:
         return rows
     if columns:

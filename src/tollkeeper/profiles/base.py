@@ -182,9 +182,6 @@ class ProfileContext(Protocol):
             Unavailable: The report would lack acknowledged events.
         """
 
-    def usages(self, queries: Sequence[UsageQuery]) -> list[UsageReport]:
-        """Return the reports of several queries about one account, as of one moment; as `usage`."""
-
     def balance_nanos(self, account_id: str) -> int:
         """Return the credit that an account has left; negative while it is overdrawn."""
 

@@ -22,7 +22,6 @@ A report that needs events which have expired is not `complete` in any of them, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
@@ -30,7 +29,6 @@ import msgspec
 
 from tollkeeper.callers import CALLER
 from tollkeeper.clock import Clock
-from tollkeeper.domain.events import Record
 from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.ledger.delivery import Delivery
@@ -74,7 +72,7 @@ class Reports:
             report = None if cached is None else self._incremented(query, cached, as_of_us)
             if report is None:
                 with self._turn(query):
-                    (report,) = self._computed((query,), as_of_us, booked)
+                    report = self._computed(query, as_of_us, booked)
         except BaseException:
             self._cache.abandon(token, query)
             raise
@@ -84,55 +82,35 @@ class Reports:
             self._cache.abandon(token, query)
         return report
 
-    def usages(self, queries: Sequence[UsageQuery]) -> list[UsageReport]:
-        """
-        Answer *queries* of one account as of one moment, by one statement where they fit into one; as `usage`.
-
-        The cache has no part in it: their ranges mostly end now, so that none is asked twice.
-        """
-        as_of_us = self._clock.now_us()
-        booked = self._delivery.booked()
-        with self._turn(queries[0]):
-            return self._computed(queries, as_of_us, booked)
-
     def _incremented(self, query: UsageQuery, cached: CachedReport, as_of_us: int) -> UsageReport | None:
         """Row 2: the cached report with the records committed since, or None."""
         records = self._freshness.committed_since(cached.seq)
         report = None if records is None else apply_increment(query, cached.report, records)
         return None if report is None else msgspec.structs.replace(report, as_of_us=as_of_us)
 
-    def _computed(self, queries: Sequence[UsageQuery], as_of_us: int, booked: bool) -> list[UsageReport]:
-        """Rows 3 to 5: reports of the usage store, for one account."""
-        account_id = queries[0].account_id
-        if booked and (answers := self._with_pending(queries)) is not None:
+    def _computed(self, query: UsageQuery, as_of_us: int, booked: bool) -> UsageReport:
+        """Rows 3 to 5: a report of the usage store."""
+        if booked and (rows := self._with_pending(query)) is not None:
             complete = self._freshness.lacks_nothing()
-            return [_report(rows, as_of_us, complete=complete, behind_s=0) for rows in answers]
-        delivered = booked and self._delivery.delivered(account_id)
+            return _report(rows, as_of_us, complete=complete, behind_s=0)
+        delivered = booked and self._delivery.delivered(query.account_id)
         complete = delivered and self._freshness.lacks_nothing()
         # Before the query: what is delivered meanwhile makes the report better than it says.
         behind_s = 0 if complete else self._freshness.behind_s()
-        return [
-            _report(rows, as_of_us, complete=complete, behind_s=behind_s) for rows in self._asked(queries, ())
-        ]
+        return _report(self._store.report(query), as_of_us, complete=complete, behind_s=behind_s)
 
-    def _with_pending(self, queries: Sequence[UsageQuery]) -> list[ReportRows] | None:
+    def _with_pending(self, query: UsageQuery) -> ReportRows | None:
         """Row 3, or None."""
-        account_id = queries[0].account_id
-        if not self._freshness.is_pending(account_id):
+        if not self._freshness.is_pending(query.account_id):
             return None
         for _ in range(PENDING_TRIES):
-            pending = self._freshness.pending_records(account_id)
+            pending = self._freshness.pending_records(query.account_id)
             if pending is None:
                 return None
-            answers = self._asked(queries, pending.records)
+            rows = self._store.report(query, pending.records)
             if self._freshness.still_pending(pending):
-                return answers
+                return rows
         return None
-
-    def _asked(self, queries: Sequence[UsageQuery], pending: Sequence[Record]) -> list[ReportRows]:
-        if len(queries) == 1:
-            return [self._store.report(queries[0], pending) if pending else self._store.report(queries[0])]
-        return self._store.reports(queries, pending)
 
     def _turn(self, query: UsageQuery) -> AbstractContextManager[None]:
         """Return the turn of the calling account; where the caller is not known, of the account of *query*."""

@@ -20,7 +20,7 @@ def is_unsure(result: Sequence[Sequence[Any]]) -> bool:
 def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> ReportRows:
     """Return the rows, the totals and the row count that *result* of `queries.report(query)` has."""
     measures = [(name, MEASURES.get(name, QUANTITY)) for name in query.measures]
-    keys = [bucket_reader(query)] if query.granularity else [as_is] if query.cuts_us else []
+    keys = [_bucket_reader(query)] if query.granularity else [as_is] if query.cuts_us else []
     names = ["time"] if query.granularity else ["part"] if query.cuts_us else []
     keys += [as_is] * len(query.group_by)
     names += query.group_by
@@ -45,8 +45,7 @@ def answer_of(query: UsageQuery, result: Sequence[Sequence[Any]]) -> ReportRows:
     return ReportRows(rows, totals, row_count)
 
 
-def bucket_reader(query: UsageQuery) -> Callable[[int], str]:
-    """Return what shows a bucket of *query* as `time`."""
+def _bucket_reader(query: UsageQuery) -> Callable[[int], str]:
     zone = ZoneInfo(query.time_zone)
     is_utc = query.time_zone in ("UTC", "Etc/UTC")
     seen: dict[int, str] = {}

@@ -126,7 +126,7 @@ class _Report:
     """One query on its way to SQL: the parameters gather as the fragments are made."""
 
     def __init__(self, query: UsageQuery, with_pending: Sequence[Record], assuming: bool) -> None:
-        check(query)
+        _check(query)
         self.query = query
         self.with_pending = with_pending
         self.assuming = assuming
@@ -152,8 +152,7 @@ class _Report:
         self.keys = ["bucket"] if query.granularity else ["part"] if query.cuts_us else []
         self.keys += [f"g{i}" for i in range(len(self.groups))]
         self.filters = [
-            filter_of(i, name, allowed, self.parameters)
-            for i, (name, allowed) in enumerate(query.filters.items())
+            self._filter(i, name, allowed) for i, (name, allowed) in enumerate(query.filters.items())
         ]
         self.extremes = not EXTREMES.isdisjoint(needs)
         self.start, self.end = max(0, query.from_us), min(query.to_us, AT_MAX_US)
@@ -383,7 +382,7 @@ class _Report:
         return scope + self.filters
 
     def _key_columns(self, at: str) -> dict[str, str]:
-        columns = {"bucket": bucket_of(self.query, at, self.parameters)} if self.query.granularity else {}
+        columns = {"bucket": self._bucket(at)} if self.query.granularity else {}
         if self.query.cuts_us:
             columns["part"] = self._part(at)
         columns |= {f"g{i}": expression for i, expression in enumerate(self.groups)}
@@ -399,11 +398,35 @@ class _Report:
             for i in range(len(self.query.cuts_us))
         )
 
+    def _bucket(self, at: str) -> str:
+        """The bucket of the instant *at*: seconds since the epoch, or local days since it from a day on."""
+        granularity = self.query.granularity
+        if granularity == "minute":
+            return f"toUnixTimestamp(toStartOfMinute({at}))"
+        self.parameters["time_zone"] = self.query.time_zone
+        if granularity == "hour":
+            return f"toUnixTimestamp(toStartOfHour({at}, {{time_zone:String}}))"
+        if granularity == "week":
+            self.parameters["week_start"] = WEEKDAYS.index(self.query.week_start)
+        day = f"toInt32(toDate({at}, {{time_zone:String}}))"
+        return _BUCKETS[str(granularity)].format(at=at, day=day)
+
     def _group(self, index: int, name: str) -> str:
         if not name.startswith(TAG_PREFIX):
             return _COLUMNS[name]
         self.parameters[f"group_tag{index}"] = name.removeprefix(TAG_PREFIX)
         return f"tags[{{group_tag{index}:String}}]"
+
+    def _filter(self, index: int, name: str, allowed: Sequence[str]) -> str:
+        if name == "status":
+            self.parameters[f"filter{index}"] = statuses_of(allowed)
+            return f"has({{filter{index}:Array(UInt16)}}, status)"
+        self.parameters[f"filter{index}"] = list(allowed)
+        column = _COLUMNS.get(name, "")
+        if name.startswith(TAG_PREFIX):
+            self.parameters[f"filter_tag{index}"] = name.removeprefix(TAG_PREFIX)
+            column = f"tags[{{filter_tag{index}:String}}]"
+        return f"{column} IN {{filter{index}:Array(String)}}"
 
     def _order(self) -> str:
         columns = {name: f"m{i}" for i, name in enumerate(self.query.measures)}
@@ -415,7 +438,7 @@ class _Report:
         terms = []
         for text in self.query.sort:
             term = sort_term(text, columns)
-            assert term is not None  # `check` refuses others.
+            assert term is not None  # `_check` refuses others.
             column = columns[term.column]
             if term.column == "kinds":
                 column = f"toString(mapSort({column}))"
@@ -430,39 +453,7 @@ def _is_in_force(scope: Sequence[str]) -> str:
     return f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({withdrawn})"
 
 
-def column_of(name: str) -> str:
-    """Return the expression of a dimension that is no tag, over a row of either table."""
-    return _COLUMNS[name]
-
-
-def bucket_of(query: UsageQuery, at: str, parameters: dict[str, Any]) -> str:
-    """Return the bucket of the instant *at*: seconds since the epoch, or local days since it from a day on."""
-    granularity = query.granularity
-    if granularity == "minute":
-        return f"toUnixTimestamp(toStartOfMinute({at}))"
-    parameters["time_zone"] = query.time_zone
-    if granularity == "hour":
-        return f"toUnixTimestamp(toStartOfHour({at}, {{time_zone:String}}))"
-    if granularity == "week":
-        parameters["week_start"] = WEEKDAYS.index(query.week_start)
-    day = f"toInt32(toDate({at}, {{time_zone:String}}))"
-    return _BUCKETS[str(granularity)].format(at=at, day=day)
-
-
-def filter_of(index: int, name: str, allowed: Sequence[str], parameters: dict[str, Any]) -> str:
-    """Return the condition of one filter; its values go to *parameters*."""
-    if name == "status":
-        parameters[f"filter{index}"] = statuses_of(allowed)
-        return f"has({{filter{index}:Array(UInt16)}}, status)"
-    parameters[f"filter{index}"] = list(allowed)
-    column = _COLUMNS.get(name, "")
-    if name.startswith(TAG_PREFIX):
-        parameters[f"filter_tag{index}"] = name.removeprefix(TAG_PREFIX)
-        column = f"tags[{{filter_tag{index}:String}}]"
-    return f"{column} IN {{filter{index}:Array(String)}}"
-
-
-def check(query: UsageQuery) -> None:
+def _check(query: UsageQuery) -> None:
     """Raise BadParameter unless every name in *query* is one of ours."""
     if query.granularity is not None and query.granularity not in GRANULARITIES:
         raise BadParameter(f"granularity must be one of {', '.join(GRANULARITIES)}", field="granularity")

@@ -22,14 +22,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
-from tollkeeper.adapters.clickhouse import (
-    append_recovery,
-    expiry,
-    queries,
-    reporting,
-    snapshots,
-    tables,
-)
+from tollkeeper.adapters.clickhouse import answers, append_recovery, expiry, queries, snapshots, tables
 from tollkeeper.adapters.clickhouse.audit import Audit
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
@@ -211,14 +204,19 @@ class ClickHouseUsageStore:
 
     def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
-        return reporting.answer(self._report, self._expiry, query, with_pending)
-
-    def reports(self, asked: Sequence[UsageQuery], with_pending: Sequence[Record] = ()) -> list[ReportRows]:
-        """See `ports.UsageStore.reports`."""
-        return reporting.answer_all(self._report, self._expiry, asked, with_pending)
+        statement = queries.report(query, with_pending)
+        self._audit.check_whole()
+        rows = self._report(statement)
+        if answers.is_unsure(rows):
+            statement = queries.report(query, with_pending, assuming=False)
+            rows = self._report(statement)
+        # Afterwards: what expired before has told so, and what expires from now on was read.
+        return answers.answer_of(query, rows)._replace(
+            detail_from_us=self._expiry.detail_from_us(query.account_id),
+            lacks_detail=self._expiry.lacks(query.account_id, statement.record_spans),
+        )
 
     def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
-        self._audit.check_whole()
         with (
             engine_errors(),
             self._engine.reports.lend() as client,

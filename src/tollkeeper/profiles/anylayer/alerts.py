@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tollkeeper.domain import alerts
 from tollkeeper.domain.instants import from_us, to_us
@@ -21,11 +21,7 @@ _WINDOW_NAMES: Final = {
 
 
 def raised_alerts(
-    scope: QueriedUsage,
-    totals: Mapping[str, Any],
-    by_error: Sequence[Grouped],
-    limits: RateLimits,
-    latency_before: float | None,
+    scope: QueriedUsage, totals: Mapping[str, Any], by_error: Sequence[Grouped], limits: RateLimits
 ) -> list[alerts.Alert]:
     """Return the alerts that the deployment wants, by kind in its order."""
     context, now = scope.context, scope.call.now
@@ -59,7 +55,8 @@ def raised_alerts(
                 )
             ]
         if kind == "latency":
-            return [alerts.latency_alert(totals["latency_ms_avg"], latency_before, thresholds=thresholds)]
+            before = _latency_before(scope)
+            return [alerts.latency_alert(totals["latency_ms_avg"], before, thresholds=thresholds)]
         if kind == "budget":
             limit_statuses = [limit_status for key in active for limit_status in context.limit_statuses(key)]
             return [
@@ -108,6 +105,15 @@ def _leading_status(by_error: Sequence[Grouped]) -> int | None:
     for group in by_error:
         counts[group.name[1]] = counts.get(group.name[1], 0) + group.errors
     return max(counts, key=lambda status: (counts[status], -status), default=None)
+
+
+def _latency_before(scope: QueriedUsage) -> float | None:
+    """Return the average latency of the window before; `all` has none before it."""
+    if scope.span is None:
+        return None
+    before_us = to_us(scope.call.now - 2 * scope.span)
+    before = scope.report(from_us=before_us, to_us=scope.from_us, measures=("latency_ms_avg",))
+    return cast("float | None", before.totals["latency_ms_avg"])
 
 
 def _name_of(key: StoredKey) -> str:

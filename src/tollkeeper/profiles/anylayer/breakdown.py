@@ -13,16 +13,16 @@ from tollkeeper.profiles.anylayer.scope import Grouped, QueriedUsage
 
 
 def breakdown_members(
-    scope: QueriedUsage, of: Mapping[tuple[str, ...], Sequence[Grouped]], requests: int
+    scope: QueriedUsage, endpoints: Sequence[Grouped], by_error: Sequence[Grouped], requests: int
 ) -> dict[str, Any]:
     def items(name: str, groups: Sequence[Grouped]) -> list[dict[str, Any]]:
         return [{name: group.name, **_group(scope, group)} for group in _page(scope.parameters, groups)]
 
     names = {key.entry.id: key.entry.name for key in scope.keys}
-    statuses = _merged(scope, scope.parameters, of["error_type", "status"], lambda group: group.name[1])
+    statuses = _merged(scope, scope.parameters, by_error, lambda group: group.name[1])
     return {
-        "byEndpoint": items("endpoint", of["endpoint",]),
-        "byMethod": items("method", of["method",]),
+        "byEndpoint": items("endpoint", endpoints),
+        "byMethod": items("method", scope.groups(("method",))),
         "byStatusCode": [
             {
                 "statusCode": group.name,
@@ -33,7 +33,7 @@ def breakdown_members(
         ],
         "byKey": [
             {"keyId": item["keyId"], "name": names.get(item["keyId"], ""), **item}
-            for item in items("keyId", of["key",])
+            for item in items("keyId", scope.groups(("key",)))
         ],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, NamedTuple, cast
 
@@ -58,10 +57,6 @@ class QueriedUsage:
 
     def report(self, **asked: Any) -> UsageReport:
         """Return a report over this usage; *asked* are members of `UsageQuery`."""
-        return self.context.usage(self.query(**asked))
-
-    def query(self, **asked: Any) -> UsageQuery:
-        """Return a query about this usage; *asked* are members of `UsageQuery`."""
         given: dict[str, Any] = {
             "from_us": self.from_us,
             "to_us": self.to_us,
@@ -69,19 +64,16 @@ class QueriedUsage:
             **asked,
         }
         filters = {} if self.target is None else {"key": (self.target.entry.id,)}
-        return UsageQuery(account_id=self.account, filters=filters, **given)
+        return self.context.usage(UsageQuery(account_id=self.account, filters=filters, **given))
 
-    def query_of_groups(self, group_by: tuple[str, ...]) -> UsageQuery:
-        """Return the query whose report `grouped` reads: groups in the order that `sort` asks for."""
-        return self.query(
+    def groups(self, group_by: tuple[str, ...]) -> list[Grouped]:
+        """Return the groups in the order that `sort` asks for; several dimensions make a tuple."""
+        rows = self.report(
             group_by=group_by,
             measures=("requests", self.failed, "latency_ms_avg", "bytes_out", "last_at"),
             sort=self.sort("last_at"),
             limit=PAGE_SIZE_MAX,
-        )
-
-    def grouped(self, group_by: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> list[Grouped]:
-        """Return the groups of a report by *group_by*; several dimensions make a tuple."""
+        ).rows
         return [
             Grouped(
                 row[group_by[0]] if len(group_by) == 1 else tuple(row[name] for name in group_by),
