@@ -29,12 +29,11 @@ Op = Literal[
 ]
 
 
-ANSWER_S_MAX: Final = 120
+ANSWER_S_MAX: Final = 30
 """
 A call that waits longer for its answer has none: the server runs, and does not do its work.
 
-Sixteen corrections at once take 3 s of CPU, and a machine that is shared may give a tenth of that. A server that
-hangs is found all the same.
+On a machine that is shared and gives a tenth of its CPU, a server that works may be that slow.
 """
 TIMED_OUT: Final = -1
 
