@@ -118,7 +118,6 @@ class TestCatalogEntries:
                 assert len(book._timelines) <= 10
                 assert len(book._built_in._timelines) <= 10
                 assert len(book._built_in._of_models) <= 10
-                assert len(book._built_in._snapshot._provider_misses) <= 20
         assert book.price_of("m", account_id="acme", at_us=NOON_US).version == "prices:p1"
 
     def test_names_of_one_listed_model_share_one_price(self):
