@@ -26,6 +26,7 @@ from tollkeeper.ledger.commit_future import CommitFuture
 from tollkeeper.testing import verify
 
 FIVE = Outcome(usage=Usage(cost_nanos=5))
+SIX = Outcome(usage=Usage(cost_nanos=6))
 
 
 @pytest.fixture(autouse=True)
@@ -79,24 +80,24 @@ def test_a_repeat_of_a_settle_under_way_is_told_to_come_again(customer: Customer
     site = customer.site
     customer.authorize("h")
     with Blocking(site) as blocked:
-        _, future = site.holds.settle_hold("h", FIVE, CommitFuture())
+        _, future = site.holds.settle_hold("h", FIVE, CommitFuture(), account_id=customer.account)
         assert future is not None
         with pytest.raises(Unavailable, match="unknown"):
             future.wait()
         assert blocked.entered.wait(60)
         calls: list[Callable[[], object]] = [
-            lambda: site.holds.settle_hold("h", FIVE, CommitFuture()),
-            lambda: site.holds.settle_hold("h", Outcome(usage=Usage(cost_nanos=6)), CommitFuture()),
-            lambda: site.holds.void_hold("h", CommitFuture()),
+            lambda: site.holds.settle_hold("h", FIVE, CommitFuture(), account_id=customer.account),
+            lambda: site.holds.settle_hold("h", SIX, CommitFuture(), account_id=customer.account),
+            lambda: site.holds.void_hold("h", CommitFuture(), account_id=customer.account),
         ]
         for call in calls:
             with pytest.raises(Unavailable, match="being ended by another call"):
                 call()
     eventually(lambda: site.committer.idle)
-    settled, _ = site.holds.settle_hold("h", FIVE, CommitFuture())
+    settled, _ = site.holds.settle_hold("h", FIVE, CommitFuture(), account_id=customer.account)
     assert settled.replayed
     with pytest.raises(HoldEnded):
-        site.holds.settle_hold("h", Outcome(usage=Usage(cost_nanos=6)), CommitFuture())
+        site.holds.settle_hold("h", SIX, CommitFuture(), account_id=customer.account)
     assert customer.totals() == (1, 5)
 
 
@@ -115,14 +116,14 @@ def test_while_a_group_is_stuck_nothing_more_is_taken(
         with pytest.raises(Unavailable, match="cannot be written now"):
             customer.record("a")
         with pytest.raises(Unavailable, match="cannot be written now"):
-            site.holds.settle_hold("h", FIVE, CommitFuture())
+            site.holds.settle_hold("h", FIVE, CommitFuture(), account_id=customer.account)
         found = site.holds.admit(customer.secret, "POST", "/v1/chat")
         assert isinstance(found, Denial)
         assert found.reason == "unavailable"
         site.holds.settle(served, Outcome())
     monkeypatch.setattr(committer, "STUCK_S", 60.0)
     eventually(lambda: site.committer.idle and site.gate.refusing is None)
-    _, future = site.holds.settle_hold("h", FIVE, CommitFuture())
+    _, future = site.holds.settle_hold("h", FIVE, CommitFuture(), account_id=customer.account)
     assert future is not None
     eventually(lambda: future.ended)
     assert customer.totals() == (3, 19)
