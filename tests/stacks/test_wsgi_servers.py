@@ -25,7 +25,10 @@ DEADLINE_S: Final = 60
 """Only bounds a run that has failed."""
 
 SERVERS: Final[dict[str, Callable[[int, str], list[str]]]] = {
-    "gunicorn": lambda port, app: ["gunicorn", "-w", "1", "--threads", "8", "-b", f"127.0.0.1:{port}", app],
+    "gunicorn": lambda port, app: [
+        # Without it a connection is closed after 2 s without a request: sooner than a busy machine sends one.
+        *("gunicorn", "-w", "1", "--threads", "8", "--keep-alive", "60", "-b", f"127.0.0.1:{port}", app)
+    ],
     "waitress": lambda port, app: ["waitress", f"--listen=127.0.0.1:{port}", "--threads=8", app],
     "granian": lambda port, app: [
         *("granian", "--interface", "wsgi", "--workers", "1", "--blocking-threads", "8"),

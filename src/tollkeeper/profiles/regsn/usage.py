@@ -94,7 +94,7 @@ def _report(context: ProfileContext, account_id: str, parameters: UsageRange) ->
 
 
 def _rows(context: ProfileContext, account_id: str, parameters: UsageRange) -> Iterable[dict[str, Any]]:
-    """Yield the counts per bucket and kind of event."""
+    """Yield the counts per bucket, kind of event and reason of refusal."""
     # Before the epoch and after `_AT_MAX_US` there are no events, and the stores cannot hold such instants.
     start_us, end_us = max(0, to_us(parameters.start)), min(to_us(parameters.end), _AT_MAX_US)
     if start_us >= end_us:
@@ -105,22 +105,21 @@ def _rows(context: ProfileContext, account_id: str, parameters: UsageRange) -> I
         to_us=end_us,
         granularity="day" if parameters.axis == "day" else None,
         time_zone=context.time_zone(account_id),
-        group_by=("kind",) if parameters.axis == "day" else (parameters.axis, "kind"),
-        measures=("requests", "failed", "denied", "cost_nanos"),
+        group_by=(*(() if parameters.axis == "day" else (parameters.axis,)), "kind", "denied_reason"),
+        measures=("requests", "failed", "cost_nanos"),
     )
     for page in pages(context, query):
         yield from page.rows
 
 
 def _add(bucket: _Bucket, row: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    requests, denied = row["requests"], row["denied"]
-    bucket.request_count += requests if settings["refused_requests_counted"] else requests - denied
-    # Refused requests have a status of 400 or above, too.
-    started = requests - max(row["failed"], denied)
-    if settings["refused_scans_counted"]:
-        started += denied
-    if settings["failed_scans_counted"]:
-        started += max(0, row["failed"] - denied)
+    requests = row["requests"]
+    if row["denied_reason"]:
+        bucket.request_count += requests if settings["refused_requests_counted"] else 0
+        started = requests if settings["refused_scans_counted"] else 0
+    else:
+        bucket.request_count += requests
+        started = requests if settings["failed_scans_counted"] else requests - row["failed"]
     if row["kind"] == "scan":
         bucket.scan_count += started
     elif row["kind"] == "export":
