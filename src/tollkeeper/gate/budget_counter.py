@@ -161,8 +161,7 @@ class BudgetCounter:
             self.span = (at_us, at_us + self._width_us)
             period = self._periods.get(at_us)
             if period is None:
-                # The ledger has nothing in it: a budget that begins brings every period that is not open to 0, in the
-                # commit that it begins with, and nothing is charged to a period before it is open.
+                # What is charged to it from now on is not in it yet. It is read once it is open: see `_open`.
                 period = BudgetPeriod(at_us)
                 period.as_of_commit = -1
             elif period.as_of_commit is None:
@@ -345,9 +344,10 @@ class BudgetCounter:
         assert self.span[0] == self._period.start_us == now_us
         self._opens = False
         self._drop_unneeded()
+        # A budget of this id that was deleted, or one that begins now, may charge it in a commit under way: it is read
+        # before the next decision.
+        self._period.as_of_commit = None
         self._periods[now_us] = self._period
-        if not self._following:
-            self.start_us, self.end_us = self.span
 
     def retake(self, amount: int, at_us: int) -> int:
         span = self._span(at_us)
