@@ -23,7 +23,7 @@ from tollkeeper.http.denials import denial_problem
 from tollkeeper.remote import Admission
 from tollkeeper.remote.messages import denial_of
 
-DEADLINE_S = 60
+DEADLINE_S = 20
 
 
 def wait_for(condition):

@@ -111,7 +111,9 @@ class Undelivered:
             pass
         with self._lock:
             left, self._kept = self._kept, OrderedDict()
-        for (path, hold_id), (body, _) in left.items():
+        for (path, hold_id), (body, refusals) in left.items():
+            if path == messages.VOID and refusals:
+                continue  # The server knew no such hold.
             self._lose(path, hold_id, body, "the process ends while the server is away")
 
     def _run(self) -> None:
@@ -172,7 +174,9 @@ class Undelivered:
                 error = error_of(answer)
                 if is_transient(answer) or answer.status in (401, 429):
                     return False
-                if isinstance(error, HoldEnded) and refusals < _ENDING_TRIES_MAX:
+                # A void may overtake its authorize, which a slow server is still at.
+                is_early = path == messages.VOID and isinstance(error, HoldUnknown)
+                if (is_early or isinstance(error, HoldEnded)) and refusals < _ENDING_TRIES_MAX:
                     with self._lock:
                         self._kept[at] = (body, refusals + 1)
                     continue

@@ -13,7 +13,7 @@ first note it is taken back, and after it completed. So at any time outside of a
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -487,8 +487,3 @@ _CHARGED: Final = f"""sum(u.requests + u.adjustments), sumIf(u.requests, u.denie
 
 def _is_of_step() -> str:
     return "(account_id, toDate(occurred_at)) IN (SELECT account_id, day FROM expired_days WHERE step = {step:UInt64})"
-
-
-def accounts_of(days: Collection[ExpiringDay]) -> set[str]:
-    """Return the accounts of *days*."""
-    return {day.account_id for day in days}
