@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import logging
 import time
+from typing import Any
 
+import greenlet
 import msgspec
 import pytest
 
@@ -78,6 +80,20 @@ def test_an_authorize_that_was_never_answered_holds_nothing(tcp_place: Place, pr
 
 
 @both
+def test_an_authorize_whose_server_ended_under_it_holds_nothing(tcp_place: Place, proxy: Proxy, form):
+    """It was sent on a kept connection; what the server took is not known from the next one, which is refused."""
+    toll = tcp_place.toll(proxy.url)
+    calls = form(toll)
+    calls.void(calls.admit(tcp_place.secret, "POST", "/chat"))
+    proxy.faults.append("last")
+    assert calls.admit(tcp_place.secret, "POST", "/chat").reason == "unavailable"
+    assert (proxy.connection_count, tcp_place.used()) == (1, 1)
+    proxy.listen()
+    wait_for(lambda: tcp_place.used() == 0)
+    calls.close()
+
+
+@both
 def test_a_settlement_that_was_not_delivered_is_kept_and_booked(tcp_place: Place, proxy: Proxy, form):
     toll = tcp_place.toll(proxy.url)
     calls = form(toll)
@@ -88,6 +104,39 @@ def test_a_settlement_that_was_not_delivered_is_kept_and_booked(tcp_place: Place
     wait_for(lambda: tcp_place.totals()["requests"] == 1)
     assert calls.settle(admission, Outcome(201)).replayed
     assert (toll.undelivered_count, toll.lost_count) == (0, 0)
+    calls.close()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, greenlet.GreenletExit])
+def test_an_interrupted_authorize_holds_nothing(tcp_place: Place, monkeypatch, interruption):
+    """By a signal, or as its greenlet is killed: nobody has the hold that the server made."""
+    toll = tcp_place.toll(tcp_place.url)
+    exchange = Connections._exchange
+
+    def interrupted(self: Connections, *call: Any) -> Answer:
+        answer = exchange(self, *call)
+        if messages.AUTHORIZE in call:
+            raise interruption
+        return answer
+
+    monkeypatch.setattr(Connections, "_exchange", interrupted)
+    with pytest.raises(interruption):
+        toll.admit(tcp_place.secret, "POST", "/chat")
+    wait_for(lambda: tcp_place.used() == 0)
+    toll.close()
+
+
+@both
+def test_a_void_that_overtakes_its_authorize_is_sent_again(tcp_place: Place, proxy: Proxy, form):
+    """The client gives up while the call is still under way, and the server has it after the void."""
+    calls = form(tcp_place.toll(proxy.url, timeout_s=0.3))
+    proxy.faults.extend(["late"] * 3)
+    assert calls.admit(tcp_place.secret, "POST", "/chat").reason == "unavailable"
+    late_count = proxy.calls.count(messages.AUTHORIZE)
+    wait_for(lambda: messages.VOID in proxy.passed)
+    proxy.release.set()
+    wait_for(lambda: proxy.passed.count(messages.AUTHORIZE) == late_count)
+    wait_for(lambda: tcp_place.used() == 0)
     calls.close()
 
 

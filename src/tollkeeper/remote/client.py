@@ -160,6 +160,11 @@ class Tollkeeper:
         except Unavailable as exc:
             self._void_maybe(tries, hold_id)
             return Refused(self._away(exc))
+        except BaseException:
+            # A signal or a killed greenlet, in the midst of the call.
+            tries.maybe_done = True
+            self._void_maybe(tries, hold_id)
+            raise
         return self._found(answer, tries, hold_id, method, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = True) -> Settled:

@@ -54,19 +54,25 @@ class Connections:
         """
         if not self._turns.acquire(timeout=timeout_s):
             raise NoAnswer(f"all {CONNECTIONS_MAX} connections are in use", sent=False)
+        sent = False
         try:
-            while (kept := self._kept()) is not None:
+            while True:
+                kept = self._kept()
+                connection = kept or self._made(timeout_s, sent=sent)
+                sent = True
                 try:
-                    return self._exchange(kept, method, path, body, timeout_s)
+                    return self._exchange(connection, method, path, body, timeout_s)
                 except TimeoutError as exc:
                     raise NoAnswer(f"no answer within {timeout_s:.1f} s", sent=True) from exc
-                except (OSError, HTTPException):
-                    continue  # Closed by the server: as repeated calls do no harm, the next connection is tried.
-            return self._first(method, path, body, timeout_s)
+                except (OSError, HTTPException) as exc:
+                    if kept is None:
+                        raise NoAnswer(_reason(exc), sent=True) from exc
+                    # Closed by the server: as repeated calls do no harm, the next connection is tried.
         finally:
             self._turns.release()
 
-    def _first(self, method: str, path: str, body: bytes | None, timeout_s: float) -> Answer:
+    def _made(self, timeout_s: float, *, sent: bool) -> HTTPConnection:
+        """Return a new connection. Raises NoAnswer, with *sent*: whether the call went out on another before."""
         address = self._address
         made: HTTPConnection
         if address.path:
@@ -81,13 +87,8 @@ class Connections:
                 made.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as exc:
             made.close()
-            raise NoAnswer(_reason(exc), sent=False) from exc
-        try:
-            return self._exchange(made, method, path, body, timeout_s)
-        except TimeoutError as exc:
-            raise NoAnswer(f"no answer within {timeout_s:.1f} s", sent=True) from exc
-        except (OSError, HTTPException) as exc:
-            raise NoAnswer(_reason(exc), sent=True) from exc
+            raise NoAnswer(_reason(exc), sent=sent) from exc
+        return made
 
     def _exchange(
         self, connection: HTTPConnection, method: str, path: str, body: bytes | None, timeout_s: float

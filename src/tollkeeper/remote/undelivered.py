@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, NamedTuple
 
 from tollkeeper.errors import DetailExpired, HoldEnded, HoldUnknown, TollkeeperError
 from tollkeeper.remote import messages
@@ -32,13 +32,27 @@ _CALL_S: Final = 5.0
 _ROUND_S: Final = 60.0
 _PAUSE_S: Final = (0.1, 5.0)
 """Before the next round when the server is away: the first, and the longest; doubled in between."""
-_ENDING_TRIES_MAX: Final = 5
-"""A hold may be "being ended" by an earlier try of the same call, whose answer was lost."""
+_REFUSALS_MAX: Final = 5
+"""
+A hold may be "being ended" by an earlier try of the same call, whose answer was lost; and a void may overtake its
+authorize, which a slow server is still at. Both are sent again, over some six seconds.
+"""
+_REFUSED_PAUSE_S: Final = 0.2
+"""After the first refusal; doubled after each further one."""
+_CLOSING_PAUSE_S: Final = 0.05
 
 log = logging.getLogger("tollkeeper.remote")
 
 Call = Callable[[str, str, bytes | None, float], Answer]
 Inbox = SimpleQueue[tuple[str, str | None] | None]
+
+
+class _Kept(NamedTuple):
+    """An ending: its body, how often the server refused it, and when to send it, on the monotonic clock."""
+
+    body: bytes
+    refusals: int = 0
+    due: float = 0.0
 
 
 class Undelivered:
@@ -56,8 +70,8 @@ class Undelivered:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[str, str], tuple[bytes, int]] = OrderedDict()
-        """Path and hold id → body, and refusals so far."""
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        """By path and hold id."""
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
         self.dropped: Inbox = SimpleQueue()
@@ -76,7 +90,7 @@ class Undelivered:
             full = (path, hold_id) not in self._kept and len(self._kept) >= KEPT_MAX
             if not full:
                 # In place of one that was to be booked later.
-                self._kept[path, hold_id] = body, 0
+                self._kept[path, hold_id] = _Kept(body)
         if full:
             self._lose(path, hold_id, body, f"{KEPT_MAX} are kept already")
             return False
@@ -108,13 +122,13 @@ class Undelivered:
             thread.join(within_s)
         self._take_dropped()
         while self._kept and self._deliver(until):
-            pass
+            time.sleep(min(_CLOSING_PAUSE_S, max(until - time.monotonic(), 0)))
         with self._lock:
             left, self._kept = self._kept, OrderedDict()
-        for (path, hold_id), (body, refusals) in left.items():
-            if path == messages.VOID and refusals:
+        for (path, hold_id), kept in left.items():
+            if path == messages.VOID and kept.refusals:
                 continue  # The server knew no such hold.
-            self._lose(path, hold_id, body, "the process ends while the server is away")
+            self._lose(path, hold_id, kept.body, "the process ends while the server is away")
 
     def _run(self) -> None:
         pause_s = _PAUSE_S[0]
@@ -143,7 +157,9 @@ class Undelivered:
         if dropped is not None:
             hold_id, account_id = dropped
             with self._lock:
-                self._kept.setdefault((messages.VOID, hold_id), (messages.void_body(hold_id, account_id), 0))
+                self._kept.setdefault(
+                    (messages.VOID, hold_id), _Kept(messages.void_body(hold_id, account_id))
+                )
 
     def _take_dropped(self) -> None:
         while True:
@@ -154,45 +170,51 @@ class Undelivered:
 
     def _deliver(self, until: float) -> bool:
         """
-        Send everything that is kept, the oldest first; return whether the server took all of it.
+        Send what is kept and due, the oldest first; return whether the server answered all of it.
 
         Args:
             until: When to stop, on the monotonic clock.
         """
-        for at, (body, refusals) in list(self._kept.items()):
+        for at, kept in list(self._kept.items()):
             path, hold_id = at
-            timeout_s = until - time.monotonic()
-            if timeout_s <= 0:
+            now = time.monotonic()
+            if now >= until:
                 return False
+            if kept.due > now and not self._closing.is_set():
+                continue
             try:
-                answer = self._call("POST", path, body, min(timeout_s, _CALL_S))
+                answer = self._call("POST", path, kept.body, min(until - now, _CALL_S))
             except NoAnswer:
                 return False
             if answer.status == 200:
                 log.info("tollkeeper.remote.delivered", extra={"hold_id": hold_id, "path": path})
+            elif is_transient(answer) or answer.status in (401, 429):
+                return False
             else:
                 error = error_of(answer)
-                if is_transient(answer) or answer.status in (401, 429):
-                    return False
-                # A void may overtake its authorize, which a slow server is still at.
-                is_early = path == messages.VOID and isinstance(error, HoldUnknown)
-                if (is_early or isinstance(error, HoldEnded)) and refusals < _ENDING_TRIES_MAX:
+                if _may_be_taken_yet(path, error) and kept.refusals < _REFUSALS_MAX:
+                    due = time.monotonic() + _REFUSED_PAUSE_S * 2**kept.refusals
                     with self._lock:
-                        self._kept[at] = (body, refusals + 1)
+                        if self._kept.get(at) is kept:
+                            self._kept[at] = _Kept(kept.body, kept.refusals + 1, due)
                     continue
                 # The server had an earlier try, so long ago that its event has expired.
                 had_before = isinstance(error, DetailExpired)
                 # A void of a hold that is gone, or never was, has nothing to do.
                 is_gone = path == messages.VOID and isinstance(error, HoldEnded | HoldUnknown)
                 if not had_before and not is_gone:
-                    self._lose(path, hold_id, body, error)
+                    self._lose(path, hold_id, kept.body, error)
             with self._lock:
-                if self._kept.get(at, (body,))[0] is body:
-                    self._kept.pop(at, None)
-        return not self._kept
+                if self._kept.get(at) is kept:
+                    del self._kept[at]
+        return True
 
     def _lose(self, path: str, hold_id: str, body: bytes, why: TollkeeperError | str) -> None:
         self.lost_count += 1
         # The body has no key in it: what it says can be booked by hand.
         fields = {"hold_id": hold_id, "path": path, "body": body.decode(), "reason": str(why)}
         log.error("tollkeeper.remote.lost", extra=fields)
+
+
+def _may_be_taken_yet(path: str, error: TollkeeperError) -> bool:
+    return isinstance(error, HoldEnded) or (path == messages.VOID and isinstance(error, HoldUnknown))
