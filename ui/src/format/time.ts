@@ -45,7 +45,7 @@ export function fromNow(ms: number, nowMs: number): string {
   const [amount, unit] =
     size < 60 ? [size, "s"] : size < 5400 ? [size / 60, "min"] : size < 129_600 ? [size / 3600, "hour"] : [size / 86_400, "day"];
   const whole = Math.max(1, Math.round(amount));
-  const words = `${whole} ${unit}${whole > 1 && unit.length > 3 ? "s" : ""}`;
+  const words = `${whole} ${unit}${whole > 1 && unit !== "s" && unit !== "min" ? "s" : ""}`;
   return ahead >= 0 ? `in ${words}` : `${words} ago`;
 }
 

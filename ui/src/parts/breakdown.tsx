@@ -79,7 +79,7 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
         <thead>
           <tr>
             <th scope="col">{dimensionWords(dimension)}</th>
-            {columns.map((name) => <th key={name} scope="col" class="num">{measureOf(name).words}</th>)}
+            {columns.map((name, i) => <th key={name} scope="col" class={`num ${columnClass(i)}`}>{measureOf(name).words}</th>)}
             {additive && <th scope="col" class="num">Share</th>}
           </tr>
         </thead>
@@ -98,7 +98,7 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
                   </button>
                   {href && <a class="open-link" href={href} aria-label={`Open ${value}`}>↗</a>}
                 </th>
-                {columns.map((name) => <Amount key={name} row={row} name={name} />)}
+                {columns.map((name, i) => <Amount key={name} row={row} name={name} class={columnClass(i)} />)}
                 {additive && <td class="num">{shareText(amountOf(row[measure], unit) ?? 0, total)}</td>}
               </tr>
             );
@@ -106,7 +106,7 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
           {rest && (
             <tr class="rest">
               <th scope="row">Other ({usage.row_count - usage.rows.length})</th>
-              {columns.map((name) => <Amount key={name} row={rest} name={name} />)}
+              {columns.map((name, i) => <Amount key={name} row={rest} name={name} class={columnClass(i)} />)}
               {additive && <td class="num">{shareText(amountOf(rest[measure], unit) ?? 0, total)}</td>}
             </tr>
           )}
@@ -116,9 +116,14 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
   );
 }
 
-function Amount({ row, name }: { row: Row; name: string }) {
+/** Narrow panels leave out the last columns; the CSV has them. */
+function columnClass(index: number): string {
+  return index >= 2 ? "least" : index === 1 ? "less" : "";
+}
+
+function Amount({ row, name, class: column }: { row: Row; name: string; class: string }) {
   const { unit } = measureOf(name);
-  return <td class="num" title={exactText(row[name], unit)}>{shortText(row[name], unit)}</td>;
+  return <td class={`num ${column}`} title={exactText(row[name], unit)}>{shortText(row[name], unit)}</td>;
 }
 
 /** What is not in the rows: totals less their sum, exactly; null when all are there. */
