@@ -33,7 +33,7 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
     cursor: {
       sync: { key: crosshair.key, setSeries: false },
       drag: { x: true, y: false, setScale: false },
-      points: { size: 6 },
+      points: { size: 6, show: !bars },
       y: false,
     },
     scales: {
