@@ -39,7 +39,7 @@ _FOR_EVER: Final = b"public, max-age=31536000, immutable"
 """Files below `assets/` have a hash of their content in the name."""
 _ASK_AGAIN: Final = b"no-cache"
 _MISSING_TEXT: Final = (
-    "Tollkeeper is running. Its page is not part of this installation: the file tollkeeper/page/index.html is missing.\n"
+    "Tollkeeper is running, without its page: the file tollkeeper/page/index.html is not in this installation.\n"
     "Wheels have it. In a clone of the repository, build it with `make ui` and start the server again: it takes Node\n"
     "from version 20 on, and installs one from PyPI where there is none.\n"
     "The API does not need it: tk/v1/openapi.json lists all calls.\n"
