@@ -1,0 +1,39 @@
+/**
+ * Money: whole nanos as `bigint`, read from the decimal text of answers. No float is ever money; `pixels` is for drawing
+ * alone.
+ */
+const NANOS = 1_000_000_000n;
+
+/** The nanos of an answer's text (or of a whole number); null stays null. */
+export function nanosOf(text: string | number | null | undefined): bigint | null {
+  return text === null || text === undefined || text === "" ? null : BigInt(text);
+}
+
+/** The exact amount, with at least two decimal places: `1,234.5678`. */
+export function exactMoney(nanos: bigint): string {
+  return split(nanos, 9).replace(/0{1,7}$/, "");
+}
+
+/** The amount as people read it: two decimal places, more below 1 so that small amounts are not 0.00. */
+export function moneyText(nanos: bigint): string {
+  const size = nanos < 0n ? -nanos : nanos;
+  if (size >= NANOS || size === 0n) return split(nanos, 2);
+  if (size >= 10_000_000n) return split(nanos, 4);
+  return exactMoney(nanos);
+}
+
+/** A number for a coordinate. Never shown, never summed. */
+export function pixels(nanos: bigint): number {
+  return Number(nanos) / 1e9;
+}
+
+/** The amount rounded half up to *places*, with thousands separators. */
+function split(nanos: bigint, places: number): string {
+  const size = nanos < 0n ? -nanos : nanos;
+  const unit = 10n ** BigInt(9 - places);
+  const rounded = (size + unit / 2n) / unit;
+  const scale = 10n ** BigInt(places);
+  const whole = (rounded / scale).toString().replace(/\B(?=(\d{3})+$)/g, ",");
+  const sign = nanos < 0n && rounded > 0n ? "−" : "";
+  return `${sign}${whole}.${(rounded % scale).toString().padStart(places, "0")}`;
+}
