@@ -67,7 +67,9 @@ export function midnight(y: number, m: number, d: number, zone: string): number 
     const at = localParts(ms, zone);
     ms += wanted - Date.UTC(at.y, at.m - 1, at.d, at.h, at.min);
   }
-  return ms;
+  // A day may begin after midnight: where the clock jumps over it, the search ends in the day before.
+  const at = localParts(ms, zone);
+  return ms + Math.max(0, wanted - Date.UTC(at.y, at.m - 1, at.d, at.h, at.min));
 }
 
 /** `2026-11-28` of a date that may overflow. */

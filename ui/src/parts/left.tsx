@@ -17,14 +17,27 @@ export function LeftOfKey({ id }: { id: string }) {
   const loaded = useData(path, (signal) => getJson<KeyState>(path, [], signal));
   const state = loaded.data;
   const gauges = state ? gaugesOf(state) : [];
+  const fits = fittingWords(gauges);
   const ends = state?.expires_at ? `expires ${fromNow(Date.parse(state.expires_at), minute.value)}` : "";
   const note = state && [state.state === "active" ? "" : state.state, state.plan && `plan ${state.plan}`, ends].filter(Boolean).join(" · ");
   return (
     <Panel title="What is left" note={note} loaded={loaded} curl={curlOf(path, [])} class="left"
       empty={state !== undefined && gauges.length === 0 && nothingWords(state)}>
       <ul class="gauges">{gauges.map((gauge) => <GaugeBar key={gauge.kind + gauge.name} gauge={gauge} />)}</ul>
+      {fits && <p class="note idle">{fits}</p>}
     </Panel>
   );
+}
+
+/** The largest request that would be admitted now, by money; null when no money bounds it. */
+function fittingWords(gauges: Gauge[]): string | null {
+  const bounds = gauges.filter((each) => each.unit === "nanos" && each.remaining !== null);
+  const tightest = bounds.reduce<Gauge | null>((least, each) => (least === null || (each.remaining ?? 0n) < (least.remaining ?? 0n) ? each : least), null);
+  if (tightest === null) return null;
+  const room = tightest.remaining ?? 0n;
+  return room > 0n
+    ? `The largest request that fits now costs ${moneyText(room)}, bound by ${tightest.name}.`
+    : `No request that costs anything fits now: ${tightest.name} is used up.`;
 }
 
 function nothingWords(state: KeyState): string {
