@@ -9,8 +9,10 @@ export interface Drawn {
   zone: string;
   stacked: boolean;
   granularity: Granularity;
-  /** The last bar may still grow: it is drawn lighter. */
-  open: boolean;
+  /** The bar that may still grow: it is drawn lighter; -1 for none. */
+  openAt: number;
+  /** Without parts: no label of half a request. */
+  whole: boolean;
   series: { label: string; colour: string; kind: "bar" | "line" | "area"; dashed: boolean }[];
   axis: (value: number) => string;
   onCursor: (index: number | null) => void;
@@ -42,13 +44,15 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
     },
     axes: [
       {
-        stroke: colour("--muted"), font, size: 28, gap: 6, space: 64,
+        stroke: colour("--muted"), font, gap: 6, space: 64,
+        size: (_, values) => ((values ?? []).some((text) => text.includes("\n")) ? 42 : 28),
         grid: { show: false },
         ticks: { stroke: colour("--line"), width: 1, size: 4 },
         values: (_, splits) => splits.map((at, i) => tickText(at * 1000, (splits[i - 1] ?? NaN) * 1000, (splits[1] ?? 0) - (splits[0] ?? 0), drawn.zone)),
       },
       {
         stroke: colour("--muted"), font, gap: 6, space: 36,
+        ...(drawn.whole ? { incrs: WHOLE_STEPS } : {}),
         size: (_, values) => 14 + 7 * Math.max(2, ...(values ?? []).map((text) => text.length)),
         grid: { stroke: colour("--line"), width: 1 },
         ticks: { show: false },
@@ -64,7 +68,7 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
         fill: each.kind === "bar" ? colour(each.colour) : each.kind === "area" ? faded(colour(each.colour)) : undefined,
         dash: each.dashed ? [4, 4] : undefined,
         alpha: each.dashed ? 0.7 : 1,
-        paths: each.kind === "bar" ? barsOf(colour(each.colour), drawn.open) : undefined,
+        paths: each.kind === "bar" ? barsOf(colour(each.colour), drawn.openAt) : undefined,
         points: { show: (plot: uPlot) => plot.data[0].length === 1 && each.kind !== "bar" },
         spanGaps: false,
       })),
@@ -84,6 +88,7 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
   };
 }
 
+const WHOLE_STEPS = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
 const SECONDS: Record<Granularity, number> = { minute: 60, hour: 3600, day: 86_400, week: 604_800, month: 2_592_000 };
 
 /** Room for half a bar at both ends. */
@@ -92,9 +97,9 @@ function around(min: number, max: number, granularity: Granularity): [number, nu
   return [min - half, max + half];
 }
 
-function barsOf(colour: string, open: boolean): uPlot.Series.PathBuilder | undefined {
+function barsOf(colour: string, openAt: number): uPlot.Series.PathBuilder | undefined {
   const lighter = /^#[0-9a-f]{6}$/i.test(colour) ? `${colour}77` : colour;
-  const values = (plot: uPlot): string[] => Array.from(plot.data[0], (_, i) => (open && i === plot.data[0].length - 1 ? lighter : colour));
+  const values = (plot: uPlot): string[] => Array.from(plot.data[0], (_, i) => (i === openAt ? lighter : colour));
   const facet = { unit: 3, values } as const;
   return uPlot.paths.bars?.({ size: [0.72, 48], radius: 0.12, disp: { fill: facet, stroke: facet } });
 }

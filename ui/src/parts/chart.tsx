@@ -9,7 +9,7 @@ import type { Cell } from "../api/types";
 import { bucketText } from "../format/time";
 import { colours } from "../state/preferences";
 import { go } from "../state/place";
-import { iso, type Granularity } from "../state/span";
+import { iso, minute, type Granularity } from "../state/span";
 import { chartOptions, type Drawn } from "./chart-options";
 
 export interface Series {
@@ -34,7 +34,7 @@ interface ChartProps {
   zone: string;
   height?: number;
   stacked?: boolean;
-  /** The last bucket may still grow. */
+  /** The bucket of now may still grow. */
   open?: boolean;
 }
 
@@ -42,6 +42,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [at, setAt] = useState<number | null>(null);
+  const openAt = open ? openIndex(times) : -1;
   const unit = series[0]?.unit ?? "count";
   const shape = series.map((each) => each.label + each.colour + each.kind + String(each.dashed)).join("|");
   const theme = colours.value;
@@ -52,7 +53,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
     const place = box.current;
     if (!place) return;
     const drawn: Drawn = {
-      width: place.clientWidth, height, zone, stacked, granularity, open,
+      width: place.clientWidth, height, zone, stacked, granularity, openAt, whole: unit === "count",
       series: series.map(({ label, colour, kind, dashed }) => ({ label, colour, kind, dashed: dashed ?? false })),
       axis: (value) => axisText(value, unit),
       onCursor: setAt,
@@ -73,7 +74,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
       made.destroy();
       plot.current = null;
     };
-  }, [shape, theme, height, zone, stacked, granularity, unit, times.length, open]);
+  }, [shape, theme, height, zone, stacked, granularity, unit, times.length, openAt]);
   useEffect(() => {
     plot.current?.setData(dataOf(times, series, stacked));
   }, [times, series]);
@@ -93,7 +94,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
         ))}
         <span class="when">
           {shownAt === null ? "" : bucketText(times[shownAt] ?? 0, granularity, zone)}
-          {open && shownAt === times.length - 1 && " · open"}
+          {shownAt !== null && shownAt === openAt && " · open"}
         </span>
       </div>
       <div class="canvas" ref={box} aria-hidden="true" style={{ minHeight: `${height}px` }} />
@@ -113,7 +114,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
                 <tr key={time}>
                   <th scope="row">
                     {bucketText(time, granularity, zone)}
-                    {open && row === times.length - 1 && <em> so far</em>}
+                    {row === openAt && <em> so far</em>}
                   </th>
                   {series.map((each, i) => <td key={each.label} class="num">{exactText(each.cells[row], each.unit, places[i])}</td>)}
                 </tr>
@@ -124,6 +125,11 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
       </details>
     </figure>
   );
+}
+
+/** The bucket that now is in; those after it have not begun. */
+export function openIndex(times: readonly number[]): number {
+  return times.filter((time) => time <= minute.value).length - 1;
 }
 
 function dataOf(times: readonly number[], series: readonly Series[], stacked: boolean): uPlot.AlignedData {

@@ -75,13 +75,13 @@ export function Skeleton() {
 }
 
 /** Children that are made only when they come near the view, so that the first view takes few calls. */
-export function Lazy({ children, height = 220 }: { children: () => ComponentChildren; height?: number }) {
+export function Lazy({ children, height = 250 }: { children: () => ComponentChildren; height?: number }) {
   const mark = useRef<HTMLDivElement>(null);
   const [near, setNear] = useState(false);
   useEffect(() => {
     if (!mark.current) return;
     const watcher = new IntersectionObserver((entries) => entries.some((each) => each.isIntersecting) && setNear(true), {
-      rootMargin: "150px",
+      rootMargin: "0px",
     });
     watcher.observe(mark.current);
     // Print shows everything.

@@ -8,7 +8,7 @@ import { bucketText } from "../format/time";
 import { useData } from "../state/data";
 import { place, setOption, type Filter } from "../state/place";
 import { minute, span as pageSpan, spanBefore, type Span } from "../state/span";
-import { Chart, type Series } from "./chart";
+import { Chart, openIndex, type Series } from "./chart";
 import { Panel } from "./panel";
 import { Sparkline } from "./sparkline";
 
@@ -42,6 +42,7 @@ export function Trends({ headlines, measures, filters }: TrendsProps) {
   const compared = useData(queryName(earlier), (signal) => getUsage(earlier, signal));
   const chosen = headlines.find((each) => each.name === place.value.options.measure) ?? headlines[0];
   const usage = loaded.data;
+  const empty = usage?.rows.length === 0 && "Nothing was recorded in this span.";
   if (!chosen) return null;
   return (
     <div class="trends">
@@ -52,18 +53,18 @@ export function Trends({ headlines, measures, filters }: TrendsProps) {
       </ul>
       <div class="trend-charts">
         <Panel title={`${chosen.words} over time`} note={openNote(span)} loaded={loaded} csv={csvHref(query)} class="wide"
-          curl={curlOf("usage", usageParams(query))}>
+          curl={curlOf("usage", usageParams(query))} empty={empty}>
           {usage && <MainChart headline={chosen} usage={usage} before={place.value.compare ? compared.data : undefined} span={span} earlier={before} changed={compared.data} />}
         </Panel>
-        <Panel title="Errors and refusals" loaded={loaded}>{usage && <ErrorChart usage={usage} span={span} />}</Panel>
-        <Panel title="Latency" loaded={loaded}>{usage && <LatencyChart usage={usage} span={span} />}</Panel>
+        <Panel title="Errors and refusals" loaded={loaded} empty={empty}>{usage && <ErrorChart usage={usage} span={span} />}</Panel>
+        <Panel title="Latency" loaded={loaded} empty={empty}>{usage && <LatencyChart usage={usage} span={span} />}</Panel>
       </div>
     </div>
   );
 }
 
 function openNote(span: Span): string {
-  return span.open ? `${span.words} · today so far is open` : span.words;
+  return span.open ? `${span.words} · still open` : span.words;
 }
 
 interface TileProps {
@@ -79,7 +80,11 @@ function Tile({ headline, usage, before, span, on }: TileProps) {
   const now = usage ? of(usage.totals) : null;
   const was = before ? of(before.totals) : null;
   const values = useMemo(
-    () => (usage ? alignedRows(usage, span).rows.map((row) => (row ? coordinate(of(row), unit) : 0)) : []),
+    () => {
+      if (!usage) return [];
+      const { times, rows } = alignedRows(usage, span);
+      return rows.slice(0, span.open ? openIndex(times) + 1 : rows.length).map((row) => (row ? coordinate(of(row), unit) : 0));
+    },
     [usage, span, headline.name],
   );
   const change = usage && before ? changeText(amountOf2(now), amountOf2(was)) : null;

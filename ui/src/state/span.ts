@@ -147,7 +147,7 @@ function ofInstants(from: string, to: string, zone: string, nowMs: number): Span
   if (Number.isNaN(fromMs) || Number.isNaN(toMs) || fromMs >= toMs) return ofRange("30d", zone, nowMs);
   const whole = isMidnight(fromMs, zone) && isMidnight(toMs, zone);
   const words = whole
-    ? `${shortDate(fromMs, zone)} – ${shortDate(toMs - HOUR, zone)}`
+    ? [...new Set([shortDate(fromMs, zone), shortDate(toMs - HOUR, zone)])].join(" – ")
     : `${instantText(fromMs, zone)} – ${instantText(toMs, zone)}`;
   return { ...ofMs(fromMs, toMs, zone, nowMs, words), from, to };
 }

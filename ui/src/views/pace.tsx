@@ -23,7 +23,7 @@ export function Pace({ filters }: { filters: readonly Filter[] }) {
   const query: Query = { span: day, filters, measures: ["cost_nanos", "provider_cost_nanos", "requests", "errors", "denied"], series: true, limit: 100, granularity: "day" };
   const loaded = useData(queryName(query), (signal) => getUsage(query, signal));
   return (
-    <Panel title="Today and this month" loaded={loaded} curl={curlOf("usage", usageParams(query))} note={zone.value}>
+    <Panel title="Today and this month" loaded={loaded} curl={curlOf("usage", usageParams(query))} note={zone.value} class="brief">
       {loaded.data && <Figures usage={loaded.data} y={y} m={m} d={d} />}
     </Panel>
   );
