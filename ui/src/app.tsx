@@ -46,6 +46,7 @@ export function App() {
     document.title = `${title} · Tollkeeper`;
   }, [title]);
   const ranged = !["plans", "prices", "webhooks", "audit"].includes(at);
+  const filtered = ranged && at !== "accounts" && at !== "keys";
   return (
     <div class="frame">
       <a class="skip" href="#main" onClick={(event) => { event.preventDefault(); document.getElementById("main")?.focus(); }}>Skip to the numbers</a>
@@ -67,11 +68,11 @@ export function App() {
           <h1>{title}</h1>
           {ranged && (
             <div class="top-tools">
-              <label class="check compare"><input type="checkbox" checked={place.value.compare} onChange={(event) => go({ compare: event.currentTarget.checked })} /> Compare</label>
+              {filtered && at !== "requests" && <label class="check compare"><input type="checkbox" checked={place.value.compare} onChange={(event) => go({ compare: event.currentTarget.checked })} /> Compare</label>}
               <RangeButton onOpen={() => setOpen("range")} />
             </div>
           )}
-          {ranged && <FilterChips onAdd={() => setOpen("filter")} />}
+          {filtered && <FilterChips onAdd={() => setOpen("filter")} />}
         </div>
         {!online.value && <p class="problem" role="status"><strong>This device is offline.</strong> The numbers shown are of before; they are refreshed once it is online.</p>}
         <Shown view={at} />
@@ -129,7 +130,7 @@ function Account({ onHelp }: { onHelp: () => void }) {
     <div class="who">
       <p><b title={name}>{name}</b> <span class="note">{who.role === "consumption" ? who.account : who.role}</span></p>
       <p class="who-tools">
-        <button type="button" class="tool" onClick={() => { theme.value = THEMES[theme.value]; }} aria-label={`Theme: ${theme.value}. Change it`}>{theme.value}</button>
+        <button type="button" class="tool" onClick={() => { theme.value = THEMES[theme.value]; }} aria-label={`Theme: ${theme.value}. Change it`} title="Theme">◐ {theme.value}</button>
         <button type="button" class="tool" onClick={refresh} aria-label="Refresh all">↻</button>
         <button type="button" class="tool" onClick={onHelp} aria-label="Keyboard keys">?</button>
         <button type="button" class="tool" onClick={() => void logOut().catch((error: unknown) => setFailure(error instanceof Error ? error.message : String(error)))}>Log out</button>

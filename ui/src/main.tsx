@@ -5,7 +5,7 @@ import { getJson, Problem } from "./api/client";
 import type { Login } from "./api/types";
 import { App } from "./app";
 import { ProblemNote, Skeleton } from "./parts/panel";
-import { login } from "./state/login";
+import { login, loggedOut, mayBeLoggedIn } from "./state/login";
 import { watchHistory } from "./state/place";
 import { watchPreferences } from "./state/preferences";
 import { watchRefresh } from "./state/refresh";
@@ -18,14 +18,14 @@ const failure = signal<Problem | null>(null);
 async function whoIsIt(): Promise<void> {
   failure.value = null;
   // A link's key counts before an earlier login: the form takes it.
-  if (location.hash.startsWith("#t=")) {
+  if (location.hash.startsWith("#t=") || !mayBeLoggedIn()) {
     login.value = null;
     return;
   }
   try {
     login.value = await getJson<Login>("login");
   } catch (error) {
-    if (error instanceof Problem && error.status === 401) login.value = null;
+    if (error instanceof Problem && error.status === 401) loggedOut("");
     else failure.value = error instanceof Problem ? error : new Problem(0, String(error));
   }
 }

@@ -1,5 +1,5 @@
-/** The operator's health figures: Prometheus text of `metrics`, and what `readyz` warns of. */
-import { getText } from "./client";
+/** The operator's health figures: Prometheus text of `tk/v1/metrics`. */
+import { API, getText } from "./client";
 
 export interface Health {
   holds: number | null;
@@ -16,7 +16,7 @@ export interface Health {
 }
 
 export async function getHealth(signal?: AbortSignal): Promise<Health> {
-  const text = await getText("metrics", signal);
+  const text = await getText(`${API}metrics`, signal);
   const found = new Map<string, number>();
   for (const line of text.split("\n")) {
     const match = /^([a-z_]+)(?:\{[^}]*\})? ([^ ]+)/.exec(line);

@@ -1,6 +1,6 @@
 /** The measures that the page shows: their names, units and texts. Amounts stay exact: money as `bigint` nanos. */
 import { axisNumber, countText, millisText, shortCount } from "../format/number";
-import { exactMoney, moneyText, nanosOf, pixels } from "../format/money";
+import { exactMoney, moneyText, nanosOf, pixels, placesOf } from "../format/money";
 import type { Cell } from "./types";
 
 export interface Measure {
@@ -50,10 +50,16 @@ export function amountOf(cell: Cell | undefined, unit: Measure["unit"]): bigint 
 }
 
 /** Every digit. */
-export function exactText(cell: Cell | bigint | undefined, unit: Measure["unit"]): string {
+export function exactText(cell: Cell | bigint | undefined, unit: Measure["unit"], places = 2): string {
   if (cell === null || cell === undefined) return "–";
-  if (unit === "money") return exactMoney(BigInt(cell));
+  if (unit === "money") return exactMoney(BigInt(cell), places);
   return unit === "ms" ? `${countText(Number(Number(cell).toFixed(1)))} ms` : countText(Number(cell));
+}
+
+/** Decimal places for `exactText` of a whole column. */
+export function columnPlaces(cells: Iterable<Cell | bigint | undefined>, unit: Measure["unit"]): number {
+  if (unit !== "money") return 2;
+  return placesOf([...cells].filter((cell) => cell !== null && cell !== undefined).map((cell) => BigInt(cell as string)));
 }
 
 /** A headline. */

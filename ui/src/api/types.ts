@@ -113,6 +113,7 @@ export interface AuditItem {
   id: string;
   action: string;
   fields: Record<string, [unknown, unknown]>;
+  unit: string | null;
 }
 
 export interface Verify {

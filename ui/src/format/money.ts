@@ -10,8 +10,19 @@ export function nanosOf(text: string | number | null | undefined): bigint | null
 }
 
 /** The exact amount, with at least two decimal places: `1,234.5678`. */
-export function exactMoney(nanos: bigint): string {
-  return split(nanos, 9).replace(/0{1,7}$/, "");
+export function exactMoney(nanos: bigint, placesMin = 2): string {
+  const text = split(nanos, 9);
+  return text.slice(0, text.length - Math.min(9 - placesMin, /0*$/.exec(text)?.[0].length ?? 0));
+}
+
+/** The decimal places that the exact amounts of a column need, so that the points are below each other. */
+export function placesOf(column: Iterable<bigint>): number {
+  let places = 2;
+  for (const nanos of column) {
+    const zeros = /0*$/.exec((nanos < 0n ? -nanos : nanos).toString().padStart(10, "0").slice(-9))?.[0].length ?? 0;
+    places = Math.max(places, 9 - zeros);
+  }
+  return places;
 }
 
 /** The amount as people read it: two decimal places, more below 1 so that small amounts are not 0.00. */
@@ -19,6 +30,7 @@ export function moneyText(nanos: bigint): string {
   const size = nanos < 0n ? -nanos : nanos;
   if (size >= NANOS || size === 0n) return split(nanos, 2);
   if (size >= 10_000_000n) return split(nanos, 4);
+  if (size >= 100_000n) return split(nanos, 6);
   return exactMoney(nanos);
 }
 

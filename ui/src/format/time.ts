@@ -45,7 +45,7 @@ export function fromNow(ms: number, nowMs: number): string {
   const [amount, unit] =
     size < 60 ? [size, "s"] : size < 5400 ? [size / 60, "min"] : size < 129_600 ? [size / 3600, "hour"] : [size / 86_400, "day"];
   const whole = Math.max(1, Math.round(amount));
-  const words = `${whole} ${unit}${whole > 1 && unit.length > 3 ? "s" : ""}`;
+  const words = `${whole} ${unit}${whole > 1 && unit !== "s" && unit !== "min" ? "s" : ""}`;
   return ahead >= 0 ? `in ${words}` : `${words} ago`;
 }
 
@@ -67,7 +67,9 @@ export function midnight(y: number, m: number, d: number, zone: string): number 
     const at = localParts(ms, zone);
     ms += wanted - Date.UTC(at.y, at.m - 1, at.d, at.h, at.min);
   }
-  return ms;
+  // A day may begin after midnight: where the clock jumps over it, the search ends in the day before.
+  const at = localParts(ms, zone);
+  return ms + Math.max(0, wanted - Date.UTC(at.y, at.m - 1, at.d, at.h, at.min));
 }
 
 /** `2026-11-28` of a date that may overflow. */

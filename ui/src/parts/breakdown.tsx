@@ -3,10 +3,10 @@ import { useState } from "preact/hooks";
 import { amountOf, exactText, measureOf, shortText } from "../api/measures";
 import { cellOf, csvHref, curlOf, getUsage, queryName, usageParams, type Query } from "../api/usage";
 import type { Row, Usage } from "../api/types";
-import { shareText } from "../format/number";
+import { changeText, shareText } from "../format/number";
 import { place, toggleFilter, type Filter } from "../state/place";
 import { useData } from "../state/data";
-import type { Span } from "../state/span";
+import { minute, spanBefore, type Span } from "../state/span";
 import { Panel } from "./panel";
 import { dimensionWords, valueWords } from "./words";
 
@@ -31,6 +31,9 @@ export function Breakdown({ title, dimensions, span, filters, measure, link }: B
   const columns = COLUMNS.includes(measure) ? COLUMNS : [measure, ...COLUMNS.slice(0, 3)];
   const query: Query = { span, filters, measures: columns, groupBy: [dimension], sort: `-${measure}`, limit };
   const loaded = useData(queryName(query), (signal) => getUsage(query, signal));
+  const compare = place.value.compare && measureOf(measure).additive;
+  const earlier: Query = { ...query, span: spanBefore(span, place.value.range, minute.value), measures: [measure], limit: 10_000 };
+  const before = useData(compare ? queryName(earlier) : null, (signal) => getUsage(earlier, signal));
   const usage = loaded.data;
   const tabs = dimensions.length > 1 && (
     <span class="tabs" role="group" aria-label={`${title} by`}>
@@ -46,7 +49,7 @@ export function Breakdown({ title, dimensions, span, filters, measure, link }: B
       empty={usage?.row_count === 0 && "Nothing in this span."}>
       {usage && (
         <>
-          <GroupTable usage={usage} dimension={dimension} columns={columns} measure={measure} link={link} />
+          <GroupTable usage={usage} dimension={dimension} columns={columns} measure={measure} link={link} before={compare ? before.data : undefined} />
           {usage.row_count > usage.rows.length && (
             <button type="button" class="tool more" onClick={() => setLimit(limit * 5)}>
               Show more of {usage.row_count}
@@ -64,13 +67,24 @@ interface TableProps {
   columns: readonly string[];
   measure: string;
   link?: BreakdownProps["link"];
+  /** The same groups in the span before: the last column is then the change. */
+  before: Usage | undefined;
 }
 
-function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
+function GroupTable({ usage, dimension, columns, measure, link, before }: TableProps) {
   const { unit, additive } = measureOf(measure);
   const total = amountOf(usage.totals[measure], unit) ?? 0;
   const most = usage.rows.reduce<number>((size, row) => Math.max(size, Number(amountOf(row[measure], unit) ?? 0)), 0);
   const rest = restOf(usage, columns);
+  const earlier = new Map(before?.rows.map((row) => [String(cellOf(row, dimension) ?? ""), row]));
+  const known = new Set(usage.rows.map((row) => String(cellOf(row, dimension) ?? "")));
+  const last = (row: Row, value: string | null): string => {
+    const amount = amountOf(row[measure], unit) ?? 0;
+    if (!before) return shareText(amount, total);
+    if (value !== null) return changeText(amount, amountOf(earlier.get(value)?.[measure], unit) ?? 0) ?? "±0 %";
+    const others = [...earlier].filter(([name]) => !known.has(name)).map(([, each]) => each);
+    return changeText(amount, others.reduce<bigint | number>((sum, each) => plus(sum, amountOf(each[measure], unit) ?? 0), unit === "money" ? 0n : 0)) ?? "±0 %";
+  };
   const width = (row: Row): string => `${100 * (most === 0 ? 0 : Number(amountOf(row[measure], unit) ?? 0) / most)}%`;
   return (
     <div class="scroll">
@@ -79,8 +93,8 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
         <thead>
           <tr>
             <th scope="col">{dimensionWords(dimension)}</th>
-            {columns.map((name) => <th key={name} scope="col" class="num">{measureOf(name).words}</th>)}
-            {additive && <th scope="col" class="num">Share</th>}
+            {columns.map((name, i) => <th key={name} scope="col" class={`num ${columnClass(i)}`}>{measureOf(name).words}</th>)}
+            {additive && <th scope="col" class="num">{before ? "Change" : "Share"}</th>}
           </tr>
         </thead>
         <tbody>
@@ -98,16 +112,16 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
                   </button>
                   {href && <a class="open-link" href={href} aria-label={`Open ${value}`}>↗</a>}
                 </th>
-                {columns.map((name) => <Amount key={name} row={row} name={name} />)}
-                {additive && <td class="num">{shareText(amountOf(row[measure], unit) ?? 0, total)}</td>}
+                {columns.map((name, i) => <Amount key={name} row={row} name={name} class={columnClass(i)} />)}
+                {additive && <td class="num">{last(row, value)}</td>}
               </tr>
             );
           })}
           {rest && (
             <tr class="rest">
               <th scope="row">Other ({usage.row_count - usage.rows.length})</th>
-              {columns.map((name) => <Amount key={name} row={rest} name={name} />)}
-              {additive && <td class="num">{shareText(amountOf(rest[measure], unit) ?? 0, total)}</td>}
+              {columns.map((name, i) => <Amount key={name} row={rest} name={name} class={columnClass(i)} />)}
+              {additive && <td class="num">{last(rest, null)}</td>}
             </tr>
           )}
         </tbody>
@@ -116,9 +130,18 @@ function GroupTable({ usage, dimension, columns, measure, link }: TableProps) {
   );
 }
 
-function Amount({ row, name }: { row: Row; name: string }) {
+function plus(a: bigint | number, b: bigint | number): bigint | number {
+  return typeof a === "bigint" && typeof b === "bigint" ? a + b : Number(a) + Number(b);
+}
+
+/** Narrow panels leave out the last columns; the CSV has them. */
+function columnClass(index: number): string {
+  return index >= 2 ? "least" : index === 1 ? "less" : "";
+}
+
+function Amount({ row, name, class: column }: { row: Row; name: string; class: string }) {
   const { unit } = measureOf(name);
-  return <td class="num" title={exactText(row[name], unit)}>{shortText(row[name], unit)}</td>;
+  return <td class={`num ${column}`} title={exactText(row[name], unit)}>{shortText(row[name], unit)}</td>;
 }
 
 /** What is not in the rows: totals less their sum, exactly; null when all are there. */

@@ -6,7 +6,7 @@ export function CallButton({ curl, what }: { curl: string; what: string }) {
   const [open, setOpen] = useState(false);
   return (
     <>
-      <button type="button" class="tool" onClick={() => setOpen(true)} aria-label={`The call that made ${what}`}>curl</button>
+      <button type="button" class="tool" onClick={() => setOpen(true)} aria-label={`curl of ${what}`}>curl</button>
       {open && (
         <Dialog title={`The call behind “${what}”`} onClose={() => setOpen(false)}>
           <pre class="code" tabIndex={0}>{curl}</pre>

@@ -9,6 +9,8 @@ export interface Drawn {
   zone: string;
   stacked: boolean;
   granularity: Granularity;
+  /** The last bar may still grow: it is drawn lighter. */
+  open: boolean;
   series: { label: string; colour: string; kind: "bar" | "line" | "area"; dashed: boolean }[];
   axis: (value: number) => string;
   onCursor: (index: number | null) => void;
@@ -31,7 +33,7 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
     cursor: {
       sync: { key: crosshair.key, setSeries: false },
       drag: { x: true, y: false, setScale: false },
-      points: { size: 6 },
+      points: { size: 6, show: !bars },
       y: false,
     },
     scales: {
@@ -62,7 +64,7 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
         fill: each.kind === "bar" ? colour(each.colour) : each.kind === "area" ? faded(colour(each.colour)) : undefined,
         dash: each.dashed ? [4, 4] : undefined,
         alpha: each.dashed ? 0.7 : 1,
-        paths: each.kind === "bar" ? uPlot.paths.bars?.({ size: [0.72, 48], radius: 0.12 }) : undefined,
+        paths: each.kind === "bar" ? barsOf(colour(each.colour), drawn.open) : undefined,
         points: { show: (plot: uPlot) => plot.data[0].length === 1 && each.kind !== "bar" },
         spanGaps: false,
       })),
@@ -88,6 +90,13 @@ const SECONDS: Record<Granularity, number> = { minute: 60, hour: 3600, day: 86_4
 function around(min: number, max: number, granularity: Granularity): [number, number] {
   const half = SECONDS[granularity] * 0.6;
   return [min - half, max + half];
+}
+
+function barsOf(colour: string, open: boolean): uPlot.Series.PathBuilder | undefined {
+  const lighter = /^#[0-9a-f]{6}$/i.test(colour) ? `${colour}77` : colour;
+  const values = (plot: uPlot): string[] => Array.from(plot.data[0], (_, i) => (open && i === plot.data[0].length - 1 ? lighter : colour));
+  const facet = { unit: 3, values } as const;
+  return uPlot.paths.bars?.({ size: [0.72, 48], radius: 0.12, disp: { fill: facet, stroke: facet } });
 }
 
 function tickText(ms: number, beforeMs: number, stepS: number, zone: string): string {

@@ -4,7 +4,7 @@
  */
 import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
-import { axisText, exactText, shortText, type Measure } from "../api/measures";
+import { axisText, columnPlaces, exactText, shortText, type Measure } from "../api/measures";
 import type { Cell } from "../api/types";
 import { bucketText } from "../format/time";
 import { colours } from "../state/preferences";
@@ -52,7 +52,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
     const place = box.current;
     if (!place) return;
     const drawn: Drawn = {
-      width: place.clientWidth, height, zone, stacked, granularity,
+      width: place.clientWidth, height, zone, stacked, granularity, open,
       series: series.map(({ label, colour, kind, dashed }) => ({ label, colour, kind, dashed: dashed ?? false })),
       axis: (value) => axisText(value, unit),
       onCursor: setAt,
@@ -73,20 +73,17 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
       made.destroy();
       plot.current = null;
     };
-  }, [shape, theme, height, zone, stacked, granularity, unit, times.length]);
+  }, [shape, theme, height, zone, stacked, granularity, unit, times.length, open]);
   useEffect(() => {
     plot.current?.setData(dataOf(times, series, stacked));
   }, [times, series]);
 
+  const places = series.map((each) => columnPlaces(each.cells, each.unit));
   const shownAt = at !== null && at < times.length ? at : null;
   return (
     <figure class="chart">
       <figcaption>{caption}</figcaption>
       <div class="readout" aria-hidden="true">
-        <span class="when">
-          {shownAt === null ? "" : bucketText(times[shownAt] ?? 0, granularity, zone)}
-          {open && shownAt === times.length - 1 && " · open"}
-        </span>
         {series.map((each) => (
           <span key={each.label} class="key">
             <svg width="10" height="10"><rect width="10" height="10" rx="2" fill={`var(${each.colour})`} fill-opacity={each.dashed ? 0.5 : 1} /></svg>
@@ -94,6 +91,10 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
             {shownAt !== null && <b>{shortText(each.cells[shownAt], each.unit)}</b>}
           </span>
         ))}
+        <span class="when">
+          {shownAt === null ? "" : bucketText(times[shownAt] ?? 0, granularity, zone)}
+          {open && shownAt === times.length - 1 && " · open"}
+        </span>
       </div>
       <div class="canvas" ref={box} aria-hidden="true" style={{ minHeight: `${height}px` }} />
       <details class="data">
@@ -114,7 +115,7 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
                     {bucketText(time, granularity, zone)}
                     {open && row === times.length - 1 && <em> so far</em>}
                   </th>
-                  {series.map((each) => <td key={each.label} class="num">{exactText(each.cells[row], each.unit)}</td>)}
+                  {series.map((each, i) => <td key={each.label} class="num">{exactText(each.cells[row], each.unit, places[i])}</td>)}
                 </tr>
               ))}
             </tbody>
@@ -128,9 +129,10 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
 function dataOf(times: readonly number[], series: readonly Series[], stacked: boolean): uPlot.AlignedData {
   const columns = series.map((each) => [...each.values]);
   if (stacked) {
-    // Each on top of those after it: the first is drawn first and is the tallest.
-    for (let i = columns.length - 2; i >= 0; i--) {
-      const [upper, lower] = [columns[i], columns[i + 1]];
+    // Each on top of those after it: the first is drawn first and is the tallest. Lines are not part of the stack.
+    const bars = columns.filter((_, i) => series[i]?.kind === "bar");
+    for (let i = bars.length - 2; i >= 0; i--) {
+      const [upper, lower] = [bars[i], bars[i + 1]];
       if (upper && lower) for (let row = 0; row < upper.length; row++) upper[row] = (upper[row] ?? 0) + (lower[row] ?? 0);
     }
   }

@@ -36,6 +36,7 @@ export function GaugeBar({ gauge }: { gauge: Gauge }) {
   const level = share >= 1 ? "out" : share >= 0.9 ? "low" : share >= 0.75 ? "warm" : "fine";
   const reset = gauge.resetsAt === null ? null : Date.parse(gauge.resetsAt);
   const filled = Math.min(1, Math.max(share > 0 ? 0.006 : 0, share));
+  const beyond = used !== null && allowed !== null ? used - allowed : 0n;
   const words = remaining === null ? "counted apart" : `${amountText(remaining, gauge.unit)} left`;
   return (
     <li class={`gauge ${level}`}>
@@ -44,7 +45,7 @@ export function GaugeBar({ gauge }: { gauge: Gauge }) {
         <span class="note">{gauge.kind}</span>
       </div>
       <div class="gauge-rest" title={remaining === null ? undefined : exactAmount(remaining, gauge.unit)}>
-        <b>{remaining === null ? "–" : amountText(remaining, gauge.unit)}</b> {remaining === null ? words : `left${unitWords(gauge.unit)}`}
+        <b>{remaining === null ? "–" : amountText(remaining < 0n ? 0n : remaining, gauge.unit)}</b> {remaining === null ? words : `${unitWords(gauge.unit)}left`}
       </div>
       <svg class="bar" role="img" aria-label={`${gauge.name}: ${Math.round(share * 100)} % used, ${words}`} width="100%" height="8">
         <rect class="track" width="100%" height="8" rx="4" />
@@ -53,7 +54,7 @@ export function GaugeBar({ gauge }: { gauge: Gauge }) {
       <div class="gauge-foot">
         <span>
           {used === null ? "" : amountText(used, gauge.unit)} of {allowed === null ? "no bound" : amountText(allowed, gauge.unit)}
-          {level === "out" && <strong> · used up</strong>}
+          {level === "out" && <strong> · {beyond > 0n ? `${amountText(beyond, gauge.unit)} beyond` : "used up"}</strong>}
         </span>
         {reset !== null && reset - minute.value > 120_000 && (
           <time dateTime={gauge.resetsAt ?? ""} title={instantText(reset, zone.value, true)}>resets {fromNow(reset, minute.value)}</time>
@@ -62,6 +63,11 @@ export function GaugeBar({ gauge }: { gauge: Gauge }) {
       {gauge.counts && <div class="note">{gauge.counts}</div>}
     </li>
   );
+}
+
+/** How much of it is used, for the order: the most pressing first. */
+export function pressure(gauge: Gauge): number {
+  return gauge.allowed === null || gauge.used === null ? -1 : (ratio(gauge.used, gauge.allowed) ?? 2);
 }
 
 export function exactAmount(value: bigint, unit: string): string {
@@ -73,7 +79,7 @@ function amountText(value: bigint, unit: string): string {
 }
 
 function unitWords(unit: string): string {
-  return unit === "nanos" ? "" : ` ${unit.replace("quantity.", "")}`;
+  return unit === "nanos" ? "" : `${unit.replace("quantity.", "")} `;
 }
 
 function millionths(text: string): bigint {

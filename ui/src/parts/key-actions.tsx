@@ -100,8 +100,8 @@ export function CreateKey({ account, onClose }: { account: string | null; onClos
   return (
     <Dialog title="Create a key" onClose={onClose}>
       <form class="form" onSubmit={act}>
-        {login.value?.role === "operator" && <label>Account<input value={fields.account} required disabled={account !== null} onInput={set("account")} /></label>}
-        <label>Name, for people<input value={fields.name} autofocus onInput={set("name")} /></label>
+        {login.value?.role === "operator" && <label>Account<input value={fields.account} required disabled={account !== null} autofocus={account === null} onInput={set("account")} /></label>}
+        <label>Name, for people<input value={fields.name} autofocus={login.value?.role !== "operator" || account !== null} onInput={set("name")} /></label>
         <label>Id; one is made when it is left empty<input value={fields.id} pattern="[A-Za-z0-9._\-]+" onInput={set("id")} /></label>
         <label>Project, if any<input value={fields.project} onInput={set("project")} /></label>
         <label>Expires on, if ever (midnight UTC)<input type="date" value={fields.expires} onInput={set("expires")} /></label>

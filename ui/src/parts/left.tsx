@@ -6,7 +6,7 @@ import { moneyText, nanosOf } from "../format/money";
 import { fromNow } from "../format/time";
 import { useData } from "../state/data";
 import { minute } from "../state/span";
-import { GaugeBar, gaugeOf, type Gauge } from "./gauge";
+import { GaugeBar, gaugeOf, pressure, type Gauge } from "./gauge";
 import { Panel } from "./panel";
 
 /** Keys whose states are asked for on an account's page. */
@@ -17,14 +17,27 @@ export function LeftOfKey({ id }: { id: string }) {
   const loaded = useData(path, (signal) => getJson<KeyState>(path, [], signal));
   const state = loaded.data;
   const gauges = state ? gaugesOf(state) : [];
+  const fits = fittingWords(gauges);
   const ends = state?.expires_at ? `expires ${fromNow(Date.parse(state.expires_at), minute.value)}` : "";
   const note = state && [state.state === "active" ? "" : state.state, state.plan && `plan ${state.plan}`, ends].filter(Boolean).join(" · ");
   return (
     <Panel title="What is left" note={note} loaded={loaded} curl={curlOf(path, [])} class="left"
       empty={state !== undefined && gauges.length === 0 && nothingWords(state)}>
       <ul class="gauges">{gauges.map((gauge) => <GaugeBar key={gauge.kind + gauge.name} gauge={gauge} />)}</ul>
+      {fits && <p class="note idle">{fits}</p>}
     </Panel>
   );
+}
+
+/** The largest request that would be admitted now, by money; null when no money bounds it. */
+function fittingWords(gauges: Gauge[]): string | null {
+  const bounds = gauges.filter((each) => each.unit === "nanos" && each.remaining !== null);
+  const tightest = bounds.reduce<Gauge | null>((least, each) => (least === null || (each.remaining ?? 0n) < (least.remaining ?? 0n) ? each : least), null);
+  if (tightest === null) return null;
+  const room = tightest.remaining ?? 0n;
+  return room > 0n
+    ? `The largest request that fits now costs ${moneyText(room)}, bound by ${tightest.name}.`
+    : `No request that costs anything fits now: ${tightest.name} is used up.`;
 }
 
 function nothingWords(state: KeyState): string {
@@ -33,11 +46,15 @@ function nothingWords(state: KeyState): string {
     : `This key is ${state.state}: it admits no request, so nothing is counted for it.`;
 }
 
+function mostPressing(gauges: Gauge[]): Gauge[] {
+  return [...gauges].sort((a, b) => pressure(b) - pressure(a));
+}
+
 function gaugesOf(state: KeyState): Gauge[] {
   return [
     ...(state.credit ? [gaugeOf({ ...state.credit, name: "Credit" }, "balance")] : []),
-    ...state.budgets.map((each) => gaugeOf(each, "budget")),
-    ...state.limits.map((each) => gaugeOf(each, each.resets_at ? "rate limit" : "at once")),
+    ...mostPressing(state.budgets.map((each) => gaugeOf(each, "budget"))),
+    ...mostPressing(state.limits.map((each) => gaugeOf(each, each.resets_at ? "rate limit" : "at once"))),
   ];
 }
 
@@ -52,11 +69,13 @@ export function LeftOfAccount({ account }: { account: string }) {
   const loaded = useData(`left ${account}`, (signal) => leftOf(account, path, signal));
   const found = loaded.data;
   const gauges = found ? accountGauges(found) : [];
+  const idle = found ? found.states.flatMap((state) => state.limits).filter((limit) => Number(limit.used ?? 0) === 0).length : 0;
   const more = found && found.keys > found.states.length ? `of ${found.states.length} of ${found.keys} keys` : "";
   return (
     <Panel title="What is left" note={more} loaded={loaded} curl={curlOf(path, [])} class="left"
-      empty={found !== undefined && gauges.length === 0 && "Nothing bounds this account: it has no credit, budget or limit."}>
+      empty={found !== undefined && gauges.length === 0 && "Nothing bounds this account: it has no credit, and no budget or limit is in use."}>
       <ul class="gauges">{gauges.map((gauge, i) => <GaugeBar key={i} gauge={gauge} />)}</ul>
+      {idle > 0 && <p class="note idle">{idle} rate limits of its keys have nothing used just now.</p>}
       {found && <Grants balance={found.balance} />}
     </Panel>
   );
@@ -92,13 +111,10 @@ function accountGauges({ balance, states }: AccountLeft): Gauge[] {
       else budgets.set(name, { gauge: gaugeOf(budget, "budget"), keys: [state.key_id] });
     }
   }
-  for (const { gauge, keys } of budgets.values()) {
-    gauges.push({ ...gauge, counts: gauge.counts || (keys.length < states.length ? keys.join(", ") : "") });
-  }
-  for (const state of states) {
-    for (const limit of state.limits) if (limit.resets_at) gauges.push({ ...gaugeOf(limit, "rate limit"), counts: state.key_id });
-  }
-  return gauges;
+  const shared = [...budgets.values()].map(({ gauge, keys }) => ({ ...gauge, counts: gauge.counts || (keys.length < states.length ? keys.join(", ") : "") }));
+  // A limit of which nothing is used presses nobody: the key's own page has it.
+  const limits = states.flatMap((state) => state.limits.map((limit) => ({ ...gaugeOf(limit, limit.resets_at ? "rate limit" : "at once"), counts: state.key_id })));
+  return [...gauges, ...mostPressing(shared), ...mostPressing(limits.filter((each) => each.used !== null && each.used > 0n))];
 }
 
 function Grants({ balance }: { balance: Balance }) {

@@ -45,7 +45,7 @@ export function Trends({ headlines, measures, filters }: TrendsProps) {
   if (!chosen) return null;
   return (
     <div class="trends">
-      <ul class="tiles">
+      <ul class={`tiles of-${headlines.length}`}>
         {headlines.map((each) => (
           <Tile key={each.name} headline={each} usage={usage} before={compared.data} span={span} on={each === chosen} />
         ))}
@@ -89,7 +89,7 @@ function Tile({ headline, usage, before, span, on }: TileProps) {
         <span class="tile-name">{words}</span>
         <b class="tile-value" title={exactText(now, unit)}>{usage ? shortText(now, unit) : " "}</b>
         <span class={`tile-change ${tone(headline, now, was)}`}>
-          {change === null ? " " : change === "new" ? "none before" : <>{change} <span class="was">of {shortText(was, unit)}</span></>}
+          {change === null ? " " : change === "new" ? "none before" : <>{change} <span class="was">from {shortText(was, unit)}</span></>}
         </span>
         <Sparkline values={values} />
       </button>
@@ -131,15 +131,20 @@ function MainChart({ headline, usage, before, changed, span, earlier }: MainProp
   }, [times, rows, headline.name, before]);
   return (
     <Chart caption={finding(headline, usage, changed, times, rows, span)} times={times} series={series} granularity={span.granularity}
-      zone={span.zone} height={288} open={span.open} />
+      zone={span.zone} height={386} open={span.open} />
   );
+}
+
+/** Words of a span within a sentence. */
+export function inSentence(words: string): string {
+  return words.charAt(0).toLowerCase() + words.slice(1);
 }
 
 /** A sentence that says what the chart shows. */
 function finding(headline: Headline, usage: Usage, before: Usage | undefined, times: number[], rows: (Row | null)[], span: Span): string {
   const { of, unit, words } = headline;
   const total = of(usage.totals);
-  if (usage.rows.length === 0) return `${words}, ${span.words}: nothing was recorded.`;
+  if (usage.rows.length === 0) return `${words}, ${inSentence(span.words)}: nothing was recorded.`;
   let top = -1;
   rows.forEach((row, i) => {
     if (row && (top < 0 || coordinate(of(row), unit) > coordinate(of(rows[top] ?? row), unit))) top = i;
@@ -147,7 +152,7 @@ function finding(headline: Headline, usage: Usage, before: Usage | undefined, ti
   const change = before ? changeText(amountOf2(total), amountOf2(of(before.totals))) : null;
   const against = change === null ? "" : change === "new" ? ", nothing in the span before" : `, ${change} on the span before`;
   const peak = top < 0 || times.length < 2 ? "" : ` Most: ${shortText(of(rows[top] ?? {}), unit)}, ${bucketText(times[top] ?? 0, span.granularity, span.zone)}.`;
-  return `${words}, ${span.words}: ${shortText(total, unit)}${unit === "ms" ? " over the whole span" : ""}${against}.${peak}`;
+  return `${words}, ${inSentence(span.words)}: ${shortText(total, unit)}${unit === "ms" ? " over the whole span" : ""}${against}.${peak}`;
 }
 
 export function seriesOf(label: string, unit: Measure["unit"], colour: string, kind: Series["kind"], cells: (Cell | bigint)[]): Series {

@@ -7,7 +7,29 @@ export const login = signal<Login | null | undefined>(undefined);
 /** Why the form is shown, e.g. an ended login. */
 export const loginNotice = signal("");
 
+const FLAG = "tollkeeper.login";
+
+/** Remember until when a login may last, so that a browser without one is not asked about it. No secret is kept. */
+export function rememberLogin(expiresAt: string | null): void {
+  try {
+    if (expiresAt === null) localStorage.removeItem(FLAG);
+    else localStorage.setItem(FLAG, expiresAt);
+  } catch {
+    // Storage is barred: the server is asked at each start.
+  }
+}
+
+export function mayBeLoggedIn(): boolean {
+  try {
+    const until = localStorage.getItem(FLAG);
+    return until !== null && Date.parse(until) > Date.now();
+  } catch {
+    return true;
+  }
+}
+
 export function loggedOut(why: string): void {
+  rememberLogin(null);
   login.value = null;
   loginNotice.value = why;
 }

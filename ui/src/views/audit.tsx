@@ -36,10 +36,10 @@ export function Audit() {
           <tbody>
             {items.map((item) => (
               <tr key={item.seq}>
-                <th scope="row">{instantText(Date.parse(item.at), zone.value, true)}</th>
+                <th scope="row" class="when">{instantText(Date.parse(item.at), zone.value, true)}</th>
                 <td>{item.actor}</td>
                 <td>{item.kind} <b>{item.id}</b> {item.action}{item.account && <span class="note"> {item.account}</span>}</td>
-                <td><Fields fields={item.fields} /></td>
+                <td><Fields item={item} /></td>
               </tr>
             ))}
           </tbody>
@@ -51,13 +51,13 @@ export function Audit() {
   );
 }
 
-function Fields({ fields }: { fields: AuditItem["fields"] }) {
+function Fields({ item: { fields, unit } }: { item: AuditItem }) {
   return (
     <ul class="plain changes">
       {Object.entries(fields).map(([name, [before, now]]) => (
         <li key={name}>
-          <code>{name}</code> {before !== null && <><del>{fieldText(name, before)}</del> → </>}
-          {now === null ? <em>none</em> : <ins>{fieldText(name, now)}</ins>}
+          <code>{name}</code> {before !== null && <><del>{fieldText(name, before, unit)}</del> → </>}
+          {now === null ? <em>none</em> : <ins>{fieldText(name, now, unit)}</ins>}
         </li>
       ))}
     </ul>

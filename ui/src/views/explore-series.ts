@@ -63,8 +63,7 @@ export function exploreSeries(asked: Asked): { times: number[]; series: Series[]
   }
   if (asked.before && measure.additive) {
     const old = alignedRows(asked.before, { ...asked.earlier, toMs: asked.earlier.fromMs + (span.toMs - span.fromMs) }).rows;
-    // Drawn over the stack, not on top of it.
-    if (lines) series.push({ ...make("All, span before", "--muted", times.map((_, i) => old[i]?.[measure.name] ?? null)), dashed: true });
+    series.push({ ...make("All, span before", "--muted", times.map((_, i) => old[i]?.[measure.name] ?? null)), kind: "line", dashed: true });
   }
   return { times, series };
 }

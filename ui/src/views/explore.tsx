@@ -5,6 +5,7 @@ import { csvHref, curlOf, getUsage, queryName, usageParams, type Query } from ".
 import type { Usage } from "../api/types";
 import { Chart } from "../parts/chart";
 import { Panel } from "../parts/panel";
+import { inSentence } from "../parts/trends";
 import { dimensionWords } from "../parts/words";
 import { useData } from "../state/data";
 import { login } from "../state/login";
@@ -76,7 +77,7 @@ function withoutGroups(filters: readonly Filter[], groupBy: readonly string[]): 
 
 function caption(title: string, usage: Usage | undefined, measure: string, words: string, named: string[][] | null): string {
   const first = named?.[0]?.map((value) => value || "(none)").join(" / ");
-  return usage && first ? `${title}, ${words}: ${totalsOf(usage, measure)} in all; most by ${first}.` : title;
+  return usage && first ? `${title}, ${inSentence(words)}: ${totalsOf(usage, measure)} in all; most by ${first}.` : title;
 }
 
 interface ControlsProps {

@@ -77,7 +77,7 @@ function KeyRow({ entry, row, everywhere, onChange }: { entry: Key; row: Row | u
       <td>{entry.project ?? "–"}</td>
       <td><span class={`state ${entry.state}`}>{entry.state}</span><span class="note">{ends}{entry.replaced_by && ` · replaced by ${entry.replaced_by}`}</span></td>
       {COLUMNS.map((name) => <td key={name} class="num" title={exactText(row?.[name], measureOf(name).unit)}>{row ? shortText(row[name], measureOf(name).unit) : "–"}</td>)}
-      <td>{lastMs ? fromNow(lastMs, minute.value) : "–"}</td>
+      <td class="when">{lastMs ? fromNow(lastMs, minute.value) : "–"}</td>
       <td class="actions"><KeyActions entry={entry} onChange={onChange} /></td>
     </tr>
   );

@@ -3,13 +3,15 @@ import { useEffect, useState } from "preact/hooks";
 import { forget, Problem, send } from "../api/client";
 import type { Login } from "../api/types";
 import { forgetData } from "../state/data";
-import { login, loginNotice, takeFragmentKey } from "../state/login";
+import { loggedOut, login, loginNotice, rememberLogin, takeFragmentKey } from "../state/login";
 import { Logo } from "../parts/logo";
 
 export async function logIn(key: string): Promise<void> {
   forget();
   forgetData();
-  login.value = await send<Login>("POST", "login", { key });
+  const entered = await send<Login>("POST", "login", { key });
+  rememberLogin(entered.expires_at);
+  login.value = entered;
   loginNotice.value = "";
 }
 
@@ -22,8 +24,7 @@ export async function logOut(): Promise<void> {
   }
   forget();
   forgetData();
-  login.value = null;
-  loginNotice.value = "Logged out.";
+  loggedOut("Logged out.");
 }
 
 export function LoginForm() {

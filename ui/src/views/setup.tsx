@@ -103,7 +103,7 @@ function Entries({ title, loaded, items = [], path, empty }: EntriesProps) {
         <table class="list">
           <caption class="sr">{title}</caption>
           <thead><tr>{fields.map((name) => <th key={name} scope="col">{name.replace(/_nanos\b/, "").replaceAll("_", " ")}</th>)}</tr></thead>
-          <tbody>{items.map((each, i) => <tr key={i}>{fields.map((name) => <td key={name}>{fieldText(name, each[name])}</td>)}</tr>)}</tbody>
+          <tbody>{items.map((each, i) => <tr key={i}>{fields.map((name) => <td key={name}>{fieldText(name, each[name], String(each.unit ?? ""))}</td>)}</tr>)}</tbody>
         </table>
       </div>
     </Panel>
@@ -115,10 +115,13 @@ function blank(value: unknown): boolean {
 }
 
 /** A field of an entry as people read it. */
-export function fieldText(name: string, value: unknown): string {
+export function fieldText(name: string, value: unknown, unit: string | null = null): string {
   if (value === null || value === undefined) return "–";
   if (/_nanos(_per_million)?$/.test(name) && /^-?\d+$/.test(String(value))) return exactMoney(BigInt(String(value)));
-  if (name.endsWith("_at") && typeof value === "string") return instantText(Date.parse(value), zone.value);
-  if (Array.isArray(value)) return value.map((each) => fieldText("", each)).join(", ");
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (name === "amount" && unit === "nanos") return exactMoney(BigInt(String(value)));
+  if (name.endsWith("_at") && typeof value === "string") return Date.parse(value) === 0 ? "from the start" : instantText(Date.parse(value), zone.value);
+  if (Array.isArray(value)) return value.map((each) => fieldText("", each)).join(typeof value[0] === "object" ? "; " : ", ");
+  if (typeof value !== "object") return String(value);
+  const fields = value as Record<string, unknown>;
+  return Object.keys(fields).filter((each) => !blank(fields[each])).map((each) => `${each} ${fieldText(each, fields[each], String(fields.unit ?? ""))}`).join(", ");
 }
