@@ -36,7 +36,7 @@ ui/node_modules/.package-lock.json: ui/package.json ui/package-lock.json
 	touch $@
 
 # Both distributions in dist/, checked file by file, and run from new environments with nothing but what they require.
-package: $(READY)
+package: $(READY) $(PAGE)
 	$(BIN)/python .ci/package.py
 
 # Known vulnerabilities of the pinned versions; .ci/audit.py says what the exit code means.
@@ -49,14 +49,14 @@ $(AUDIT)/.ready: .ci/audit-constraints.txt constraints.txt
 	$(AUDIT)/bin/python -m pip install --quiet --constraint .ci/audit-constraints.txt pip-audit
 	touch $(AUDIT)/.ready
 
-demo: $(READY)
+demo: $(READY) $(PAGE)
 	$(BIN)/tollkeeper demo
 
-test: check
+test: check $(PAGE)
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The same tests; the costly ones take many more cases.
-test-long: check
+test-long: check $(PAGE)
 	LONG_TESTS=1 FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint types

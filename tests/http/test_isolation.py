@@ -97,6 +97,7 @@ def cases(world: World) -> list[Case]:
         Case("POST", "/tk/v1/settle", "/tk/v1/settle", {}, 400, 403, 403, 403),
         Case("POST", "/tk/v1/void", "/tk/v1/void", {}, 400, 403, 403, 403),
         Case("GET", "/metrics", "/metrics", None, 200, 403, 403, 403),
+        Case("GET", "/tk/v1/metrics", "/tk/v1/metrics", None, 200, 403, 403, 403),
         Case("GET", "/tk/v1/audit", f"/tk/v1/audit{whose}", None, 200, 200, 404, 403),
     ]
 
