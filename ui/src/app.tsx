@@ -131,7 +131,7 @@ function Account({ onHelp }: { onHelp: () => void }) {
       <p><b title={name}>{name}</b> <span class="note">{who.role === "consumption" ? who.account : who.role}</span></p>
       <p class="who-tools">
         <button type="button" class="tool" onClick={() => { theme.value = THEMES[theme.value]; }} aria-label={`Theme: ${theme.value}. Change it`} title="Theme">◐ {theme.value}</button>
-        <button type="button" class="tool" onClick={refresh} aria-label="Refresh all">↻</button>
+        <button type="button" class="tool refresh" onClick={refresh} aria-label="Refresh all">↻</button>
         <button type="button" class="tool" onClick={onHelp} aria-label="Keyboard keys">?</button>
         <button type="button" class="tool" onClick={() => void logOut().catch((error: unknown) => setFailure(error instanceof Error ? error.message : String(error)))}>Log out</button>
       </p>
