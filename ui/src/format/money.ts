@@ -15,6 +15,13 @@ export function exactMoney(nanos: bigint, placesMin = 2): string {
   return text.slice(0, text.length - Math.min(9 - placesMin, /0*$/.exec(text)?.[0].length ?? 0));
 }
 
+/** Nanos with parts of a nano, as decimal text, as money: lines of a price are rounded only in their sum. */
+export function partialMoney(text: string): string {
+  const [whole = "0", part = ""] = text.split(".");
+  const exact = split(BigInt(whole), 9) + part;
+  return exact.replace(/(\.\d\d\d*?)0+$/, "$1");
+}
+
 /** The decimal places that the exact amounts of a column need, so that the points are below each other. */
 export function placesOf(column: Iterable<bigint>): number {
   let places = 2;

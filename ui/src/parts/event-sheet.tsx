@@ -1,22 +1,37 @@
 /** One request: its fields, its price line by line, and the call that reads it. */
-import { getJson, type Params } from "../api/client";
+import type { Params } from "../api/client";
 import { curlOf } from "../api/usage";
 import { keyOf, textOf, tokensOf } from "../api/events";
 import type { MeterEvent } from "../api/types";
-import { exactMoney, nanosOf } from "../format/money";
-import { countText, millisText } from "../format/number";
+import { exactMoney, nanosOf, partialMoney } from "../format/money";
+import { millisText } from "../format/number";
 import { instantText } from "../format/time";
-import { useData } from "../state/data";
 import { login } from "../state/login";
 import { zone } from "../state/place";
 import { CallButton, CopyButton } from "./call";
 import { Dialog } from "./dialog";
-import { priceLines, type ShownPrice } from "./price-lines";
+import { fieldText } from "./fields";
 import { REASONS } from "./words";
+
+interface PriceLine {
+  of: string;
+  amount: string;
+  /** Decimal text of nanos, as `nanos`. */
+  rate_nanos_per_million?: string;
+  rate_nanos?: string;
+  nanos?: string;
+}
+
+interface Correction {
+  id: string;
+  at: string;
+  revision: number;
+  changed: Record<string, [unknown, unknown]>;
+}
 
 const FIELDS: readonly (readonly [field: string, words: string])[] = [
   ["account", "Account"], ["project", "Project"], ["kind", "Kind"], ["model", "Model"], ["variant", "Variant"], ["error_type", "Error"],
-  ["cache", "Cache"], ["cost_state", "Cost is"], ["price_version", "Price"], ["credits", "Credits"], ["bytes_out", "Bytes out"], ["revision", "Corrections"],
+  ["cache", "Cache"], ["cost_state", "Cost is"], ["credits", "Credits"], ["bytes_out", "Bytes out"], ["revision", "Corrections"],
 ];
 
 const COST_STATES: Record<string, string> = {
@@ -50,43 +65,73 @@ export function EventSheet({ event, onClose }: { event: MeterEvent; onClose: () 
         ])}
         {tags.map(([name, value]) => [<dt key={name}>tag {name}</dt>, <dd key={`${name}-value`}>{value}</dd>])}
       </dl>
-      <p><CopyButton text={event.id} words="Copy id" /> <CallButton curl={curlOf(path, params)} what="this request" /></p>
+      <Corrections event={event} />
+      <p class="below"><CopyButton text={event.id} words="Copy id" /> <CallButton curl={curlOf(path, params)} what="this request" /></p>
     </Dialog>
   );
 }
 
+/** Line by line as the server works it out; a server of before the lines says only what was booked. */
 function Price({ event }: { event: MeterEvent }) {
   const cost = nanosOf(textOf(event, "cost_nanos"));
-  const tokens = tokensOf(event);
-  const model = textOf(event, "model");
-  const priced = event.cost_state === "priced" && model !== "" && login.value?.role === "operator";
-  const params: Params = [
-    ["name", model], ["account", event.account], ["at", event.time], ...(textOf(event, "variant") ? [["variant", textOf(event, "variant")] as const] : []),
-  ];
-  const shown = useData(priced ? `price ${JSON.stringify(params)}` : null, (signal) => getJson<ShownPrice>("prices/show", params, signal), false);
-  const lines = priced && shown.data ? priceLines(event, shown.data) : null;
+  const price = event.price as { why: string; lines: PriceLine[] } | undefined;
+  const counted: PriceLine[] = tokensOf(event).map(([name, count]) => ({ of: `${name}_tokens`, amount: String(count) }));
+  const lines = price && price.lines.length > 0 ? price.lines : counted;
   return (
     <table class="price">
-      <caption>How the price came about</caption>
-      <thead><tr><th scope="col">Of</th><th scope="col" class="num">Count</th><th scope="col" class="num">Per million</th><th scope="col" class="num">Amount</th></tr></thead>
+      <caption>How the price came about{price && `: ${price.why}`}</caption>
+      <thead>
+        <tr><th scope="col">Of</th><th scope="col" class="num">Count</th><th scope="col" class="num">Rate</th><th scope="col" class="num">Amount</th></tr>
+      </thead>
       <tbody>
-        {lines
-          ? lines.lines.map((line) => (
-            <tr key={line.of}><th scope="row">{line.of}</th><td class="num">{line.count}</td><td class="num">{line.rate}</td><td class="num">{line.amount}</td></tr>
-          ))
-          : tokens.map(([name, count]) => (
-            <tr key={name}><th scope="row">{name} tokens</th><td class="num">{countText(count)}</td><td class="num">–</td><td class="num">–</td></tr>
-          ))}
+        {lines.map((line) => (
+          <tr key={line.of}>
+            <th scope="row">{line.of.replaceAll("_", " ")}</th>
+            <td class="num">{grouped(line.amount)}</td>
+            <td class="num">{rateWords(line)}</td>
+            <td class="num">{line.nanos === undefined ? "–" : partialMoney(line.nanos)}</td>
+          </tr>
+        ))}
       </tbody>
       <tfoot>
         <tr><th scope="row" colSpan={3}>Booked</th><td class="num"><b>{cost === null ? "–" : exactMoney(cost)}</b></td></tr>
-        {lines && cost !== null && lines.sum !== cost && (
-          <tr><td colSpan={4} class="note">At today’s prices it would be {exactMoney(lines.sum)}: {textOf(event, "price_version")} was in force.</td></tr>
-        )}
         {typeof event.provider_cost_nanos === "string" && (
           <tr><th scope="row" colSpan={3}>Provider’s cost</th><td class="num">{exactMoney(BigInt(event.provider_cost_nanos))}</td></tr>
         )}
       </tfoot>
     </table>
+  );
+}
+
+function rateWords(line: PriceLine): string {
+  if (line.rate_nanos_per_million !== undefined) return `${partialMoney(line.rate_nanos_per_million)} per million`;
+  return line.rate_nanos === undefined ? "–" : partialMoney(line.rate_nanos);
+}
+
+function grouped(amount: string): string {
+  const [whole = "", part] = amount.split(".");
+  const text = whole.replace(/\B(?=(\d{3})+$)/g, ",");
+  return part === undefined ? text : `${text}.${part}`;
+}
+
+function Corrections({ event }: { event: MeterEvent }) {
+  const corrections = (event.corrections as Correction[] | undefined) ?? [];
+  if (corrections.length === 0) return null;
+  return (
+    <section class="below">
+      <h3>Corrections</h3>
+      <ul class="plain">
+        {corrections.map((each) => (
+          <li key={each.revision}>
+            <span class="note">{instantText(Date.parse(each.at), zone.value, true)} · {each.id}</span>
+            <ul class="plain changes">
+              {Object.entries(each.changed).map(([name, [before, now]]) => (
+                <li key={name}><code>{name}</code> <del>{fieldText(name, before)}</del> → <ins>{fieldText(name, now)}</ins></li>
+              ))}
+            </ul>
+          </li>
+        ))}
+      </ul>
+    </section>
   );
 }

@@ -7,7 +7,7 @@ import { instantText } from "../format/time";
 import { Panel, ProblemNote } from "../parts/panel";
 import { useData } from "../state/data";
 import { zone } from "../state/place";
-import { fieldText } from "./setup";
+import { fieldText } from "../parts/fields";
 
 const PAGE: Params = [["limit", "50"]];
 
