@@ -1,13 +1,14 @@
 /** The frame: navigation, the one range and filter set, the view, keys of the keyboard. */
 import { useEffect, useState } from "preact/hooks";
-import { refresh, online } from "./state/refresh";
+import { formatIn } from "./format/time";
+import { answeredAt, online, refresh } from "./state/refresh";
 import { FilterChips, FilterDialog } from "./parts/filters";
 import { Help } from "./parts/help";
 import { Logo } from "./parts/logo";
 import { RangeButton, RangeDialog } from "./parts/range";
 import { login } from "./state/login";
 import { theme, type Theme } from "./state/preferences";
-import { go, hrefOf, onLink, place, type View } from "./state/place";
+import { go, hrefOf, onLink, place, zone, type View } from "./state/place";
 import { moveRow, watchKeys, type Shortcut } from "./state/shortcuts";
 import { Shown, titleOf } from "./views/shown";
 import { logOut } from "./views/login";
@@ -135,6 +136,7 @@ function Account({ onHelp }: { onHelp: () => void }) {
         <button type="button" class="tool" onClick={onHelp} aria-label="Keyboard keys">?</button>
         <button type="button" class="tool" onClick={() => void logOut().catch((error: unknown) => setFailure(error instanceof Error ? error.message : String(error)))}>Log out</button>
       </p>
+      <p class="note updated">{answeredAt.value > 0 && `Updated ${formatIn(zone.value, { timeStyle: "medium" }).format(answeredAt.value)}`}</p>
       {failure && <p class="problem" role="alert">Not logged out: {failure}</p>}
     </div>
   );

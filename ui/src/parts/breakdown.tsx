@@ -4,7 +4,7 @@ import { amountOf, exactText, measureOf, shortText } from "../api/measures";
 import { cellOf, csvHref, curlOf, getUsage, queryName, usageParams, type Query } from "../api/usage";
 import type { Row, Usage } from "../api/types";
 import { changeText, shareText } from "../format/number";
-import { place, toggleFilter, type Filter } from "../state/place";
+import { hrefOf, onLink, place, toggleFilter, type Filter } from "../state/place";
 import { useData } from "../state/data";
 import { minute, spanBefore, type Span } from "../state/span";
 import { Panel } from "./panel";
@@ -44,8 +44,10 @@ export function Breakdown({ title, dimensions, span, filters, measure, link }: B
       ))}
     </span>
   );
+  const explore = { view: "explore", filters, options: { group: dimension, measure } } as const;
+  const tools = <>{tabs}<a class="tool" href={hrefOf(explore)} onClick={onLink(explore)} aria-label={`Explore ${title}`}>Explore</a></>;
   return (
-    <Panel title={title} tools={tabs} csv={csvHref(query)} curl={curlOf("usage", usageParams(query))} loaded={loaded}
+    <Panel title={title} tools={tools} csv={csvHref(query)} curl={curlOf("usage", usageParams(query))} loaded={loaded}
       empty={usage?.row_count === 0 && "Nothing in this span."}>
       {usage && (
         <>

@@ -9,7 +9,7 @@ export function RangeButton({ onOpen }: { onOpen: () => void }) {
   return (
     <button type="button" class="button range" onClick={onOpen} aria-haspopup="dialog">
       <svg width="14" height="14" viewBox="0 0 16 16" aria-hidden="true"><path d="M2 4h12v10H2zM2 7h12M5 2v3M11 2v3" /></svg>
-      {span.value.words}
+      {span.value.words}{place.value.zone !== "UTC" && <span class="note">{place.value.zone}</span>}
     </button>
   );
 }

@@ -4,7 +4,7 @@ import { exactText } from "../api/measures";
 import { shareText } from "../format/number";
 import { fromNow } from "../format/time";
 import { useData } from "../state/data";
-import { toggleFilter, type Filter } from "../state/place";
+import { hrefOf, onLink, toggleFilter, type Filter, type Place } from "../state/place";
 import { minute, span as pageSpan } from "../state/span";
 import { Panel } from "./panel";
 import { REASONS } from "./words";
@@ -18,6 +18,7 @@ export function Refused({ filters }: { filters: readonly Filter[] }) {
   const rows = usage?.rows.filter((row) => row.denied_reason) ?? [];
   const denied = Number(usage?.totals.denied ?? 0);
   const share = usage && denied > 0 ? `${exactText(denied, "count")} of ${exactText(usage.totals.requests, "count")} requests` : "";
+  const behind = (reason: string): Partial<Place> => ({ view: "requests", filters: [...filters, ["denied_reason", reason]] });
   return (
     <Panel title="Why requests were refused" note={share} loaded={loaded} csv={csvHref(query)} curl={curlOf("usage", usageParams(query))}
       empty={usage !== undefined && rows.length === 0 && "No request was refused in this span."}>
@@ -37,7 +38,7 @@ export function Refused({ filters }: { filters: readonly Filter[] }) {
                 <rect class="fill" width={`${denied === 0 ? 0 : (100 * count) / denied}%`} height="4" rx="2" />
               </svg>
               <p class="note">
-                {advice} {row.last_at && `Last ${fromNow(Date.parse(String(row.last_at)), minute.value)}.`}
+                <a href={hrefOf(behind(reason))} onClick={onLink(behind(reason))}>Requests</a> {advice} {row.last_at && `Last ${fromNow(Date.parse(String(row.last_at)), minute.value)}.`}
               </p>
             </li>
           );

@@ -1,9 +1,10 @@
 /** Requests: a table of single events, newest first, each opening a sheet with its price line by line. */
 import { useState } from "preact/hooks";
+import { columnPlaces } from "../api/measures";
 import { curlOf } from "../api/usage";
 import { eventParams, getEvents, keyOf, textOf, tokensOf } from "../api/events";
 import type { MeterEvent } from "../api/types";
-import { exactMoney, moneyText, nanosOf } from "../format/money";
+import { exactMoney, nanosOf } from "../format/money";
 import { countText, millisText } from "../format/number";
 import { instantText } from "../format/time";
 import { useData } from "../state/data";
@@ -30,6 +31,7 @@ export function RecentRequests({ filters }: { filters: readonly Filter[] }) {
 
 export function EventTable({ events }: { events: readonly MeterEvent[] }) {
   const [open, setOpen] = useState<MeterEvent | null>(null);
+  const places = columnPlaces(events.map((event) => textOf(event, "cost_nanos") || null), "money");
   return (
     <>
       <div class="scroll">
@@ -48,7 +50,7 @@ export function EventTable({ events }: { events: readonly MeterEvent[] }) {
             </tr>
           </thead>
           <tbody>
-            {events.map((event) => <EventRow key={`${event.account}/${event.id}`} event={event} onOpen={() => setOpen(event)} />)}
+            {events.map((event) => <EventRow key={`${event.account}/${event.id}`} event={event} places={places} onOpen={() => setOpen(event)} />)}
           </tbody>
         </table>
       </div>
@@ -57,7 +59,7 @@ export function EventTable({ events }: { events: readonly MeterEvent[] }) {
   );
 }
 
-function EventRow({ event, onOpen }: { event: MeterEvent; onOpen: () => void }) {
+function EventRow({ event, places, onOpen }: { event: MeterEvent; places: number; onOpen: () => void }) {
   const status = Number(event.status ?? 0);
   const refused = textOf(event, "denied_reason");
   const cost = nanosOf(textOf(event, "cost_nanos"));
@@ -77,7 +79,7 @@ function EventRow({ event, onOpen }: { event: MeterEvent; onOpen: () => void }) 
       </td>
       <td class="num">{tokens ? countText(tokens) : "–"}</td>
       <td class="num">{millisText(event.latency_ms as number | null)}</td>
-      <td class="num" title={cost === null ? undefined : exactMoney(cost)}>{cost === null ? "–" : moneyText(cost)}</td>
+      <td class="num">{cost === null ? "–" : exactMoney(cost, places)}</td>
     </tr>
   );
 }

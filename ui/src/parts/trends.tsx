@@ -6,7 +6,7 @@ import type { Cell, Row, Usage } from "../api/types";
 import { changeText } from "../format/number";
 import { bucketText } from "../format/time";
 import { useData } from "../state/data";
-import { place, setOption, type Filter } from "../state/place";
+import { hrefOf, onLink, place, setOption, type Filter } from "../state/place";
 import { minute, span as pageSpan, spanBefore, type Span } from "../state/span";
 import { Chart, openIndex, type Series } from "./chart";
 import { Panel } from "./panel";
@@ -43,6 +43,7 @@ export function Trends({ headlines, measures, filters }: TrendsProps) {
   const chosen = headlines.find((each) => each.name === place.value.options.measure) ?? headlines[0];
   const usage = loaded.data;
   const empty = usage?.rows.length === 0 && "Nothing was recorded in this span.";
+  const requests = { view: "requests", filters } as const;
   if (!chosen) return null;
   return (
     <div class="trends">
@@ -52,7 +53,7 @@ export function Trends({ headlines, measures, filters }: TrendsProps) {
         ))}
       </ul>
       <div class="trend-charts">
-        <Panel title={`${chosen.words} over time`} note={openNote(span)} loaded={loaded} csv={csvHref(query)} class="wide"
+        <Panel title={`${chosen.words} over time`} note={noteOf(span, usage)} tools={<a class="tool" href={hrefOf(requests)} onClick={onLink(requests)}>Requests</a>} loaded={loaded} csv={csvHref(query)} class="wide"
           curl={curlOf("usage", usageParams(query))} empty={empty}>
           {usage && <MainChart headline={chosen} usage={usage} before={place.value.compare ? compared.data : undefined} span={span} earlier={before} changed={compared.data} />}
         </Panel>
@@ -63,8 +64,12 @@ export function Trends({ headlines, measures, filters }: TrendsProps) {
   );
 }
 
-function openNote(span: Span): string {
-  return span.open ? `${span.words} · still open` : span.words;
+/** The span, and what the answer says that it lacks. */
+function noteOf(span: Span, usage: Usage | undefined): string {
+  const lacks = !usage || usage.complete ? ""
+    : usage.lacks_detail ? `single events before ${usage.detail_from ?? ""} have expired: the numbers lack them`
+    : `some requests are still on their way, the oldest for ${usage.behind_s} s`;
+  return [span.words, span.open && "still open", lacks].filter(Boolean).join(" · ");
 }
 
 interface TileProps {
