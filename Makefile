@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+PAGE := src/tollkeeper/page/index.html
 AUDIT := .venv-audit
 EVENTS ?= 10000000
 
-.PHONY: soak setup runtime package audit demo test test-long check lint types torture bench bench-peers scale clean
+.PHONY: soak setup runtime ui package audit demo test test-long check lint types torture bench bench-peers scale clean
 
 setup: $(READY)
 
@@ -24,8 +25,18 @@ runtime:
 	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt pip
 	$(DIR)/bin/python -m pip install --quiet --constraint constraints.txt .
 
+# The page that the server shows at /. It needs Node from version 20 on; where there is none, ui/with-node installs one.
+ui: $(PAGE)
+
+$(PAGE): ui/node_modules/.package-lock.json $(shell find ui/src -type f) ui/index.html ui/build.mjs ui/tsconfig.json
+	PYTHON=$(PYTHON) ui/with-node npm --prefix ui run --silent build
+
+ui/node_modules/.package-lock.json: ui/package.json ui/package-lock.json
+	PYTHON=$(PYTHON) ui/with-node npm --prefix ui ci --ignore-scripts
+	touch $@
+
 # Both distributions in dist/, checked file by file, and run from new environments with nothing but what they require.
-package: $(READY)
+package: $(READY) $(PAGE)
 	$(BIN)/python .ci/package.py
 
 # Known vulnerabilities of the pinned versions; .ci/audit.py says what the exit code means.
@@ -38,14 +49,14 @@ $(AUDIT)/.ready: .ci/audit-constraints.txt constraints.txt
 	$(AUDIT)/bin/python -m pip install --quiet --constraint .ci/audit-constraints.txt pip-audit
 	touch $(AUDIT)/.ready
 
-demo: $(READY)
+demo: $(READY) $(PAGE)
 	$(BIN)/tollkeeper demo
 
-test: check
+test: check $(PAGE)
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The same tests; the costly ones take many more cases.
-test-long: check
+test-long: check $(PAGE)
 	LONG_TESTS=1 FUZZ_FACTOR=10 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: lint types
@@ -81,4 +92,5 @@ soak: $(READY)
 	$(BIN)/python -m bench.soak --seconds $(SECONDS)
 
 clean:
-	rm -rf $(VENV) $(AUDIT) .venv-runtime build dist *.egg-info
+	rm -rf $(VENV) $(AUDIT) .venv-runtime .venv-node build dist *.egg-info
+	rm -rf ui/node_modules src/tollkeeper/page/assets $(PAGE) src/tollkeeper/page/licenses.txt

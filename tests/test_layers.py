@@ -27,7 +27,7 @@ ORDER: Final = (
     "usage",
     "alerts",
     "maintenance",
-    "environment",
+    "environment page",
     "settings",
     "adapters",
     "profile_context reactions",

@@ -9,6 +9,7 @@ another process.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from tollkeeper.adapters.paired_store import check_at_start, must_compare, open_
 from tollkeeper.adapters.sql.catalog_store import SqlCatalogStore
 from tollkeeper.adapters.sql.database import migrate, open_engine
 from tollkeeper.adapters.sql.ledger import SqlLedger
+from tollkeeper.adapters.sql.logins import SqlLogins
 from tollkeeper.adapters.sql.operator_keys import SqlOperatorKeys
 from tollkeeper.adapters.sql.ownership import Ownership
 from tollkeeper.adapters.sql.webhooks import SqlWebhooks
@@ -32,6 +34,7 @@ from tollkeeper.alerts.webhooks import Webhooks
 from tollkeeper.catalog.budget_readiness import BudgetReadiness
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.catalog.last_used import LastUsed
+from tollkeeper.catalog.logins import Logins
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.catalog.sessions import AccountSessions, Sessions, check_login
 from tollkeeper.clock import Clock, SystemClock
@@ -275,6 +278,7 @@ class Installation:
             account_claim=settings.session_account_claim,
         )
         self.account_sessions = AccountSessions(self.sessions, self.directory)
+        self.logins = Logins(SqlLogins(engine), self.clock, settings.login_hours, secrets.choice)
         self._last_used = LastUsed(self.catalog, self.gate.take_last_used)
         recover(self.ledger, self.pending, self.committer, self.relay, self.holds, self._grants)
         self._catalog_changes.compare_at_start()
@@ -349,6 +353,7 @@ class Installation:
             Job(self.pairing.maintain, every=_PURGE_EVERY),
             Job(lambda: self.ledger.purge(self.clock.now_us()), every=_PURGE_EVERY, repeats=True),
             Job(self.webhooks.purge, every=_PURGE_EVERY),
+            Job(self.logins.purge, every=_PURGE_EVERY),
             Job(lambda: self.directory.openings.evict_idle(self.clock.now_us()), every=_PURGE_EVERY),
         ]
 

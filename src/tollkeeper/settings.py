@@ -78,6 +78,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The header in which your proxy tells the client's address, e.g. `x-forwarded-for`; empty: the peer's."""
     cors_origins: str = ""
     """Origins whose pages may call from a browser, separated by commas, e.g. `https://app.example.com`; `*`: all."""
+    login_hours: Annotated[int, msgspec.Meta(ge=1, le=720)] = 12
+    """Hours after which a login at the page ends, unless its key ends before."""
+    page_frame_ancestors: str = ""
+    """Origins whose pages may show the page in a frame, separated by commas, e.g. `https://app.example.com`."""
     metrics_open: bool = False
     """Answers `/metrics` without an operator key, to every caller that can reach the port."""
     webhook_allow_private: bool = False

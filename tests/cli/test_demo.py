@@ -79,6 +79,12 @@ def test_on_a_terminal_the_printed_commands_work_until_ctrl_c(tmp_path: Path) ->
                 with redirect_stdout(out):
                     assert run(shlex.split(line)) == 0
                 assert out.getvalue()
+            page = lines[lines.index("# The page. Open it in a browser:") + 1]
+            with _opener().open(page) as answer:
+                assert '<script type="module" src="assets/' in answer.read().decode()
+            roles = [
+                _log_in(page, line.split()[-1]) for line in lines if re.search(r"  (ok|mk|tk)_\S+$", line)
+            ]
         finally:
             demo.send_signal(signal.SIGINT)
             rest = _read_until(ours, "Stopped")
@@ -90,6 +96,7 @@ def test_on_a_terminal_the_printed_commands_work_until_ctrl_c(tmp_path: Path) ->
     assert {row["key"] for row in rows} == {"assistant-live", "leaked", "nightly-batch", "research-lab"}
     assert "papertrail,rate_limited" in usage_of_all
     assert json.loads(decision)["allowed"]
+    assert roles == [("operator", None), ("management", "northwind"), ("consumption", "northwind")]
 
 
 def _read_until(terminal: int, marker: str) -> str:
@@ -116,7 +123,18 @@ def _curl(line: str) -> str:
     name, _, value = words[3].partition(": ")
     body = words[words.index("-d") + 1].encode() if "-d" in words else None
     request = urllib.request.Request(words[4], data=body, headers={name: value})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request) as answer:
+    with _opener().open(request) as answer:
         text: str = answer.read().decode()
         return text
+
+
+def _log_in(page: str, key: str) -> tuple[str, str | None]:
+    """Log in as the page does; return the role and the account."""
+    body, headers = json.dumps({"key": key}).encode(), {"Content-Type": "application/json"}
+    with _opener().open(urllib.request.Request(f"{page}tk/v1/login", data=body, headers=headers)) as answer:
+        found = json.load(answer)
+        return found["role"], found["account"]
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))

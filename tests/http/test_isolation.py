@@ -97,6 +97,7 @@ def cases(world: World) -> list[Case]:
         Case("POST", "/tk/v1/settle", "/tk/v1/settle", {}, 400, 403, 403, 403),
         Case("POST", "/tk/v1/void", "/tk/v1/void", {}, 400, 403, 403, 403),
         Case("GET", "/metrics", "/metrics", None, 200, 403, 403, 403),
+        Case("GET", "/tk/v1/metrics", "/tk/v1/metrics", None, 200, 403, 403, 403),
         Case("GET", "/tk/v1/audit", f"/tk/v1/audit{whose}", None, 200, 200, 404, 403),
     ]
 
@@ -172,10 +173,37 @@ def test_every_operation_asks_every_credential_for_its_right(api: Api, world: Wo
     assert found == []
 
 
+def test_a_login_of_the_page_has_the_rights_of_its_key(api: Api, world: World) -> None:
+    """Every operation by cookie: as by the key, with the token of the login; without it nothing is changed."""
+    found = []
+    for name, key in {
+        "operator": OPERATOR_KEY,
+        "management_a": world.a.management_key,
+        "management_b": world.b.management_key,
+        "consumption_a": world.a.consumption_key,
+    }.items():
+        made = api("POST", "/tk/v1/login", {"key": key}, key=None)
+        cookie = made.headers["set-cookie"].partition(";")[0]
+        for case in cases(world):
+            # What its work is, is shown above: it takes longer than all others together.
+            if case.path in ("/tk/v1/rebuild", "/tk/v1/backup") and name == "operator":
+                continue
+            for token in (made.json()["csrf"], None):
+                headers = {"Cookie": cookie} | ({"X-CSRF-Token": token} if token else {})
+                status = api(case.method, case.path, case.body, key=None, headers=headers).status_code
+                expected = getattr(case, name) if token or case.method == "GET" else 403
+                # Beyond `/tk/v1` it is no credential.
+                if status != (401 if case.path == "/metrics" else expected):
+                    found.append((name, case.method, case.path, bool(token), status, expected))
+    assert found == []
+
+
 def test_the_table_above_has_every_operation(api: Api, world: World) -> None:
     paths = api("GET", "/tk/v1/openapi.json", key=None).json()["paths"]
     known = {(case.method.lower(), case.template) for case in cases(world)}
     open_to_all = {("get", "/healthz"), ("get", "/readyz"), ("get", "/tk/v1/openapi.json")}
+    # They take a cookie, and no key in a header: test_login.py.
+    open_to_all |= {(method, "/tk/v1/login") for method in ("get", "post", "delete")}
     # Whose events a key may send is shown by `test_a_management_key_sends_events_of_its_account_only`.
     elsewhere = {("post", "/tk/v1/events")}
     assert {(m, path) for path, found in paths.items() for m in found} == known | open_to_all | elsewhere

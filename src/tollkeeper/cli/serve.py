@@ -130,6 +130,15 @@ def serve(
             "cors-origins", "Origins whose pages may call from a browser, separated by commas; * for all."
         ),
     ] = None,
+    login_hours: Annotated[
+        int | None, _setting("login-hours", "Hours after which a login at the page ends; 12 unless given.")
+    ] = None,
+    page_frame_ancestors: Annotated[
+        str | None,
+        _setting(
+            "page-frame-ancestors", "Origins whose pages may show the page in a frame, separated by commas."
+        ),
+    ] = None,
     metrics_open: Annotated[
         bool | None,
         _setting("metrics-open", "Answer /metrics without a key, to every caller that can reach the port."),
@@ -196,6 +205,8 @@ def serve(
             "distinct_values_per_day_max": distinct_values_per_day_max,
             "client_address_header": client_address_header,
             "cors_origins": cors_origins,
+            "login_hours": login_hours,
+            "page_frame_ancestors": page_frame_ancestors,
             "metrics_open": metrics_open,
             "webhook_allow_private": webhook_allow_private,
             "retention": retention,

@@ -17,6 +17,8 @@ TIMEOUT_S: Final = 30
 READY_WITHIN_S: Final = 120.0
 """A store opens in 2 s on a quiet machine; on one with a load of 25 on two cores it took over a minute."""
 READY_POLL_S: Final = 0.1
+IDLE_S_MAX: Final = 5.0
+"""A connection that was idle for longer is opened again: the server closes one after 30 s, in the middle of a call."""
 
 
 class ApiAnswer(NamedTuple):
@@ -46,10 +48,7 @@ class ApiClient:
         content = body if isinstance(body, bytes) or body is None else msgspec.json.encode(body)
         headers = {**self._headers, "Content-Type": media_type} if media_type else self._headers
         try:
-            connection = self._connection()
-            connection.request(method, PREFIX + path, content, headers)
-            answer = connection.getresponse()
-            return ApiAnswer(answer.status, msgspec.json.decode(answer.read()))
+            return self._answer(method, PREFIX + path, content, headers)
         except (OSError, HTTPException, msgspec.DecodeError) as exc:
             raise Unavailable(f"The server does not answer {method} {path}: {exc}.") from exc
 
@@ -73,10 +72,7 @@ class ApiClient:
             Unavailable: The server cannot be reached, or answers what is not JSON.
         """
         try:
-            connection = self._connection()
-            connection.request(method, path, None, dict(headers))
-            answer = connection.getresponse()
-            return ApiAnswer(answer.status, msgspec.json.decode(answer.read()))
+            return self._answer(method, path, None, headers)
         except (OSError, HTTPException, msgspec.DecodeError) as exc:
             raise Unavailable(f"The server does not answer {method} {path}: {exc}.") from exc
 
@@ -98,8 +94,19 @@ class ApiClient:
         for close in self._close:
             close()
 
+    def _answer(self, method: str, path: str, content: bytes | None, headers: Mapping[str, str]) -> ApiAnswer:
+        connection = self._connection()
+        try:
+            connection.request(method, path, content, dict(headers))
+            answer = connection.getresponse()
+            return ApiAnswer(answer.status, msgspec.json.decode(answer.read()))
+        finally:
+            self._local.used_at_s = time.monotonic()
+
     def _connection(self) -> HTTPConnection:
         connection: HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is not None and time.monotonic() - self._local.used_at_s > IDLE_S_MAX:
+            connection.close()  # It is opened again by the next request.
         if connection is None:
             connection = self._local.connection = HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
             self._close.append(connection.close)

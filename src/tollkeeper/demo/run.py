@@ -20,7 +20,7 @@ from tollkeeper.console.server_defaults import HOST, OPERATOR_KEY_VARIABLE, PORT
 from tollkeeper.demo.client import ApiClient
 from tollkeeper.demo.declaration import DECLARATION
 from tollkeeper.demo.dialect import DialectStory
-from tollkeeper.demo.story import commands, commands_on_data, tell
+from tollkeeper.demo.story import commands, commands_on_data, page_lines, tell
 from tollkeeper.demo.traffic import Traffic
 from tollkeeper.errors import Conflict
 from tollkeeper.profiles import load as load_profile
@@ -81,6 +81,7 @@ class _Demo:
         self._profile = profile
         self._stop = threading.Event()
         self._url = ""
+        self._logins = {"the operator": operator_key}
 
     def ready(self, url: str) -> None:
         """Note where the server is; called on its loop once it accepts connections."""
@@ -109,6 +110,7 @@ class _Demo:
             self._show_customers(api)
         print(flush=True)
         if self._stay and not self._stop.is_set():
+            self._print(page_lines(self._url, self._logins))
             print("Serving until Ctrl-C.", flush=True)
             self._stop.wait()
 
@@ -139,6 +141,10 @@ class _Demo:
         if self._stop.is_set():
             return
         self.agreed = tell(api, tally)
+        self._logins |= {
+            "a customer, Northwind": secrets["northwind-admin"],
+            "one of its keys": secrets["assistant-live"],
+        }
         print()
         if not self._stay:
             directory = shlex.quote(self._data_dir)

@@ -13,6 +13,7 @@ from tollkeeper.console.usage_table import print_report
 from tollkeeper.console.verify_table import print_verdict, with_store_differences
 from tollkeeper.demo.client import ApiClient
 from tollkeeper.demo.traffic import Tally
+from tollkeeper.http.page import built_files
 
 _SINCE: Final = "2000-01-01"
 
@@ -107,6 +108,23 @@ def commands(url: str, operator_key: str, secrets: Mapping[str, str]) -> list[st
         f"curl -s -H 'Authorization: Bearer {operator_key}' '{api}/authorize' -d "
         f"""'{{"key":"{secrets["assistant-live"]}","method":"POST","path":"/v1/chat/completions","""
         """"model":"gpt-4o-mini","tokens":{"prompt":1000,"completion":120}}'""",
+    ]
+
+
+def page_lines(url: str, logins: Mapping[str, str]) -> list[str]:
+    """Return where the page is, and a key for each of *logins* (whom one is there → the key)."""
+    if not built_files():
+        return [
+            "# The page is not built in this installation: `make ui` builds it, in a clone of the repository.",
+            "",
+        ]
+    width = max(map(len, logins))
+    return [
+        "# The page. Open it in a browser:",
+        f"{url}/",
+        "# and log in with the key of one of these:",
+        *(f"{who:<{width}}  {key}" for who, key in logins.items()),
+        "",
     ]
 
 

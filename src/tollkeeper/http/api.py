@@ -21,6 +21,7 @@ from tollkeeper import errors
 from tollkeeper.alerts.webhooks import Webhooks
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.logins import Logins
 from tollkeeper.catalog.manage import Manage
 from tollkeeper.catalog.sessions import Sessions
 from tollkeeper.gate.gate import Gate
@@ -40,6 +41,7 @@ from tollkeeper.http.routes import (
     health,
     keys,
     limit_status,
+    logins,
     maintenance,
     openapi,
     prices,
@@ -106,6 +108,7 @@ def build_api(
         keys,
         top_ups,
         sessions,
+        logins,
         limit_status,
         adjustments,
         usage,
@@ -141,6 +144,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
         Directory: installation.directory,
         EventLookup: installation.event_lookup,
         Gate: installation.gate,
+        Logins: installation.logins,
         Manage: installation.manage,
         MetricsSource: metrics,
         Pairing: installation.pairing,
@@ -162,7 +166,7 @@ async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
         return
     context: Context = connection.app.state[CONTEXT]
     principal = await context.executors.hot.attempt(
-        context.authenticator.principal, connection.scope["headers"]
+        context.authenticator.caller, connection.scope["headers"], connection.scope["method"]
     )
     if principal.role not in of.roles:
         what = of.summary[0].lower() + of.summary[1:]

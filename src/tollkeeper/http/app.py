@@ -29,12 +29,15 @@ from tollkeeper.http.forked import send_unusable
 from tollkeeper.http.handshakes import refuse_handshake, unsupported
 from tollkeeper.http.hot import SMALL_BODY_BYTES_MAX, HotAnswer, HotEndpoints, payer_of
 from tollkeeper.http.known_key import KnownKey
+from tollkeeper.http.login_cookie import login_secrets
 from tollkeeper.http.metered import Dialects
 from tollkeeper.http.observed import Latencies, Observed, Observer
+from tollkeeper.http.page import Page
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
 from tollkeeper.http.routes.health import probes_of
+from tollkeeper.http.routes.logins import FAILED
 from tollkeeper.installation import Installation
 from tollkeeper.version import __version__
 
@@ -47,6 +50,10 @@ _encode: Final = msgspec.json.Encoder().encode
 _NO_WEBSOCKETS: Final = (
     b'{"type":"https://tollkeeper.dev/problems/not_found","title":"Not found","status":404,'
     b'"detail":"Tollkeeper has no WebSockets.","code":"not_found"}'
+)
+_PAGE_ONLY_READ: Final = (
+    b'{"type":"https://tollkeeper.dev/problems/method_not_allowed","title":"Method not allowed","status":405,'
+    b'"detail":"The page takes GET and HEAD.","code":"method_not_allowed"}'
 )
 _BLOCKED: Final = (
     b'{"type":"https://tollkeeper.dev/problems/too_many_failures","title":"Too many failures","status":429,'
@@ -79,6 +86,7 @@ class App:
         self._probes = probes_of(installation.ledger, installation.store)
         self._body_bytes_max = settings.body_bytes_max
         self._cors = Cors(settings.cors_origins)
+        self._page = Page(settings.page_frame_ancestors)
         self.hot = HotEndpoints(
             installation.holds,
             installation.ingest,
@@ -140,11 +148,20 @@ class App:
             await self._serve_hot(found[0], found[1], scope, receive, send)
             return scope["path"].rpartition("/")[2]  # type: ignore[no-any-return]
         path = routed_path(scope)
+        if scope["method"] == "GET" and (page := self._page.answer(path, scope["headers"])) is not None:
+            await send({"type": "http.response.start", "status": page.status, "headers": page.headers})
+            await send({"type": "http.response.body", "body": page.body})
+            return "page"
         if not path.startswith("/tk/") and path.rstrip("/") not in OWN_PATHS:
             vendor = self._profiles.find(path)
             if vendor is not None:
                 await self._serve_profile(*vendor, scope, receive, send)
                 return vendor[0].profile.name
+            if self._page.has(path):
+                await _send(
+                    send, 405, [(b"allow", b"GET, HEAD")], _PAGE_ONLY_READ, self._request_id(), problem=True
+                )
+                return "page"
         await self._serve_api(scope if path == scope["path"] else {**scope, "path": path}, receive, send)
         return _call_of(path)
 
@@ -164,7 +181,7 @@ class App:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         try:
             # The operator is known here; another key may be in the catalog only.
-            principal = await self.executors.hot.attempt(self.authenticator.principal, headers)
+            principal = await self.executors.hot.attempt(self.authenticator.caller, headers, "POST")
             if handler == self.hot.events:
                 status, answer_headers, answer = await self._serve_batch(
                     principal, bytes_max, headers, receive
@@ -175,7 +192,7 @@ class App:
         except (Exception, asyncio.CancelledError) as exc:
             if isinstance(exc, asyncio.CancelledError):
                 raise
-            if isinstance(exc, Unauthenticated) and has_credential(headers) and self._throttles(scope):
+            if isinstance(exc, Unauthenticated) and _tried(scope) and self._throttles(scope):
                 await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                 return
             problem = to_problem(exc, instance=scope["path"], request_id=request_id)
@@ -252,7 +269,7 @@ class App:
         async def send_with_id(message: Message) -> None:
             nonlocal is_throttled
             if message["type"] == "http.response.start":
-                if message["status"] == 401 and has_credential(scope["headers"]) and self._throttles(scope):
+                if message["status"] == 401 and _tried(scope) and self._throttles(scope):
                     is_throttled = True
                     await _send(send, 429, [(b"retry-after", b"60")], _BLOCKED, request_id, problem=True)
                     return
@@ -292,6 +309,7 @@ def authenticator_of(installation: Installation, operators: Collection[str] | No
     return Authenticator(
         installation.operator_keys.all() if operators is None else operators,
         installation.directory,
+        installation.logins,
         installation.clock,
         address_header=installation.settings.client_address_header,
     )
@@ -318,6 +336,12 @@ def build_app(installation: Installation, operators: Collection[str] | None = No
         ),
         operators,
     )
+
+
+def _tried(scope: Scope) -> bool:
+    """Return whether the caller of our own API tried to authenticate: by a key, a login, or a key to log in with."""
+    headers = scope["headers"]
+    return has_credential(headers) or bool(login_secrets(headers)) or FAILED in (scope.get("state") or {})
 
 
 def _call_of(path: str) -> str:

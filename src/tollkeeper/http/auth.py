@@ -4,6 +4,9 @@ The caller of the product's own API: an operator (`ok_`), a management key (`mk_
 Keys are looked up by their SHA-256, so timing reveals nothing. A good credential is always served: only answers to
 failing ones are throttled, by address (`Throttle`), in bounded memory. A key has 190 bits, so there is nothing to
 guess, and an address may be a proxy's, with many clients behind it.
+
+A request to `/tk/v1` without a key may come with the login of the page in its cookie: it stands for the key that it was
+made with, as that key is now.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ from collections.abc import Collection
 from typing import Final, Literal, NamedTuple
 
 from tollkeeper.catalog.directory import Directory
+from tollkeeper.catalog.logins import Logins
 from tollkeeper.clock import Clock
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.keys import OPERATOR_PREFIX, StoredKey, hash_secret
+from tollkeeper.domain.logins import Login
 from tollkeeper.errors import Forbidden, Unauthenticated
 from tollkeeper.http.asgi_types import RawHeaders
-from tollkeeper.http.credentials import Ambiguous, credentials, the_known
+from tollkeeper.http.credentials import Ambiguous, credentials, has_credential, the_known
 from tollkeeper.http.forwarding import forwarded_address, names_a_client, network_of
+from tollkeeper.http.login_cookie import check_csrf, check_own_page, login_secrets
 
 _REMEMBERED_MAX: Final = 10_000
 _GOOD_KEYS_MAX: Final = 4_096
@@ -46,6 +52,17 @@ class Principal(NamedTuple):
 
 
 OPERATOR: Final = Principal("operator", None, None)
+
+
+class LoggedIn(NamedTuple):
+    """A login that is good now, its secret, and whom it stands for."""
+
+    secret: str
+    login: Login
+    principal: Principal
+
+    def __repr__(self) -> str:
+        return f"LoggedIn(principal={self.principal!r})"
 
 
 class Throttle:
@@ -128,18 +145,62 @@ class Authenticator:
     """
 
     def __init__(
-        self, operators: Collection[str], directory: Directory, clock: Clock, *, address_header: str = ""
+        self,
+        operators: Collection[str],
+        directory: Directory,
+        logins: Logins,
+        clock: Clock,
+        *,
+        address_header: str = "",
     ) -> None:
         self._operators = operators
         self._directory = directory
+        self._logins = logins
         self._clock = clock
         self._good: tuple[int, dict[str, StoredKey]] = (-1, {})
         """Keys that were looked up, with the version of the directory that they were read under."""
         self.throttle = Throttle(clock, address_header.lower().encode())
 
+    def caller(self, headers: RawHeaders, method: str) -> Principal:
+        """
+        Return whom a request to `/tk/v1` stands for: by its key, or without one by the login in its cookie.
+
+        Raises:
+            Unauthenticated, Forbidden: As `principal` and `login`.
+            Forbidden: With a login, it would change something and does not show that the page sends it.
+        """
+        if has_credential(headers) or not login_secrets(headers):
+            return self.principal(headers)
+        found = self.login(headers)
+        check_csrf(found.secret, method, headers)
+        return found.principal
+
+    def login(self, headers: RawHeaders) -> LoggedIn:
+        """
+        Return the login in a request's cookie, whatever else it carries.
+
+        Raises:
+            Unauthenticated: There is none, it is over, or its key is no longer valid.
+            Forbidden: The key's account is not active, or another site sends the request.
+        """
+        secrets = login_secrets(headers)
+        if not secrets:
+            raise Unauthenticated("Nobody is logged in: POST /tk/v1/login with a key.")
+        check_own_page(headers)
+        known = [(secret, found) for secret in secrets if (found := self._logins.find(secret)) is not None]
+        if len(known) != 1:
+            why = "The login has ended" if not known else "The request carries two different logins"
+            raise Unauthenticated(f"{why}: log in again.")
+        secret, login = known[0]
+        if login.account_id:
+            return LoggedIn(secret, login, self._key_principal(login.key_sha256))
+        if login.key_sha256 not in self._operators:
+            raise Unauthenticated("The operator key of this login was replaced: log in with the new one.")
+        return LoggedIn(secret, login, OPERATOR)
+
     def principal(self, headers: RawHeaders) -> Principal:
         """
-        Return whom the request's credential stands for.
+        Return whom the key in the request's headers stands for; a cookie counts for nothing.
 
         Raises:
             Unauthenticated: No credential, an unknown one, or one that is no longer valid.
@@ -152,6 +213,10 @@ class Authenticator:
             secret = the_known(secrets, self._is_known) if len(secrets) > 1 else secrets[0]
         except Ambiguous:
             raise Unauthenticated("The request carries two different keys: send one.") from None
+        return self.principal_of(secret)
+
+    def principal_of(self, secret: str) -> Principal:
+        """Return whom a key stands for. Raises as `principal`."""
         secret_sha256 = hash_secret(secret)
         if secret.startswith(OPERATOR_PREFIX):
             if secret_sha256 in self._operators:

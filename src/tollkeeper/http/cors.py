@@ -6,6 +6,7 @@ No cookies are involved: keys come in headers, so `*` is as good an origin as an
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from tollkeeper.errors import BadParameter
@@ -13,7 +14,28 @@ from tollkeeper.http.asgi_types import Message, RawHeaders, Scope, Send
 
 ANY: Final = "*"
 MAX_AGE_S: Final = 600
+_HOST: Final = re.compile(r"[^/?#@*\s;,'\"\x00-\x1f\x7f-\U0010ffff]+")
+"""What may follow the scheme: nothing that ends a header, or a directive of a policy in one."""
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE"
+
+
+def origins_of(text: str, setting: str, *, any_origin: bool) -> frozenset[str]:
+    """
+    Return the origins in *text*, which separates them by commas; `*` among them only with *any_origin*.
+
+    Raises:
+        BadParameter: One is no origin.
+    """
+    found = frozenset(one.strip() for one in text.split(",") if one.strip())
+    for origin in found - {ANY} if any_origin else found:
+        scheme, mark, host = origin.partition("://")
+        if scheme not in ("http", "https") or not mark or not host or not _HOST.fullmatch(host):
+            raise BadParameter(
+                f"setting {setting}: {origin!r} is no origin: it must be like https://app.example.com, "
+                f"without a path{', or * for all' if any_origin else ''}",
+                field=setting,
+            )
+    return found
 
 
 def is_preflight(scope: Scope) -> bool:
@@ -36,15 +58,7 @@ class Cors:
     """
 
     def __init__(self, origins: str) -> None:
-        self._allowed = frozenset(one.strip() for one in origins.split(",") if one.strip())
-        for origin in self._allowed - {ANY}:
-            scheme, mark, host = origin.partition("://")
-            if scheme not in ("http", "https") or not mark or not host or set("/?#@* ") & set(host):
-                raise BadParameter(
-                    f"setting cors_origins: {origin!r} is no origin: it must be like https://app.example.com, "
-                    "without a path, or * for all",
-                    field="cors_origins",
-                )
+        self._allowed = origins_of(origins, "cors_origins", any_origin=True)
 
     def __bool__(self) -> bool:
         return bool(self._allowed)

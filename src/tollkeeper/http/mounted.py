@@ -40,8 +40,21 @@ class MountedApi:
             return
         inner = {name: scope[name] for name in _KEPT if name in scope}
         path, raw_path = _paths(scope)
+        sent: bytes = (scope.get("raw_path") or quote(scope["path"]).encode()).partition(b"?")[0]
+        if path == "/" and not sent.endswith(b"/") and scope.get("method") in ("GET", "HEAD"):
+            await _send_to_slash(sent, scope.get("query_string", b""), send)
+            return
         inner |= {"path": path, "raw_path": raw_path, "root_path": "", "state": {}}
         await self._app(inner, receive, send)
+
+
+async def _send_to_slash(sent: bytes, query: bytes, send: Send) -> None:
+    """Answer `/prefix` with the way to `/prefix/`: the page has relative URLs, which are read from there."""
+    # By the last segment alone, so that it leads to this host whatever the path is, or a proxy puts before it.
+    location = b"./" + sent.rpartition(b"/")[2] + b"/" + (b"?" + query if query else b"")
+    headers = [(b"location", location), (b"content-length", b"0"), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": 308, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _paths(scope: Scope) -> tuple[str, bytes]:

@@ -12,13 +12,20 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool, StaticPool
 
-from tollkeeper.adapters.sql import catalog_tables, ledger_tables, operator_keys, silence, webhook_tables
+from tollkeeper.adapters.sql import (
+    catalog_tables,
+    ledger_tables,
+    logins,
+    operator_keys,
+    silence,
+    webhook_tables,
+)
 from tollkeeper.adapters.sql.ledger_file import advice_on
 from tollkeeper.adapters.sql.metadata import metadata
 from tollkeeper.blocking import check_may_wait
 from tollkeeper.errors import BadParameter, Conflict, Unavailable
 
-SCHEMA_REVISION = "0015"
+SCHEMA_REVISION = "0016"
 """The newest migration; compared first, so that an up-to-date database opens without loading Alembic."""
 
 _BUSY_TIMEOUT_MS = 10_000
@@ -35,6 +42,7 @@ __all__ = [
     "check_empty",
     "catalog_tables",
     "ledger_tables",
+    "logins",
     "metadata",
     "migrate",
     "open_engine",

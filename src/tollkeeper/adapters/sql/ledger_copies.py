@@ -21,6 +21,7 @@ from tollkeeper.adapters.sql import silence
 from tollkeeper.adapters.sql.database import check_empty, metadata, migrate, open_engine, upgrade
 from tollkeeper.adapters.sql.ledger_database import database_errors
 from tollkeeper.adapters.sql.ledger_tables import progress
+from tollkeeper.adapters.sql.logins import logins
 from tollkeeper.errors import Conflict, Unavailable
 
 _PAGES: Final = 2_000
@@ -94,6 +95,9 @@ class _OfSqlite:
     def write_to(self, path: Path) -> None:
         with file_errors(), closing(sqlite3.connect(path)) as copy:
             self._connection.backup(copy, pages=_PAGES)
+            # One that has ended since must not be good again in what is restored.
+            copy.execute(f"DELETE FROM {logins.name}")  # noqa: S608
+            copy.commit()
             _close_copy(copy)
 
 
@@ -264,8 +268,10 @@ def _fill_postgresql(source: sa.Engine, target: sa.Engine) -> None:
 
 
 def _copy_rows(source: sa.Connection, target: sa.Connection) -> None:
-    """Insert all rows of our tables; both have the newest schema."""
+    """Insert all rows of our tables but the logins; both have the newest schema."""
     for table in metadata.sorted_tables:
+        if table is logins:
+            continue
         count = _ROWS.get(table.name, _ROWS_OTHERWISE)
         rows = source.execution_options(yield_per=count).execute(sa.select(table))
         for part in rows.mappings().partitions(count):

@@ -10,12 +10,14 @@ import msgspec
 from litestar import Response, get
 from litestar.handlers import HTTPRouteHandler
 
+from tollkeeper.api.paths import PREFIX
 from tollkeeper.errors import Forbidden, TollkeeperError
 from tollkeeper.gate.gate import Gate
 from tollkeeper.http.executors import PROBE_S_MAX, Probe
 from tollkeeper.http.metrics import METRICS_MEDIA_TYPE, MetricsSource, render_metrics
 from tollkeeper.http.routes.calls import (
     NOBODY_ASKED,
+    OPERATOR,
     AnyRequest,
     BodyDoc,
     OperationDoc,
@@ -49,7 +51,7 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 def handlers() -> list[HTTPRouteHandler]:
     """Return the handlers of health and metrics."""
-    return [healthz, readyz, metrics]
+    return [healthz, readyz, metrics, metrics_of_login]
 
 
 @get(
@@ -118,6 +120,28 @@ def metrics(request: AnyRequest) -> Response[bytes]:
     scope: Any = request.scope
     if not context.metrics_open and context.authenticator.principal(scope["headers"]).role != "operator":
         raise Forbidden("Metrics take an operator key.")
+    return _metrics(request)
+
+
+@get(
+    f"{PREFIX}/metrics",
+    opt=operation(
+        OperationDoc(
+            "Metrics, for a login",
+            "health",
+            OPERATOR,
+            {200: BodyDoc({"text/plain": {"type": "string"}}, None, "Prometheus text format 0.0.4.")},
+            description="The same as `/metrics`, where the cookie of the page counts.",
+        )
+    ),
+)
+@in_thread("management")
+def metrics_of_login(request: AnyRequest) -> Response[bytes]:
+    """Show the metrics to the operator's page."""
+    return _metrics(request)
+
+
+def _metrics(request: AnyRequest) -> Response[bytes]:
     return Response(
         render_metrics(service(request, MetricsSource)).encode(),
         media_type=METRICS_MEDIA_TYPE,
