@@ -17,7 +17,7 @@ ORDER: Final = (
     "errors version",
     "domain",
     "clock collector blocking callers forks greenlets memory packages",
-    "audit event_expiry",
+    "audit event_expiry event_lists",
     "ports record_columns",
     "profiles",
     "gate",

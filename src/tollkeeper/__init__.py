@@ -16,6 +16,7 @@ from tollkeeper.version import __version__
 if TYPE_CHECKING:
     from tollkeeper.collector import freeze_gc
     from tollkeeper.domain.decisions import Denial
+    from tollkeeper.domain.event_pages import EventPage, EventQuery
     from tollkeeper.domain.requests import Outcome
     from tollkeeper.domain.stated import Usage
     from tollkeeper.domain.usage import UsageQuery, UsageReport
@@ -29,6 +30,8 @@ _MODULES: Final = {
     "Admission": "tollkeeper.gate.gate",
     "Denial": "tollkeeper.domain.decisions",
     "Denied": "tollkeeper.metering",
+    "EventPage": "tollkeeper.domain.event_pages",
+    "EventQuery": "tollkeeper.domain.event_pages",
     "Outcome": "tollkeeper.domain.requests",
     "Tollkeeper": "tollkeeper.embedded",
     "TollkeeperError": "tollkeeper.errors",
@@ -44,6 +47,8 @@ __all__ = [
     "Admission",
     "Denial",
     "Denied",
+    "EventPage",
+    "EventQuery",
     "Outcome",
     "Tollkeeper",
     "TollkeeperError",

@@ -25,6 +25,7 @@ from tollkeeper.catalog.manage import Manage
 from tollkeeper.clock import Clock
 from tollkeeper.domain.catalog import Key
 from tollkeeper.domain.decisions import Denial
+from tollkeeper.domain.event_pages import EventPage, EventQuery
 from tollkeeper.domain.events import Event, Record
 from tollkeeper.domain.instants import to_us
 from tollkeeper.domain.keyless import Keyless, check_keyless
@@ -257,6 +258,10 @@ class Tollkeeper:
         Measures `quantity.NAME` are decimal text of units; money is whole nanos.
         """
         return quantities_as_text(query, self.installation.reports.usage(query))
+
+    def events(self, query: EventQuery) -> EventPage:
+        """Return a page of single events, newest first, each as it stands now; `next_cursor` asks for the next."""
+        return self.installation.event_pages.page(query)
 
     def key_status(
         self, key_id: str, *, account: str | None = None, params: Mapping[str, str] = {}

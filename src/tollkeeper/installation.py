@@ -60,6 +60,7 @@ from tollkeeper.maintenance.rounds import Job, MaintenanceThread
 from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
 from tollkeeper.meter.ingest import Ingest
+from tollkeeper.meter.price_lines import PriceLines
 from tollkeeper.meter.price_preview import PricePreview
 from tollkeeper.ports import UsageStore
 from tollkeeper.profile_context import LocalProfileContext
@@ -68,7 +69,10 @@ from tollkeeper.profiles.base import Profile
 from tollkeeper.reactions import Reactions
 from tollkeeper.settings import Settings
 from tollkeeper.usage.event_lookup import EventLookup
+from tollkeeper.usage.event_pages import EventPages
+from tollkeeper.usage.fresh_reads import FreshReads
 from tollkeeper.usage.freshness import Freshness
+from tollkeeper.usage.query_turns import QueryTurns
 from tollkeeper.usage.report import Reports
 from tollkeeper.version import __version__
 
@@ -185,7 +189,16 @@ class Installation:
         )
         self.delivery = Delivery(self.committer, self.pending, self.relay)
         freshness = Freshness(self.ledger.outbox, self.relay, self.pending, self.pairing)
-        self.reports = Reports(self.store, freshness, self.delivery, self.clock)
+        turns = QueryTurns()
+        self.reports = Reports(self.store, freshness, self.delivery, self.clock, turns)
+        self.event_pages = EventPages(
+            self.store,
+            FreshReads(freshness, self.delivery),
+            self.delivery,
+            turns,
+            self.clock,
+            PriceLines(self.directory),
+        )
         self.amend = Amend(
             self.directory, self.store, self.pending, self.committer, self.delivery, self.clock, self.labels
         )

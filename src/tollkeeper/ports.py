@@ -34,12 +34,13 @@ from tollkeeper.domain.top_ups import TopUp
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.domain.webhooks import DeliveryResult, StoredWebhook, WebhookMessage
 from tollkeeper.event_expiry import EventExpiry
+from tollkeeper.event_lists import EventLists
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class UsageStore(EventExpiry, Protocol):
+class UsageStore(EventExpiry, EventLists, Protocol):
     """
     The projection that answers usage queries: every record, and rollups of them.
 

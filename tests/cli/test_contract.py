@@ -147,6 +147,35 @@ def test_usage_is_exact_beyond_what_javascript_can_count(data: Path, ingested: d
     assert answer["as_of"].endswith("Z")
 
 
+def test_events_are_listed_newest_first(data: Path, ingested: dict[str, Any]) -> None:
+    """As JSON page by page, as CSV, and as a table with the cursor of the next page."""
+    found: list[dict[str, Any]] = []
+    cursor: list[str] = []
+    while True:
+        page = answer_of(
+            in_process("events", "--data", data, "--account", "acme", "--limit", "4", "--json", *cursor)
+        )
+        found += page["events"]
+        if page["next_cursor"] is None:
+            break
+        cursor = ["--cursor", page["next_cursor"]]
+    order = [(event["time"], event["id"]) for event in found]
+    assert order == sorted(order, reverse=True)
+    assert len(order) == len(set(order)) == 11
+    assert sum(int(event["cost_nanos"]) for event in found) == 10 * COST_NANOS + 1
+    as_csv = in_process("events", "--data", data, "--filter", "key=k1", "--limit", "3", "--format", "csv")
+    assert len(as_csv.stdout.splitlines()) == 4
+    assert as_csv.stdout.startswith("time,id,account,")
+    as_table = in_process("events", "--data", data, "--denied")
+    assert as_table.stdout == "There is no such event.\n"
+    shown = in_process("events", "--data", data, "--limit", "2").stdout
+    assert "More: --cursor " in shown
+    misused = in_process("events", "--data", data, "--filter", "colour=red")
+    assert (misused.returncode, "colour" in misused.stderr) == (2, True)
+    garbage = in_process("events", "--data", data, "--cursor", "garbage")
+    assert (garbage.returncode, "next_cursor of the page before" in garbage.stderr) == (1, True)
+
+
 @needs_traces
 def test_a_real_access_log_gives_its_known_totals(data: Path, ingested: dict[str, Any]) -> None:
     """There is one account, so it need not be named. Then the same is served, and asked over HTTP."""
@@ -191,6 +220,8 @@ def _check_asked_over_http(url: str, known: dict[str, Any]) -> None:
         "--measures",
         "requests,bytes_out",
     )
+    newest = _run_here("events", *server, "--account", "acme", "--limit", "5", "--json")
+    assert (len(newest["events"]), newest["complete"]) == (5, True)
     by_status = _run_here("usage", *server, *grouped, "--group-by", "status", "--json")
     assert {str(row["status"]): (row["requests"], row["bytes_out"]) for row in by_status["rows"]} == {
         status: (figures["count"], figures["bytes"]) for status, figures in known["per_status"].items()

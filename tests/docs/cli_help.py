@@ -18,6 +18,7 @@ COMMANDS: Final = (
     "apply",
     "ingest",
     "usage",
+    "events",
     "adjust",
     "verify",
     "rebuild",

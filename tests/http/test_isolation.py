@@ -70,6 +70,7 @@ def cases(world: World) -> list[Case]:
         ),
         Case("POST", "/tk/v1/adjustments", "/tk/v1/adjustments", {}, 400, 403, 403, 403),
         Case("GET", "/tk/v1/usage", usage, None, 200, 200, 404, 200),
+        Case("GET", "/tk/v1/events", f"/tk/v1/events{whose}", None, 200, 200, 404, 200),
         Case("GET", events, event + whose, None, 200, 200, 404, 403),
         Case(
             "POST", f"{events}/amend", f"/tk/v1/events/none/amend{whose}", {"status": 1}, 404, 403, 403, 403
@@ -238,6 +239,7 @@ def test_an_account_sees_nothing_of_another(api: Api, world: World, role: str) -
         f"/tk/v1/accounts/{a.account}/balance",
         f"/tk/v1/keys/{a.consumption_id}/state",
         f"/tk/v1/events/{a.event_id}",
+        "/tk/v1/events?limit=1000",
     ]
     seen = 0
     for path in paths:
@@ -275,6 +277,7 @@ def _paths_of(world: World) -> list[str]:
         f"/tk/v1/keys/{b.consumption_id}",
         f"/tk/v1/keys/{b.consumption_id}/state",
         f"/tk/v1/usage?account={b.account}",
+        f"/tk/v1/events?account={b.account}",
         f"/tk/v1/accounts/{b.account}/balance",
         f"/tk/v1/events/{b.event_id}",
     ]
@@ -392,6 +395,9 @@ def test_a_consumption_key_asks_about_itself_only(api: Api, world: World) -> Non
     found = api("GET", "/tk/v1/usage?from=2026-01-01&group_by=key", key=key).json()
     assert [row["key"] for row in found["rows"]] == [a.consumption_id]
     assert api("GET", f"/tk/v1/usage?key={other}", key=key).status_code == 404
+    assert api("GET", f"/tk/v1/events?key={other}", key=key).status_code == 404
+    listed = api("GET", "/tk/v1/events?limit=1000", key=key).json()["events"]
+    assert {found["key_id"] for found in listed} == {a.consumption_id}
     assert api("GET", f"/tk/v1/keys/{other}/state", key=key).status_code == 404
 
 

@@ -11,13 +11,14 @@ from tollkeeper.remote import Tollkeeper
 
 
 class Calls(Protocol):
-    """`admit`, `settle`, `void` and `usage` of one client."""
+    """`admit`, `settle`, `void`, `usage` and `events` of one client."""
 
     def __init__(self, toll: Tollkeeper) -> None: ...
     def admit(self, *args: Any, **kwargs: Any) -> Any: ...
     def settle(self, *args: Any, **kwargs: Any) -> Any: ...
     def void(self, *args: Any, **kwargs: Any) -> Any: ...
     def usage(self, *args: Any, **kwargs: Any) -> Any: ...
+    def events(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 class Sync:
@@ -28,6 +29,7 @@ class Sync:
         self.settle = toll.settle
         self.void = toll.void
         self.usage = toll.usage
+        self.events = toll.events
         self.close = toll.close
 
 

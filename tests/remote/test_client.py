@@ -8,6 +8,7 @@ import signal
 import time
 import traceback
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from tests.end_to_end.server import Refused
 from tests.remote.calls import both
 from tests.remote.conftest import PRICE_NANOS, Place, verified
-from tollkeeper import Denial, Outcome, Usage, UsageQuery
+from tollkeeper import Denial, EventQuery, Outcome, Usage, UsageQuery
 from tollkeeper.domain.decisions import STATUS_BY_REASON, UNITS
 from tollkeeper.domain.requests import Usage as PlainUsage
 from tollkeeper.errors import BadParameter, HoldEnded, Unauthenticated
@@ -108,6 +109,26 @@ def test_usage_is_the_servers(place: Place, form):
     assert report.row_count == 1
     with pytest.raises(BadParameter, match="group_by takes"):
         calls.usage(UsageQuery(account_id=None, from_us=0, to_us=1, group_by=("nothing",)))
+    calls.close()
+
+
+@both
+def test_events_are_the_servers(place: Place, form):
+    calls = form(place.toll())
+    for team in ("a,b", "c", "c"):
+        calls.settle(calls.admit(place.secret, "POST", "/chat", tags={"team": team}))
+    query = EventQuery(account_id=place.account, from_us=0, to_us=4 * 10**15, limit=2)
+    first = calls.events(query)
+    second = calls.events(msgspec.structs.replace(query, cursor=first.next_cursor))
+    assert (len(first.events), len(second.events), second.next_cursor) == (2, 1, None)
+    assert first.complete
+    listed = place.server.call("GET", f"/tk/v1/events?account={place.account}")
+    assert [*first.events, *second.events] == listed["events"]
+    (tagged,) = calls.events(msgspec.structs.replace(query, filters={"tag:team": ("a,b",)})).events
+    assert (tagged["tags"], tagged["cost_nanos"]) == ({"team": "a,b"}, str(PRICE_NANOS))
+    assert calls.events(msgspec.structs.replace(query, denied=True)).events == []
+    with pytest.raises(BadParameter, match="next_cursor of the page before"):
+        calls.events(msgspec.structs.replace(query, cursor="garbage"))
     calls.close()
 
 

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from tollkeeper.domain.event_pages import EventQuery
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
+from tollkeeper.domain.store_answers import EventRows
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import StoresMismatch, TollkeeperError, Unavailable, cause_of
 from tollkeeper.event_expiry import ExpiringDay
@@ -143,6 +145,12 @@ class LazyUsageStore:
 
     def report(self, query: UsageQuery, with_pending: Sequence[Record] = ()) -> ReportRows:
         return self._store.report(query, with_pending)
+
+    def latest(self, query: EventQuery) -> EventRows:
+        return self._store.latest(query)
+
+    def revisions(self, keys: pa.Table) -> pa.Table:
+        return self._store.revisions(keys)
 
     def charged(
         self,

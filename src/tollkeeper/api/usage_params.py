@@ -57,8 +57,10 @@ _SCALARS: Final[tuple[str, ...]] = (
 _LISTS: Final[tuple[str, ...]] = ("group_by", "measures", "sort")
 FILTERS: Final = tuple(name for name in DIMENSIONS if name != "account")
 PARAMETERS: Final = (*_SCALARS, *_LISTS, *FILTERS)
-"""Every parameter, beside `tag.<name>`."""
+"""Every parameter of a usage query, beside `tag.<name>`."""
 
+_REPEATED: Final = frozenset({"account", *_LISTS, *FILTERS})
+"""Parameters that may be given several times."""
 _DATE: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d)\Z", re.ASCII)
 _COMMA: Final = re.compile(r"(?<!\\),")
 
@@ -71,6 +73,15 @@ class UsageScope(NamedTuple):
 
 
 EVERYTHING: Final = UsageScope()
+
+
+class Selection(NamedTuple):
+    """Which events a query is about: whose (None: all accounts'), of which span, with which values."""
+
+    account_id: str | None
+    from_us: int
+    to_us: int
+    filters: dict[str, tuple[str, ...]]
 
 
 def parse_usage_query(
@@ -86,16 +97,16 @@ def parse_usage_query(
     Args:
         params: Names and values, in any order.
         now: An aware instant; the default range is everything up to it, to whole hours.
-        also: Parameters that the caller reads itself.
+        with_pending: Parameters that the caller reads itself.
 
     Raises:
         BadParameter: A parameter is unknown or has a bad value: what it takes.
         NotFound: An account or key outside of *scope*.
     """
-    given = _gathered(params, with_pending)
+    given = gathered(params, PARAMETERS, with_pending)
     scalars = {name: given[name][0] for name in _SCALARS if name in given}
     zone = _zone(scalars.get("time_zone", "UTC"))
-    from_us, to_us_ = _range(scalars, zone, now)
+    selection = select(given, scope, now)
     granularity = _one_of(scalars, "granularity", GRANULARITIES)
     group_by = _group_by(_list(given, "group_by"))
     measures = tuple(_list(given, "measures")) or MEASURES_DEFAULT
@@ -108,29 +119,54 @@ def parse_usage_query(
         # Each is looked up in every row that is read.
         raise BadParameter(f"measures takes at most {QUANTITIES_MAX} quantities", field="measures")
     _check_once(measures, "measures")
+    return UsageQuery(
+        account_id=selection.account_id,
+        from_us=selection.from_us,
+        to_us=selection.to_us,
+        granularity=cast("Granularity | None", granularity),
+        time_zone=zone.key,
+        week_start=_one_of(scalars, "week_start", WEEKDAYS) or "monday",
+        group_by=group_by,
+        filters=selection.filters,
+        measures=measures,
+        sort=_sort(_list(given, "sort"), measures, group_by, granularity),
+        limit=whole_number(scalars, "limit", PAGE_SIZE_DEFAULT, 0, PAGE_SIZE_MAX),
+        offset=whole_number(scalars, "offset", 0, 0, OFFSET_MAX),
+    )
+
+
+def select(given: dict[str, list[str]], scope: UsageScope, now: datetime) -> Selection:
+    """
+    Return which events the parameters *given* select, within *scope*: `account`, `from`, `to`, `time_zone` and filters.
+
+    Raises:
+        BadParameter: A parameter has a bad value: what it takes.
+        NotFound: An account or key outside of *scope*.
+    """
+    scalars = {name: values[0] for name, values in given.items()}
+    from_us, to_us_ = _range(scalars, _zone(scalars.get("time_zone", "UTC")), now)
     filters = _filters(given)
     account_id = _account(given, scope, filters)
     if scope.key_id is not None:
         if any(key_id != scope.key_id for key_id in filters.get("key", ())):
             raise NotFound("There is no such key.")
         filters["key"] = (scope.key_id,)
-    return UsageQuery(
-        account_id=account_id,
-        from_us=from_us,
-        to_us=to_us_,
-        granularity=cast("Granularity | None", granularity),
-        time_zone=zone.key,
-        week_start=_one_of(scalars, "week_start", WEEKDAYS) or "monday",
-        group_by=group_by,
-        filters=filters,
-        measures=measures,
-        sort=_sort(_list(given, "sort"), measures, group_by, granularity),
-        limit=_number(scalars, "limit", PAGE_SIZE_DEFAULT, PAGE_SIZE_MAX),
-        offset=_number(scalars, "offset", 0, OFFSET_MAX),
-    )
+    return Selection(account_id, from_us, to_us_, filters)
 
 
-def _gathered(params: Iterable[tuple[str, str]], with_pending: Sequence[str]) -> dict[str, list[str]]:
+def gathered(
+    params: Iterable[tuple[str, str]], known: Sequence[str], with_pending: Sequence[str] = ()
+) -> dict[str, list[str]]:
+    """
+    Return the values of each parameter.
+
+    Args:
+        known: The parameters there are, beside `tag.<name>`. Filters and lists may be given several times.
+        with_pending: Parameters that the caller reads itself: they are left out.
+
+    Raises:
+        BadParameter: A parameter is unknown, given twice, or too long.
+    """
     given: dict[str, list[str]] = {}
     for name, value in params:
         if name in with_pending:
@@ -139,9 +175,9 @@ def _gathered(params: Iterable[tuple[str, str]], with_pending: Sequence[str]) ->
             name = f"tag:{name[4:]}"
             if name == "tag:":
                 raise BadParameter("a tag's filter must be tag.<name>=<value>", field="tag.")
-        elif name not in PARAMETERS:
-            raise _unknown_parameter(name, with_pending)
-        if name in _SCALARS and name != "account" and name in given:
+        elif name not in known:
+            raise _unknown_parameter(name, (*known, *with_pending))
+        if name in given and name not in _REPEATED and not name.startswith("tag:"):
             raise BadParameter(f"{name} is given twice: give it once", field=name)
         if "\x00" in value or len(value) > 100_000:
             raise BadParameter(f"{name} has a NUL or is too long", field=name)
@@ -149,8 +185,7 @@ def _gathered(params: Iterable[tuple[str, str]], with_pending: Sequence[str]) ->
     return given
 
 
-def _unknown_parameter(name: str, with_pending: Sequence[str]) -> BadParameter:
-    known = (*PARAMETERS, *with_pending)
+def _unknown_parameter(name: str, known: Sequence[str]) -> BadParameter:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return BadParameter(
@@ -305,10 +340,11 @@ def _sort(
     return tuple(text for text, _ in done)
 
 
-def _number(scalars: dict[str, str], name: str, default: int, most: int) -> int:
+def whole_number(scalars: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """Return the number that a parameter states, *default* without it. Raises `BadParameter`."""
     text = scalars.get(name)
     if text is None:
         return default
-    if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) <= most:
+    if text.isascii() and text.isdigit() and len(text) <= 18 and least <= int(text) <= most:
         return int(text)
-    raise BadParameter(f"{name} must be a whole number from 0 to {most}, not {text[:64]!r}", field=name)
+    raise BadParameter(f"{name} must be a whole number from {least} to {most}, not {text[:64]!r}", field=name)

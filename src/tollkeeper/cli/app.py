@@ -16,6 +16,7 @@ from tollkeeper.cli.backups import backup, restore
 from tollkeeper.cli.check import rebuild, verify
 from tollkeeper.cli.demo import demo
 from tollkeeper.cli.entries import ENTRY_GROUPS
+from tollkeeper.cli.events import events
 from tollkeeper.cli.ingest import ingest
 from tollkeeper.cli.profiles import group as profiles
 from tollkeeper.cli.prove import prove
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # It prints local variables, among them secrets.
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (serve, demo, apply, ingest, usage):
+for _command in (serve, demo, apply, ingest, usage, events):
     app.command()(_command)
 app.command(context_settings=ALLOWS_NEGATIVE_AMOUNT)(adjust)
 for _check in (audit, verify, rebuild, backup, restore, prove):

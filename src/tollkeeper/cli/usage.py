@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 import typer
@@ -18,6 +18,9 @@ from tollkeeper.console.target import open_data, server_of
 from tollkeeper.console.usage_table import print_report
 from tollkeeper.domain.usage import DIMENSIONS, GRANULARITIES, MEASURES, UsageQuery
 from tollkeeper.errors import BadParameter
+
+if TYPE_CHECKING:
+    from tollkeeper.embedded import Tollkeeper
 
 FROM_DEFAULT: Final = "2000-01-01"
 """Before every event that is taken: a person who names no range means everything."""
@@ -135,11 +138,7 @@ def usage(
         answer = server.call("GET", "/usage", query=params)
     else:
         with open_data(data) as toll:
-            for asked in (account or "").split(",") if account else ():
-                if toll.installation.directory.account(asked) is None:
-                    raise Failure(
-                        f"There is no account {asked[:64]!r}: `tollkeeper accounts list` shows them."
-                    )
+            check_accounts(toll, account)
             answer = msgspec.to_builtins(usage_response(query, toll.usage(query)))
     columns = columns_of(query)
     if form == "json":
@@ -150,6 +149,13 @@ def usage(
         print_report(columns, answer, offset=query.offset)
 
 
+def check_accounts(toll: Tollkeeper, accounts: str | None) -> None:
+    """Raise `Failure` unless there is every account that the option `--account` names."""
+    for asked in accounts.split(",") if accounts else ():
+        if toll.installation.directory.account(asked) is None:
+            raise Failure(f"There is no account {asked[:64]!r}: `tollkeeper accounts list` shows them.")
+
+
 def _params(given: Mapping[str, str | int | None], filters: Sequence[str]) -> Pairs:
     params = [(name, str(value)) for name, value in given.items() if value is not None]
     if given["from"] is None:
@@ -157,6 +163,12 @@ def _params(given: Mapping[str, str | int | None], filters: Sequence[str]) -> Pa
     if given["to"] is None:
         # Two days on, so that all of tomorrow is in it, in any time zone's today.
         params.append(("to", (SystemClock().now() + timedelta(days=2)).date().isoformat()))
+    return params + filter_params(filters)
+
+
+def filter_params(filters: Sequence[str]) -> Pairs:
+    """Return the parameters that options `--filter DIM=VALUE` state. Raises `Failure`."""
+    params = []
     for text in filters:
         name, equals, value = text.partition("=")
         if not equals or (name not in DIMENSIONS and not name.startswith(("tag.", "tag:"))):

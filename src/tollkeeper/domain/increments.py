@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from tollkeeper.domain.event_pages import EventQuery
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
@@ -91,7 +92,7 @@ def apply_increment(query: UsageQuery, report: UsageReport, records: Iterable[Re
     columns = (("time",) if query.granularity else ()) + query.group_by
     rows = {tuple(row[name] for name in columns): row for row in report.rows}
     for record in records:
-        if not _is_asked(query, record):
+        if not is_selected(query, record):
             continue
         if record.adjustment_nanos and "adjustments_nanos" not in query.measures:
             continue
@@ -116,7 +117,8 @@ def _can_be(query: UsageQuery, report: UsageReport) -> bool:
     )
 
 
-def _is_asked(query: UsageQuery, record: Record) -> bool:
+def is_selected(query: UsageQuery | EventQuery, record: Record) -> bool:
+    """Return whether *record* is of the account, the span and the filters of *query*."""
     return (
         query.from_us <= record.occurred_at_us < query.to_us
         and query.account_id in (None, record.account_id)

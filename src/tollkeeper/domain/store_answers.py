@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from tollkeeper.domain.event_pages import EventPlace
+from tollkeeper.domain.events import Record
+
 
 class ReportRows(NamedTuple):
     """
@@ -17,6 +20,21 @@ class ReportRows(NamedTuple):
     rows: list[dict[str, Any]]
     totals: dict[str, Any]
     row_count: int
+    detail_from_us: int | None = None
+    lacks_detail: bool = False
+
+
+class EventRows(NamedTuple):
+    """
+    A page of the events of a usage store, newest first.
+
+    Attributes:
+        reached: The place down to which it has looked, below which the next page begins; None: nothing is left.
+        detail_from_us, lacks_detail: As of `ReportRows`, about the span of this page.
+    """
+
+    records: list[Record]
+    reached: EventPlace | None
     detail_from_us: int | None = None
     lacks_detail: bool = False
 

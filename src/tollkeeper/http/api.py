@@ -69,6 +69,7 @@ from tollkeeper.meter.adjustments import Adjustments
 from tollkeeper.meter.amend import Amend
 from tollkeeper.meter.price_preview import PricePreview
 from tollkeeper.usage.event_lookup import EventLookup
+from tollkeeper.usage.event_pages import EventPages
 from tollkeeper.usage.report import Reports
 
 CONTEXT: Final = "tollkeeper"
@@ -143,6 +144,7 @@ def _services_of(installation: Installation, metrics: MetricsSource) -> dict[typ
         Balances: installation.balances,
         Directory: installation.directory,
         EventLookup: installation.event_lookup,
+        EventPages: installation.event_pages,
         Gate: installation.gate,
         Logins: installation.logins,
         Manage: installation.manage,
@@ -196,7 +198,7 @@ def _problem_of_litestar(
 ) -> ProblemReply:
     """Return the problem of what Litestar itself found wrong."""
     # What is POSTed to a hot endpoint never gets here.
-    if exc.status_code == 405 or instance in openapi.HOT:
+    if exc.status_code == 405 or (exc.status_code == 404 and instance in openapi.HOT):
         methods = ", ".join(_methods_of(request))
         body = {
             "type": f"{PROBLEM_BASE}method_not_allowed",
@@ -225,12 +227,11 @@ def _problem_of_litestar(
 
 def _methods_of(request: AnyRequest) -> list[str]:
     path = request.scope["path"].rstrip("/")
-    if path in openapi.HOT:
-        return ["POST"]
+    hot = {"POST"} if path in openapi.HOT else set()
     for route in request.app.routes:
         if isinstance(route, HTTPRoute) and _matches(route.path, path):
-            return sorted(route.methods)
-    return []
+            return sorted(hot | route.methods)
+    return sorted(hot)
 
 
 def _matches(template: str, path: str) -> bool:

@@ -348,7 +348,7 @@ def _call_of(path: str) -> str:
     """Return the kind of a call that is neither hot nor a vendor's."""
     if path.rstrip("/") in OWN_PATHS:
         return "health"
-    if path == f"{PREFIX}/usage" or path.startswith(f"{PREFIX}/usage/"):
+    if path in (f"{PREFIX}/usage", f"{PREFIX}/events"):
         return "usage"
     return "management" if path.startswith(f"{PREFIX}/") else "other"
 

@@ -19,6 +19,7 @@ Files:
   already?) and `charges` (what it charges to the counters), which asks `matched_rows`, the twin of `domain.matching`.
 * `provider_usage`: a provider's usage object into disjoint counts, over `usage_bodies` (finds it in a response) and
   `usage_extractors` (which extractor of the price list's package reads it).
+* `price_lines`: how the cost of a record came about, line by line.
 * `price_preview`: what history would have cost under other prices.
 * `columns`, the vector twin of `domain.meter`, and `price_columns`, that of `domain.pricing`; both over `arrays`.
 * `amend`: corrections, and the pricing of events that had no price when they came.

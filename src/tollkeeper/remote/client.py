@@ -17,7 +17,6 @@ from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.keyless import WithoutKey
 from tollkeeper.domain.matching import NO_TAGS
 from tollkeeper.domain.requests import NO_USAGE, Outcome, Usage
-from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.errors import BadParameter, HoldEnded, TollkeeperError, Unavailable
 from tollkeeper.gate.ids import Ids
 from tollkeeper.http.credentials import TOKEN_CHARS_MAX
@@ -28,9 +27,9 @@ from tollkeeper.remote.async_connections import AsyncConnections
 from tollkeeper.remote.connections import Answer, Connections
 from tollkeeper.remote.hold_calls import HoldCalls, settle_body
 from tollkeeper.remote.messages import Refused, is_transient
+from tollkeeper.remote.reads import Reads
 from tollkeeper.remote.tries import NoAnswer, Tries, away
 from tollkeeper.remote.undelivered import Undelivered
-from tollkeeper.remote.usage_query import report_of, usage_path
 from tollkeeper.version import __version__
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ log = logging.getLogger("tollkeeper.remote")
 _open: weakref.WeakSet[Tollkeeper] = weakref.WeakSet()
 
 
-class Tollkeeper:
+class Tollkeeper(Reads):
     """
     A running `tollkeeper serve`. Any thread, event loop and forked process may use one; close it at the end.
 
@@ -200,10 +199,6 @@ class Tollkeeper:
             self._keep_interrupted(exc, messages.VOID, admission, body)
             raise
 
-    def usage(self, query: UsageQuery) -> UsageReport:
-        """Answer a usage query: see `embedded.Tollkeeper.usage`. Raises the server's errors."""
-        return report_of(self._try(Tries(self._timeout_s), "GET", usage_path(query), None))
-
     # -- one request, from an event loop --------------------------------------------------------------
 
     async def admit_async(
@@ -271,10 +266,6 @@ class Tollkeeper:
         except BaseException as exc:
             self._keep_interrupted(exc, messages.VOID, admission, body)
             raise
-
-    async def usage_async(self, query: UsageQuery) -> UsageReport:
-        """`usage` for an event loop."""
-        return report_of(await self._try_async(Tries(self._timeout_s), "GET", usage_path(query), None))
 
     # -- middleware -----------------------------------------------------------------------------------
 

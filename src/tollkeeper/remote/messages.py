@@ -25,6 +25,7 @@ EXPECT: Final = "/tk/v1/expect"
 SETTLE: Final = "/tk/v1/settle"
 VOID: Final = "/tk/v1/void"
 USAGE: Final = "/tk/v1/usage"
+EVENTS: Final = "/tk/v1/events"
 _SHOWN_CHARS_MAX: Final = 200
 _encode: Final = msgspec.json.Encoder().encode
 _AUTHORIZED: Final = msgspec.json.Decoder(AuthorizeAnswer)

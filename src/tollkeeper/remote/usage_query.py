@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -31,12 +32,14 @@ def usage_path(query: UsageQuery) -> str:
     for name, values in (("group_by", query.group_by), ("measures", query.measures), ("sort", query.sort)):
         if values:
             params.append((name, ",".join(values)))
-    # A comma within a value is written `\,`; an empty value stands for "none".
-    params += [
-        (name, value.replace(",", "\\,")) for name, values in query.filters.items() for value in values
-    ]
+    params += filter_params(query.filters)
     params += [("limit", str(query.limit)), ("offset", str(query.offset))]
     return f"{USAGE}?{urlencode(params)}"
+
+
+def filter_params(filters: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Return filters as parameters: a comma within a value is written `\\,`; an empty value stands for "none"."""
+    return [(name, value.replace(",", "\\,")) for name, values in filters.items() for value in values]
 
 
 def report_of(answer: Answer) -> UsageReport:

@@ -15,6 +15,8 @@ Invariants:
 Files:
 
 * `report.py`: the report; its table says how each query gets the newest events, and at which cost.
+* `event_pages.py`: lists of single events, newest first, with what explains their numbers.
+* `fresh_reads.py`: how a read of the usage store gets the newest events.
 * `freshness.py`: the acknowledged events that the usage store may not have yet.
 * `report_cache.py`: earlier reports, and as of which outbox row each is.
 * `query_turns.py`: how many queries of one account run at once.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final, NamedTuple
 
+from tollkeeper.callers import CALLER
 from tollkeeper.errors import TooManyQueries
 
 
@@ -62,6 +63,20 @@ class QueryTurns:
                 if not queue.running and not queue.waiting:
                     self._queues.pop(account_id, None)
                 self._changed.notify_all()
+
+    def of_caller(self, account_id: str | None) -> AbstractContextManager[None]:
+        """
+        Return the turn of the calling account (`callers.CALLER`); a call of the library takes none.
+
+        Args:
+            account_id: Whom the query is about; its turn is taken where the caller's account is not known.
+        """
+        caller = CALLER.get()
+        if caller is None:
+            return nullcontext()
+        if caller.is_operator:
+            return self.taken(None)
+        return self.taken(caller.account_id or account_id)
 
     def _wait(self, queue: _Queue, turns: Turns) -> None:
         if queue.waiting >= turns.waiting:

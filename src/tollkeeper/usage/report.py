@@ -16,41 +16,48 @@ The first row whose condition holds decides. Before it, commits under way are wa
     |                                                         | False, with `behind_s`          | a query            |
 
 The cache changes the cost, never the meaning: rows 1 and 2 return what row 4 would. They apply only while nothing is
-lost (`Freshness.lacks_nothing`). Rows 3 to 5 ask the store, so each takes a turn of its account (`query_turns.py`).
+lost (`Freshness.lacks_nothing`). Rows 3 to 5 (`fresh_reads.py`) ask the store, so each takes a turn of its account
+(`query_turns.py`).
 A report that needs events which have expired is not `complete` in any of them, and says so (`lacks_detail`).
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Final
-
 import msgspec
 
-from tollkeeper.callers import CALLER
 from tollkeeper.clock import Clock
 from tollkeeper.domain.increments import apply_increment
 from tollkeeper.domain.usage import UsageQuery, UsageReport
 from tollkeeper.ledger.delivery import Delivery
 from tollkeeper.ports import ReportRows, UsageStore
+from tollkeeper.usage.fresh_reads import FreshReads
 from tollkeeper.usage.freshness import Freshness
 from tollkeeper.usage.query_turns import QueryTurns
 from tollkeeper.usage.report_cache import CachedReport, ReportCache
-
-PENDING_TRIES: Final = 3
-"""How often pending records are given to the store, each time because a batch moved meanwhile."""
 
 
 class Reports:
     """Blocking: callers on an event loop use a thread. Any thread may call."""
 
-    def __init__(self, store: UsageStore, freshness: Freshness, delivery: Delivery, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: UsageStore,
+        freshness: Freshness,
+        delivery: Delivery,
+        clock: Clock,
+        turns: QueryTurns | None = None,
+    ) -> None:
+        """
+        Args:
+            turns: Those of all queries of the usage store, which share them.
+        """
         self._store = store
         self._freshness = freshness
         self._delivery = delivery
         self._clock = clock
         self._cache = ReportCache()
-        self._turns = QueryTurns()
+        self._turns = turns or QueryTurns()
+        self._reads = FreshReads(freshness, delivery)
 
     def usage(self, query: UsageQuery) -> UsageReport:
         """
@@ -71,7 +78,7 @@ class Reports:
             last_seq = self._freshness.last_seq
             report = None if cached is None else self._incremented(query, cached, as_of_us)
             if report is None:
-                with self._turn(query):
+                with self._turns.of_caller(query.account_id):
                     report = self._computed(query, as_of_us, booked)
         except BaseException:
             self._cache.abandon(token, query)
@@ -90,36 +97,10 @@ class Reports:
 
     def _computed(self, query: UsageQuery, as_of_us: int, booked: bool) -> UsageReport:
         """Rows 3 to 5: a report of the usage store."""
-        if booked and (rows := self._with_pending(query)) is not None:
-            complete = self._freshness.lacks_nothing()
-            return _report(rows, as_of_us, complete=complete, behind_s=0)
-        delivered = booked and self._delivery.delivered(query.account_id)
-        complete = delivered and self._freshness.lacks_nothing()
-        # Before the query: what is delivered meanwhile makes the report better than it says.
-        behind_s = 0 if complete else self._freshness.behind_s()
-        return _report(self._store.report(query), as_of_us, complete=complete, behind_s=behind_s)
-
-    def _with_pending(self, query: UsageQuery) -> ReportRows | None:
-        """Row 3, or None."""
-        if not self._freshness.is_pending(query.account_id):
-            return None
-        for _ in range(PENDING_TRIES):
-            pending = self._freshness.pending_records(query.account_id)
-            if pending is None:
-                return None
-            rows = self._store.report(query, pending.records)
-            if self._freshness.still_pending(pending):
-                return rows
-        return None
-
-    def _turn(self, query: UsageQuery) -> AbstractContextManager[None]:
-        """Return the turn of the calling account; where the caller is not known, of the account of *query*."""
-        caller = CALLER.get()
-        if caller is None:
-            return nullcontext()
-        if caller.is_operator:
-            return self._turns.taken(None)
-        return self._turns.taken(caller.account_id or query.account_id)
+        found = self._reads.read(
+            query.account_id, lambda pending: self._store.report(query, pending), booked=booked
+        )
+        return _report(found.answer, as_of_us, complete=found.complete, behind_s=found.behind_s)
 
     def events_added(self, accounts: set[str], after_seq: int) -> None:
         """Note that *accounts* have new events, in outbox rows after *after_seq*: see `CommitListener`."""

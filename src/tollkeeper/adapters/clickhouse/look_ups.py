@@ -27,6 +27,12 @@ _LITERALS_MAX: Final = 200
 """Up to here ids are parameters; a list of 50,000 takes 1.2 s to parse, as a temporary table 25 ms."""
 _MANY_S_MAX: Final = 20
 """Of a look-up of many: batches wait for one another, and each has a caller who gives up after some 30 s."""
+_RECORDS: Final = f"""
+    SELECT {RECORD_COLUMNS} FROM events
+    WHERE (account_id, toStartOfMinute(occurred_at)) IN (
+            SELECT account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN {{pairs}}
+        )
+        AND (id, account_id) IN {{pairs}}"""
 _AS_CODES: Final = "SETTINGS output_format_arrow_low_cardinality_as_dictionary = 1"
 
 
@@ -64,14 +70,13 @@ class IdLookUps:
 
     def record_columns(self, keys: pa.Table) -> pa.Table:
         """See `ports.UsageStore.record_columns`."""
-        sql = f"""
-            SELECT {RECORD_COLUMNS} FROM events
-            WHERE (account_id, toStartOfMinute(occurred_at)) IN (
-                    SELECT account_id, occurred_minute FROM event_ids WHERE (id, account_id) IN {{pairs}}
-                )
-                AND (id, account_id) IN {{pairs}}"""
         with engine_errors(), self._looking_up(keys) as lookup:
-            return last_revisions(booked_form(lookup.table(sql)))
+            return last_revisions(booked_form(lookup.table(_RECORDS)))
+
+    def revisions(self, keys: pa.Table) -> pa.Table:
+        """See `event_lists.EventLists.revisions`."""
+        with engine_errors(), self._looking_up(keys) as lookup:
+            return booked_form(lookup.table(f"{_RECORDS} AND sign = 1"))
 
     def expired_ids(self, keys: pa.Table) -> pa.Table:
         """See `event_expiry.EventExpiry.expired_ids`."""

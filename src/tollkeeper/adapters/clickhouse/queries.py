@@ -21,7 +21,7 @@ parameters (`{name:Type}`), so that no value is ever read as SQL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -110,6 +110,19 @@ def event_scope(
     return conditions
 
 
+def filter_condition(parameters: dict[str, Any], index: int, name: str, allowed: Sequence[str]) -> str:
+    """Return the condition of one filter, on rows of either table; its values go to *parameters*, under *index*."""
+    if name == "status":
+        parameters[f"filter{index}"] = statuses_of(allowed)
+        return f"has({{filter{index}:Array(UInt16)}}, status)"
+    parameters[f"filter{index}"] = list(allowed)
+    column = _COLUMNS.get(name, "")
+    if name.startswith(TAG_PREFIX):
+        parameters[f"filter_tag{index}"] = name.removeprefix(TAG_PREFIX)
+        column = f"tags[{{filter_tag{index}:String}}]"
+    return f"{column} IN {{filter{index}:Array(String)}}"
+
+
 _Branch = tuple[dict[str, str], str]
 """Column → expression, of the keys and then the values; and the table with its conditions."""
 
@@ -152,7 +165,8 @@ class _Report:
         self.keys = ["bucket"] if query.granularity else ["part"] if query.cuts_us else []
         self.keys += [f"g{i}" for i in range(len(self.groups))]
         self.filters = [
-            self._filter(i, name, allowed) for i, (name, allowed) in enumerate(query.filters.items())
+            filter_condition(self.parameters, i, name, allowed)
+            for i, (name, allowed) in enumerate(query.filters.items())
         ]
         self.extremes = not EXTREMES.isdisjoint(needs)
         self.start, self.end = max(0, query.from_us), min(query.to_us, AT_MAX_US)
@@ -338,7 +352,7 @@ class _Report:
         for name in self.values:
             columns[name] = self.of[name].event
             if name in EXTREMES and not self.assuming:
-                columns[name] = f"if({_is_in_force(scope)}, {columns[name]}, {self.of[name].nothing})"
+                columns[name] = f"if({is_in_force(scope)}, {columns[name]}, {self.of[name].nothing})"
         return columns, f"events AS e WHERE {' AND '.join(scope)}"
 
     def _in_force(self, start: int, end: int) -> _Branch:
@@ -349,7 +363,7 @@ class _Report:
         for name in self.values:
             value = self.of[name]
             columns[name] = value.event if name in EXTREMES else value.nothing
-        return columns, f"events AS e WHERE {' AND '.join(scope)} AND {_is_in_force(scope)}"
+        return columns, f"events AS e WHERE {' AND '.join(scope)} AND {is_in_force(scope)}"
 
     def _expired_in_force(self, start: int, end: int) -> _Branch:
         """The same of the records that have expired."""
@@ -417,17 +431,6 @@ class _Report:
         self.parameters[f"group_tag{index}"] = name.removeprefix(TAG_PREFIX)
         return f"tags[{{group_tag{index}:String}}]"
 
-    def _filter(self, index: int, name: str, allowed: Sequence[str]) -> str:
-        if name == "status":
-            self.parameters[f"filter{index}"] = statuses_of(allowed)
-            return f"has({{filter{index}:Array(UInt16)}}, status)"
-        self.parameters[f"filter{index}"] = list(allowed)
-        column = _COLUMNS.get(name, "")
-        if name.startswith(TAG_PREFIX):
-            self.parameters[f"filter_tag{index}"] = name.removeprefix(TAG_PREFIX)
-            column = f"tags[{{filter_tag{index}:String}}]"
-        return f"{column} IN {{filter{index}:Array(String)}}"
-
     def _order(self) -> str:
         columns = {name: f"m{i}" for i, name in enumerate(self.query.measures)}
         columns |= {name: f"g{i}" for i, name in enumerate(self.query.group_by)}
@@ -447,22 +450,31 @@ class _Report:
         return ", ".join(terms + self.keys)
 
 
-def _is_in_force(scope: Sequence[str]) -> str:
+def is_in_force(scope: Sequence[str]) -> str:
     """Whether no correction took the record back. Its row would be a copy, so it lies in the same *scope*."""
     withdrawn = f"SELECT account_id, id, revision FROM events WHERE {' AND '.join(scope)} AND sign = -1"
     return f"e.sign = 1 AND (e.account_id, e.id, e.revision) NOT IN ({withdrawn})"
+
+
+def check_filters(filters: Iterable[str]) -> None:
+    """Raise BadParameter unless every name of *filters* is a dimension or tag."""
+    _check_dimensions("filters", filters)
+
+
+def _check_dimensions(field: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name not in DIMENSIONS and not (name.startswith(TAG_PREFIX) and len(name) > len(TAG_PREFIX)):
+            raise BadParameter(
+                f"{field} takes {', '.join(DIMENSIONS)} or tag:<name>, not {name!r}", field=field
+            )
 
 
 def _check(query: UsageQuery) -> None:
     """Raise BadParameter unless every name in *query* is one of ours."""
     if query.granularity is not None and query.granularity not in GRANULARITIES:
         raise BadParameter(f"granularity must be one of {', '.join(GRANULARITIES)}", field="granularity")
-    for field, names in (("group_by", query.group_by), ("filters", tuple(query.filters))):
-        for name in names:
-            if name not in DIMENSIONS and not (name.startswith(TAG_PREFIX) and len(name) > len(TAG_PREFIX)):
-                raise BadParameter(
-                    f"{field} takes {', '.join(DIMENSIONS)} or tag:<name>, not {name!r}", field=field
-                )
+    _check_dimensions("group_by", query.group_by)
+    check_filters(query.filters)
     for name in query.measures:
         if name not in MEASURES and quantity_of_unit(name) is None:
             raise BadParameter(

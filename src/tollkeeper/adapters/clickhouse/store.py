@@ -24,16 +24,20 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from tollkeeper.adapters.batch_marks import FileMarks, Marks
 from tollkeeper.adapters.clickhouse import answers, append_recovery, expiry, queries, snapshots, tables
 from tollkeeper.adapters.clickhouse.audit import Audit
+from tollkeeper.adapters.clickhouse.bounded_queries import BoundedQueries
 from tollkeeper.adapters.clickhouse.engine import UNGATHERED, Engine, engine_errors, is_damage
+from tollkeeper.adapters.clickhouse.event_list import EventList
 from tollkeeper.adapters.clickhouse.look_ups import KEYS, IdLookUps
 from tollkeeper.adapters.clickhouse.marks import TableMarks
-from tollkeeper.adapters.clickhouse.readers import QueryLimits, report_of
+from tollkeeper.adapters.clickhouse.readers import QueryLimits
 from tollkeeper.adapters.clickhouse.rebuild import rebuild
 from tollkeeper.adapters.clickhouse.record_form import RECORD_COLUMNS, booked_form, stored_form
 from tollkeeper.adapters.clickhouse.values import VALUES
+from tollkeeper.domain.event_pages import EventQuery
 from tollkeeper.domain.events import Record
 from tollkeeper.domain.matching import Conditions
 from tollkeeper.domain.pairing import BatchMark, StorePast
+from tollkeeper.domain.store_answers import EventRows
 from tollkeeper.domain.usage import UsageQuery
 from tollkeeper.errors import Unavailable
 from tollkeeper.event_expiry import ExpiringDay
@@ -70,10 +74,11 @@ class ClickHouseUsageStore:
 
     def __init__(self, engine: Engine, limits: QueryLimits = QueryLimits()) -> None:
         self._engine = engine
-        self._limits = limits
+        self._queries = BoundedQueries(engine, limits)
         self._audit = Audit(engine)
         self._look_ups = IdLookUps(engine)
         self._expiry = expiry.Expiry(engine, self._look_ups)
+        self._event_list = EventList(self._queries, self._expiry)
         self._charges = engine.connect()
         """Sums for budgets: a new one must not wait until reports have a reader to spare."""
         self._charges_lock = threading.Lock()
@@ -206,35 +211,24 @@ class ClickHouseUsageStore:
         """See `ports.UsageStore.report`. A name that is none of ours raises BadParameter."""
         statement = queries.report(query, with_pending)
         self._audit.check_whole()
-        rows = self._report(statement)
+        rows = self._queries.rows(statement)
         if answers.is_unsure(rows):
             statement = queries.report(query, with_pending, assuming=False)
-            rows = self._report(statement)
+            rows = self._queries.rows(statement)
         # Afterwards: what expired before has told so, and what expires from now on was read.
         return answers.answer_of(query, rows)._replace(
             detail_from_us=self._expiry.detail_from_us(query.account_id),
             lacks_detail=self._expiry.lacks(query.account_id, statement.record_spans),
         )
 
-    def _report(self, statement: queries.Statement) -> list[tuple[Any, ...]]:
-        with (
-            engine_errors(),
-            self._engine.reports.lend() as client,
-            report_of(self._limits, self._stop) as settings,
-        ):
-            result = client.query(statement.sql, parameters=statement.parameters, settings=settings)
-            return list(map(tuple, result.result_rows))
+    def latest(self, query: EventQuery) -> EventRows:
+        """See `event_lists.EventLists.latest`."""
+        return self._event_list.latest(query)
 
-    def _stop(self, tag: str) -> None:
-        """End the report that runs under *tag*, if it does."""
-        try:
-            with engine_errors(), self._engine.stoppers.lend() as client:
-                client.command(
-                    "KILL QUERY WHERE Settings['log_comment'] = {tag:String} ASYNC", parameters={"tag": tag}
-                )
-        except Unavailable as exc:
-            # It then ends by its own time limit; no caller waits for it.
-            log.warning("tollkeeper.usage.stop_failed", extra={"reason": str(exc), "detail": exc.fields})
+    def revisions(self, keys: pa.Table) -> pa.Table:
+        """See `event_lists.EventLists.revisions`."""
+        self._audit.check_whole()
+        return self._look_ups.revisions(keys)
 
     def charged(
         self,

@@ -43,6 +43,19 @@ from tollkeeper.http.routes.calls import (
 )
 from tollkeeper.usage.report import Reports
 
+FILTER_DOCS: Final = (
+    *(
+        QueryDoc(
+            name, f"Only events with one of these values of {name}, separated by commas; empty for none."
+        )
+        for name in FILTERS
+    ),
+    QueryDoc(
+        "tag.{name}",
+        "Only events whose tag of that name has one of these values. The name is part of the parameter: "
+        "tag.team=a,b.",
+    ),
+)
 _QUERY: Final = (
     QueryDoc("account", "Whose usage; several, separated by commas, or all without it: the operator only."),
     QueryDoc(
@@ -85,17 +98,7 @@ _QUERY: Final = (
     QueryDoc(
         "format", "The form of the answer.", {"type": "string", "enum": ["json", "csv"], "default": "json"}
     ),
-    *(
-        QueryDoc(
-            name, f"Only events with one of these values of {name}, separated by commas; empty for none."
-        )
-        for name in FILTERS
-    ),
-    QueryDoc(
-        "tag.{name}",
-        "Only events whose tag of that name has one of these values. The name is part of the parameter: "
-        "tag.team=a,b.",
-    ),
+    *FILTER_DOCS,
 )
 _EXAMPLE: Final = {
     "rows": [{"model": "gpt-4o", "requests": 2, "cost_nanos": "5000000"}],
