@@ -51,8 +51,15 @@ export function parsePlace(search: string): Place {
     from, to,
     zone: params.get("zone") ?? "UTC",
     compare: params.get("compare") === "1",
-    filters, options,
+    filters: applicable(view, filters),
+    options,
   };
+}
+
+/** The page of an account or key is its own filter: another of the same dimension would widen its numbers. */
+function applicable(view: string, filters: readonly Filter[]): readonly Filter[] {
+  const own = view === "key" ? ["account", "key"] : view === "account" ? ["account"] : [];
+  return filters.filter(([name]) => !own.includes(name));
 }
 
 export function searchOf(place: Place): string {
@@ -65,7 +72,7 @@ export function searchOf(place: Place): string {
   } else if (place.range !== RANGE_DEFAULT) params.set("range", place.range);
   if (place.zone !== "UTC") params.set("zone", place.zone);
   if (place.compare) params.set("compare", "1");
-  for (const [name, value] of place.filters) params.append(name, value);
+  for (const [name, value] of applicable(place.view, place.filters)) params.append(name, value);
   for (const [name, value] of Object.entries(place.options)) if (value) params.set(name, value);
   const text = params.toString();
   return text ? `?${text}` : "";

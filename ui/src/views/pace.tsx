@@ -20,7 +20,7 @@ export function Pace({ filters }: { filters: readonly Filter[] }) {
     from: dateText(y, m - 1, 1), to: dateText(y, m, d + 1), fromMs: midnight(y, m - 1, 1, zone.value), toMs: midnight(y, m, d + 1, zone.value),
     granularity: "day", zone: place.value.zone, open: true, words: "This month and the one before",
   };
-  const query: Query = { span: day, filters, measures: ["cost_nanos", "provider_cost_nanos", "requests", "errors", "denied"], series: true, limit: 100, granularity: "day" };
+  const query: Query = { span: day, filters, measures: ["cost_nanos", "provider_cost_nanos", "adjustments_nanos", "requests", "errors", "denied", "unpriced"], series: true, limit: 100, granularity: "day" };
   const loaded = useData(queryName(query), (signal) => getUsage(query, signal));
   return (
     <Panel title="Today and this month" loaded={loaded} curl={curlOf("usage", usageParams(query))} note={zone.value} class="brief">
@@ -48,8 +48,8 @@ function Figures({ usage, y, m, d }: { usage: Usage; y: number; m: number; d: nu
   const mean = pace.reduce((sum, cost) => sum + cost, 0n) / BigInt(PACE_DAYS);
   const sorted = [...pace].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
   // Today is whole at the pace at least; what it has by now stays.
-  const today_end = (rate: bigint): bigint => (rate > today.cost ? rate - today.cost : 0n);
-  const end = (rate: bigint): string => moneyText(month.cost + today_end(rate) + rate * BigInt(left));
+  const untilMidnight = (rate: bigint): bigint => (rate > today.cost ? rate - today.cost : 0n);
+  const end = (rate: bigint): string => moneyText(month.cost + untilMidnight(rate) + rate * BigInt(left));
   const known = pace.some((cost) => cost > 0n);
   return (
     <dl class="facts pace">
@@ -69,6 +69,13 @@ function Figures({ usage, y, m, d }: { usage: Usage; y: number; m: number; d: nu
         <dt>Requests today so far</dt>
         <dd><b>{countText(today.requests)}</b> <span class="note">{countText(today.denied)} refused, {countText(Math.max(0, today.errors - today.denied))} failed</span></dd>
       </div>
+      {month.adjustments !== 0n && <Money words="Adjustments this month so far" value={month.adjustments} against="given to customers; below 0 taken" />}
+      {month.unpriced > 0 && (
+        <div>
+          <dt>Without a price this month</dt>
+          <dd><b class="bad">{countText(month.unpriced)}</b> <span class="note">requests whose cost is not known yet: set a price</span></dd>
+        </div>
+      )}
     </dl>
   );
 }
@@ -88,12 +95,17 @@ interface Sums {
   requests: number;
   errors: number;
   denied: number;
+  adjustments: bigint;
+  unpriced: number;
 }
 
 function sums(rows: Row[]): Sums {
   const money = (name: string): bigint => rows.reduce((sum, row) => sum + BigInt(row[name] ?? 0), 0n);
   const count = (name: string): number => rows.reduce((sum, row) => sum + Number(row[name] ?? 0), 0);
-  return { cost: money("cost_nanos"), provider: money("provider_cost_nanos"), requests: count("requests"), errors: count("errors"), denied: count("denied") };
+  return {
+    cost: money("cost_nanos"), provider: money("provider_cost_nanos"), adjustments: money("adjustments_nanos"),
+    requests: count("requests"), errors: count("errors"), denied: count("denied"), unpriced: count("unpriced"),
+  };
 }
 
 function lengthOf(y: number, m: number): number {

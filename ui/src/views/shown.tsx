@@ -1,7 +1,7 @@
 /** The view of the place, and its title. */
 import type { ComponentChildren } from "preact";
 import { getJson } from "../api/client";
-import type { Key } from "../api/types";
+import type { Account, Key } from "../api/types";
 import { Lazy } from "../parts/panel";
 import { KeyActions } from "../parts/key-actions";
 import { useData } from "../state/data";
@@ -47,9 +47,16 @@ function AccountPage() {
   const operator = login.value?.role === "operator";
   const account = operator ? place.value.id : (login.value?.account ?? "");
   const scope: Filter[] = operator ? [["account", account]] : [];
+  const entry = useData(operator ? `account ${account}` : null, (signal) => getJson<Account>(`accounts/${encodeURIComponent(account)}`, [], signal), false);
   return (
     <>
-      {operator && <Crumbs><a href={hrefOf({ view: "accounts" })} onClick={onLink({ view: "accounts" })}>Accounts</a></Crumbs>}
+      {operator && (
+        <Crumbs>
+          <a href={hrefOf({ view: "accounts" })} onClick={onLink({ view: "accounts" })}>Accounts</a>
+          {entry.data && <span>{entry.data.name}</span>}
+          {entry.data && <span class="note">{entry.data.plan && `plan ${entry.data.plan} · `}{entry.data.active ? "active" : "inactive"}</span>}
+        </Crumbs>
+      )}
       <Customer account={account} scope={scope} />
       {operator && <Lazy>{() => <Keys account={account} lazy />}</Lazy>}
     </>
