@@ -5,12 +5,34 @@
 import { computed, signal } from "@preact/signals";
 
 export const VIEWS = [
-  "home", "overview", "account", "key", "accounts", "keys", "explore", "requests", "plans", "prices", "webhooks", "audit",
+  "home",
+  "overview",
+  "account",
+  "key",
+  "accounts",
+  "keys",
+  "explore",
+  "requests",
+  "plans",
+  "prices",
+  "webhooks",
+  "audit",
 ] as const;
 export type View = (typeof VIEWS)[number];
 
 export const DIMENSIONS = [
-  "account", "project", "key", "model", "endpoint", "status", "kind", "error_type", "denied_reason", "cache", "method", "route",
+  "account",
+  "project",
+  "key",
+  "model",
+  "endpoint",
+  "status",
+  "kind",
+  "error_type",
+  "denied_reason",
+  "cache",
+  "method",
+  "route",
 ] as const;
 
 export type Filter = readonly [dimension: string, value: string];
@@ -48,7 +70,8 @@ export function parsePlace(search: string): Place {
     view: (VIEWS as readonly string[]).includes(view) ? (view as View) : "home",
     id: params.get("id") ?? "",
     range: from && to ? "" : (params.get("range") ?? RANGE_DEFAULT),
-    from, to,
+    from,
+    to,
     zone: params.get("zone") ?? "UTC",
     compare: params.get("compare") === "1",
     filters: applicable(view, filters),
