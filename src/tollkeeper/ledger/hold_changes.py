@@ -17,6 +17,7 @@ from tollkeeper.clock import Clock
 from tollkeeper.domain.bookings import EndedHold
 from tollkeeper.domain.decisions import Denial
 from tollkeeper.domain.entitlements import Entitlement
+from tollkeeper.domain.events import Record
 from tollkeeper.domain.extensions import Extension
 from tollkeeper.domain.instants import US_PER_S
 from tollkeeper.domain.requests import Outcome, Usage
@@ -183,10 +184,25 @@ class HoldChanges:
         """
         if not self._gate.claim(admission):
             raise HoldEnded(f"Request {admission.id} was booked before: its usage comes too late.")
+        self.settle_claimed(admission, outcome)
+
+    def settle_claimed(
+        self, admission: Admission, outcome: Outcome, future: CommitFuture | None = None
+    ) -> Record:
+        """
+        Book a hold that this call has claimed; return its record as it is stored. If that fails, it is open again.
+
+        Args:
+            future: Ends after the commit. Without one the booking is kept until the ledger has it.
+
+        Raises:
+            Unavailable: Nothing more is booked; the hold is open again.
+        """
         version, now_us = self._committer.scopes_version, self._now_us()
         try:
             record, charges = self._gate.settle(admission, outcome, now_us)
         except BaseException:
+            # A counter that it moves to could not be read: nothing has changed.
             admission.state = "open"
             raise
 
@@ -196,11 +212,14 @@ class HoldChanges:
                 self._open.remove(admission)
             else:
                 self._gate.unsettle(admission, record)
+                if isinstance(error, HoldEnded) and self._gate.claim(admission):
+                    # It was never committed: its authorize failed in the same group.
+                    self._open.end(admission)
 
         if not admission.compiled_key.current:
             version = CHARGE_AT_COMMIT
         ended = EndedHold(admission.account_id, admission.id, "settled", now_us)
-        self._committer.submit(Settle(record, charges, version, ended=ended, done=done))
+        return self._committer.book(Settle(record, charges, version, future=future, ended=ended, done=done))
 
     def void_open(self, admission: Admission) -> None:
         """
@@ -211,12 +230,22 @@ class HoldChanges:
         """
         if not self._gate.claim(admission):
             raise HoldEnded(f"Request {admission.id} was booked before: it cannot be voided any more.")
+        self.void_claimed(admission)
+
+    def void_claimed(self, admission: Admission) -> None:
+        """
+        Void a hold that this call has claimed, at once. The void is kept until the ledger has it.
+
+        Raises:
+            Unavailable: Nothing more is booked; the hold is open again.
+        """
         ended = EndedHold(admission.account_id, admission.id, "voided", self._now_us())
         try:
             self._committer.submit(EndHold(ended, None))
         except Unavailable:
             admission.state = "open"
             raise
+        self.voided(admission)
         self._open.end(admission)
 
     def expire(self, admission: Admission, outcome: Outcome) -> None:

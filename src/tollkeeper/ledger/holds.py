@@ -304,30 +304,8 @@ class Holds:
         admission = held[0]
         if not self._gate.claim(admission):
             raise Unavailable(f"Hold {hold_id} is being ended by another call: ask again for its outcome.")
-        now_us = self._now_us()
-        version = self._committer.scopes_version
-        try:
-            record, charges = self._gate.settle(admission, outcome, now_us)
-        except BaseException:
-            # A counter that it moves to could not be read: nothing has changed.
-            admission.state = "open"
-            raise
-
-        def done(error: BaseException | None) -> None:
-            if error is None:
-                admission.state = "ended"
-                self._open.remove(admission)
-            else:
-                self._gate.unsettle(admission, record)
-                if isinstance(error, HoldEnded) and self._gate.claim(admission):
-                    # It was never committed: its authorize failed in the same group.
-                    self._open.end(admission)
-
-        if not admission.compiled_key.current:
-            version = CHARGE_AT_COMMIT
-        ended = EndedHold(admission.account_id, hold_id, "settled", now_us)
-        stored = self._committer.book(Settle(record, charges, version, future=future, ended=ended, done=done))
-        return Settled(stored, admission.amounts.nanos), future
+        record = self.changes.settle_claimed(admission, outcome, future)
+        return Settled(record, admission.amounts.nanos), future
 
     def open_hold(self, hold_id: str, account_id: str | None = None) -> Admission:
         """
@@ -399,17 +377,8 @@ class Holds:
         Raises:
             Unavailable: Tollkeeper is closing. The hold expires.
         """
-        if not self._gate.claim(admission):
-            return
-        ended = EndedHold(admission.account_id, admission.id, "voided", self._now_us())
-        try:
-            # Kept: nobody would try it again.
-            self._committer.submit(EndHold(ended, None))
-        except Unavailable:
-            admission.state = "open"
-            raise
-        self.changes.voided(admission)
-        self._open.end(admission)
+        if self._gate.claim(admission):
+            self.changes.void_claimed(admission)
 
     # -- expiry and restart ---------------------------------------------------------------------------
 

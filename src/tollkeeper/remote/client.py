@@ -152,19 +152,12 @@ class Tollkeeper:
     ) -> Admission | Refused:
         """`authorize` for a thread."""
         hold_id = self._ids.new_id(self._clock.now_us())
-        stated = (hold_id, api_key, method, path, expected, tags, self.hold_s)
-        body = messages.authorize_body(*stated, **more)
+        body = messages.authorize_body(hold_id, api_key, method, path, expected, tags, self.hold_s, **more)
         tries = Tries(self._timeout_s)
         try:
             answer = self._try(tries, "POST", messages.AUTHORIZE, body)
-        except Unavailable as exc:
-            self._void_maybe(tries, hold_id)
-            return Refused(self._away(exc))
-        except BaseException:
-            # A signal or a killed greenlet, in the midst of the call.
-            tries.maybe_done = True
-            self._void_maybe(tries, hold_id)
-            raise
+        except BaseException as exc:
+            return self._unanswered(exc, tries, hold_id)
         return self._found(answer, tries, hold_id, method, expected, tags)
 
     def settle(self, admission: Admission, outcome: Outcome = Outcome(), *, wait: bool = True) -> Settled:
@@ -181,9 +174,8 @@ class Tollkeeper:
         """
         body = settle_body(admission, outcome)
         admission.state = "ended"
-        tries = Tries(self._timeout_s)
         try:
-            return messages.settled(self._try(tries, "POST", messages.SETTLE, body))
+            return messages.settled(self._try(Tries(self._timeout_s), "POST", messages.SETTLE, body))
         except Unavailable as exc:
             raise self._kept(exc, messages.SETTLE, admission, body) from exc
         except BaseException as exc:
@@ -245,18 +237,12 @@ class Tollkeeper:
             more: Of `messages.authorize_body`.
         """
         hold_id = self._ids.new_id(self._clock.now_us())
-        stated = (hold_id, api_key, method, path, expected, tags, self.hold_s)
-        body = messages.authorize_body(*stated, **more)
+        body = messages.authorize_body(hold_id, api_key, method, path, expected, tags, self.hold_s, **more)
         tries = Tries(self._timeout_s)
         try:
             answer = await self._try_async(tries, "POST", messages.AUTHORIZE, body)
-        except Unavailable as exc:
-            self._void_maybe(tries, hold_id)
-            return Refused(self._away(exc))
-        except asyncio.CancelledError:
-            tries.maybe_done = True
-            self._void_maybe(tries, hold_id)
-            raise
+        except BaseException as exc:
+            return self._unanswered(exc, tries, hold_id)
         return self._found(answer, tries, hold_id, method, expected, tags)
 
     async def settle_async(self, admission: Admission, outcome: Outcome = Outcome()) -> Settled:
@@ -264,8 +250,8 @@ class Tollkeeper:
         body = settle_body(admission, outcome)
         admission.state = "ended"
         try:
-            tries = Tries(self._timeout_s)
-            return messages.settled(await self._try_async(tries, "POST", messages.SETTLE, body))
+            answer = await self._try_async(Tries(self._timeout_s), "POST", messages.SETTLE, body)
+            return messages.settled(answer)
         except Unavailable as exc:
             raise self._kept(exc, messages.SETTLE, admission, body) from exc
         except BaseException as exc:
@@ -419,7 +405,16 @@ class Tollkeeper:
         self._undelivered.start()
         return messages.admission_of(said, self._undelivered.dropped, method, expected, tags)
 
-    def _away(self, exc: Unavailable) -> Denial:
+    def _unanswered(self, exc: BaseException, tries: Tries, hold_id: str) -> Refused:
+        """Refuse an authorize that the server did not answer; raise *exc* of one that was interrupted."""
+        is_away = isinstance(exc, Unavailable)
+        tries.maybe_done = tries.maybe_done or not is_away
+        self._void_maybe(tries, hold_id)
+        if not is_away:
+            raise exc  # A cancelled task, a signal, a killed greenlet.
+        return Refused(self._away(exc))
+
+    def _away(self, exc: BaseException) -> Denial:
         """Return the refusal while the server is away; the log has its address, which callers must not see."""
         if not self._is_away:
             self._is_away = True
