@@ -6,7 +6,11 @@ const PAGE_SIZE = 1000;
 export const ENTRIES_MAX = 10_000;
 
 /** All entries of a kind, page after page; `more` says that the bound was reached. */
-export async function getAll<T>(kind: string, params: Params = [], signal?: AbortSignal): Promise<{ items: T[]; more: boolean }> {
+export async function getAll<T>(
+  kind: string,
+  params: Params = [],
+  signal?: AbortSignal,
+): Promise<{ items: T[]; more: boolean }> {
   const items: T[] = [];
   let after: string | null = null;
   do {

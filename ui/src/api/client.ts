@@ -1,6 +1,6 @@
 /**
- * Calls of the public API by relative URLs. A `GET` that was answered before is asked for again with its ETag; a 304 gives
- * the very same object, so nothing is drawn again. Methods that change something carry the CSRF token.
+ * Calls of the public API by relative URLs. A `GET` that was answered before is asked for again with its ETag; a 304
+ * gives the very same object, so nothing is drawn again. Methods that change something carry the CSRF token.
  */
 import { login, loggedOut } from "../state/login";
 
@@ -51,11 +51,19 @@ export async function getText(path: string, signal?: AbortSignal): Promise<strin
 }
 
 /** A call that changes something. */
-export async function send<T>(method: "POST" | "PUT" | "DELETE", path: string, body?: unknown, params: Params = []): Promise<T> {
+export async function send<T>(
+  method: "POST" | "PUT" | "DELETE",
+  path: string,
+  body?: unknown,
+  params: Params = [],
+): Promise<T> {
   const csrf = login.value?.csrf;
   const response = await call(urlOf(API + path, params), {
     method,
-    headers: { ...(body === undefined ? {} : { "Content-Type": "application/json" }), ...(csrf ? { "X-CSRF-Token": csrf } : {}) },
+    headers: {
+      ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+      ...(csrf ? { "X-CSRF-Token": csrf } : {}),
+    },
     body: body === undefined ? undefined : JSON.stringify(body),
   });
   return (await bodyOf(response)) as T;
@@ -92,5 +100,10 @@ async function problemOf(response: Response): Promise<Problem> {
   }
   if (response.status === 401 && login.value) loggedOut("The login has ended. Log in again.");
   const after = Number(response.headers.get("Retry-After"));
-  return new Problem(response.status, detail || `The server answered ${response.status}.`, code, after > 0 ? after : null);
+  return new Problem(
+    response.status,
+    detail || `The server answered ${response.status}.`,
+    code,
+    after > 0 ? after : null,
+  );
 }

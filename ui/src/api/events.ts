@@ -5,9 +5,15 @@ import type { Span } from "../state/span";
 import { getJson, Problem, type Params } from "./client";
 import type { EventPage, MeterEvent } from "./types";
 
-export function eventParams(span: Span, filters: readonly Filter[], limit: number, cursor: string | null = null): Params {
+export function eventParams(
+  span: Span,
+  filters: readonly Filter[],
+  limit: number,
+  cursor: string | null = null,
+): Params {
   return [
-    ["from", span.from], ["to", span.to],
+    ["from", span.from],
+    ["to", span.to],
     ...(span.zone === "UTC" ? [] : [["time_zone", span.zone] as const]),
     ["limit", String(limit)],
     ...(cursor ? [["cursor", cursor] as const] : []),

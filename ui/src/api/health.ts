@@ -28,9 +28,15 @@ export async function getHealth(signal?: AbortSignal): Promise<Health> {
     return seconds ? seconds * 1000 : null;
   };
   return {
-    holds: value("holds_open"), outbox: value("outbox_records"), outboxAgeS: value("outbox_age_seconds"), setAside: value("outbox_set_aside_records"),
-    relayFailing: value("relay_failing") === 1, refusing: value("gate_refusing") === 1,
-    verifiedAt: instant("reconcile_timestamp_seconds"), differences: value("reconcile_differences"), backupAt: instant("backup_timestamp_seconds"),
+    holds: value("holds_open"),
+    outbox: value("outbox_records"),
+    outboxAgeS: value("outbox_age_seconds"),
+    setAside: value("outbox_set_aside_records"),
+    relayFailing: value("relay_failing") === 1,
+    refusing: value("gate_refusing") === 1,
+    verifiedAt: instant("reconcile_timestamp_seconds"),
+    differences: value("reconcile_differences"),
+    backupAt: instant("backup_timestamp_seconds"),
     version: /tollkeeper_build_info\{version="([^"]*)"/.exec(text)?.[1] ?? "",
   };
 }

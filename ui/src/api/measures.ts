@@ -59,7 +59,9 @@ export function exactText(cell: Cell | bigint | undefined, unit: Measure["unit"]
 /** Decimal places for `exactText` of a whole column. */
 export function columnPlaces(cells: Iterable<Cell | bigint | undefined>, unit: Measure["unit"]): number {
   if (unit !== "money") return 2;
-  return placesOf([...cells].filter((cell) => cell !== null && cell !== undefined).map((cell) => BigInt(cell as string)));
+  return placesOf(
+    [...cells].filter((cell) => cell !== null && cell !== undefined).map((cell) => BigInt(cell as string)),
+  );
 }
 
 /** A headline. */

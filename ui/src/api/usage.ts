@@ -18,7 +18,10 @@ export interface Query {
 
 export function usageParams(query: Query): Params {
   const { span, filters, measures, groupBy = [], series = false, sort, limit } = query;
-  const params: [string, string][] = [["from", span.from], ["to", span.to]];
+  const params: [string, string][] = [
+    ["from", span.from],
+    ["to", span.to],
+  ];
   if (span.zone !== "UTC") params.push(["time_zone", span.zone]);
   if (series) params.push(["granularity", query.granularity ?? span.granularity]);
   if (groupBy.length > 0) params.push(["group_by", groupBy.join(",")]);
@@ -44,7 +47,11 @@ export function callUrl(path: string, params: Params): string {
 }
 
 export function csvHref(query: Query): string {
-  return urlOf(`${API}usage`, [...usageParams(query).filter(([name]) => name !== "limit"), ["limit", "50000"], ["format", "csv"]]);
+  return urlOf(`${API}usage`, [
+    ...usageParams(query).filter(([name]) => name !== "limit"),
+    ["limit", "50000"],
+    ["format", "csv"],
+  ]);
 }
 
 /** The call for a shell. The key stays a variable, so that the line can be shown to others. */

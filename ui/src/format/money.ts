@@ -1,6 +1,6 @@
 /**
- * Money: whole nanos as `bigint`, read from the decimal text of answers. No float is ever money; `pixels` is for drawing
- * alone.
+ * Money: whole nanos as `bigint`, read from the decimal text of answers. No float is ever money; `pixels` is for
+ * drawing alone.
  */
 const NANOS = 1_000_000_000n;
 

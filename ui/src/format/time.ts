@@ -25,8 +25,13 @@ export function isZone(zone: string): boolean {
 /** `28 Nov 2026, 14:05:09` in *zone*. */
 export function instantText(ms: number, zone: string, seconds = false): string {
   return formatIn(zone, {
-    day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit",
-    ...(seconds ? { second: "2-digit" } : {}), hourCycle: "h23",
+    day: "numeric",
+    month: "short",
+    year: "numeric",
+    hour: "2-digit",
+    minute: "2-digit",
+    ...(seconds ? { second: "2-digit" } : {}),
+    hourCycle: "h23",
   }).format(ms);
 }
 
@@ -35,7 +40,13 @@ export function bucketText(ms: number, granularity: string, zone: string): strin
   if (granularity === "month") return formatIn(zone, { month: "short", year: "numeric" }).format(ms);
   if (granularity === "week") return `week of ${formatIn(zone, { day: "numeric", month: "short" }).format(ms)}`;
   if (granularity === "day") return formatIn(zone, { weekday: "short", day: "numeric", month: "short" }).format(ms);
-  return formatIn(zone, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" }).format(ms);
+  return formatIn(zone, {
+    day: "numeric",
+    month: "short",
+    hour: "2-digit",
+    minute: "2-digit",
+    hourCycle: "h23",
+  }).format(ms);
 }
 
 /** `in 3 days`, `in 40 s`, `2 hours ago`. */
@@ -43,7 +54,13 @@ export function fromNow(ms: number, nowMs: number): string {
   const ahead = ms - nowMs;
   const size = Math.abs(ahead) / 1000;
   const [amount, unit] =
-    size < 60 ? [size, "s"] : size < 5400 ? [size / 60, "min"] : size < 129_600 ? [size / 3600, "hour"] : [size / 86_400, "day"];
+    size < 60
+      ? [size, "s"]
+      : size < 5400
+        ? [size / 60, "min"]
+        : size < 129_600
+          ? [size / 3600, "hour"]
+          : [size / 86_400, "day"];
   const whole = Math.max(1, Math.round(amount));
   const words = `${whole} ${unit}${whole > 1 && unit !== "s" && unit !== "min" ? "s" : ""}`;
   return ahead >= 0 ? `in ${words}` : `${words} ago`;
@@ -53,7 +70,12 @@ export function fromNow(ms: number, nowMs: number): string {
 export function localParts(ms: number, zone: string): { y: number; m: number; d: number; h: number; min: number } {
   const found: Record<string, number> = {};
   const format = formatIn(zone, {
-    year: "numeric", month: "numeric", day: "numeric", hour: "numeric", minute: "numeric", hourCycle: "h23",
+    year: "numeric",
+    month: "numeric",
+    day: "numeric",
+    hour: "numeric",
+    minute: "numeric",
+    hourCycle: "h23",
   });
   for (const part of format.formatToParts(ms)) found[part.type] = Number(part.value);
   return { y: found.year ?? 0, m: found.month ?? 1, d: found.day ?? 1, h: found.hour ?? 0, min: found.minute ?? 0 };

@@ -32,26 +32,60 @@ export function Breakdown({ title, dimensions, span, filters, measure, link }: B
   const query: Query = { span, filters, measures: columns, groupBy: [dimension], sort: `-${measure}`, limit };
   const loaded = useData(queryName(query), (signal) => getUsage(query, signal));
   const compare = place.value.compare && measureOf(measure).additive;
-  const earlier: Query = { ...query, span: spanBefore(span, place.value.range, minute.value), measures: [measure], limit: 10_000 };
+  const earlier: Query = {
+    ...query,
+    span: spanBefore(span, place.value.range, minute.value),
+    measures: [measure],
+    limit: 10_000,
+  };
   const before = useData(compare ? queryName(earlier) : null, (signal) => getUsage(earlier, signal));
   const usage = loaded.data;
   const tabs = dimensions.length > 1 && (
     <span class="tabs" role="group" aria-label={`${title} by`}>
       {dimensions.map((name) => (
-        <button key={name} type="button" class="tab" aria-pressed={name === dimension} onClick={() => { setChosen(name); setLimit(TOP); }}>
+        <button
+          key={name}
+          type="button"
+          class="tab"
+          aria-pressed={name === dimension}
+          onClick={() => {
+            setChosen(name);
+            setLimit(TOP);
+          }}
+        >
           {dimensionWords(name)}
         </button>
       ))}
     </span>
   );
   const explore = { view: "explore", filters, options: { group: dimension, measure } } as const;
-  const tools = <>{tabs}<a class="tool" href={hrefOf(explore)} onClick={onLink(explore)} aria-label={`Explore ${title}`}>Explore</a></>;
+  const tools = (
+    <>
+      {tabs}
+      <a class="tool" href={hrefOf(explore)} onClick={onLink(explore)} aria-label={`Explore ${title}`}>
+        Explore
+      </a>
+    </>
+  );
   return (
-    <Panel title={title} tools={tools} csv={csvHref(query)} curl={curlOf("usage", usageParams(query))} loaded={loaded}
-      empty={usage?.row_count === 0 && "Nothing in this span."}>
+    <Panel
+      title={title}
+      tools={tools}
+      csv={csvHref(query)}
+      curl={curlOf("usage", usageParams(query))}
+      loaded={loaded}
+      empty={usage?.row_count === 0 && "Nothing in this span."}
+    >
       {usage && (
         <>
-          <GroupTable usage={usage} dimension={dimension} columns={columns} measure={measure} link={link} before={compare ? before.data : undefined} />
+          <GroupTable
+            usage={usage}
+            dimension={dimension}
+            columns={columns}
+            measure={measure}
+            link={link}
+            before={compare ? before.data : undefined}
+          />
           {usage.row_count > usage.rows.length && (
             <button type="button" class="tool more" onClick={() => setLimit(limit * 5)}>
               Show more of {usage.row_count}
@@ -85,18 +119,36 @@ function GroupTable({ usage, dimension, columns, measure, link, before }: TableP
     if (!before) return shareText(amount, total);
     if (value !== null) return changeText(amount, amountOf(earlier.get(value)?.[measure], unit) ?? 0) ?? "±0 %";
     const others = [...earlier].filter(([name]) => !known.has(name)).map(([, each]) => each);
-    return changeText(amount, others.reduce<bigint | number>((sum, each) => plus(sum, amountOf(each[measure], unit) ?? 0), unit === "money" ? 0n : 0)) ?? "±0 %";
+    return (
+      changeText(
+        amount,
+        others.reduce<bigint | number>(
+          (sum, each) => plus(sum, amountOf(each[measure], unit) ?? 0),
+          unit === "money" ? 0n : 0,
+        ),
+      ) ?? "±0 %"
+    );
   };
   const width = (row: Row): string => `${100 * (most === 0 ? 0 : Number(amountOf(row[measure], unit) ?? 0) / most)}%`;
   return (
     <div class="scroll">
       <table class="groups">
-        <caption class="sr">{dimensionWords(dimension)} by {measureOf(measure).words}</caption>
+        <caption class="sr">
+          {dimensionWords(dimension)} by {measureOf(measure).words}
+        </caption>
         <thead>
           <tr>
             <th scope="col">{dimensionWords(dimension)}</th>
-            {columns.map((name, i) => <th key={name} scope="col" class={`num ${columnClass(i)}`}>{measureOf(name).words}</th>)}
-            {additive && <th scope="col" class="num">{before ? "Change" : "Share"}</th>}
+            {columns.map((name, i) => (
+              <th key={name} scope="col" class={`num ${columnClass(i)}`}>
+                {measureOf(name).words}
+              </th>
+            ))}
+            {additive && (
+              <th scope="col" class="num">
+                {before ? "Change" : "Share"}
+              </th>
+            )}
           </tr>
         </thead>
         <tbody>
@@ -107,14 +159,28 @@ function GroupTable({ usage, dimension, columns, measure, link, before }: TableP
             return (
               <tr key={value} class={on ? "on" : undefined}>
                 <th scope="row">
-                  <svg class="row-bar" width="100%" height="100%" aria-hidden="true"><rect width={width(row)} height="100%" rx="3" /></svg>
-                  <button type="button" class="row" data-row aria-pressed={on} title={`${value} – click to filter`}
-                    onClick={() => toggleFilter(dimension, value)}>
+                  <svg class="row-bar" width="100%" height="100%" aria-hidden="true">
+                    <rect width={width(row)} height="100%" rx="3" />
+                  </svg>
+                  <button
+                    type="button"
+                    class="row"
+                    data-row
+                    aria-pressed={on}
+                    title={`${value} – click to filter`}
+                    onClick={() => toggleFilter(dimension, value)}
+                  >
                     {valueWords(dimension, value)}
                   </button>
-                  {href && <a class="open-link" href={href} aria-label={`Open ${value}`}>↗</a>}
+                  {href && (
+                    <a class="open-link" href={href} aria-label={`Open ${value}`}>
+                      ↗
+                    </a>
+                  )}
                 </th>
-                {columns.map((name, i) => <Amount key={name} row={row} name={name} class={columnClass(i)} />)}
+                {columns.map((name, i) => (
+                  <Amount key={name} row={row} name={name} class={columnClass(i)} />
+                ))}
                 {additive && <td class="num">{last(row, value)}</td>}
               </tr>
             );
@@ -122,7 +188,9 @@ function GroupTable({ usage, dimension, columns, measure, link, before }: TableP
           {rest && (
             <tr class="rest">
               <th scope="row">Other ({usage.row_count - usage.rows.length})</th>
-              {columns.map((name, i) => <Amount key={name} row={rest} name={name} class={columnClass(i)} />)}
+              {columns.map((name, i) => (
+                <Amount key={name} row={rest} name={name} class={columnClass(i)} />
+              ))}
               {additive && <td class="num">{last(rest, null)}</td>}
             </tr>
           )}
@@ -143,7 +211,11 @@ function columnClass(index: number): string {
 
 function Amount({ row, name, class: column }: { row: Row; name: string; class: string }) {
   const { unit } = measureOf(name);
-  return <td class={`num ${column}`} title={exactText(row[name], unit)}>{shortText(row[name], unit)}</td>;
+  return (
+    <td class={`num ${column}`} title={exactText(row[name], unit)}>
+      {shortText(row[name], unit)}
+    </td>
+  );
 }
 
 /** What is not in the rows: totals less their sum, exactly; null when all are there. */
@@ -162,4 +234,3 @@ export function restOf(usage: Usage, columns: readonly string[]): Row | null {
   }
   return rest;
 }
-

@@ -6,10 +6,14 @@ export function CallButton({ curl, what }: { curl: string; what: string }) {
   const [open, setOpen] = useState(false);
   return (
     <>
-      <button type="button" class="tool" onClick={() => setOpen(true)} aria-label={`curl of ${what}`}>curl</button>
+      <button type="button" class="tool" onClick={() => setOpen(true)} aria-label={`curl of ${what}`}>
+        curl
+      </button>
       {open && (
         <Dialog title={`The call behind “${what}”`} onClose={() => setOpen(false)}>
-          <pre class="code" tabIndex={0}>{curl}</pre>
+          <pre class="code" tabIndex={0}>
+            {curl}
+          </pre>
           <CopyButton text={curl} />
         </Dialog>
       )}
@@ -22,7 +26,14 @@ export function CopyButton({ text, words = "Copy" }: { text: string; words?: str
   const copy = (): void => {
     // Only a secure context has a clipboard; the text can be selected by hand in any.
     if (!navigator.clipboard) return setSaid("Select the text and copy it");
-    navigator.clipboard.writeText(text).then(() => setSaid("Copied"), () => setSaid("Select the text and copy it"));
+    navigator.clipboard.writeText(text).then(
+      () => setSaid("Copied"),
+      () => setSaid("Select the text and copy it"),
+    );
   };
-  return <button type="button" class="button" onClick={copy} aria-live="polite">{said || words}</button>;
+  return (
+    <button type="button" class="button" onClick={copy} aria-live="polite">
+      {said || words}
+    </button>
+  );
 }

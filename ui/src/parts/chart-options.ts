@@ -39,19 +39,32 @@ export function chartOptions(drawn: Drawn, place: HTMLElement): uPlot.Options {
       y: false,
     },
     scales: {
-      x: { time: true, range: (_, min, max) => (bars ? around(min, max, drawn.granularity) : min === max ? [min - 1800, max + 1800] : [min, max]) },
+      x: {
+        time: true,
+        range: (_, min, max) =>
+          bars ? around(min, max, drawn.granularity) : min === max ? [min - 1800, max + 1800] : [min, max],
+      },
       y: { range: (_, __, max) => [0, max > 0 ? max * 1.06 : 1] },
     },
     axes: [
       {
-        stroke: colour("--muted"), font, gap: 6, space: 64,
+        stroke: colour("--muted"),
+        font,
+        gap: 6,
+        space: 64,
         size: (_, values) => ((values ?? []).some((text) => text.includes("\n")) ? 42 : 28),
         grid: { show: false },
         ticks: { stroke: colour("--line"), width: 1, size: 4 },
-        values: (_, splits) => splits.map((at, i) => tickText(at * 1000, (splits[i - 1] ?? NaN) * 1000, (splits[1] ?? 0) - (splits[0] ?? 0), drawn.zone)),
+        values: (_, splits) =>
+          splits.map((at, i) =>
+            tickText(at * 1000, (splits[i - 1] ?? NaN) * 1000, (splits[1] ?? 0) - (splits[0] ?? 0), drawn.zone),
+          ),
       },
       {
-        stroke: colour("--muted"), font, gap: 6, space: 36,
+        stroke: colour("--muted"),
+        font,
+        gap: 6,
+        space: 36,
         ...(drawn.whole ? { incrs: WHOLE_STEPS } : {}),
         size: (_, values) => 14 + 7 * Math.max(2, ...(values ?? []).map((text) => text.length)),
         grid: { stroke: colour("--line"), width: 1 },

@@ -1,6 +1,6 @@
 /**
- * A time series: a figure with a caption that says the finding, a canvas, and a table of the same array. Drag to zoom; all
- * charts of a view share the crosshair.
+ * A time series: a figure with a caption that says the finding, a canvas, and a table of the same array. Drag to zoom;
+ * all charts of a view share the crosshair.
  */
 import { useEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
@@ -38,7 +38,16 @@ interface ChartProps {
   open?: boolean;
 }
 
-export function Chart({ caption, times, series, granularity, zone, height = 220, stacked = false, open = false }: ChartProps) {
+export function Chart({
+  caption,
+  times,
+  series,
+  granularity,
+  zone,
+  height = 220,
+  stacked = false,
+  open = false,
+}: ChartProps) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const [at, setAt] = useState<number | null>(null);
@@ -53,7 +62,13 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
     const place = box.current;
     if (!place) return;
     const drawn: Drawn = {
-      width: place.clientWidth, height, zone, stacked, granularity, openAt, whole: unit === "count",
+      width: place.clientWidth,
+      height,
+      zone,
+      stacked,
+      granularity,
+      openAt,
+      whole: unit === "count",
       series: series.map(({ label, colour, kind, dashed }) => ({ label, colour, kind, dashed: dashed ?? false })),
       axis: (value) => axisText(value, unit),
       onCursor: setAt,
@@ -87,7 +102,9 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
       <div class="readout" aria-hidden="true">
         {series.map((each) => (
           <span key={each.label} class="key">
-            <svg width="10" height="10"><rect width="10" height="10" rx="2" fill={`var(${each.colour})`} fill-opacity={each.dashed ? 0.5 : 1} /></svg>
+            <svg width="10" height="10">
+              <rect width="10" height="10" rx="2" fill={`var(${each.colour})`} fill-opacity={each.dashed ? 0.5 : 1} />
+            </svg>
             {each.label}
             {shownAt !== null && <b>{shortText(each.cells[shownAt], each.unit)}</b>}
           </span>
@@ -105,8 +122,14 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
             <caption>{caption}</caption>
             <thead>
               <tr>
-                <th scope="col">{granularity} ({zone})</th>
-                {series.map((each) => <th key={each.label} scope="col" class="num">{each.label}</th>)}
+                <th scope="col">
+                  {granularity} ({zone})
+                </th>
+                {series.map((each) => (
+                  <th key={each.label} scope="col" class="num">
+                    {each.label}
+                  </th>
+                ))}
               </tr>
             </thead>
             <tbody>
@@ -116,7 +139,11 @@ export function Chart({ caption, times, series, granularity, zone, height = 220,
                     {bucketText(time, granularity, zone)}
                     {row === openAt && <em> so far</em>}
                   </th>
-                  {series.map((each, i) => <td key={each.label} class="num">{exactText(each.cells[row], each.unit, places[i])}</td>)}
+                  {series.map((each, i) => (
+                    <td key={each.label} class="num">
+                      {exactText(each.cells[row], each.unit, places[i])}
+                    </td>
+                  ))}
                 </tr>
               ))}
             </tbody>
@@ -139,7 +166,8 @@ function dataOf(times: readonly number[], series: readonly Series[], stacked: bo
     const bars = columns.filter((_, i) => series[i]?.kind === "bar");
     for (let i = bars.length - 2; i >= 0; i--) {
       const [upper, lower] = [bars[i], bars[i + 1]];
-      if (upper && lower) for (let row = 0; row < upper.length; row++) upper[row] = (upper[row] ?? 0) + (lower[row] ?? 0);
+      if (upper && lower)
+        for (let row = 0; row < upper.length; row++) upper[row] = (upper[row] ?? 0) + (lower[row] ?? 0);
     }
   }
   return [times.map((ms) => ms / 1000), ...columns];

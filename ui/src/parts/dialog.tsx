@@ -36,7 +36,9 @@ export function Dialog({ title, onClose, sheet = false, firm = false, children }
       <div class="dialog-body">
         <header class="dialog-head">
           <h2 id={id}>{title}</h2>
-          <button type="button" class="close" onClick={onClose} aria-label="Close">×</button>
+          <button type="button" class="close" onClick={onClose} aria-label="Close">
+            ×
+          </button>
         </header>
         {children}
       </div>

@@ -30,12 +30,24 @@ interface Correction {
 }
 
 const FIELDS: readonly (readonly [field: string, words: string])[] = [
-  ["account", "Account"], ["project", "Project"], ["kind", "Kind"], ["model", "Model"], ["variant", "Variant"], ["error_type", "Error"],
-  ["cache", "Cache"], ["cost_state", "Cost is"], ["credits", "Credits"], ["bytes_out", "Bytes out"], ["revision", "Corrections"],
+  ["account", "Account"],
+  ["project", "Project"],
+  ["kind", "Kind"],
+  ["model", "Model"],
+  ["variant", "Variant"],
+  ["error_type", "Error"],
+  ["cache", "Cache"],
+  ["cost_state", "Cost is"],
+  ["credits", "Credits"],
+  ["bytes_out", "Bytes out"],
+  ["revision", "Corrections"],
 ];
 
 const COST_STATES: Record<string, string> = {
-  priced: "priced by the price list", given: "stated by the caller", estimated: "an estimate until it is amended", free: "free",
+  priced: "priced by the price list",
+  given: "stated by the caller",
+  estimated: "an estimate until it is amended",
+  free: "free",
   unpriced: "not known yet: the model has no price",
 };
 
@@ -51,22 +63,40 @@ export function EventSheet({ event, onClose }: { event: MeterEvent; onClose: () 
   return (
     <Dialog title="Request" sheet onClose={onClose}>
       <p class="event-line">
-        <span class={`status ${reason ? "warn" : Number(event.status) >= 400 ? "bad" : "ok"}`}>{textOf(event, "status")}</span>{" "}
-        <b>{textOf(event, "method")} {textOf(event, "route")}</b>
+        <span class={`status ${reason ? "warn" : Number(event.status) >= 400 ? "bad" : "ok"}`}>
+          {textOf(event, "status")}
+        </span>{" "}
+        <b>
+          {textOf(event, "method")} {textOf(event, "route")}
+        </b>
       </p>
-      <p class="note">{instantText(Date.parse(event.time), zone.value, true)} ({zone.value}) · {millisText(event.latency_ms as number | null)}</p>
-      {reason && <p class="problem"><strong>{REASONS[reason]?.[0] ?? reason}.</strong> {REASONS[reason]?.[1]} <code>{reason}</code></p>}
+      <p class="note">
+        {instantText(Date.parse(event.time), zone.value, true)} ({zone.value}) ·{" "}
+        {millisText(event.latency_ms as number | null)}
+      </p>
+      {reason && (
+        <p class="problem">
+          <strong>{REASONS[reason]?.[0] ?? reason}.</strong> {REASONS[reason]?.[1]} <code>{reason}</code>
+        </p>
+      )}
       <Price event={event} />
       <dl class="fields">
-        <dt>Id</dt><dd><code>{event.id}</code></dd>
-        <dt>Key</dt><dd>{keyOf(event) || "(none)"}</dd>
+        <dt>Id</dt>
+        <dd>
+          <code>{event.id}</code>
+        </dd>
+        <dt>Key</dt>
+        <dd>{keyOf(event) || "(none)"}</dd>
         {FIELDS.filter(([field]) => textOf(event, field) && textOf(event, field) !== "0").map(([field, label]) => [
-          <dt key={field}>{label}</dt>, <dd key={`${field}-value`}>{words(field)}</dd>,
+          <dt key={field}>{label}</dt>,
+          <dd key={`${field}-value`}>{words(field)}</dd>,
         ])}
         {tags.map(([name, value]) => [<dt key={name}>tag {name}</dt>, <dd key={`${name}-value`}>{value}</dd>])}
       </dl>
       <Corrections event={event} />
-      <p class="below"><CopyButton text={event.id} words="Copy id" /> <CallButton curl={curlOf(path, params)} what="this request" /></p>
+      <p class="below">
+        <CopyButton text={event.id} words="Copy id" /> <CallButton curl={curlOf(path, params)} what="this request" />
+      </p>
     </Dialog>
   );
 }
@@ -75,13 +105,27 @@ export function EventSheet({ event, onClose }: { event: MeterEvent; onClose: () 
 function Price({ event }: { event: MeterEvent }) {
   const cost = nanosOf(textOf(event, "cost_nanos"));
   const price = event.price as { why: string; lines: PriceLine[] } | undefined;
-  const counted: PriceLine[] = tokensOf(event).map(([name, count]) => ({ of: `${name}_tokens`, amount: String(count) }));
+  const counted: PriceLine[] = tokensOf(event).map(([name, count]) => ({
+    of: `${name}_tokens`,
+    amount: String(count),
+  }));
   const lines = price && price.lines.length > 0 ? price.lines : counted;
   return (
     <table class="price">
       <caption>How the price came about{price && `: ${price.why}`}</caption>
       <thead>
-        <tr><th scope="col">Of</th><th scope="col" class="num">Count</th><th scope="col" class="num">Rate</th><th scope="col" class="num">Amount</th></tr>
+        <tr>
+          <th scope="col">Of</th>
+          <th scope="col" class="num">
+            Count
+          </th>
+          <th scope="col" class="num">
+            Rate
+          </th>
+          <th scope="col" class="num">
+            Amount
+          </th>
+        </tr>
       </thead>
       <tbody>
         {lines.map((line) => (
@@ -94,9 +138,21 @@ function Price({ event }: { event: MeterEvent }) {
         ))}
       </tbody>
       <tfoot>
-        <tr><th scope="row" colSpan={3}>Booked</th><td class="num"><b>{cost === null ? "–" : exactMoney(cost)}</b></td></tr>
+        <tr>
+          <th scope="row" colSpan={3}>
+            Booked
+          </th>
+          <td class="num">
+            <b>{cost === null ? "–" : exactMoney(cost)}</b>
+          </td>
+        </tr>
         {typeof event.provider_cost_nanos === "string" && (
-          <tr><th scope="row" colSpan={3}>Provider’s cost</th><td class="num">{exactMoney(BigInt(event.provider_cost_nanos))}</td></tr>
+          <tr>
+            <th scope="row" colSpan={3}>
+              Provider’s cost
+            </th>
+            <td class="num">{exactMoney(BigInt(event.provider_cost_nanos))}</td>
+          </tr>
         )}
       </tfoot>
     </table>
@@ -123,10 +179,14 @@ function Corrections({ event }: { event: MeterEvent }) {
       <ul class="plain">
         {corrections.map((each) => (
           <li key={each.revision}>
-            <span class="note">{instantText(Date.parse(each.at), zone.value, true)} · {each.id}</span>
+            <span class="note">
+              {instantText(Date.parse(each.at), zone.value, true)} · {each.id}
+            </span>
             <ul class="plain changes">
               {Object.entries(each.changed).map(([name, [before, now]]) => (
-                <li key={name}><code>{name}</code> <del>{fieldText(name, before)}</del> → <ins>{fieldText(name, now)}</ins></li>
+                <li key={name}>
+                  <code>{name}</code> <del>{fieldText(name, before)}</del> → <ins>{fieldText(name, now)}</ins>
+                </li>
               ))}
             </ul>
           </li>

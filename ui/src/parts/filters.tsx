@@ -10,13 +10,25 @@ export function FilterChips({ onAdd }: { onAdd: () => void }) {
   return (
     <div class="chips" role="group" aria-label="Filters">
       {filters.map(([name, value]) => (
-        <button key={`${name}=${value}`} type="button" class="chip" onClick={() => toggleFilter(name, value)}
-          aria-label={`Remove filter ${dimensionWords(name)} ${value}`}>
-          <span class="chip-name">{dimensionWords(name)}</span> {valueWords(name, value)} <span aria-hidden="true">×</span>
+        <button
+          key={`${name}=${value}`}
+          type="button"
+          class="chip"
+          onClick={() => toggleFilter(name, value)}
+          aria-label={`Remove filter ${dimensionWords(name)} ${value}`}
+        >
+          <span class="chip-name">{dimensionWords(name)}</span> {valueWords(name, value)}{" "}
+          <span aria-hidden="true">×</span>
         </button>
       ))}
-      <button type="button" class="chip add" onClick={onAdd}>+ Filter</button>
-      {filters.length > 1 && <button type="button" class="chip add" onClick={() => go({ filters: [] })}>Clear</button>}
+      <button type="button" class="chip add" onClick={onAdd}>
+        + Filter
+      </button>
+      {filters.length > 1 && (
+        <button type="button" class="chip add" onClick={() => go({ filters: [] })}>
+          Clear
+        </button>
+      )}
     </div>
   );
 }
@@ -39,19 +51,28 @@ export function FilterDialog({ onClose }: { onClose: () => void }) {
         <label>
           Dimension
           <select value={dimension} onChange={(event) => setDimension(event.currentTarget.value)}>
-            {names.map((each) => <option key={each} value={each}>{dimensionWords(each)}</option>)}
+            {names.map((each) => (
+              <option key={each} value={each}>
+                {dimensionWords(each)}
+              </option>
+            ))}
             <option value="tag">Tag …</option>
           </select>
         </label>
         {dimension === "tag" && (
-          <label>Name of the tag<input value={tag} required onInput={(event) => setTag(event.currentTarget.value)} /></label>
+          <label>
+            Name of the tag
+            <input value={tag} required onInput={(event) => setTag(event.currentTarget.value)} />
+          </label>
         )}
         <label>
           Value; empty for “none”
           <input value={value} autofocus onInput={(event) => setValue(event.currentTarget.value)} />
         </label>
         <p class="note">Several values of one dimension widen it; several dimensions narrow it.</p>
-        <button type="submit" class="button primary">Add</button>
+        <button type="submit" class="button primary">
+          Add
+        </button>
       </form>
     </Dialog>
   );

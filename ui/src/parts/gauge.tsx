@@ -24,9 +24,14 @@ export function gaugeOf(status: LimitStatus, kind: string): Gauge {
     status.unit === "nanos" ? nanosOf(value) : value === null ? null : millionths(String(value));
   const per = status.per ? `each ${status.per.join(", ")} apart` : "";
   return {
-    name: status.name, kind, unit: status.unit,
-    allowed: amount(status.allowed), used: amount(status.used), remaining: amount(status.remaining),
-    resetsAt: status.resets_at, counts: [status.match ?? "", per].filter(Boolean).join("; "),
+    name: status.name,
+    kind,
+    unit: status.unit,
+    allowed: amount(status.allowed),
+    used: amount(status.used),
+    remaining: amount(status.remaining),
+    resetsAt: status.resets_at,
+    counts: [status.match ?? "", per].filter(Boolean).join("; "),
   };
 }
 
@@ -45,19 +50,31 @@ export function GaugeBar({ gauge }: { gauge: Gauge }) {
         <span class="note">{gauge.kind}</span>
       </div>
       <div class="gauge-rest" title={remaining === null ? undefined : exactAmount(remaining, gauge.unit)}>
-        <b>{remaining === null ? "–" : amountText(remaining < 0n ? 0n : remaining, gauge.unit)}</b> {remaining === null ? words : `${unitWords(gauge.unit)}left`}
+        <b>{remaining === null ? "–" : amountText(remaining < 0n ? 0n : remaining, gauge.unit)}</b>{" "}
+        {remaining === null ? words : `${unitWords(gauge.unit)}left`}
       </div>
-      <svg class="bar" role="img" aria-label={`${gauge.name}: ${Math.round(share * 100)} % used, ${words}`} width="100%" height="8">
+      <svg
+        class="bar"
+        role="img"
+        aria-label={`${gauge.name}: ${Math.round(share * 100)} % used, ${words}`}
+        width="100%"
+        height="8"
+      >
         <rect class="track" width="100%" height="8" rx="4" />
         <rect class="fill" width={`${filled * 100}%`} height="8" rx="4" />
       </svg>
       <div class="gauge-foot">
         <span>
-          {used === null ? "" : amountText(used, gauge.unit)} of {allowed === null ? "no bound" : amountText(allowed, gauge.unit)}
-          {level === "out" && <strong> · {beyond > 0n ? `${amountText(beyond, gauge.unit)} beyond` : "used up"}</strong>}
+          {used === null ? "" : amountText(used, gauge.unit)} of{" "}
+          {allowed === null ? "no bound" : amountText(allowed, gauge.unit)}
+          {level === "out" && (
+            <strong> · {beyond > 0n ? `${amountText(beyond, gauge.unit)} beyond` : "used up"}</strong>
+          )}
         </span>
         {reset !== null && reset - minute.value > 120_000 && (
-          <time dateTime={gauge.resetsAt ?? ""} title={instantText(reset, zone.value, true)}>resets {fromNow(reset, minute.value)}</time>
+          <time dateTime={gauge.resetsAt ?? ""} title={instantText(reset, zone.value, true)}>
+            resets {fromNow(reset, minute.value)}
+          </time>
         )}
       </div>
       {gauge.counts && <div class="note">{gauge.counts}</div>}

@@ -27,11 +27,27 @@ export function KeyActions({ entry, onChange }: { entry: Key; onChange: () => vo
   return (
     <>
       {actions.map((each) => (
-        <button key={each} type="button" class={`tool ${each === "revoke" ? "danger" : ""}`} onClick={() => setAction(each)} aria-label={`${WORDS[each][0]} ${entry.id}`}>
+        <button
+          key={each}
+          type="button"
+          class={`tool ${each === "revoke" ? "danger" : ""}`}
+          onClick={() => setAction(each)}
+          aria-label={`${WORDS[each][0]} ${entry.id}`}
+        >
           {WORDS[each][0]}
         </button>
       ))}
-      {action && <Confirm action={action} entry={entry} params={params} onClose={(done) => { setAction(null); if (done) onChange(); }} />}
+      {action && (
+        <Confirm
+          action={action}
+          entry={entry}
+          params={params}
+          onClose={(done) => {
+            setAction(null);
+            if (done) onChange();
+          }}
+        />
+      )}
     </>
   );
 }
@@ -66,15 +82,33 @@ function Confirm({ action, entry, params, onClose }: ConfirmProps) {
       <form class="form" onSubmit={act}>
         <p>{what}</p>
         {action === "rotate" && (
-          <label>Hours for which the old secret still works<input type="number" min="0" max="720" step="any" value={overlapH} required onInput={(event) => setOverlapH(event.currentTarget.value)} /></label>
+          <label>
+            Hours for which the old secret still works
+            <input
+              type="number"
+              min="0"
+              max="720"
+              step="any"
+              value={overlapH}
+              required
+              onInput={(event) => setOverlapH(event.currentTarget.value)}
+            />
+          </label>
         )}
         {action === "revoke" && (
-          <label>To confirm, type <b>{entry.id}</b><input value={typed} autocomplete="off" onInput={(event) => setTyped(event.currentTarget.value)} /></label>
+          <label>
+            To confirm, type <b>{entry.id}</b>
+            <input value={typed} autocomplete="off" onInput={(event) => setTyped(event.currentTarget.value)} />
+          </label>
         )}
         {problem && <ProblemNote problem={problem} />}
         <p class="buttons">
-          <button type="submit" class={`button ${action === "revoke" ? "danger" : "primary"}`} disabled={busy || !sure}>{button}</button>
-          <button type="button" class="button" onClick={() => onClose(false)}>Cancel</button>
+          <button type="submit" class={`button ${action === "revoke" ? "danger" : "primary"}`} disabled={busy || !sure}>
+            {button}
+          </button>
+          <button type="button" class="button" onClick={() => onClose(false)}>
+            Cancel
+          </button>
         </p>
       </form>
     </Dialog>
@@ -85,7 +119,8 @@ export function CreateKey({ account, onClose }: { account: string | null; onClos
   const [fields, setFields] = useState({ id: "", name: "", account: account ?? "", project: "", expires: "" });
   const [issued, setIssued] = useState<IssuedKey | null>(null);
   const { run, busy, problem } = useAction();
-  const set = (name: keyof typeof fields) => (event: { currentTarget: HTMLInputElement }) => setFields({ ...fields, [name]: event.currentTarget.value });
+  const set = (name: keyof typeof fields) => (event: { currentTarget: HTMLInputElement }) =>
+    setFields({ ...fields, [name]: event.currentTarget.value });
   const act = (event: Event): void => {
     event.preventDefault();
     const asked: Record<string, unknown> = {};
@@ -100,15 +135,46 @@ export function CreateKey({ account, onClose }: { account: string | null; onClos
   return (
     <Dialog title="Create a key" onClose={onClose}>
       <form class="form" onSubmit={act}>
-        {login.value?.role === "operator" && <label>Account<input value={fields.account} required disabled={account !== null} autofocus={account === null} onInput={set("account")} /></label>}
-        <label>Name, for people<input value={fields.name} autofocus={login.value?.role !== "operator" || account !== null} onInput={set("name")} /></label>
-        <label>Id; one is made when it is left empty<input value={fields.id} pattern="[A-Za-z0-9._\-]+" onInput={set("id")} /></label>
-        <label>Project, if any<input value={fields.project} onInput={set("project")} /></label>
-        <label>Expires on, if ever (midnight UTC)<input type="date" value={fields.expires} onInput={set("expires")} /></label>
+        {login.value?.role === "operator" && (
+          <label>
+            Account
+            <input
+              value={fields.account}
+              required
+              disabled={account !== null}
+              autofocus={account === null}
+              onInput={set("account")}
+            />
+          </label>
+        )}
+        <label>
+          Name, for people
+          <input
+            value={fields.name}
+            autofocus={login.value?.role !== "operator" || account !== null}
+            onInput={set("name")}
+          />
+        </label>
+        <label>
+          Id; one is made when it is left empty
+          <input value={fields.id} pattern="[A-Za-z0-9._\-]+" onInput={set("id")} />
+        </label>
+        <label>
+          Project, if any
+          <input value={fields.project} onInput={set("project")} />
+        </label>
+        <label>
+          Expires on, if ever (midnight UTC)
+          <input type="date" value={fields.expires} onInput={set("expires")} />
+        </label>
         {problem && <ProblemNote problem={problem} />}
         <p class="buttons">
-          <button type="submit" class="button primary" disabled={busy}>Create</button>
-          <button type="button" class="button" onClick={onClose}>Cancel</button>
+          <button type="submit" class="button primary" disabled={busy}>
+            Create
+          </button>
+          <button type="button" class="button" onClick={onClose}>
+            Cancel
+          </button>
         </p>
       </form>
     </Dialog>
@@ -118,11 +184,22 @@ export function CreateKey({ account, onClose }: { account: string | null; onClos
 function SecretDialog({ issued, onClose }: { issued: IssuedKey; onClose: () => void }) {
   return (
     <Dialog title={`The secret of ${issued.entry.id}`} onClose={onClose} firm>
-      {issued.secret === null ? <p>It has the secret whose hash was brought.</p> : (
+      {issued.secret === null ? (
+        <p>It has the secret whose hash was brought.</p>
+      ) : (
         <>
-          <p><strong>It is shown this once.</strong> Only its hash is stored; keep it where secrets are kept.</p>
-          <pre class="code secret" tabIndex={0}>{issued.secret}</pre>
-          <p class="buttons"><CopyButton text={issued.secret} words="Copy the secret" /><button type="button" class="button" onClick={onClose}>I have kept it</button></p>
+          <p>
+            <strong>It is shown this once.</strong> Only its hash is stored; keep it where secrets are kept.
+          </p>
+          <pre class="code secret" tabIndex={0}>
+            {issued.secret}
+          </pre>
+          <p class="buttons">
+            <CopyButton text={issued.secret} words="Copy the secret" />
+            <button type="button" class="button" onClick={onClose}>
+              I have kept it
+            </button>
+          </p>
         </>
       )}
     </Dialog>

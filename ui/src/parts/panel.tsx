@@ -30,12 +30,17 @@ export function Panel({ title, note, tools, csv, curl, loaded, empty, class: nam
         <span class="tools">
           {tools}
           {curl && <CallButton curl={curl} what={title} />}
-          {csv && <a class="tool" href={csv} download="usage.csv" aria-label={`CSV of ${title}`}>CSV</a>}
+          {csv && (
+            <a class="tool" href={csv} download="usage.csv" aria-label={`CSV of ${title}`}>
+              CSV
+            </a>
+          )}
         </span>
       </header>
       {loaded?.problem && <ProblemNote problem={loaded.problem} reload={loaded.reload} stale={!first} />}
       {loaded && first && !loaded.problem && <Skeleton />}
-      {!first && (empty ? <p class="empty">{empty}</p> : <div class={loaded?.loading ? "stale" : undefined}>{children}</div>)}
+      {!first &&
+        (empty ? <p class="empty">{empty}</p> : <div class={loaded?.loading ? "stale" : undefined}>{children}</div>)}
     </section>
   );
 }
@@ -46,14 +51,27 @@ const ADVICE: Record<number, string> = {
   429: "Too many calls: it is asked for again as soon as it is permitted.",
 };
 
-export function ProblemNote({ problem, reload, stale = false }: { problem: Problem; reload?: () => void; stale?: boolean }) {
-  const advice = ADVICE[problem.status] ?? (problem.status >= 500 || problem.status === 0 ? "It is tried again every 15 s." : "");
+export function ProblemNote({
+  problem,
+  reload,
+  stale = false,
+}: {
+  problem: Problem;
+  reload?: () => void;
+  stale?: boolean;
+}) {
+  const advice =
+    ADVICE[problem.status] ?? (problem.status >= 500 || problem.status === 0 ? "It is tried again every 15 s." : "");
   return (
     <div class="problem" role="status">
       <p>
         <strong>{problem.message}</strong> {advice} {stale && "The numbers shown are of before."}
       </p>
-      {reload && <button type="button" class="tool" onClick={reload}>Try again</button>}
+      {reload && (
+        <button type="button" class="tool" onClick={reload}>
+          Try again
+        </button>
+      )}
     </div>
   );
 }
@@ -69,7 +87,9 @@ export function Skeleton() {
     <div class="skeleton" role="status">
       <span class="sr">{slow ? "" : "Loading"}</span>
       {slow && <p>The server takes its time. Other panels go on.</p>}
-      <i /><i /><i />
+      <i />
+      <i />
+      <i />
     </div>
   );
 }
@@ -80,9 +100,12 @@ export function Lazy({ children, height = 250 }: { children: () => ComponentChil
   const [near, setNear] = useState(false);
   useEffect(() => {
     if (!mark.current) return;
-    const watcher = new IntersectionObserver((entries) => entries.some((each) => each.isIntersecting) && setNear(true), {
-      rootMargin: "0px",
-    });
+    const watcher = new IntersectionObserver(
+      (entries) => entries.some((each) => each.isIntersecting) && setNear(true),
+      {
+        rootMargin: "0px",
+      },
+    );
     watcher.observe(mark.current);
     // Print shows everything.
     const all = (): void => setNear(true);

@@ -21,9 +21,17 @@ export function RecentRequests({ filters }: { filters: readonly Filter[] }) {
   const loaded = useData(`recent ${JSON.stringify(params)}`, (signal) => getEvents(params, signal));
   const all = { view: "requests", filters } as const;
   return (
-    <Panel title="Recent requests" loaded={loaded} curl={curlOf("events", params)}
-      tools={<a class="tool" href={hrefOf(all)} onClick={onLink(all)}>All requests</a>}
-      empty={loaded.data?.events.length === 0 && "No request in this span."}>
+    <Panel
+      title="Recent requests"
+      loaded={loaded}
+      curl={curlOf("events", params)}
+      tools={
+        <a class="tool" href={hrefOf(all)} onClick={onLink(all)}>
+          All requests
+        </a>
+      }
+      empty={loaded.data?.events.length === 0 && "No request in this span."}
+    >
       {loaded.data && <EventTable events={loaded.data.events} />}
     </Panel>
   );
@@ -31,7 +39,10 @@ export function RecentRequests({ filters }: { filters: readonly Filter[] }) {
 
 export function EventTable({ events }: { events: readonly MeterEvent[] }) {
   const [open, setOpen] = useState<MeterEvent | null>(null);
-  const places = columnPlaces(events.map((event) => textOf(event, "cost_nanos") || null), "money");
+  const places = columnPlaces(
+    events.map((event) => textOf(event, "cost_nanos") || null),
+    "money",
+  );
   return (
     <>
       <div class="scroll">
@@ -44,13 +55,26 @@ export function EventTable({ events }: { events: readonly MeterEvent[] }) {
               <th scope="col">Request</th>
               <th scope="col">Model</th>
               <th scope="col">Status</th>
-              <th scope="col" class="num">Tokens</th>
-              <th scope="col" class="num">Latency</th>
-              <th scope="col" class="num">Cost</th>
+              <th scope="col" class="num">
+                Tokens
+              </th>
+              <th scope="col" class="num">
+                Latency
+              </th>
+              <th scope="col" class="num">
+                Cost
+              </th>
             </tr>
           </thead>
           <tbody>
-            {events.map((event) => <EventRow key={`${event.account}/${event.id}`} event={event} places={places} onOpen={() => setOpen(event)} />)}
+            {events.map((event) => (
+              <EventRow
+                key={`${event.account}/${event.id}`}
+                event={event}
+                places={places}
+                onOpen={() => setOpen(event)}
+              />
+            ))}
           </tbody>
         </table>
       </div>
@@ -67,10 +91,14 @@ function EventRow({ event, places, onOpen }: { event: MeterEvent; places: number
   return (
     <tr>
       <th scope="row">
-        <button type="button" class="row" data-row onClick={onOpen}>{instantText(Date.parse(event.time), zone.value, true)}</button>
+        <button type="button" class="row" data-row onClick={onOpen}>
+          {instantText(Date.parse(event.time), zone.value, true)}
+        </button>
       </th>
       <td>{keyOf(event) || "(none)"}</td>
-      <td class="path">{textOf(event, "method")} {textOf(event, "route")}</td>
+      <td class="path">
+        {textOf(event, "method")} {textOf(event, "route")}
+      </td>
       <td>{textOf(event, "model") || "–"}</td>
       <td>
         <span class={`status ${refused ? "warn" : status >= 400 ? "bad" : "ok"}`}>{status || "–"}</span>{" "}

@@ -1,8 +1,18 @@
 /** Names of dimensions and values as people read them; reasons of refusals with what to do. */
 
 const DIMENSION: Record<string, string> = {
-  account: "Account", project: "Project", key: "Key", model: "Model", endpoint: "Endpoint", status: "Status", kind: "Kind",
-  error_type: "Error", denied_reason: "Refusal", cache: "Cache", method: "Method", route: "Route",
+  account: "Account",
+  project: "Project",
+  key: "Key",
+  model: "Model",
+  endpoint: "Endpoint",
+  status: "Status",
+  kind: "Kind",
+  error_type: "Error",
+  denied_reason: "Refusal",
+  cache: "Cache",
+  method: "Method",
+  route: "Route",
 };
 
 export function dimensionWords(dimension: string): string {

@@ -1,6 +1,6 @@
 /**
- * What one panel loads: each loads and fails alone. A change of its name (range, filter) cancels the call under way; what was
- * there stays until the answer comes, so nothing flickers.
+ * What one panel loads: each loads and fails alone. A change of its name (range, filter) cancels the call under way;
+ * what was there stays until the answer comes, so nothing flickers.
  */
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Problem } from "../api/client";
@@ -30,7 +30,9 @@ function keep(name: string, data: unknown): void {
 /** Load by *load* whenever *name* changes; null loads nothing. *live* asks again with each refresh. */
 export function useData<T>(name: string | null, load: (signal: AbortSignal) => Promise<T>, live = true): Loaded<T> {
   const [state, setState] = useState<{ name: string | null; data: T | undefined; problem: Problem | null }>(() => ({
-    name, data: name === null ? undefined : (kept.get(name) as T | undefined), problem: null,
+    name,
+    data: name === null ? undefined : (kept.get(name) as T | undefined),
+    problem: null,
   }));
   const [turn, setTurn] = useState(0);
   const tick = live ? refreshes.value : 0;
@@ -46,7 +48,9 @@ export function useData<T>(name: string | null, load: (signal: AbortSignal) => P
         mine.busy = false;
         keep(name, data);
         answeredAt.value = Date.now();
-        setState((was) => (was.name === name && was.data === data && !was.problem ? was : { name, data, problem: null }));
+        setState((was) =>
+          was.name === name && was.data === data && !was.problem ? was : { name, data, problem: null },
+        );
       },
       (error: unknown) => {
         if (abort.signal.aborted) return;
@@ -71,7 +75,10 @@ export function useData<T>(name: string | null, load: (signal: AbortSignal) => P
   return {
     data: known ?? state.data,
     problem: state.name === name ? state.problem : null,
-    loading: name !== null && state.name !== name && known === undefined ? true : state.data === undefined && state.problem === null && name !== null,
+    loading:
+      name !== null && state.name !== name && known === undefined
+        ? true
+        : state.data === undefined && state.problem === null && name !== null,
     reload: () => setTurn((count) => count + 1),
   };
 }

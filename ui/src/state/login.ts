@@ -35,8 +35,8 @@ export function loggedOut(why: string): void {
 }
 
 /**
- * The key of a link's fragment (`#t=…`), removed from the address and the history at once. A fragment is never sent, so no
- * server logs it.
+ * The key of a link's fragment (`#t=…`), removed from the address and the history at once. A fragment is never sent,
+ * so no server logs it.
  */
 export function takeFragmentKey(): string | null {
   const found = /^#t=(.+)$/.exec(location.hash);

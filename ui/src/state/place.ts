@@ -5,12 +5,34 @@
 import { computed, signal } from "@preact/signals";
 
 export const VIEWS = [
-  "home", "overview", "account", "key", "accounts", "keys", "explore", "requests", "plans", "prices", "webhooks", "audit",
+  "home",
+  "overview",
+  "account",
+  "key",
+  "accounts",
+  "keys",
+  "explore",
+  "requests",
+  "plans",
+  "prices",
+  "webhooks",
+  "audit",
 ] as const;
 export type View = (typeof VIEWS)[number];
 
 export const DIMENSIONS = [
-  "account", "project", "key", "model", "endpoint", "status", "kind", "error_type", "denied_reason", "cache", "method", "route",
+  "account",
+  "project",
+  "key",
+  "model",
+  "endpoint",
+  "status",
+  "kind",
+  "error_type",
+  "denied_reason",
+  "cache",
+  "method",
+  "route",
 ] as const;
 
 export type Filter = readonly [dimension: string, value: string];
@@ -48,11 +70,19 @@ export function parsePlace(search: string): Place {
     view: (VIEWS as readonly string[]).includes(view) ? (view as View) : "home",
     id: params.get("id") ?? "",
     range: from && to ? "" : (params.get("range") ?? RANGE_DEFAULT),
-    from, to,
+    from,
+    to,
     zone: params.get("zone") ?? "UTC",
     compare: params.get("compare") === "1",
-    filters, options,
+    filters: applicable(view, filters),
+    options,
   };
+}
+
+/** The page of an account or key is its own filter: another of the same dimension would widen its numbers. */
+function applicable(view: string, filters: readonly Filter[]): readonly Filter[] {
+  const own = view === "key" ? ["account", "key"] : view === "account" ? ["account"] : [];
+  return filters.filter(([name]) => !own.includes(name));
 }
 
 export function searchOf(place: Place): string {
@@ -65,7 +95,7 @@ export function searchOf(place: Place): string {
   } else if (place.range !== RANGE_DEFAULT) params.set("range", place.range);
   if (place.zone !== "UTC") params.set("zone", place.zone);
   if (place.compare) params.set("compare", "1");
-  for (const [name, value] of place.filters) params.append(name, value);
+  for (const [name, value] of applicable(place.view, place.filters)) params.append(name, value);
   for (const [name, value] of Object.entries(place.options)) if (value) params.set(name, value);
   const text = params.toString();
   return text ? `?${text}` : "";

@@ -22,8 +22,16 @@ export interface Span {
 }
 
 export const RANGES: readonly (readonly [range: string, words: string])[] = [
-  ["1h", "Last hour"], ["24h", "Last 24 hours"], ["today", "Today"], ["yesterday", "Yesterday"], ["7d", "Last 7 days"],
-  ["30d", "Last 30 days"], ["90d", "Last 90 days"], ["month", "This month"], ["last-month", "Last month"], ["year", "This year"],
+  ["1h", "Last hour"],
+  ["24h", "Last 24 hours"],
+  ["today", "Today"],
+  ["yesterday", "Yesterday"],
+  ["7d", "Last 7 days"],
+  ["30d", "Last 30 days"],
+  ["90d", "Last 90 days"],
+  ["month", "This month"],
+  ["last-month", "Last month"],
+  ["year", "This year"],
 ];
 
 const MINUTE = 60_000;
@@ -50,7 +58,9 @@ export const span = computed<Span>(() => {
 });
 
 export function spanOf(place: Place, nowMs: number): Span {
-  const made = place.range ? ofRange(place.range, place.zone, nowMs) : ofInstants(place.from, place.to, place.zone, nowMs);
+  const made = place.range
+    ? ofRange(place.range, place.zone, nowMs)
+    : ofInstants(place.from, place.to, place.zone, nowMs);
   const chosen = place.options.granularity as Granularity | undefined;
   return chosen && bucketCount(made, chosen) <= BUCKETS_MAX ? { ...made, granularity: chosen } : made;
 }
@@ -74,7 +84,12 @@ export function spanBefore(now: Span, range: string, nowMs: number): Span {
   const passed = now.open ? Math.floor((nowMs - now.fromMs) / step) * step : now.toMs - now.fromMs;
   const toMs = Math.min(fromMs + Math.max(passed, step), now.fromMs);
   return {
-    ...now, from: iso(fromMs), to: iso(toMs), fromMs, toMs, open: false,
+    ...now,
+    from: iso(fromMs),
+    to: iso(toMs),
+    fromMs,
+    toMs,
+    open: false,
     words: `${shortDate(fromMs, zone)} – ${instantText(toMs, zone)}`,
   };
 }
@@ -86,7 +101,8 @@ export function bucketStarts(span: Span): number[] {
   if (granularity === "minute" || granularity === "hour") {
     const step = granularity === "minute" ? MINUTE : HOUR;
     const ahead = localParts(fromMs, zone).min * MINUTE;
-    const first = granularity === "hour" ? Math.floor(fromMs / MINUTE) * MINUTE - ahead : Math.floor(fromMs / step) * step;
+    const first =
+      granularity === "hour" ? Math.floor(fromMs / MINUTE) * MINUTE - ahead : Math.floor(fromMs / step) * step;
     for (let at = first; at < toMs && starts.length <= BUCKETS_MAX; at += step) starts.push(at);
     return starts;
   }
@@ -94,9 +110,11 @@ export function bucketStarts(span: Span): number[] {
   const weekday = (new Date(Date.UTC(y, m - 1, d)).getUTCDay() + 6) % 7;
   for (let i = 0; starts.length <= BUCKETS_MAX; i++) {
     const at =
-      granularity === "month" ? midnight(y, m + i, 1, zone)
-      : granularity === "week" ? midnight(y, m, d - weekday + 7 * i, zone)
-      : midnight(y, m, d + i, zone);
+      granularity === "month"
+        ? midnight(y, m + i, 1, zone)
+        : granularity === "week"
+          ? midnight(y, m, d - weekday + 7 * i, zone)
+          : midnight(y, m, d + i, zone);
     if (at >= toMs) break;
     starts.push(at);
   }
@@ -112,7 +130,8 @@ export function bucketCount(span: Span, granularity: Granularity): number {
 
 function ofRange(range: string, zone: string, nowMs: number): Span {
   const { y, m, d } = localParts(nowMs, zone);
-  const days = (first: number, end: number, words: string): Span => ofDates([y, m, d + first], [y, m, d + end], zone, nowMs, words);
+  const days = (first: number, end: number, words: string): Span =>
+    ofDates([y, m, d + first], [y, m, d + end], zone, nowMs, words);
   const words = RANGES.find(([name]) => name === range)?.[1] ?? "Last 30 days";
   switch (range) {
     case "1h":
@@ -121,14 +140,22 @@ function ofRange(range: string, zone: string, nowMs: number): Span {
       const end = Math.floor(nowMs / HOUR) * HOUR + HOUR;
       return ofMs(end - DAY, end, zone, nowMs, words);
     }
-    case "today": return days(0, 1, words);
-    case "yesterday": return days(-1, 0, words);
-    case "7d": return days(-6, 1, words);
-    case "90d": return days(-89, 1, words);
-    case "month": return ofDates([y, m, 1], [y, m + 1, 1], zone, nowMs, words);
-    case "last-month": return ofDates([y, m - 1, 1], [y, m, 1], zone, nowMs, words);
-    case "year": return ofDates([y, 1, 1], [y + 1, 1, 1], zone, nowMs, words);
-    default: return days(-29, 1, "Last 30 days");
+    case "today":
+      return days(0, 1, words);
+    case "yesterday":
+      return days(-1, 0, words);
+    case "7d":
+      return days(-6, 1, words);
+    case "90d":
+      return days(-89, 1, words);
+    case "month":
+      return ofDates([y, m, 1], [y, m + 1, 1], zone, nowMs, words);
+    case "last-month":
+      return ofDates([y, m - 1, 1], [y, m, 1], zone, nowMs, words);
+    case "year":
+      return ofDates([y, 1, 1], [y + 1, 1, 1], zone, nowMs, words);
+    default:
+      return days(-29, 1, "Last 30 days");
   }
 }
 
@@ -160,7 +187,8 @@ function startOf(text: string, zone: string): number {
 
 function ofMs(fromMs: number, toMs: number, zone: string, nowMs: number, words: string): Span {
   const length = toMs - fromMs;
-  const granularity = length <= 3 * HOUR ? "minute" : length <= 3.1 * DAY ? "hour" : length <= 125 * DAY ? "day" : "week";
+  const granularity =
+    length <= 3 * HOUR ? "minute" : length <= 3.1 * DAY ? "hour" : length <= 125 * DAY ? "day" : "week";
   return { from: iso(fromMs), to: iso(toMs), fromMs, toMs, granularity, zone, open: nowMs < toMs, words };
 }
 

@@ -18,6 +18,7 @@ export function useTagNames(): readonly string[] {
 export function noteTags(events: readonly MeterEvent[]): void {
   const found = new Set(seen.peek());
   const before = found.size;
-  for (const event of events) for (const name of Object.keys((event.tags as object | null) ?? {})) found.add(`tag.${name}`);
+  for (const event of events)
+    for (const name of Object.keys((event.tags as object | null) ?? {})) found.add(`tag.${name}`);
   if (found.size > before) seen.value = [...found];
 }

@@ -17,7 +17,9 @@ export function Audit() {
   const [problem, setProblem] = useState<Problem | null>(null);
   const first = loaded.data;
   const next = older ? older.next : (first?.next ?? null);
-  const items = [...new Map([...(first?.items ?? []), ...(older?.items ?? [])].map((item) => [item.seq, item])).values()];
+  const items = [
+    ...new Map([...(first?.items ?? []), ...(older?.items ?? [])].map((item) => [item.seq, item])).values(),
+  ];
   const more = async (): Promise<void> => {
     try {
       const page = await getJson<Page<AuditItem>>("audit", [...PAGE, ["after", next ?? ""]]);
@@ -28,25 +30,48 @@ export function Audit() {
     }
   };
   return (
-    <Panel title="Audit log" loaded={loaded} curl={curlOf("audit", PAGE)} empty={first !== undefined && items.length === 0 && "Nothing was changed yet."}>
+    <Panel
+      title="Audit log"
+      loaded={loaded}
+      curl={curlOf("audit", PAGE)}
+      empty={first !== undefined && items.length === 0 && "Nothing was changed yet."}
+    >
       <div class="scroll">
         <table class="list audit">
           <caption class="sr">Changes, the newest first</caption>
-          <thead><tr><th scope="col">Time ({zone.value})</th><th scope="col">Who</th><th scope="col">What</th><th scope="col">Fields</th></tr></thead>
+          <thead>
+            <tr>
+              <th scope="col">Time ({zone.value})</th>
+              <th scope="col">Who</th>
+              <th scope="col">What</th>
+              <th scope="col">Fields</th>
+            </tr>
+          </thead>
           <tbody>
             {items.map((item) => (
               <tr key={item.seq}>
-                <th scope="row" class="when">{instantText(Date.parse(item.at), zone.value, true)}</th>
+                <th scope="row" class="when">
+                  {instantText(Date.parse(item.at), zone.value, true)}
+                </th>
                 <td>{item.actor}</td>
-                <td>{item.kind} <b>{item.id}</b> {item.action}{item.account && <span class="note"> {item.account}</span>}</td>
-                <td><Fields item={item} /></td>
+                <td>
+                  {item.kind} <b>{item.id}</b> {item.action}
+                  {item.account && <span class="note"> {item.account}</span>}
+                </td>
+                <td>
+                  <Fields item={item} />
+                </td>
               </tr>
             ))}
           </tbody>
         </table>
       </div>
       {problem && <ProblemNote problem={problem} />}
-      {next && <button type="button" class="button more" onClick={() => void more()}>Older changes</button>}
+      {next && (
+        <button type="button" class="button more" onClick={() => void more()}>
+          Older changes
+        </button>
+      )}
     </Panel>
   );
 }
@@ -56,7 +81,12 @@ function Fields({ item: { fields, unit } }: { item: AuditItem }) {
     <ul class="plain changes">
       {Object.entries(fields).map(([name, [before, now]]) => (
         <li key={name}>
-          <code>{name}</code> {before !== null && <><del>{fieldText(name, before, unit)}</del> → </>}
+          <code>{name}</code>{" "}
+          {before !== null && (
+            <>
+              <del>{fieldText(name, before, unit)}</del> →{" "}
+            </>
+          )}
           {now === null ? <em>none</em> : <ins>{fieldText(name, now, unit)}</ins>}
         </li>
       ))}

@@ -54,16 +54,42 @@ export function exploreSeries(asked: Asked): { times: number[]; series: Series[]
   const make = (label: string, colour: string, column: (Cell | bigint)[]): Series => {
     const shown = cumulative ? running(column, measure) : column;
     const gap = measure.additive ? 0 : null;
-    return { label, unit: measure.unit, colour, kind, cells: shown, values: shown.map((cell) => (cell === null ? gap : coordinate(cell, measure.unit))) };
+    return {
+      label,
+      unit: measure.unit,
+      colour,
+      kind,
+      cells: shown,
+      values: shown.map((cell) => (cell === null ? gap : coordinate(cell, measure.unit))),
+    };
   };
-  const series = cells.map((column, i) => make(groupLabel(named[i] ?? [], groupBy), `--c${(i % PALETTE_SIZE) + 1}`, column));
+  const series = cells.map((column, i) =>
+    make(groupLabel(named[i] ?? [], groupBy), `--c${(i % PALETTE_SIZE) + 1}`, column),
+  );
   if (rest && measure.additive) {
-    const left = times.map((_, at) => subtract(rows[at]?.[measure.name] ?? null, cells.map((column) => column[at] ?? null), measure));
+    const left = times.map((_, at) =>
+      subtract(
+        rows[at]?.[measure.name] ?? null,
+        cells.map((column) => column[at] ?? null),
+        measure,
+      ),
+    );
     series.push(make("Other", "--other", left));
   }
   if (asked.before && measure.additive) {
-    const old = alignedRows(asked.before, { ...asked.earlier, toMs: asked.earlier.fromMs + (span.toMs - span.fromMs) }).rows;
-    series.push({ ...make("All, span before", "--muted", times.map((_, i) => old[i]?.[measure.name] ?? null)), kind: "line", dashed: true });
+    const old = alignedRows(asked.before, {
+      ...asked.earlier,
+      toMs: asked.earlier.fromMs + (span.toMs - span.fromMs),
+    }).rows;
+    series.push({
+      ...make(
+        "All, span before",
+        "--muted",
+        times.map((_, i) => old[i]?.[measure.name] ?? null),
+      ),
+      kind: "line",
+      dashed: true,
+    });
   }
   return { times, series };
 }

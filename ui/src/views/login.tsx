@@ -48,25 +48,56 @@ export function LoginForm() {
   }, []);
   return (
     <main class="login">
-      <form class="panel" onSubmit={(event) => { event.preventDefault(); if (key.trim()) void enter(key.trim()); }}>
-        <h1><Logo /> Tollkeeper</h1>
+      <form
+        class="panel"
+        onSubmit={(event) => {
+          event.preventDefault();
+          if (key.trim()) void enter(key.trim());
+        }}
+      >
+        <h1>
+          <Logo /> Tollkeeper
+        </h1>
         <p>What is left, what was used, and why something was refused.</p>
-        {loginNotice.value && !problem && <p class="notice" role="status">{loginNotice.value}</p>}
+        {loginNotice.value && !problem && (
+          <p class="notice" role="status">
+            {loginNotice.value}
+          </p>
+        )}
         <label>
           API key, management key or operator key
-          <input type="password" autocomplete="off" spellcheck={false} autofocus value={key} aria-describedby="login-note"
-            onInput={(event) => setKey(event.currentTarget.value)} />
+          <input
+            type="password"
+            autocomplete="off"
+            spellcheck={false}
+            autofocus
+            value={key}
+            aria-describedby="login-note"
+            onInput={(event) => setKey(event.currentTarget.value)}
+          />
         </label>
-        {problem && <p class="problem" role="alert"><strong>{loginWords(problem)}</strong></p>}
-        <button type="submit" class="button primary" disabled={busy || key.trim() === ""}>{busy ? "Logging in …" : "Log in"}</button>
-        <p id="login-note" class="note">The key is sent once, to this server only. The browser keeps a cookie that no script can read; the page keeps nothing.</p>
+        {problem && (
+          <p class="problem" role="alert">
+            <strong>{loginWords(problem)}</strong>
+          </p>
+        )}
+        <button type="submit" class="button primary" disabled={busy || key.trim() === ""}>
+          {busy ? "Logging in …" : "Log in"}
+        </button>
+        <p id="login-note" class="note">
+          The key is sent once, to this server only. The browser keeps a cookie that no script can read; the page keeps
+          nothing.
+        </p>
       </form>
     </main>
   );
 }
 
 function loginWords(problem: Problem): string {
-  if (problem.status === 429) return `Too many wrong keys from here. Try again${problem.retryAfterS ? ` in ${problem.retryAfterS} s` : " later"}.`;
+  if (problem.status === 429) {
+    const when = problem.retryAfterS ? `in ${problem.retryAfterS} s` : "later";
+    return `Too many wrong keys from here. Try again ${when}.`;
+  }
   if (problem.status === 401) return "This key is not known, or it has ended. Check that all of it was copied.";
   return problem.message;
 }

@@ -1,6 +1,6 @@
 /**
- * Today and the month so far, against yesterday and the month before, with where the month ends at the pace of the last whole
- * days. The method is a straight line, and is named so.
+ * Today and the month so far, against yesterday and the month before, with where the month ends at the pace of the last
+ * whole days. The method is a straight line, and is named so.
  */
 import { curlOf, getUsage, queryName, usageParams, type Query } from "../api/usage";
 import type { Row, Usage } from "../api/types";
@@ -17,13 +17,32 @@ const PACE_DAYS = 7;
 export function Pace({ filters }: { filters: readonly Filter[] }) {
   const { y, m, d } = localParts(minute.value, zone.value);
   const day: Span = {
-    from: dateText(y, m - 1, 1), to: dateText(y, m, d + 1), fromMs: midnight(y, m - 1, 1, zone.value), toMs: midnight(y, m, d + 1, zone.value),
-    granularity: "day", zone: place.value.zone, open: true, words: "This month and the one before",
+    from: dateText(y, m - 1, 1),
+    to: dateText(y, m, d + 1),
+    fromMs: midnight(y, m - 1, 1, zone.value),
+    toMs: midnight(y, m, d + 1, zone.value),
+    granularity: "day",
+    zone: place.value.zone,
+    open: true,
+    words: "This month and the one before",
   };
-  const query: Query = { span: day, filters, measures: ["cost_nanos", "provider_cost_nanos", "requests", "errors", "denied"], series: true, limit: 100, granularity: "day" };
+  const query: Query = {
+    span: day,
+    filters,
+    measures: ["cost_nanos", "provider_cost_nanos", "adjustments_nanos", "requests", "errors", "denied", "unpriced"],
+    series: true,
+    limit: 100,
+    granularity: "day",
+  };
   const loaded = useData(queryName(query), (signal) => getUsage(query, signal));
   return (
-    <Panel title="Today and this month" loaded={loaded} curl={curlOf("usage", usageParams(query))} note={zone.value} class="brief">
+    <Panel
+      title="Today and this month"
+      loaded={loaded}
+      curl={curlOf("usage", usageParams(query))}
+      note={zone.value}
+      class="brief"
+    >
       {loaded.data && <Figures usage={loaded.data} y={y} m={m} d={d} />}
     </Panel>
   );
@@ -48,27 +67,59 @@ function Figures({ usage, y, m, d }: { usage: Usage; y: number; m: number; d: nu
   const mean = pace.reduce((sum, cost) => sum + cost, 0n) / BigInt(PACE_DAYS);
   const sorted = [...pace].sort((a, b) => (a < b ? -1 : a > b ? 1 : 0));
   // Today is whole at the pace at least; what it has by now stays.
-  const today_end = (rate: bigint): bigint => (rate > today.cost ? rate - today.cost : 0n);
-  const end = (rate: bigint): string => moneyText(month.cost + today_end(rate) + rate * BigInt(left));
+  const untilMidnight = (rate: bigint): bigint => (rate > today.cost ? rate - today.cost : 0n);
+  const end = (rate: bigint): string => moneyText(month.cost + untilMidnight(rate) + rate * BigInt(left));
+  const bounds = `${end(sorted[0] ?? 0n)} to ${end(sorted[PACE_DAYS - 1] ?? 0n)}`;
   const known = pace.some((cost) => cost > 0n);
   return (
     <dl class="facts pace">
       <Money words="Revenue today so far" value={today.cost} against={`${moneyText(yesterday.cost)} all yesterday`} />
-      <Money words="Revenue this month so far" value={month.cost} against={`${changeText(month.cost, before.cost) ?? "±0 %"} on the same days before, ${moneyText(before.cost)}`} />
+      <Money
+        words="Revenue this month so far"
+        value={month.cost}
+        against={`${changeText(month.cost, before.cost) ?? "±0 %"} on the same days before, ${moneyText(before.cost)}`}
+      />
       <div>
         <dt>At the month’s end</dt>
         <dd>
           <b>{known ? `≈ ${end(mean)}` : "–"}</b>{" "}
           <span class="note">
-            {known ? `straight line of the last ${PACE_DAYS} whole days; ${end(sorted[0] ?? 0n)} to ${end(sorted[PACE_DAYS - 1] ?? 0n)} at their lowest and highest` : "too little is known"}
+            {known
+              ? `straight line of the last ${PACE_DAYS} whole days; ${bounds} at their lowest and highest`
+              : "too little is known"}
           </span>
         </dd>
       </div>
-      <Money words="Margin this month so far" value={month.cost - month.provider} against={`after ${moneyText(month.provider)} provider cost`} />
+      <Money
+        words="Margin this month so far"
+        value={month.cost - month.provider}
+        against={`after ${moneyText(month.provider)} provider cost`}
+      />
       <div>
         <dt>Requests today so far</dt>
-        <dd><b>{countText(today.requests)}</b> <span class="note">{countText(today.denied)} refused, {countText(Math.max(0, today.errors - today.denied))} failed</span></dd>
+        <dd>
+          <b>{countText(today.requests)}</b>{" "}
+          <span class="note">
+            {countText(today.denied)} refused, {countText(Math.max(0, today.errors - today.denied))} failed
+          </span>
+        </dd>
       </div>
+      {month.adjustments !== 0n && (
+        <Money
+          words="Adjustments this month so far"
+          value={month.adjustments}
+          against="given to customers; below 0 taken"
+        />
+      )}
+      {month.unpriced > 0 && (
+        <div>
+          <dt>Without a price this month</dt>
+          <dd>
+            <b class="bad">{countText(month.unpriced)}</b>{" "}
+            <span class="note">requests whose cost is not known yet: set a price</span>
+          </dd>
+        </div>
+      )}
     </dl>
   );
 }
@@ -77,7 +128,9 @@ function Money({ words, value, against }: { words: string; value: bigint; agains
   return (
     <div>
       <dt>{words}</dt>
-      <dd><b>{moneyText(value)}</b> <span class="note">{against}</span></dd>
+      <dd>
+        <b>{moneyText(value)}</b> <span class="note">{against}</span>
+      </dd>
     </div>
   );
 }
@@ -88,12 +141,22 @@ interface Sums {
   requests: number;
   errors: number;
   denied: number;
+  adjustments: bigint;
+  unpriced: number;
 }
 
 function sums(rows: Row[]): Sums {
   const money = (name: string): bigint => rows.reduce((sum, row) => sum + BigInt(row[name] ?? 0), 0n);
   const count = (name: string): number => rows.reduce((sum, row) => sum + Number(row[name] ?? 0), 0);
-  return { cost: money("cost_nanos"), provider: money("provider_cost_nanos"), requests: count("requests"), errors: count("errors"), denied: count("denied") };
+  return {
+    cost: money("cost_nanos"),
+    provider: money("provider_cost_nanos"),
+    adjustments: money("adjustments_nanos"),
+    requests: count("requests"),
+    errors: count("errors"),
+    denied: count("denied"),
+    unpriced: count("unpriced"),
+  };
 }
 
 function lengthOf(y: number, m: number): number {

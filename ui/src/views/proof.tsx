@@ -28,8 +28,16 @@ export function Proof() {
     setBusy(false);
   };
   return (
-    <Panel title="Proof and health" loaded={loaded} curl={curlOf("verify", [], "POST")}
-      tools={<button type="button" class="tool" disabled={busy} onClick={() => void verify()}>{busy ? "Verifying …" : "Verify now"}</button>}>
+    <Panel
+      title="Proof and health"
+      loaded={loaded}
+      curl={curlOf("verify", [], "POST")}
+      tools={
+        <button type="button" class="tool" disabled={busy} onClick={() => void verify()}>
+          {busy ? "Verifying …" : "Verify now"}
+        </button>
+      }
+    >
       {problem && <ProblemNote problem={problem} />}
       {loaded.data && <Facts health={loaded.data} verdict={verdict} />}
     </Panel>
@@ -48,33 +56,71 @@ function Facts({ health, verdict }: { health: Health; verdict: Verify | null }) 
           : equal
             ? "Counter = ledger = sum of events, to the last nano."
             : `${countText(count)} differences between counters, ledger and events.`}
-        {verifiedAt !== null && <span class="note"> Verified {fromNow(verifiedAt, minute.value)}, {instantText(verifiedAt, zone.value)}.</span>}
+        {verifiedAt !== null && (
+          <span class="note">
+            {" "}
+            Verified {fromNow(verifiedAt, minute.value)}, {instantText(verifiedAt, zone.value)}.
+          </span>
+        )}
       </p>
       {verdict && verdict.differences.length > 0 && (
-        <ul class="plain">{verdict.differences.slice(0, 20).map((each) => <li key={each.account + each.what}>{each.account}, {each.what}: {each.found}, must be {each.expected}</li>)}</ul>
+        <ul class="plain">
+          {verdict.differences.slice(0, 20).map((each) => (
+            <li key={each.account + each.what}>
+              {each.account}, {each.what}: {each.found}, must be {each.expected}
+            </li>
+          ))}
+        </ul>
       )}
       <dl class="facts">
         <Fact words="Holds in flight" value={health.holds} />
-        <Fact words="Waiting for the usage store" value={health.outbox} bad={health.relayFailing} note={health.outboxAgeS ? `oldest ${Math.ceil(health.outboxAgeS)} s` : "no lag"} />
-        <Fact words="Set aside" value={health.setAside} bad={(health.setAside ?? 0) > 0} note={health.setAside ? "in no answer: see verify" : ""} />
+        <Fact
+          words="Waiting for the usage store"
+          value={health.outbox}
+          bad={health.relayFailing}
+          note={health.outboxAgeS ? `oldest ${Math.ceil(health.outboxAgeS)} s` : "no lag"}
+        />
+        <Fact
+          words="Set aside"
+          value={health.setAside}
+          bad={(health.setAside ?? 0) > 0}
+          note={health.setAside ? "in no answer: see verify" : ""}
+        />
         <div>
           <dt>Gate</dt>
-          <dd><b class={health.refusing ? "bad" : "ok"}>{health.refusing ? "refuses all" : "admits"}</b></dd>
+          <dd>
+            <b class={health.refusing ? "bad" : "ok"}>{health.refusing ? "refuses all" : "admits"}</b>
+          </dd>
         </div>
         <div>
           <dt>Last backup</dt>
-          <dd><b>{health.backupAt === null ? "none since start" : fromNow(health.backupAt, minute.value)}</b></dd>
+          <dd>
+            <b>{health.backupAt === null ? "none since start" : fromNow(health.backupAt, minute.value)}</b>
+          </dd>
         </div>
       </dl>
     </>
   );
 }
 
-function Fact({ words, value, note = "", bad = false }: { words: string; value: number | null; note?: string; bad?: boolean }) {
+function Fact({
+  words,
+  value,
+  note = "",
+  bad = false,
+}: {
+  words: string;
+  value: number | null;
+  note?: string;
+  bad?: boolean;
+}) {
   return (
     <div>
       <dt>{words}</dt>
-      <dd><b class={bad ? "bad" : undefined}>{value === null ? "–" : countText(value)}</b> {note && <span class="note">{note}</span>}</dd>
+      <dd>
+        <b class={bad ? "bad" : undefined}>{value === null ? "–" : countText(value)}</b>{" "}
+        {note && <span class="note">{note}</span>}
+      </dd>
     </div>
   );
 }

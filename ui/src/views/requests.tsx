@@ -39,11 +39,20 @@ export function Requests() {
     setBusy(false);
   };
   return (
-    <Panel title="Requests" note={span.value.words} loaded={loaded} curl={curlOf("events", params)}
-      empty={first !== undefined && unique.length === 0 && !cursor && "No request in this span under these filters."}>
+    <Panel
+      title="Requests"
+      note={span.value.words}
+      loaded={loaded}
+      curl={curlOf("events", params)}
+      empty={first !== undefined && unique.length === 0 && !cursor && "No request in this span under these filters."}
+    >
       <EventTable events={unique} />
       {problem && <ProblemNote problem={problem} />}
-      {cursor && <button type="button" class="button more" disabled={busy} onClick={() => void more()}>{busy ? "Loading …" : "Older requests"}</button>}
+      {cursor && (
+        <button type="button" class="button more" disabled={busy} onClick={() => void more()}>
+          {busy ? "Loading …" : "Older requests"}
+        </button>
+      )}
     </Panel>
   );
 }
