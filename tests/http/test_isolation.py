@@ -70,6 +70,7 @@ def cases(world: World) -> list[Case]:
         ),
         Case("POST", "/tk/v1/adjustments", "/tk/v1/adjustments", {}, 400, 403, 403, 403),
         Case("GET", "/tk/v1/usage", usage, None, 200, 200, 404, 200),
+        Case("GET", "/tk/v1/meta", "/tk/v1/meta", None, 200, 200, 200, 200),
         Case("GET", "/tk/v1/events", f"/tk/v1/events{whose}", None, 200, 200, 404, 200),
         Case("GET", events, event + whose, None, 200, 200, 404, 403),
         Case(

@@ -113,7 +113,7 @@ def parse_usage_query(
     for name in measures:
         if not is_measure(name):
             raise _unknown(name, "measures", (*MEASURES, "quantity.<name>"))
-        if name in OF_OPERATOR and scope.account_id is not None:
+        if not may_ask(name, scope):
             raise BadParameter(f"{name} is for the operator's key: leave it out", field="measures")
     if sum(quantity_of_unit(name) is not None for name in measures) > QUANTITIES_MAX:
         # Each is looked up in every row that is read.
@@ -152,6 +152,11 @@ def select(given: dict[str, list[str]], scope: UsageScope, now: datetime) -> Sel
             raise NotFound("There is no such key.")
         filters["key"] = (scope.key_id,)
     return Selection(account_id, from_us, to_us_, filters)
+
+
+def may_ask(measure: str, scope: UsageScope) -> bool:
+    """Return whether callers of *scope* may ask for a measure."""
+    return scope.account_id is None or measure not in OF_OPERATOR
 
 
 def gathered(

@@ -13,64 +13,80 @@ import msgspec
 from tollkeeper.domain.quantities import quantity_of_unit, quantity_text
 
 Granularity = Literal["minute", "hour", "day", "week", "month"]
-GRANULARITIES: Final = ("minute", "hour", "day", "week", "month")
+GRANULARITY_MEANINGS: Final[dict[str, str]] = {
+    "minute": "UTC minutes",
+    "hour": "hours of the time zone",
+    "day": "days of the time zone",
+    "week": "weeks of the time zone, from its week_start on",
+    "month": "calendar months of the time zone",
+}
+GRANULARITIES: Final = tuple(GRANULARITY_MEANINGS)
 
-DIMENSIONS: Final = (
-    "account",
-    "project",
-    "key",
-    "endpoint",
-    "method",
-    "route",
-    "model",
-    "status",
-    "kind",
-    "error_type",
-    "denied_reason",
-    "cache",
-)
+DIMENSION_MEANINGS: Final[dict[str, str]] = {
+    "account": "who pays",
+    "project": "part of the account; empty for none",
+    "key": "id of the api key; empty for none",
+    "endpoint": "method and route: POST /v1/chat",
+    "method": "HTTP method",
+    "route": "path template of the route; the path as it was called where no route knows it",
+    "model": "model, as the event names it",
+    "status": "HTTP status",
+    "kind": "kind of event: request, or as its route says",
+    "error_type": "what failed; empty if nothing did",
+    "denied_reason": "why our gate refused it; empty if it did not",
+    "cache": "hit, miss or none",
+}
+DIMENSIONS: Final = tuple(DIMENSION_MEANINGS)
 """What can be grouped and filtered by, beside `tag:<name>`. `endpoint` is `<method> <route>`."""
 
-MEASURES: Final = (
-    "requests",
-    "errors",
-    "failed",
-    "denied",
-    "prompt_tokens",
-    "cached_prompt_tokens",
-    "completion_tokens",
-    "reasoning_tokens",
-    "tokens",
-    "cost_nanos",
-    "estimated_cost_nanos",
-    "credits",
-    "unpriced",
-    "cache_hits",
-    "cache_misses",
-    "latency_ms_avg",
-    "latency_ms_max",
-    "latency_ms_p50",
-    "latency_ms_p90",
-    "latency_ms_p95",
-    "latency_ms_p99",
-    "bytes_out",
-    "kinds",
-    "peak_requests_per_minute",
-    "peak_requests_per_hour",
-    "first_at",
-    "last_at",
-    "provider_cost_nanos",
-    "adjustments_nanos",
-)
-"""
-What can be asked for, beside `quantity.<name>` (in micro-units). `errors` are events with status ≥ 400 or an error
-type; `failed` those with status ≥ 400; `denied` those that our gate refused; `tokens` all classes, those among the
-quantities included; `estimated_cost_nanos` the part of `cost_nanos` that is still an estimate; `unpriced` events whose
-cost is not known yet; `kinds` a map from kind to count; latencies are ms, null without any; percentiles are off by at
-most 1 % (see `rollups`); peaks are the busiest single UTC minute or hour; `first_at` and `last_at` bound the times of
-the events (RFC 3339, null without any); `provider_cost_nanos` is what the events cost the provider;
-`adjustments_nanos` the money that adjustments gave (above 0) and took: these count in no other measure.
-"""
+
+class Measure(NamedTuple):
+    """
+    What a measure counts.
+
+    Attributes:
+        unit: `events`, `tokens`, `nanos` (money), `credits`, `ms`, `bytes`, `requests`, `time`, or `map`.
+    """
+
+    unit: str
+    meaning: str
+
+
+MEASURE_MEANINGS: Final[dict[str, Measure]] = {
+    "requests": Measure("events", "requests, refused ones included; adjustments are none"),
+    "errors": Measure("events", "status 400 or above, or an error type"),
+    "failed": Measure("events", "status 400 or above"),
+    "denied": Measure("events", "refused by our gate"),
+    "prompt_tokens": Measure("tokens", "prompt tokens that were not cached"),
+    "cached_prompt_tokens": Measure("tokens", "prompt tokens read from the provider's cache"),
+    "completion_tokens": Measure("tokens", "completion tokens without reasoning"),
+    "reasoning_tokens": Measure("tokens", "reasoning tokens"),
+    "tokens": Measure("tokens", "all classes of tokens, those among the quantities included"),
+    "cost_nanos": Measure("nanos", "what was charged, estimates included"),
+    "estimated_cost_nanos": Measure("nanos", "the part of cost_nanos that is still an estimate"),
+    "credits": Measure("credits", "credits that were charged"),
+    "unpriced": Measure("events", "events whose cost is not known yet"),
+    "cache_hits": Measure("events", "answered from the cache"),
+    "cache_misses": Measure("events", "not found in the cache"),
+    "latency_ms_avg": Measure("ms", "mean latency; null without any"),
+    "latency_ms_max": Measure("ms", "longest latency; null without any"),
+    "latency_ms_p50": Measure("ms", "median latency, off by at most 1 %"),
+    "latency_ms_p90": Measure("ms", "90th percentile of latency, off by at most 1 %"),
+    "latency_ms_p95": Measure("ms", "95th percentile of latency, off by at most 1 %"),
+    "latency_ms_p99": Measure("ms", "99th percentile of latency, off by at most 1 %"),
+    "bytes_out": Measure("bytes", "bytes of the answers"),
+    "kinds": Measure("map", "kind → requests"),
+    "peak_requests_per_minute": Measure("requests", "requests of the busiest UTC minute"),
+    "peak_requests_per_hour": Measure("requests", "requests of the busiest UTC hour"),
+    "first_at": Measure("time", "when the first request occurred; null without any"),
+    "last_at": Measure("time", "when the last request occurred; null without any"),
+    "provider_cost_nanos": Measure("nanos", "what the events cost the provider"),
+    "adjustments_nanos": Measure(
+        "nanos", "money that adjustments gave (above 0) and took; in no other measure"
+    ),
+}
+MEASURES: Final = tuple(MEASURE_MEANINGS)
+"""What can be asked for, beside `quantity.<name>` (in micro-units). Percentiles: see `rollups`."""
 
 MEASURES_DEFAULT: Final = ("requests", "errors", "denied", "tokens", "cost_nanos", "credits")
 NULLS_FIRST: Final = ":nulls_first"

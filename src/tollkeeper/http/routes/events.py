@@ -12,7 +12,6 @@ from litestar.params import FromPath, RawBody
 from tollkeeper.api.event_answer import event_list
 from tollkeeper.api.event_params import parse_event_query
 from tollkeeper.api.paths import PREFIX
-from tollkeeper.api.usage_params import UsageScope
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.event_pages import EVENTS_PER_PAGE, EVENTS_PER_PAGE_MAX
 from tollkeeper.domain.events import Event, Record, record_to_event
@@ -43,7 +42,7 @@ from tollkeeper.http.routes.calls import (
     service,
 )
 from tollkeeper.http.routes.fields import Amendment, VoidEventRequest, fields_of
-from tollkeeper.http.routes.usage import FILTER_DOCS
+from tollkeeper.http.routes.usage import FILTER_DOCS, scope_of
 from tollkeeper.meter.amend import Amend, Correction
 from tollkeeper.usage.event_lookup import EventLookup
 from tollkeeper.usage.event_pages import EventPages
@@ -277,10 +276,9 @@ def handlers() -> list[HTTPRouteHandler]:
 def list_events(request: AnyRequest) -> Response[bytes]:
     """List events, newest first."""
     principal = principal_of(request)
-    key_id = principal.key_id if principal.role == "consumption" else None
     query = parse_event_query(
         query_pairs(request),
-        scope=UsageScope(principal.account_id, key_id),
+        scope=scope_of(principal),
         now=context_of(request).clock.now(),
     )
     if query.account_id is not None and service(request, Directory).account(query.account_id) is None:

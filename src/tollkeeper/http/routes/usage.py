@@ -10,7 +10,9 @@ from litestar.response import Stream
 
 from tollkeeper.api.paths import PREFIX
 from tollkeeper.api.usage_answer import UsageResponse, csv_pieces, next_offset, usage_response
+from tollkeeper.api.usage_meta import Meta, meta_of
 from tollkeeper.api.usage_params import FILTERS, UsageScope, parse_usage_query
+from tollkeeper.api.usage_tag import is_named, usage_tag
 from tollkeeper.catalog.directory import Directory
 from tollkeeper.domain.instants import from_us, to_text
 from tollkeeper.domain.periods import WEEKDAYS
@@ -26,6 +28,7 @@ from tollkeeper.domain.usage import (
     quantities_as_text,
 )
 from tollkeeper.errors import BadParameter
+from tollkeeper.http.auth import Principal
 from tollkeeper.http.routes.calls import (
     ANYBODY,
     AnyRequest,
@@ -35,8 +38,10 @@ from tollkeeper.http.routes.calls import (
     answer,
     context_of,
     in_thread,
+    json_answer,
     no_such_account,
     operation,
+    params_of,
     principal_of,
     query_pairs,
     service,
@@ -116,8 +121,28 @@ _EXAMPLE: Final = {
 
 
 def handlers() -> list[HTTPRouteHandler]:
-    """Return the handler of the usage query."""
-    return [usage]
+    """Return the handlers of the usage query, and of what it can be asked."""
+    return [usage, meta]
+
+
+@get(
+    f"{PREFIX}/meta",
+    opt=operation(
+        OperationDoc(
+            "What usage can be asked",
+            "usage",
+            ANYBODY,
+            {200: json_answer(Meta, "Measures, dimensions and granularities that this caller may ask.")},
+            description="For pages and tools that let people choose. A customer is not told of measures that are the "
+            "operator's.",
+        )
+    ),
+)
+@in_thread("management")
+def meta(request: AnyRequest) -> Response[bytes]:
+    """Tell what this caller may ask of usage."""
+    params_of(request)
+    return answer(meta_of(scope_of(principal_of(request))))
 
 
 @get(
@@ -132,8 +157,13 @@ def handlers() -> list[HTTPRouteHandler]:
                     {"application/json": UsageResponse, "text/csv": {"type": "string"}},
                     _EXAMPLE,
                     "As CSV, `X-Row-Count`, `X-Next-Offset`, `X-As-Of`, `X-Complete`, `X-Behind`, `X-Detail-From` and "
-                    "`X-Lacks-Detail` tell the rest.",
-                )
+                    "`X-Lacks-Detail` tell the rest. A complete answer has an `ETag`.",
+                ),
+                304: BodyDoc(
+                    {},
+                    None,
+                    "`If-None-Match` names the answer as it still is. `X-As-Of` says as of when it was found.",
+                ),
             },
             description="The answer contains the request that was answered a millisecond ago. A management "
             "key asks about its account, a consumption key about itself.",
@@ -148,19 +178,33 @@ def usage(request: AnyRequest) -> Response[bytes] | Stream:
     principal = principal_of(request)
     pairs = query_pairs(request)
     form = _format(pairs)
-    key_id = principal.key_id if principal.role == "consumption" else None
     query = parse_usage_query(
         pairs,
-        scope=UsageScope(principal.account_id, key_id),
+        scope=scope_of(principal),
         now=context_of(request).clock.now(),
         with_pending=("format",),
     )
     if query.account_id is not None and service(request, Directory).account(query.account_id) is None:
         raise no_such_account()
+    # If nothing was booked for the account since, the kept report is found here, and no query runs.
     report = quantities_as_text(query, service(request, Reports).usage(query))
-    if form == "csv":
-        return _csv_answer(query, report)
-    return answer(usage_response(query, report))
+    response = usage_response(query, report)
+    tag = usage_tag(query, response, form=form, caller=principal)
+    if tag is not None and is_named(request.headers.get("if-none-match", ""), tag):
+        return Response(
+            b"",
+            status_code=304,
+            headers={"Cache-Control": "no-store", "ETag": tag, "X-As-Of": response.as_of},
+        )
+    found = _csv_answer(query, report) if form == "csv" else answer(response)
+    if tag is not None:
+        found.headers["ETag"] = tag
+    return found
+
+
+def scope_of(principal: Principal) -> UsageScope:
+    """Return whose usage a caller may ask for."""
+    return UsageScope(principal.account_id, principal.key_id if principal.role == "consumption" else None)
 
 
 def _csv_answer(query: UsageQuery, report: UsageReport) -> Stream:
