@@ -1,9 +1,9 @@
 """
 Builds both distributions into dist/, and proves that they are whole.
 
-Each wheel is made of its sdist and has every file of the package, the built page among them. It is installed into a new environment with the
-packages that it requires and no other: what is not required cannot be imported there. `tollkeeper` runs the demo from
-an empty directory; `tollkeeper-core` asks a server, and says what to install for the rest.
+Each wheel is made of its sdist and has every file of the package, the built page among them. It is installed into a new
+environment with the packages that it requires and no other: what is not required cannot be imported there. `tollkeeper`
+runs the demo from an empty directory; `tollkeeper-core` asks a server, and says what to install for the rest.
 
 The required packages are links to those of this environment, into which `make setup` installed them at the pinned
 versions by the same requirements: 980 MB are not unpacked again.

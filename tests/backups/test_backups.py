@@ -37,6 +37,7 @@ from tollkeeper.adapters.sql.database import open_engine
 from tollkeeper.adapters.sql.logins import logins
 from tollkeeper.domain.catalog import Account
 from tollkeeper.domain.pairing import BatchMark
+from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import BadParameter, Conflict, NotFound, StoresMismatch, Unavailable
 from tollkeeper.restoring import Restored, check_backup, restore
 
