@@ -56,13 +56,13 @@ export function EventTable({ events }: { events: readonly MeterEvent[] }) {
               <th scope="col">Model</th>
               <th scope="col">Status</th>
               <th scope="col" class="num">
+                Cost
+              </th>
+              <th scope="col" class="num">
                 Tokens
               </th>
               <th scope="col" class="num">
                 Latency
-              </th>
-              <th scope="col" class="num">
-                Cost
               </th>
             </tr>
           </thead>
@@ -105,9 +105,9 @@ function EventRow({ event, places, onOpen }: { event: MeterEvent; places: number
         {refused && <span class="note">{valueWords("denied_reason", refused)}</span>}
         {Number(event.revision ?? 0) > 0 && <span class="note">corrected</span>}
       </td>
+      <td class="num">{cost === null ? "–" : exactMoney(cost, places)}</td>
       <td class="num">{tokens ? countText(tokens) : "–"}</td>
       <td class="num">{millisText(event.latency_ms as number | null)}</td>
-      <td class="num">{cost === null ? "–" : exactMoney(cost, places)}</td>
     </tr>
   );
 }
