@@ -48,7 +48,7 @@ def query(account: str, **fields: Any) -> UsageQuery:
 def with_limits(
     store: ClickHouseUsageStore, monkeypatch: pytest.MonkeyPatch, **limits: int
 ) -> ClickHouseUsageStore:
-    monkeypatch.setattr(store, "_limits", QueryLimits()._replace(**limits))
+    monkeypatch.setattr(store._queries, "_limits", QueryLimits()._replace(**limits))
     return store
 
 
@@ -84,7 +84,7 @@ def test_a_query_that_takes_too_long_is_ended(
 ) -> None:
     with_limits(usage_store, monkeypatch, time_s=1)
     with pytest.raises(QueryTooSlow, match=r"1 s.*shorter range"):
-        usage_store._report(SLOW)
+        usage_store._queries.rows(SLOW)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_query_is_stopped_when_its_caller_goes_away(usage_store: ClickHouseUsa
     def ask() -> None:
         CALLER.set(caller)
         try:
-            usage_store._report(SLOW)
+            usage_store._queries.rows(SLOW)
         finally:
             ended.set()
 
@@ -172,6 +172,6 @@ def test_a_query_of_a_caller_that_is_gone_does_not_begin(usage_store: ClickHouse
     token = CALLER.set(caller)
     try:
         with pytest.raises(Unavailable, match="gone"):
-            usage_store._report(SLOW)
+            usage_store._queries.rows(SLOW)
     finally:
         CALLER.reset(token)
