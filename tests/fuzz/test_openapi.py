@@ -25,7 +25,18 @@ from tests.http.conftest import OPERATOR_KEY, Api, World
 from tollkeeper.domain.catalog import KINDS
 from tollkeeper.http.routes.openapi import HOT
 
-TAGS: Final = (*KINDS, "apply", "audit", "events", "health", "maintenance", "requests", "sessions", "usage")
+TAGS: Final = (
+    *KINDS,
+    "apply",
+    "audit",
+    "events",
+    "health",
+    "login",
+    "maintenance",
+    "requests",
+    "sessions",
+    "usage",
+)
 """Every tag of the document; each is a test, so that they can run side by side."""
 EXAMPLES: Final = effort(2, 8)
 """Cases per operation and kind of data, each with three credentials."""
