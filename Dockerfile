@@ -3,6 +3,9 @@ FROM python:3.12-slim AS build
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
+COPY ui ui
+# The page, with the Node of a wheel.
+RUN ui/with-node npm --prefix ui ci --ignore-scripts && ui/with-node npm --prefix ui run build && rm -rf .venv-node ui
 RUN python -m venv /opt/tollkeeper \
     && /opt/tollkeeper/bin/python -m pip install --no-cache-dir --constraint constraints.txt pip \
     && /opt/tollkeeper/bin/python -m pip install --no-cache-dir --no-compile --constraint constraints.txt .

@@ -1,9 +1,9 @@
 """
 Builds both distributions into dist/, and proves that they are whole.
 
-Each wheel is made of its sdist and has every file of the package. It is installed into a new environment with the
-packages that it requires and no other: what is not required cannot be imported there. `tollkeeper` runs the demo from
-an empty directory; `tollkeeper-core` asks a server, and says what to install for the rest.
+Each wheel is made of its sdist and has every file of the package, the built page among them. It is installed into a new
+environment with the packages that it requires and no other: what is not required cannot be imported there. `tollkeeper`
+runs the demo from an empty directory; `tollkeeper-core` asks a server, and says what to install for the rest.
 
 The required packages are links to those of this environment, into which `make setup` installed them at the pinned
 versions by the same requirements: 980 MB are not unpacked again.
@@ -29,6 +29,13 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 DIST: Final = ROOT / "dist"
 PACKAGE: Final = ROOT / "src" / "tollkeeper"
 ENVIRONMENT: Final = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+PAGE: Final = """
+from tollkeeper.http.page import Page
+index = Page().answer("/", [])
+assert index.status == 200 and b'src="assets/' in index.body, index
+script = index.body.partition(b'src="')[2].partition(b'"')[0].decode()
+assert Page().answer(f"/{script}", []).status == 200, script
+"""
 CLIENT: Final = """
 from tollkeeper import remote
 with remote.Tollkeeper("http://127.0.0.1:9", key="ok_x", timeout_s=0.2) as toll:
@@ -46,7 +53,9 @@ def main() -> None:
         build(core_source(there))
         full, core = (checked_wheel(name) for name in ("tollkeeper", "tollkeeper_core"))
 
-        run(installed(full, there / "full") / "tollkeeper", "demo", "--no-serve", "--data", "demo", cwd=there)
+        commands = installed(full, there / "full")
+        run(commands / "tollkeeper", "demo", "--no-serve", "--data", "demo", cwd=there)
+        run(commands / "python", "-c", PAGE, cwd=there)
 
         client = installed(core, there / "client")
         run(client / "python", "-c", CLIENT, cwd=there)
@@ -97,6 +106,8 @@ def checked_wheel(name: str) -> Path:
         if path.is_file() and path.suffix != ".pyc"
     }
     found = {file for file in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in file}
+    if "tollkeeper/page/index.html" not in kept:
+        sys.exit("the page is not built: make ui")
     if kept != found:
         sys.exit(
             f"{wheel.name} lacks {sorted(kept - found)} and has {sorted(found - kept)} beyond the package"

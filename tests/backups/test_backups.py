@@ -34,8 +34,10 @@ from tollkeeper.adapters.clickhouse import snapshots, tables
 from tollkeeper.adapters.data_directory import RESTORING_FILE
 from tollkeeper.adapters.sql import ledger_copies
 from tollkeeper.adapters.sql.database import open_engine
+from tollkeeper.adapters.sql.logins import logins
 from tollkeeper.domain.catalog import Account
 from tollkeeper.domain.pairing import BatchMark
+from tollkeeper.embedded import Tollkeeper
 from tollkeeper.errors import BadParameter, Conflict, NotFound, StoresMismatch, Unavailable
 from tollkeeper.restoring import Restored, check_backup, restore
 
@@ -57,6 +59,11 @@ def url_of(engine: str, directory: Path) -> str:
     return "" if engine == "sqlite" else fresh_url(engine, directory)
 
 
+def logins_of(toll: Tollkeeper) -> int:
+    with toll.installation.engine.connect() as tx:
+        return int(tx.execute(sa.select(sa.func.count()).select_from(logins)).scalar_one())
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Events in several parts, some corrected or voided; requests of the gate, an open hold, and a full outbox."""
@@ -72,7 +79,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         with site.relay.exclusive():
             # What is committed now stays in the outbox of the backup, if it does not wait for the relay.
             ids = {spend(toll, secret, 7) for _ in range(5)}
+        site.logins.begin("a hash of a key", "acme", None)
         toll.backup(root / "backup")
+        assert logins_of(toll) == 1
         ids |= set(stored_ids(toll))
         assert toll.verify().ok
         totals = counted(toll)
@@ -94,6 +103,9 @@ def test_what_is_restored_is_what_was_backed_up(place: Place, tmp_path: Path, en
         # A void is a record of the same id.
         assert len(ids) == len(place.ids) + 1
         assert counted(toll) == place.totals
+        # One that has ended since the backup must not be good again.
+        assert logins_of(toll) == 0
+        toll.installation.logins.begin("a hash of a key", "acme", None)
         assert (
             toll.record(
                 [{"id": "e2", "time": "2026-03-18T12:00:00+00:00", "account": "acme", "cost_nanos": 3}]
@@ -117,6 +129,7 @@ def test_what_is_restored_is_what_was_backed_up(place: Place, tmp_path: Path, en
     assert again.verdict.ok
     with opened(tmp_path / "again") as toll:
         assert place.ids | {"after"} < set(stored_ids(toll))
+        assert logins_of(toll) == 0
         ingest(toll, "later")
         assert toll.installation.committer.outbox_seq > last
 

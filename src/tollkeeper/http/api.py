@@ -165,8 +165,9 @@ async def _guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRo
     if of.roles == NOBODY_ASKED:
         return
     context: Context = connection.app.state[CONTEXT]
+    scope: Any = connection.scope
     principal = await context.executors.hot.attempt(
-        context.authenticator.caller, connection.scope["headers"], connection.scope["method"]
+        context.authenticator.caller, scope["headers"], scope["method"]
     )
     if principal.role not in of.roles:
         what = of.summary[0].lower() + of.summary[1:]
