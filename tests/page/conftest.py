@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -21,7 +20,6 @@ from tollkeeper.adapters.clickhouse import ClickHouseUsageStore
 from tollkeeper.clock import SystemClock
 from tollkeeper.http.app import App, build_app
 from tollkeeper.http.server import ensure_operator_key
-from tollkeeper.usage import query_turns
 
 OPERATOR_KEY: Final = "ok_operator0123456789abcdefghijklmnop"
 HOSTILE: Final = "<img src=x onerror=alert(1)>"
@@ -54,14 +52,6 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, usage_store: ClickHouseUsageStore) -> Iterator[Served]:
     directory = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        # As many queries at once as ever; only on a busy machine may each of them wait for longer.
-        for turns in ("OF_ACCOUNT", "OF_OPERATOR"):
-            patch.setattr(query_turns, turns, getattr(query_turns, turns)._replace(wait_s=60.0))
-        yield from _served(directory, usage_store)
-
-
-def _served(directory: Path, usage_store: ClickHouseUsageStore) -> Iterator[Served]:
     with testing.installation(directory, clock=SystemClock(), store=usage_store) as installation:
         ensure_operator_key(installation, OPERATOR_KEY)
         app = build_app(installation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections import defaultdict
 from collections.abc import Callable
+from decimal import Decimal
 
 import httpx
 import pytest
@@ -88,6 +89,24 @@ def test_the_numbers_are_those_of_the_api_and_plain_sums_of_the_events(tab: Open
     assert {
         row["model"]: [int(row["cost_nanos"]), row["requests"], row["tokens"]] for row in by_api["rows"]
     } == sums
+
+
+def test_every_request_is_listed_once_with_its_cost(tab: Open, served: Served) -> None:
+    """Newest first, over the pages of the server; the sheet of one adds up to what was booked."""
+    mine = [event for event in served.events if event["key_id"] == "acme-live"]
+    page = tab()
+    page.log_in(served.keys["acme-admin"])
+    page.show("?view=requests")
+    for listed_count in (100, 150, len(mine)):
+        page.click("button:has-text('Older requests')")
+        page.wait_for(f"table.events tbody tr:nth-child({listed_count})")
+    listed = page.table("Requests")
+    assert [(row[3][0], Decimal(row[5][0]) * 10**9) for row in listed] == [
+        (event["model"], int(event["cost_nanos"])) for event in mine
+    ]
+    page.click("[data-row]")
+    page.wait_for("dialog")
+    assert _money(int(mine[0]["cost_nanos"])) in page.text("dialog")
 
 
 def test_two_accounts_see_nothing_of_each_other(tab: Open, served: Served) -> None:

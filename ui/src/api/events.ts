@@ -1,9 +1,12 @@
-/** Single requests: the list, and the values of one. A server of before the list answers 404 or 405. */
+/** Single requests: the list, and the values of one. */
 import { noteTags } from "../state/tags";
 import type { Filter } from "../state/place";
 import type { Span } from "../state/span";
-import { getJson, Problem, type Params } from "./client";
+import { getJson, type Params } from "./client";
+import { inTurn } from "./turns";
 import type { EventPage, MeterEvent } from "./types";
+
+const PAGES_MAX = 5;
 
 export function eventParams(
   span: Span,
@@ -21,16 +24,27 @@ export function eventParams(
   ];
 }
 
+/**
+ * The next events of the list. A page of the server may be short, even empty, and have a cursor: its time was up. So it
+ * is asked on until as many are found as *limit* of *params* says, or it was asked often enough.
+ */
 export async function getEvents(params: Params, signal?: AbortSignal): Promise<EventPage> {
-  try {
-    const page = await getJson<EventPage>("events", params, signal);
-    noteTags(page.events);
-    return page;
-  } catch (error) {
-    if (error instanceof Problem && (error.status === 405 || error.status === 404)) {
-      throw new Problem(error.status, "This server does not list single requests yet.", error.code);
+  const limit = Number(params.find(([name]) => name === "limit")?.[1]);
+  const events: MeterEvent[] = [];
+  let asked = params;
+  for (let pages = 1; ; pages += 1) {
+    const page = await inTurn(signal, () => getJson<EventPage>("events", asked, signal));
+    events.push(...page.events);
+    const left = limit - events.length;
+    if (left <= 0 || page.next_cursor === null || pages >= PAGES_MAX) {
+      noteTags(events);
+      return { ...page, events };
     }
-    throw error;
+    asked = [
+      ...params.filter(([name]) => name !== "limit" && name !== "cursor"),
+      ["limit", String(left)],
+      ["cursor", page.next_cursor],
+    ];
   }
 }
 

@@ -2,6 +2,7 @@
 import type { Filter } from "../state/place";
 import { bucketStarts, type Span } from "../state/span";
 import { API, getJson, urlOf, type Params } from "./client";
+import { inTurn } from "./turns";
 import type { Cell, Row, Usage } from "./types";
 
 export interface Query {
@@ -33,7 +34,7 @@ export function usageParams(query: Query): Params {
 }
 
 export function getUsage(query: Query, signal?: AbortSignal): Promise<Usage> {
-  return getJson<Usage>("usage", usageParams(query), signal);
+  return inTurn(signal, () => getJson<Usage>("usage", usageParams(query), signal));
 }
 
 /** A name for the query: equal queries have equal names. */

@@ -30,7 +30,9 @@ export function RecentRequests({ filters }: { filters: readonly Filter[] }) {
           All requests
         </a>
       }
-      empty={loaded.data?.events.length === 0 && "No request in this span."}
+      empty={
+        loaded.data?.events.length === 0 && (loaded.data.next_cursor ? "Nothing lately." : "No request in this span.")
+      }
     >
       {loaded.data && <EventTable events={loaded.data.events} />}
     </Panel>

@@ -15,8 +15,9 @@ const PAGE = 50;
 export function Requests() {
   const params = eventParams(span.value, place.value.filters, PAGE);
   const name = `events ${JSON.stringify(params)}`;
-  const loaded = useData(name, (signal) => getEvents(params, signal));
   const [older, setOlder] = useState<{ events: MeterEvent[]; cursor: string | null } | null>(null);
+  // Not live below the first page: what moves on from it would be on none.
+  const loaded = useData(name, (signal) => getEvents(params, signal), older === null);
   const [problem, setProblem] = useState<Problem | null>(null);
   const [busy, setBusy] = useState(false);
   useEffect(() => {
