@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +54,11 @@ def program(directory: Path, framework: str) -> ModuleType:
 
 def tokens(toll: Tollkeeper) -> int:
     query = UsageQuery(account_id="acme", from_us=0, to_us=2**52, measures=("tokens",))
-    found: int = toll.usage(query).totals["tokens"]
+    report = toll.usage(query)
+    until = time.monotonic() + 30
+    while not report.complete and time.monotonic() < until:
+        report = toll.usage(query)  # On a busy machine an answer may say that it lacks something.
+    found: int = report.totals["tokens"]
     return found
 
 
