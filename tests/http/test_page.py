@@ -255,7 +255,7 @@ def test_a_setting_that_is_no_origin_is_refused(ancestors: str) -> None:
 
 @pytest.mark.parametrize("profile", names())
 def test_no_path_of_a_vendor_is_the_pages(profile: str) -> None:
-    """So a root profile keeps all its paths."""
+    """So a root profile keeps all its paths; at `/` it answers whoever does not ask for HTML."""
     for endpoint in load(profile).endpoints:
         assert endpoint.path != "/"
         assert not endpoint.path.startswith("/assets")

@@ -152,7 +152,7 @@ def _with_data(url: str) -> Served:
             return answer.json()
 
         keys = {}
-        for account, name in (("acme", f"Acme {HOSTILE}"), ("other", "Other Ltd")):
+        for account, name in (("page-acme", f"Acme {HOSTILE}"), ("page-other", "Other Ltd")):
             call("PUT", f"accounts/{account}", {"name": name})
             call("PUT", f"projects/{account}-app", {"account": account, "name": HOSTILE})
             call(
@@ -176,14 +176,14 @@ _MODELS: Final = ("gpt-4o", "claude-sonnet-4", HOSTILE)
 
 def _event(number: int) -> dict[str, Any]:
     """Return an event of the last hours; every third is the other account's."""
-    account = "other" if number % 3 == 0 else "acme"
+    account = "page-other" if number % 3 == 0 else "page-acme"
     return {
         "id": f"event-{number}",
         "time": (datetime.now(UTC) - timedelta(minutes=11 * number)).isoformat(),
         "key_id": f"{account}-live",
         "method": "POST",
         "route": "/v1/chat/completions",
-        "model": _MODELS[number % len(_MODELS)] if account == "acme" else "gpt-4o",
+        "model": _MODELS[number % len(_MODELS)] if account == "page-acme" else "gpt-4o",
         "status": 500 if number % 40 == 1 else 200,
         "tokens": {"prompt": 1_000 + number, "completion": 7 * number},
         "cost_nanos": str(12_345_678 * (number + 1)),

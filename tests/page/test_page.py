@@ -15,7 +15,7 @@ from tests.page.conftest import HOSTILE, OPERATOR_KEY, Served
 from tollkeeper.http.page import built_files
 
 Open = Callable[..., Tab]
-VIEWS = ("", "?view=accounts", "?view=account&id=acme", "?view=keys", "?view=explore", "?view=audit")
+VIEWS = ("", "?view=accounts", "?view=account&id=page-acme", "?view=keys", "?view=explore", "?view=audit")
 WRONG_KEY_WORDS = "not known"
 GZIP_BYTES_MAX = 80_000
 
@@ -28,7 +28,7 @@ def test_the_page_is_as_small_as_it_must_be() -> None:
 
 def test_a_key_is_pasted_once_and_no_script_can_read_what_stands_for_it(tab: Open, served: Served) -> None:
     page = tab()
-    page.log_in(served.keys["acme-admin"])
+    page.log_in(served.keys["page-acme-admin"])
     assert page.page("url") == served.url
     (cookie,) = page.cookies()
     assert (cookie["name"], cookie["httpOnly"], cookie["sameSite"]) == ("tk_login", True, "Strict")
@@ -37,8 +37,8 @@ def test_a_key_is_pasted_once_and_no_script_can_read_what_stands_for_it(tab: Ope
         "evaluate", "JSON.stringify([document.cookie, {...localStorage}, {...sessionStorage}])"
     )
     assert cookie["value"] not in stored
-    assert served.keys["acme-admin"] not in stored
-    assert served.keys["acme-admin"] not in page.page("content")
+    assert served.keys["page-acme-admin"] not in stored
+    assert served.keys["page-acme-admin"] not in page.page("content")
     # Reloaded, the page is logged in as before.
     page.page("reload")
     page.wait_for("#main")
@@ -56,7 +56,7 @@ def test_a_wrong_key_is_refused_in_words(tab: Open) -> None:
 
 def test_logged_out_the_cookie_is_good_for_nothing(tab: Open, served: Served) -> None:
     page, thief = tab(), tab()
-    page.log_in(served.keys["acme-admin"])
+    page.log_in(served.keys["page-acme-admin"])
     (cookie,) = page.cookies()
     page.click("button:has-text('Log out')")
     page.wait_for("input[type=password]")
@@ -73,19 +73,19 @@ def test_the_numbers_are_those_of_the_api_and_plain_sums_of_the_events(tab: Open
     """To the last nano, by two ways that share no code with the page."""
     sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for event in served.events:
-        if event["key_id"] == "acme-live":
+        if event["key_id"] == "page-acme-live":
             tokens = event["tokens"]["prompt"] + event["tokens"]["completion"]
             for at, amount in enumerate((int(event["cost_nanos"]), 1, tokens)):
                 sums[event["model"]][at] += amount
     page = tab()
-    page.log_in(served.keys["acme-admin"])
+    page.log_in(served.keys["page-acme-admin"])
     shown = {row[0][0]: [exact for _, exact in row[1:4]] for row in page.table("Models and endpoints")}
     assert shown == {
         model: [_money(cost), f"{requests:,}", f"{tokens:,}"]
         for model, (cost, requests, tokens) in sums.items()
     }
     query = "usage?from=2026-01-01&group_by=model&measures=cost_nanos,requests,tokens"
-    by_api = served.api(query, served.keys["acme-admin"])
+    by_api = served.api(query, served.keys["page-acme-admin"])
     assert {
         row["model"]: [int(row["cost_nanos"]), row["requests"], row["tokens"]] for row in by_api["rows"]
     } == sums
@@ -93,9 +93,9 @@ def test_the_numbers_are_those_of_the_api_and_plain_sums_of_the_events(tab: Open
 
 def test_every_request_is_listed_once_with_its_cost(tab: Open, served: Served) -> None:
     """Newest first, over the pages of the server; the sheet of one adds up to what was booked."""
-    mine = [event for event in served.events if event["key_id"] == "acme-live"]
+    mine = [event for event in served.events if event["key_id"] == "page-acme-live"]
     page = tab()
-    page.log_in(served.keys["acme-admin"])
+    page.log_in(served.keys["page-acme-admin"])
     page.show("?view=requests")
     for listed_count in (100, 150, len(mine)):
         page.click("button:has-text('Older requests')")
@@ -111,7 +111,7 @@ def test_every_request_is_listed_once_with_its_cost(tab: Open, served: Served) -
 
 def test_two_accounts_see_nothing_of_each_other(tab: Open, served: Served) -> None:
     mine, theirs = tab(), tab()
-    for page, own, foreign in ((mine, "acme", "other"), (theirs, "other", "acme")):
+    for page, own, foreign in ((mine, "page-acme", "page-other"), (theirs, "page-other", "page-acme")):
         page.log_in(served.keys[f"{own}-admin"])
         for view in ("", "?view=keys", "?view=audit"):
             page.show(view)
@@ -119,7 +119,7 @@ def test_two_accounts_see_nothing_of_each_other(tab: Open, served: Served) -> No
             assert not any(f"{foreign}-" in path for _, path, _ in page.answers()), view
             assert f"{own}-" in page.text(), view
     # A pasted link to what is another's: there is no such thing.
-    mine.show("?view=account&id=other")
+    mine.show("?view=account&id=page-other")
     assert "Other Ltd" not in mine.text()
     mine.report()
 
@@ -140,7 +140,7 @@ def test_hostile_names_are_text(tab: Open, served: Served) -> None:
 
 @pytest.mark.parametrize(
     ("who", "theme"),
-    [("operator", "light"), ("operator", "dark"), ("acme-admin", "light"), ("acme-live", "dark")],
+    [("operator", "light"), ("operator", "dark"), ("page-acme-admin", "light"), ("page-acme-live", "dark")],
 )
 def test_a_screen_reader_and_every_eye_can_use_it(tab: Open, served: Served, who: str, theme: str) -> None:
     """No finding of axe-core: on the form, and on the first view of each role."""

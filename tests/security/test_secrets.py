@@ -328,6 +328,11 @@ COMPARED_OPENLY: Final = {
     ("http/server.py", "keys.all() != {hash_secret(given)}"),
     # The look-up itself, by hash, in the index of the database.
     ("adapters/sql/catalog_store.py", "tables.keys.c.secret_sha256 == secret_sha256"),
+    # Logins of the page, by hash in the same way; the others compare hashes of the database with each other.
+    ("adapters/sql/logins.py", "logins.c.secret_sha256 == secret_sha256"),
+    ("adapters/sql/logins.py", "logins.c.key_sha256 == login.key_sha256"),
+    ("adapters/sql/logins.py", "keys.c.secret_sha256 == logins.c.key_sha256"),
+    ("adapters/sql/logins.py", "operator_keys.c.secret_sha256 == logins.c.key_sha256"),
     # Whether the operator's file brings the hash that is stored: of hashes, by who may read them all.
     ("catalog/key_writer.py", "key.sha256 != stored.secret_sha256"),
     # Checksums of files of a backup: they find damage, and keep nobody out.

@@ -32,7 +32,7 @@ from tollkeeper.http.known_key import KnownKey
 from tollkeeper.http.login_cookie import login_secrets
 from tollkeeper.http.metered import Dialects
 from tollkeeper.http.observed import Latencies, Observed, Observer
-from tollkeeper.http.page import Page
+from tollkeeper.http.page import INDEX, Page, asks_for_html
 from tollkeeper.http.paths import routed_path
 from tollkeeper.http.problems import PROBLEM_MEDIA_TYPE, to_problem
 from tollkeeper.http.profiles import QUERY_BYTES_MAX, Profiles, ProfileSite
@@ -148,12 +148,17 @@ class App:
             await self._serve_hot(found[0], found[1], scope, receive, send)
             return scope["path"].rpartition("/")[2]  # type: ignore[no-any-return]
         path = routed_path(scope)
-        if scope["method"] == "GET" and (page := self._page.answer(path, scope["headers"])) is not None:
+        is_own = path.startswith("/tk/") or path.rstrip("/") in OWN_PATHS
+        vendor = None if is_own else self._profiles.find(path)
+        if (
+            scope["method"] == "GET"
+            and not (vendor is not None and path == INDEX and not asks_for_html(scope["headers"]))
+            and (page := self._page.answer(path, scope["headers"])) is not None
+        ):
             await send({"type": "http.response.start", "status": page.status, "headers": page.headers})
             await send({"type": "http.response.body", "body": page.body})
             return "page"
-        if not path.startswith("/tk/") and path.rstrip("/") not in OWN_PATHS:
-            vendor = self._profiles.find(path)
+        if not is_own:
             if vendor is not None:
                 await self._serve_profile(*vendor, scope, receive, send)
                 return vendor[0].profile.name

@@ -120,7 +120,7 @@ class Page:
 
     def _missing(self, headers: RawHeaders) -> PageAnswer:
         sent = [*self._headers, (b"cache-control", b"no-store"), (b"vary", b"Accept")]
-        if b"text/html" in header(headers, b"accept").lower():
+        if asks_for_html(headers):
             return _answer(404, _MEDIA_TYPES[".html"], _MISSING_HTML.encode(), sent)
         return _answer(404, b"text/plain; charset=utf-8", _MISSING_TEXT.encode(), sent)
 
@@ -150,6 +150,11 @@ def _read(path: Path, cache_control: bytes) -> BuiltFile:
 def _answer(status: int, media_type: bytes, body: bytes, headers: list[tuple[bytes, bytes]]) -> PageAnswer:
     sent = [(b"content-type", media_type), (b"content-length", str(len(body)).encode()), *headers]
     return PageAnswer(status, sent, body)
+
+
+def asks_for_html(headers: RawHeaders) -> bool:
+    """Return whether `Accept` names HTML, as that of a browser does for an address that was typed."""
+    return b"text/html" in header(headers, b"accept").lower()
 
 
 def _takes_gzip(accepted: bytes) -> bool:

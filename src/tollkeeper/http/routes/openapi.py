@@ -302,7 +302,10 @@ def openapi_document(app: Litestar, version: str) -> dict[str, Any]:
     endpoints = sorted([*_endpoints(app), *((path, "post", of) for path, of in HOT.items())], key=_place)
     paths: dict[str, dict[str, Any]] = {}
     for path, method, of in endpoints:
-        paths.setdefault(path, {})[method] = _operation(path, method, of)
+        # `/tk/v1/metrics` has what `/metrics` has, and a name of its own.
+        named = path.removeprefix(PREFIX)
+        name = path if named != path and named in paths else named
+        paths.setdefault(path, {})[method] = _operation(path, method, of, name)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -352,9 +355,9 @@ def _place(found: tuple[str, str, OperationDoc]) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _operation(path: str, method: str, of: OperationDoc) -> dict[str, Any]:
+def _operation(path: str, method: str, of: OperationDoc, name: str) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": re.sub(r"\W+", "_", f"{method}_{path.removeprefix(PREFIX).strip('/')}").strip("_"),
+        "operationId": re.sub(r"\W+", "_", f"{method}_{name.strip('/')}").strip("_"),
         "summary": of.summary,
         "tags": [of.tag],
         "parameters": [
