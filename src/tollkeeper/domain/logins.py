@@ -2,7 +2,7 @@
 Logins of browsers: a secret in a cookie stands for a key until it ends, or the key does.
 
 The secret is drawn as a key's is, so one SHA-256 of it is a safe hash at rest. What must be sent beside the cookie to
-change anything is made of the secret, so it need not be stored, and whoever cannot read the cookie cannot make it.
+change anything is made of the secret, so it need not be stored, and a page that cannot read the cookie cannot make it.
 """
 
 from __future__ import annotations
